@@ -1,0 +1,190 @@
+//! A cache in the memory of this process.
+
+use std::{fmt, time::Duration};
+
+use polyval::{Polyval, universal_hash::UniversalHash};
+use quick_cache::sync::Cache;
+use web_time::UNIX_EPOCH;
+
+use crate::{
+    cache::{CacheError, CachedVerdict, VerdictCache, VerdictKey},
+    clock::{Instant, since_epoch},
+    routing::Environment,
+    token::TokenDigest,
+    verdict::Verdict,
+};
+
+/// Verdicts in the memory of this process: the default.
+///
+/// Bounded. Refused tokens live in a smaller space of their own, so that a flood of them displaces no
+/// genuine one. An entry takes about 100 bytes; one whose time is over is not found any more, and its memory
+/// is used again.
+pub struct MemoryCache {
+    secret: HashSecret,
+    genuine: Cache<u128, Entry>,
+    refused: Cache<u128, Entry>,
+    /// What entries count their time from.
+    origin: Instant,
+}
+
+/// What is kept about a token, in as few bytes as may be: there can be millions.
+#[derive(Clone, Copy)]
+struct Entry {
+    digest: TokenDigest,
+    /// Milliseconds since the Unix epoch.
+    checked_at: u64,
+    /// Milliseconds since the cache was made.
+    expires_at: u64,
+}
+
+impl MemoryCache {
+    /// The default number of genuine tokens that are remembered.
+    pub const GENUINE: usize = 100_000;
+    /// The default number of refused tokens that are remembered.
+    pub const REFUSED: usize = 10_000;
+
+    /// A cache for [`GENUINE`](Self::GENUINE) genuine and [`REFUSED`](Self::REFUSED) refused tokens.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::with_capacity(Self::GENUINE, Self::REFUSED)
+    }
+
+    /// A cache for so many genuine and so many refused tokens.
+    #[must_use]
+    pub fn with_capacity(genuine: usize, refused: usize) -> Self {
+        Self {
+            secret: HashSecret::random(),
+            genuine: Cache::new(genuine),
+            refused: Cache::new(refused),
+            origin: Instant::now(),
+        }
+    }
+
+    /// The number of genuine tokens that are in memory, with those whose time is over.
+    #[must_use]
+    pub fn genuine_len(&self) -> usize {
+        self.genuine.len()
+    }
+
+    /// The number of refused tokens that are in memory, with those whose time is over.
+    #[must_use]
+    pub fn refused_len(&self) -> usize {
+        self.refused.len()
+    }
+
+    fn now(&self) -> u64 {
+        millis(self.origin.elapsed())
+    }
+}
+
+impl Default for MemoryCache {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for MemoryCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryCache")
+            .field("genuine", &self.genuine.len())
+            .field("refused", &self.refused.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl VerdictCache for MemoryCache {
+    fn peek(&self, key: &VerdictKey<'_>) -> Option<CachedVerdict> {
+        let hash = key.keyed_hash(&self.secret);
+        let now = self.now();
+        let find = |cache: &Cache<u128, Entry>, verdict| {
+            let entry = cache.get(&hash).filter(|entry| now < entry.expires_at)?;
+            let checked_at = UNIX_EPOCH + Duration::from_millis(entry.checked_at);
+            let left = Duration::from_millis(entry.expires_at - now);
+            Some(CachedVerdict::new(verdict, entry.digest, checked_at, left))
+        };
+        find(&self.genuine, Verdict::Genuine).or_else(|| find(&self.refused, Verdict::Refused))
+    }
+
+    async fn get(&self, key: &VerdictKey<'_>) -> Result<Option<CachedVerdict>, CacheError> {
+        Ok(self.peek(key))
+    }
+
+    async fn put(&self, key: &VerdictKey<'_>, verdict: CachedVerdict) -> Result<(), CacheError> {
+        let entry = Entry {
+            digest: verdict.digest(),
+            checked_at: millis(since_epoch(verdict.checked_at())),
+            expires_at: self.now().saturating_add(millis(verdict.time_to_live())),
+        };
+        let hash = key.keyed_hash(&self.secret);
+        let (cache, other) = match verdict.verdict() {
+            Verdict::Genuine => (&self.genuine, &self.refused),
+            Verdict::Refused => (&self.refused, &self.genuine),
+        };
+        // The newest verdict is the one that counts.
+        other.remove(&hash);
+        cache.insert(hash, entry);
+        Ok(())
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The secret of one process under which [`VerdictKey::keyed_hash`] hashes. Its hashes must not leave the
+/// process.
+#[derive(Clone)]
+pub struct HashSecret(Polyval);
+
+impl HashSecret {
+    /// A new secret from the operating system.
+    ///
+    /// # Panics
+    ///
+    /// If the operating system has no randomness to give, which no server survives.
+    #[must_use]
+    pub fn random() -> Self {
+        let mut key = [0; 16];
+        #[allow(clippy::expect_used, reason = "see Panics")]
+        getrandom::fill(&mut key).expect("the operating system gives random bytes");
+        Self(Polyval::new(&key.into()))
+    }
+}
+
+impl fmt::Debug for HashSecret {
+    // Whoever knows the secret can make tokens collide.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("HashSecret(..)")
+    }
+}
+
+impl VerdictKey<'_> {
+    /// A hash of the whole key for tables inside this process, at a third of the cost of
+    /// [`digest`](Self::digest).
+    ///
+    /// It is POLYVAL (RFC 8452) under a random secret: a universal hash. For two different keys of at most
+    /// `n` blocks of 16 bytes each, `n` at most 514 for a token, and a secret chosen independently of them,
+    /// the hashes are equal with probability at most `n / 2^128`. Whoever sends tokens sees neither the
+    /// secret nor a hash, only whether a token was found, so that `q` tokens tried against a cache of `m`
+    /// entries find a false one with probability at most `q * m * n / 2^128`: 2^-59 for 2^40 tries against
+    /// 2^20 entries.
+    ///
+    /// That holds for nobody who knows the secret or sees hashes. Use [`digest`](Self::digest) for
+    /// everything that leaves the process.
+    #[must_use]
+    pub fn keyed_hash(&self, secret: &HashSecret) -> u128 {
+        // Distinct keys have distinct blocks: the last one tells where the text and the scope end.
+        let mut last = [0; 16];
+        last[..8].copy_from_slice(&(self.text.len() as u64).to_le_bytes());
+        last[8..15].copy_from_slice(&(self.scope.len() as u64).to_le_bytes()[..7]);
+        last[15] = match self.environment {
+            Environment::Production => 0,
+            Environment::Development => 1,
+        };
+        let mut hash = secret.0.clone();
+        hash.update_padded(self.text);
+        hash.update_padded(self.scope.as_bytes());
+        hash.update(&[last.into()]);
+        u128::from_le_bytes(hash.finalize().into())
+    }
+}

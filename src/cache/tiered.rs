@@ -1,0 +1,46 @@
+//! Two caches as one.
+
+use crate::cache::{CacheError, CachedVerdict, VerdictCache, VerdictKey};
+
+/// A near cache in front of a far one: a verdict found in the far cache is put into the near one for the
+/// time that it has left.
+#[derive(Clone, Debug)]
+pub struct Tiered<Near, Far> {
+    near: Near,
+    far: Far,
+}
+
+impl<Near, Far> Tiered<Near, Far> {
+    /// `near`, usually a `MemoryCache`, in front of `far`, usually a cache shared by replicas.
+    #[must_use]
+    pub const fn new(near: Near, far: Far) -> Self {
+        Self { near, far }
+    }
+}
+
+impl<Near: VerdictCache, Far: VerdictCache> VerdictCache for Tiered<Near, Far> {
+    fn peek(&self, key: &VerdictKey<'_>) -> Option<CachedVerdict> {
+        self.near.peek(key).or_else(|| self.far.peek(key))
+    }
+
+    /// An error of the near cache is passed over if the far one has the verdict.
+    async fn get(&self, key: &VerdictKey<'_>) -> Result<Option<CachedVerdict>, CacheError> {
+        let near = self.near.get(key).await;
+        if let Ok(Some(_)) = near {
+            return near;
+        }
+        let Some(found) = self.far.get(key).await? else {
+            return near;
+        };
+        // A verdict in hand is worth more than the report that the near cache could not keep it.
+        let _ = self.near.put(key, found).await;
+        Ok(Some(found))
+    }
+
+    /// Both are tried; the far cache's error comes before the near one's.
+    async fn put(&self, key: &VerdictKey<'_>, verdict: CachedVerdict) -> Result<(), CacheError> {
+        let near = self.near.put(key, verdict).await;
+        self.far.put(key, verdict).await?;
+        near
+    }
+}

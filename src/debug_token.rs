@@ -1,0 +1,227 @@
+//! Named secrets that stand in for a device where there is none: simulators and CI.
+
+use std::{error::Error, fmt, sync::Arc};
+
+use http::{HeaderMap, HeaderName};
+use subtle::{Choice, ConstantTimeEq};
+
+use crate::{clock::SystemTime, token::TokenDigest, token_source::take_only};
+
+/// Named secrets that stand in for a device token where there is no device: simulators and CI.
+///
+/// A debug token comes in a header of its own, `X-Debug-Token` by default, or in the place of the device
+/// token. A request that also holds a device token is judged by that alone. What was admitted by a debug
+/// token says so, with the token's name, in its [`Evidence`](crate::Evidence) and in every event.
+///
+/// Secrets are compared in constant time. Only their SHA-256 is kept.
+///
+/// ```
+/// use std::time::{Duration, SystemTime};
+/// use tower_devicecheck::DebugTokens;
+///
+/// # fn main() -> Result<(), tower_devicecheck::DebugTokenError> {
+/// let tomorrow = SystemTime::now() + Duration::from_secs(24 * 60 * 60);
+/// let tokens = DebugTokens::new()
+///     .add("ci", "b5d0a2a1-6c1e-4f0f-9f68-5f3f9f8f2f0a")?
+///     .add_expiring("marys-simulator", "1b9d6bcd-bbfd-4b2d-9b5d-ab8dfbbd4bed", tomorrow)?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+#[must_use]
+pub struct DebugTokens {
+    header: HeaderName,
+    tokens: Vec<DebugToken>,
+}
+
+#[derive(Clone)]
+struct DebugToken {
+    name: Arc<str>,
+    secret: TokenDigest,
+    expires_at: Option<SystemTime>,
+}
+
+impl DebugTokens {
+    /// The fewest characters that a secret may have.
+    pub const MIN_LENGTH: usize = 16;
+    /// The most characters that a secret may have. Longer texts are not compared with them.
+    pub const MAX_LENGTH: usize = 256;
+
+    /// No tokens yet, and the header `X-Debug-Token`.
+    pub fn new() -> Self {
+        Self {
+            header: HeaderName::from_static("x-debug-token"),
+            tokens: Vec::new(),
+        }
+    }
+
+    /// Reads debug tokens from the header `name`. Default: `X-Debug-Token`.
+    pub fn with_header(mut self, name: HeaderName) -> Self {
+        self.header = name;
+        self
+    }
+
+    /// Adds a token that is good for as long as the layer lives.
+    ///
+    /// # Errors
+    ///
+    /// If the secret has not between [`MIN_LENGTH`](Self::MIN_LENGTH) and [`MAX_LENGTH`](Self::MAX_LENGTH)
+    /// visible ASCII characters, or if the name is taken.
+    pub fn add(self, name: &str, secret: &str) -> Result<Self, DebugTokenError> {
+        self.push(name, secret, None)
+    }
+
+    /// Adds a token that is good until `expires_at`.
+    ///
+    /// # Errors
+    ///
+    /// As for [`add`](Self::add).
+    pub fn add_expiring(
+        self,
+        name: &str,
+        secret: &str,
+        expires_at: SystemTime,
+    ) -> Result<Self, DebugTokenError> {
+        self.push(name, secret, Some(expires_at))
+    }
+
+    fn push(
+        mut self,
+        name: &str,
+        secret: &str,
+        expires_at: Option<SystemTime>,
+    ) -> Result<Self, DebugTokenError> {
+        let error = |reason| DebugTokenError {
+            name: name.to_owned(),
+            reason,
+        };
+        if !(Self::MIN_LENGTH..=Self::MAX_LENGTH).contains(&secret.len()) {
+            return Err(error("its secret must have 16 to 256 characters"));
+        }
+        if !secret.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(error("its secret may hold visible ASCII characters only"));
+        }
+        if self.tokens.iter().any(|token| *token.name == *name) {
+            return Err(error("there is another of that name"));
+        }
+        let secret = TokenDigest::of(secret.as_bytes());
+        self.tokens.push(DebugToken {
+            name: name.into(),
+            secret,
+            expires_at,
+        });
+        Ok(self)
+    }
+
+    /// The name of the unexpired token whose secret `text` is. Takes the same time whichever it is.
+    pub(crate) fn find(&self, text: &[u8], now: SystemTime) -> Option<&Arc<str>> {
+        if !(Self::MIN_LENGTH..=Self::MAX_LENGTH).contains(&text.len()) {
+            return None;
+        }
+        let digest = TokenDigest::of(text);
+        let mut found = None;
+        for token in &self.tokens {
+            let unexpired = token.expires_at.is_none_or(|expires_at| now < expires_at);
+            let equal = token.secret.as_bytes().ct_eq(digest.as_bytes());
+            if bool::from(equal & Choice::from(u8::from(unexpired))) {
+                found = Some(&token.name);
+            }
+        }
+        found
+    }
+
+    /// Removes the header of debug tokens and finds the token in it. Repeated, it counts as absent.
+    pub(crate) fn take(&self, headers: &mut HeaderMap, now: SystemTime) -> Option<&Arc<str>> {
+        let value = take_only(headers, &self.header).ok().flatten()?;
+        self.find(value.as_bytes(), now)
+    }
+}
+
+impl Default for DebugTokens {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for DebugTokens {
+    // Names only: even the digest of a weak secret gives it away.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DebugTokens")
+            .field("header", &self.header)
+            .field(
+                "names",
+                &self.tokens.iter().map(|token| &token.name).collect::<Vec<_>>(),
+            )
+            .finish_non_exhaustive()
+    }
+}
+
+/// A debug token that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DebugTokenError {
+    name: String,
+    reason: &'static str,
+}
+
+impl fmt::Display for DebugTokenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "debug token {:?}: {}", self.name, self.reason)
+    }
+}
+
+impl Error for DebugTokenError {}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const SECRET: &str = "correct-horse-battery";
+
+    #[test]
+    fn what_is_found() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000);
+        let tokens = DebugTokens::new()
+            .add("ci", SECRET)
+            .and_then(|tokens| tokens.add_expiring("old", "expires-at-the-epoch-plus-1000", now))
+            .and_then(|tokens| {
+                tokens.add_expiring("new", "expires-a-second-later", now + Duration::from_secs(1))
+            })
+            .unwrap();
+        let cases: &[(&str, Option<&str>)] = &[
+            (SECRET, Some("ci")),
+            ("expires-a-second-later", Some("new")),
+            ("expires-at-the-epoch-plus-1000", None),
+            ("correct-horse-batterz", None),
+            ("correct-horse-battery ", None),
+            ("ci", None),
+            ("", None),
+        ];
+        for (text, name) in cases {
+            assert_eq!(
+                tokens.find(text.as_bytes(), now).map(|name| &**name),
+                *name,
+                "{text}"
+            );
+        }
+        assert!(!format!("{tokens:?}").contains(SECRET));
+    }
+
+    #[test]
+    fn what_cannot_be_added() {
+        let tokens = DebugTokens::new().add("ci", SECRET).unwrap();
+        for (name, secret, reason) in [
+            ("short", "fifteen-letters", "16 to 256"),
+            ("long", &*"x".repeat(257), "16 to 256"),
+            ("space", "correct horse battery", "visible ASCII"),
+            ("ci", "another-good-secret", "another of that name"),
+        ] {
+            let error = tokens.clone().add(name, secret).unwrap_err().to_string();
+            assert!(
+                error.contains(reason) && !error.contains(secret),
+                "{name}: {error}"
+            );
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! Extractors for axum.
+
+use std::{convert::Infallible, error::Error, fmt};
+
+use axum_core::{
+    extract::{FromRequestParts, OptionalFromRequestParts},
+    response::{IntoResponse, Response},
+};
+use http::{StatusCode, request};
+
+use crate::verdict::VerifiedDevice;
+
+/// Feature `axum`. Rejects with status 500 if no [`DeviceCheckLayer`](crate::DeviceCheckLayer) has verified
+/// the request: it is missing, the route is exempt, or the layer only monitors.
+impl<S: Sync> FromRequestParts<S> for VerifiedDevice {
+    type Rejection = MissingDevice;
+
+    async fn from_request_parts(head: &mut request::Parts, _: &S) -> Result<Self, MissingDevice> {
+        head.extensions
+            .get()
+            .cloned()
+            .ok_or(MissingDevice { _private: () })
+    }
+}
+
+/// Feature `axum`. `None` where the route is exempt, or the layer only monitors.
+impl<S: Sync> OptionalFromRequestParts<S> for VerifiedDevice {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(head: &mut request::Parts, _: &S) -> Result<Option<Self>, Infallible> {
+        Ok(head.extensions.get().cloned())
+    }
+}
+
+/// A handler asked for a [`VerifiedDevice`] in a request that has none.
+#[derive(Clone, Copy, Debug)]
+pub struct MissingDevice {
+    _private: (),
+}
+
+impl fmt::Display for MissingDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "no verified device in the request: is `DeviceCheckLayer` enabled, and the route not exempt?",
+        )
+    }
+}
+
+impl Error for MissingDevice {}
+
+impl IntoResponse for MissingDevice {
+    fn into_response(self) -> Response {
+        tracing::event!(target: crate::observer::TARGET, tracing::Level::ERROR, "{self}");
+        (
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "the server did not check the device",
+        )
+            .into_response()
+    }
+}

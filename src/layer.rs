@@ -1,0 +1,219 @@
+//! The layer: how a check is put together.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use tower_layer::Layer;
+
+use crate::{
+    cache::VerdictCache,
+    debug_token::DebugTokens,
+    erased::{ErasedCache, ErasedVerifier},
+    observer::{Observer, TracingObserver},
+    pipeline::Answer,
+    rejection::{ProblemDetails, RejectionResponse},
+    routing::{Environment, Route, RoutingPolicy},
+    service::DeviceCheck,
+    single_flight::SingleFlight,
+    token::TokenDigest,
+    token_source::{HeaderToken, TokenSource},
+    verdict::Verdict,
+    verifier::{DeviceVerifier, VerifyError},
+};
+
+/// What happens to a request that is rejected.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Enforcement {
+    /// It is answered and does not reach the inner service. The default.
+    #[default]
+    Enforce,
+    /// It reaches the inner service all the same. Every request that is not exempt carries a
+    /// [`DeviceOutcome`](crate::DeviceOutcome). For a roll-out: nothing is protected.
+    ///
+    /// A request still waits for the check, during an outage of Apple's for all of its deadline.
+    Monitor,
+}
+
+/// Lets only requests from genuine devices through to the inner service.
+///
+/// See the [crate's docs](crate) for an example.
+///
+/// # Clone
+///
+/// Clones, and all services made by them, share one cache and ask once for the same token at the same time.
+/// A clone that is changed by a `with_*` method shares the cache, unless that was changed, and asks for
+/// itself.
+#[derive(Clone)]
+#[must_use]
+pub struct DeviceCheckLayer {
+    gate: Arc<Gate>,
+}
+
+/// What all services of one layer share.
+pub(crate) struct Gate {
+    pub(crate) config: Config,
+    pub(crate) flights: SingleFlight<(Environment, TokenDigest), Result<Answer, VerifyError>>,
+}
+
+#[derive(Clone)]
+pub(crate) struct Config {
+    pub(crate) verifier: Arc<dyn ErasedVerifier>,
+    pub(crate) routing: Arc<dyn RoutingPolicy>,
+    pub(crate) token_sources: Vec<Arc<dyn TokenSource>>,
+    pub(crate) debug_tokens: Option<Arc<DebugTokens>>,
+    pub(crate) cache: Option<Arc<dyn ErasedCache>>,
+    genuine_time_to_live: Duration,
+    refused_time_to_live: Duration,
+    pub(crate) enforcement: Enforcement,
+    pub(crate) forward_credentials: bool,
+    pub(crate) rejection_response: Arc<dyn RejectionResponse>,
+    pub(crate) observer: Arc<dyn Observer>,
+}
+
+impl Config {
+    pub(crate) const fn time_to_live(&self, verdict: Verdict) -> Duration {
+        match verdict {
+            Verdict::Genuine => self.genuine_time_to_live,
+            Verdict::Refused => self.refused_time_to_live,
+        }
+    }
+}
+
+impl DeviceCheckLayer {
+    /// A layer that asks `verifier`, usually an `AppleClient`, and has every default of the `with_*`
+    /// methods.
+    pub fn new(verifier: impl DeviceVerifier) -> Self {
+        Self::from_config(Config {
+            verifier: Arc::new(verifier),
+            routing: Arc::new(Route::Production),
+            token_sources: vec![Arc::new(HeaderToken::default())],
+            debug_tokens: None,
+            #[cfg(feature = "memory-cache")]
+            cache: Some(Arc::new(crate::cache::MemoryCache::new())),
+            #[cfg(not(feature = "memory-cache"))]
+            cache: None,
+            genuine_time_to_live: Duration::from_secs(5 * 60),
+            refused_time_to_live: Duration::from_secs(30),
+            enforcement: Enforcement::Enforce,
+            forward_credentials: false,
+            rejection_response: Arc::new(ProblemDetails),
+            observer: Arc::new(TracingObserver),
+        })
+    }
+
+    fn from_config(config: Config) -> Self {
+        Self {
+            gate: Arc::new(Gate {
+                config,
+                flights: SingleFlight::new(),
+            }),
+        }
+    }
+
+    /// What is under way for the old configuration must not answer for the new one, hence a new gate.
+    fn configure(self, change: impl FnOnce(&mut Config)) -> Self {
+        let mut config = self.gate.config.clone();
+        change(&mut config);
+        Self::from_config(config)
+    }
+
+    /// Decides for each request which of Apple's servers is asked, if any. Default: [`Route::Production`].
+    ///
+    /// True CORS preflights are exempt whatever the policy says.
+    pub fn with_routing(self, policy: impl RoutingPolicy) -> Self {
+        self.configure(|config| config.routing = Arc::new(policy))
+    }
+
+    /// Finds the token in a request, in the place of all sources so far. Default: [`HeaderToken`] for
+    /// `X-Apple-Device-Token`.
+    pub fn with_token_source(self, source: impl TokenSource) -> Self {
+        self.configure(|config| config.token_sources = vec![Arc::new(source)])
+    }
+
+    /// Looks for the token in one more place. A request in which two sources find different tokens is
+    /// [malformed](crate::Rejection::MalformedToken).
+    pub fn add_token_source(self, source: impl TokenSource) -> Self {
+        self.configure(|config| config.token_sources.push(Arc::new(source)))
+    }
+
+    /// Admits requests with one of these secrets instead of a device token. Default: none.
+    pub fn with_debug_tokens(self, tokens: DebugTokens) -> Self {
+        self.configure(|config| config.debug_tokens = Some(Arc::new(tokens)))
+    }
+
+    /// Remembers verdicts. Default: a `MemoryCache` of the layer's own where the feature `memory-cache` is
+    /// on, nothing otherwise.
+    pub fn with_cache(self, cache: impl VerdictCache) -> Self {
+        self.configure(|config| config.cache = Some(Arc::new(cache)))
+    }
+
+    /// Asks Apple about every request, but for requests with the same token at the same time.
+    pub fn without_cache(self) -> Self {
+        self.configure(|config| config.cache = None)
+    }
+
+    /// For how long a verdict is remembered, counted from the start of the check. Zero: not at all.
+    /// Default: 5 minutes for [`Verdict::Genuine`], 30 seconds for [`Verdict::Refused`].
+    ///
+    /// While a genuine verdict is remembered, whoever has captured the token can use it.
+    pub fn with_time_to_live(self, verdict: Verdict, time_to_live: Duration) -> Self {
+        self.configure(|config| match verdict {
+            Verdict::Genuine => config.genuine_time_to_live = time_to_live,
+            Verdict::Refused => config.refused_time_to_live = time_to_live,
+        })
+    }
+
+    /// Whether rejected requests are kept from the inner service. Default: [`Enforcement::Enforce`].
+    pub fn with_enforcement(self, enforcement: Enforcement) -> Self {
+        self.configure(|config| config.enforcement = enforcement)
+    }
+
+    /// Leaves the device token and debug token in the request that the inner service gets, marked sensitive.
+    /// Default: `false`, they are removed.
+    ///
+    /// Exempt requests are not searched for credentials and keep whatever they hold.
+    pub fn with_forwarded_credentials(self, forward: bool) -> Self {
+        self.configure(|config| config.forward_credentials = forward)
+    }
+
+    /// Answers rejected requests. Default: [`ProblemDetails`].
+    pub fn with_rejection_response(self, response: impl RejectionResponse) -> Self {
+        self.configure(|config| config.rejection_response = Arc::new(response))
+    }
+
+    /// Is told about decisions. Default: [`TracingObserver`], which this replaces.
+    pub fn with_observer(self, observer: impl Observer) -> Self {
+        self.configure(|config| config.observer = Arc::new(observer))
+    }
+}
+
+impl<S> Layer<S> for DeviceCheckLayer {
+    type Service = DeviceCheck<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        DeviceCheck::new(inner, Arc::clone(&self.gate))
+    }
+}
+
+impl fmt::Debug for DeviceCheckLayer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.gate.fmt(f)
+    }
+}
+
+impl fmt::Debug for Gate {
+    // Plug-ins are anything, closures too; they are not asked to print.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let config = &self.config;
+        f.debug_struct("DeviceCheckLayer")
+            .field("scope", &config.verifier.scope())
+            .field("token_sources", &config.token_sources.len())
+            .field("debug_tokens", &config.debug_tokens)
+            .field("cache", &config.cache.is_some())
+            .field("genuine_time_to_live", &config.genuine_time_to_live)
+            .field("refused_time_to_live", &config.refused_time_to_live)
+            .field("enforcement", &config.enforcement)
+            .field("forward_credentials", &config.forward_credentials)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,399 @@
+//! Why a request did not reach the inner service, and how that is answered: the one decision table.
+
+use std::{error::Error, fmt, time::Duration};
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
+    header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
+    request,
+};
+
+use crate::{
+    token::MalformedToken,
+    verifier::{VerifyError, VerifyErrorKind},
+};
+
+/// Why a request did not reach the inner service. It is also in the extensions of the response.
+///
+/// | rejection | HTTP | gRPC | `Retry-After` |
+/// |---|---|---|---|
+/// | [`MissingToken`](Self::MissingToken) | 401 | 16 `UNAUTHENTICATED` | |
+/// | [`MalformedToken`](Self::MalformedToken) | 401 | 16 `UNAUTHENTICATED` | |
+/// | [`RefusedToken`](Self::RefusedToken) | 401 | 16 `UNAUTHENTICATED` | |
+/// | [`Throttled`](Self::Throttled) | 503 | 14 `UNAVAILABLE` | 1 to 300 s |
+/// | [`Unavailable`](Self::Unavailable) | 503 | 14 `UNAVAILABLE` | 1 to 5 s |
+/// | [`Misconfigured`](Self::Misconfigured) | 500 | 13 `INTERNAL` | |
+///
+/// A 401 carries `WWW-Authenticate: DeviceCheck`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Rejection {
+    /// The request holds no device token. Apple was not asked.
+    MissingToken,
+    /// The request holds something that cannot be a device token. Apple was not asked.
+    MalformedToken(MalformedToken),
+    /// Apple says that the token is not genuine, just now or a short while ago.
+    RefusedToken,
+    /// Apple says that it is asked too often.
+    #[non_exhaustive]
+    Throttled {
+        /// When the client may come back.
+        retry_after: Duration,
+    },
+    /// Apple gave no verdict, or was not asked because too many requests wait for it already.
+    #[non_exhaustive]
+    Unavailable {
+        /// When the client may come back.
+        retry_after: Duration,
+    },
+    /// Apple does not accept this server's credentials. The operator must act; the client is not at fault.
+    Misconfigured,
+}
+
+/// The columns of the table.
+struct Row {
+    /// The variant's name, to which the problem's `type` points.
+    variant: &'static str,
+    code: &'static str,
+    title: &'static str,
+    status: StatusCode,
+    grpc_status: u8,
+}
+
+#[rustfmt::skip]
+const fn row(rejection: &Rejection) -> Row {
+    let (variant, code, title, status, grpc_status) = match rejection {
+        Rejection::MissingToken => ("MissingToken", "missing_token", "No device token", 401, 16),
+        Rejection::MalformedToken(_) => ("MalformedToken", "malformed_token", "Malformed device token", 401, 16),
+        Rejection::RefusedToken => ("RefusedToken", "refused_token", "Device token refused", 401, 16),
+        Rejection::Throttled { .. } => ("Throttled", "throttled", "Too many device checks", 503, 14),
+        Rejection::Unavailable { .. } => ("Unavailable", "unavailable", "Device check unavailable", 503, 14),
+        Rejection::Misconfigured => ("Misconfigured", "misconfigured", "Device check misconfigured", 500, 13),
+    };
+    let status = match status {
+        401 => StatusCode::UNAUTHORIZED,
+        503 => StatusCode::SERVICE_UNAVAILABLE,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    Row { variant, code, title, status, grpc_status }
+}
+
+impl Rejection {
+    /// A name for machines: `missing_token`, `malformed_token`, `refused_token`, `throttled`, `unavailable`
+    /// or `misconfigured`.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        row(self).code
+    }
+
+    /// The HTTP status: 401, 503 or 500.
+    #[must_use]
+    pub const fn status(&self) -> StatusCode {
+        row(self).status
+    }
+
+    /// The gRPC status code: 16, 14 or 13.
+    #[must_use]
+    pub const fn grpc_status(&self) -> u8 {
+        row(self).grpc_status
+    }
+
+    /// When the client may come back, in whole seconds; `None` where waiting does not help.
+    #[must_use]
+    pub const fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Throttled { retry_after } | Self::Unavailable { retry_after } => Some(*retry_after),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(row(self).title)
+    }
+}
+
+impl Error for Rejection {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::MalformedToken(reason) => Some(reason),
+            _ => None,
+        }
+    }
+}
+
+impl From<MalformedToken> for Rejection {
+    fn from(reason: MalformedToken) -> Self {
+        Self::MalformedToken(reason)
+    }
+}
+
+/// How the absence of a verdict is answered. What the other side said about when to come back is brought
+/// into the bounds of the table; where it said nothing, it is 5 seconds.
+impl From<&VerifyError> for Rejection {
+    fn from(error: &VerifyError) -> Self {
+        let retry_after = |longest| {
+            let seconds = error.retry_after().map_or(5, |asked| asked.as_secs());
+            Duration::from_secs(seconds.clamp(1, longest))
+        };
+        match error.kind() {
+            VerifyErrorKind::Throttled => Self::Throttled {
+                retry_after: retry_after(300),
+            },
+            VerifyErrorKind::Unavailable => Self::Unavailable {
+                retry_after: retry_after(5),
+            },
+            VerifyErrorKind::Misconfigured => Self::Misconfigured,
+        }
+    }
+}
+
+/// Makes the response to a rejected request. Implemented by [`ProblemDetails`] and closures:
+///
+/// ```
+/// use bytes::Bytes;
+/// use http::{Response, request};
+/// use tower_devicecheck::Rejection;
+/// # use tower_devicecheck::RejectionResponse;
+/// # fn check(_: impl RejectionResponse) {}
+///
+/// # check(
+/// |rejection: &Rejection, _: &request::Parts| {
+///     let mut response = Response::new(Bytes::from(rejection.code()));
+///     *response.status_mut() = rejection.status();
+///     response
+/// }
+/// # );
+/// ```
+#[diagnostic::on_unimplemented(
+    note = "use `ProblemDetails` or a closure `Fn(&Rejection, &request::Parts) -> Response<Bytes>`"
+)]
+pub trait RejectionResponse: Send + Sync + 'static {
+    /// The response to one request. `head` is its head, without the credentials that were read from it.
+    fn response(&self, rejection: &Rejection, head: &request::Parts) -> Response<Bytes>;
+}
+
+impl<F> RejectionResponse for F
+where
+    F: Fn(&Rejection, &request::Parts) -> Response<Bytes> + Send + Sync + 'static,
+{
+    fn response(&self, rejection: &Rejection, head: &request::Parts) -> Response<Bytes> {
+        self(rejection, head)
+    }
+}
+
+/// The default response: problem details (RFC 9457), or a gRPC status where the request's content type
+/// begins with `application/grpc`.
+///
+/// The problem has the members `type`, `title`, `status`, `code` ([`Rejection::code`]) and, for a malformed
+/// token, `detail`. The gRPC status comes in the header, without a body ("trailers-only"), under the content
+/// type of the request, which gRPC-Web clients understand too. Both say the class of the rejection, and
+/// nothing of what Apple said.
+#[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
+pub struct ProblemDetails;
+
+impl RejectionResponse for ProblemDetails {
+    fn response(&self, rejection: &Rejection, head: &request::Parts) -> Response<Bytes> {
+        let mut response = match grpc_content_type(&head.headers) {
+            Some(content_type) => grpc_response(rejection, content_type.clone()),
+            None => problem(rejection),
+        };
+        let headers = response.headers_mut();
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if let Some(retry_after) = rejection.retry_after() {
+            headers.insert(RETRY_AFTER, retry_after.as_secs().into());
+        }
+        response
+    }
+}
+
+fn problem(rejection: &Rejection) -> Response<Bytes> {
+    let Row {
+        variant,
+        code,
+        title,
+        status,
+        ..
+    } = row(rejection);
+    let detail = match rejection {
+        Rejection::MalformedToken(reason) => format!(r#","detail":"{reason}""#),
+        _ => String::new(),
+    };
+    // Every part is a literal of this crate that needs no escaping.
+    let body = format!(
+        r#"{{"type":"https://docs.rs/tower-devicecheck/latest/tower_devicecheck/enum.Rejection.html#variant.{variant}","title":"{title}","status":{status},"code":"{code}"{detail}}}"#,
+        status = status.as_u16(),
+    );
+    let mut response = Response::new(Bytes::from(body));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    if status == StatusCode::UNAUTHORIZED {
+        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("DeviceCheck"));
+    }
+    response
+}
+
+fn grpc_content_type(headers: &HeaderMap) -> Option<&HeaderValue> {
+    headers.get(CONTENT_TYPE).filter(|value| {
+        let prefix = b"application/grpc";
+        value
+            .as_bytes()
+            .get(..prefix.len())
+            .is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+    })
+}
+
+fn grpc_response(rejection: &Rejection, content_type: HeaderValue) -> Response<Bytes> {
+    let Row {
+        title, grpc_status, ..
+    } = row(rejection);
+    let mut response = Response::new(Bytes::new());
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, content_type);
+    headers.insert(
+        HeaderName::from_static("grpc-status"),
+        u16::from(grpc_status).into(),
+    );
+    headers.insert(
+        HeaderName::from_static("grpc-message"),
+        HeaderValue::from_static(title),
+    );
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+
+    fn head(content_type: &str) -> request::Parts {
+        Request::builder()
+            .header(CONTENT_TYPE, content_type)
+            .body(())
+            .unwrap()
+            .into_parts()
+            .0
+    }
+
+    #[test]
+    fn the_table() {
+        let seconds = Duration::from_secs;
+        let error = |error: VerifyError| Rejection::from(&error);
+        let cases: &[(Rejection, u16, u8, Option<u64>, &str)] = &[
+            (Rejection::MissingToken, 401, 16, None, "missing_token"),
+            (MalformedToken::Empty.into(), 401, 16, None, "malformed_token"),
+            (Rejection::RefusedToken, 401, 16, None, "refused_token"),
+            (
+                error(VerifyError::throttled(None, "x")),
+                503,
+                14,
+                Some(5),
+                "throttled",
+            ),
+            (
+                error(VerifyError::throttled(Some(seconds(0)), "x")),
+                503,
+                14,
+                Some(1),
+                "throttled",
+            ),
+            (
+                error(VerifyError::throttled(Some(seconds(60)), "x")),
+                503,
+                14,
+                Some(60),
+                "throttled",
+            ),
+            (
+                error(VerifyError::throttled(Some(Duration::MAX), "x")),
+                503,
+                14,
+                Some(300),
+                "throttled",
+            ),
+            (
+                error(VerifyError::unavailable("x")),
+                503,
+                14,
+                Some(5),
+                "unavailable",
+            ),
+            (
+                error(VerifyError::unavailable("x").with_retry_after(Some(seconds(60)))),
+                503,
+                14,
+                Some(5),
+                "unavailable",
+            ),
+            (
+                error(VerifyError::misconfigured("x")),
+                500,
+                13,
+                None,
+                "misconfigured",
+            ),
+        ];
+        for (rejection, status, grpc, retry_after, code) in cases {
+            let name = format!("{rejection:?}");
+            assert_eq!(rejection.code(), *code, "{name}");
+            assert_eq!(
+                rejection.retry_after().map(|time| time.as_secs()),
+                *retry_after,
+                "{name}"
+            );
+
+            let response = ProblemDetails.response(rejection, &head("application/json"));
+            let header = |name| response.headers().get(name).map(|value| value.to_str().unwrap());
+            assert_eq!(response.status().as_u16(), *status, "{name}");
+            assert_eq!(
+                header(WWW_AUTHENTICATE),
+                (*status == 401).then_some("DeviceCheck"),
+                "{name}"
+            );
+            assert_eq!(
+                header(RETRY_AFTER),
+                retry_after.map(|s| s.to_string()).as_deref(),
+                "{name}"
+            );
+            assert_eq!(header(CONTENT_TYPE), Some("application/problem+json"), "{name}");
+            let problem: serde_json::Value = serde_json::from_slice(response.body()).unwrap();
+            assert_eq!(problem["code"], *code, "{name}");
+            assert_eq!(problem["status"], *status, "{name}");
+            assert_eq!(problem["title"], rejection.to_string(), "{name}");
+            assert!(
+                problem["type"]
+                    .as_str()
+                    .unwrap()
+                    .starts_with("https://docs.rs/tower-devicecheck/"),
+                "{name}"
+            );
+            assert_eq!(
+                problem.get("detail").is_some(),
+                rejection.source().is_some(),
+                "{name}"
+            );
+
+            for content_type in [
+                "application/grpc",
+                "application/grpc-web+proto",
+                "Application/gRPC",
+            ] {
+                let response = ProblemDetails.response(rejection, &head(content_type));
+                assert_eq!(response.status(), StatusCode::OK, "{name}");
+                assert_eq!(response.headers()[CONTENT_TYPE], content_type, "{name}");
+                assert_eq!(response.headers()["grpc-status"], grpc.to_string(), "{name}");
+                assert_eq!(
+                    response.headers()["grpc-message"],
+                    rejection.to_string(),
+                    "{name}"
+                );
+                assert!(response.body().is_empty(), "{name}");
+            }
+        }
+    }
+}

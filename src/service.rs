@@ -1,0 +1,305 @@
+//! The service: what is decided at once, inside `call`.
+
+use std::{
+    fmt,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response, request};
+use tower_service::Service;
+
+use crate::{
+    body::ResponseBody,
+    cache::{CachedVerdict, VerdictKey},
+    clock::Moment,
+    debug_token::DebugTokens,
+    future::ResponseFuture,
+    layer::{Enforcement, Gate},
+    observer::Event,
+    pipeline::{Decision, Inquiry, resolve},
+    rejection::Rejection,
+    routing::{Environment, Route, is_preflight},
+    token::{Candidate, DeviceToken, MalformedToken, TokenDigest},
+    verdict::{DeviceOutcome, Evidence, Verdict, VerifiedDevice},
+};
+
+/// Lets only requests from genuine devices through to `S`.
+///
+/// See the [crate's docs](crate) for an example. Errors are those of `S`, untouched.
+#[derive(Clone)]
+#[must_use]
+pub struct DeviceCheck<S> {
+    inner: S,
+    gate: Arc<Gate>,
+}
+
+impl<S> DeviceCheck<S> {
+    pub(crate) const fn new(inner: S, gate: Arc<Gate>) -> Self {
+        Self { inner, gate }
+    }
+
+    /// The inner service.
+    pub const fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    /// The inner service, to be changed.
+    pub const fn get_mut(&mut self) -> &mut S {
+        &mut self.inner
+    }
+
+    /// The inner service alone.
+    pub fn into_inner(self) -> S {
+        self.inner
+    }
+
+    /// The readiness of the inner service may hold what others wait for, such as a permit of a concurrency
+    /// limit. A request that does not call it now gives that back; one that may call it later, after Apple
+    /// has answered, asks again then.
+    fn give_up_readiness(&mut self)
+    where
+        S: Clone,
+    {
+        self.inner = self.inner.clone();
+    }
+}
+
+impl<S: fmt::Debug> fmt::Debug for DeviceCheck<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DeviceCheck")
+            .field("inner", &self.inner)
+            .field("gate", &self.gate)
+            .finish()
+    }
+}
+
+impl<S, B, ResBody> Service<Request<B>> for DeviceCheck<S>
+where
+    S: Service<Request<B>, Response = Response<ResBody>> + Clone,
+{
+    type Response = Response<ResponseBody<ResBody>>;
+    type Error = S::Error;
+    type Future = ResponseFuture<S, B>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let (mut head, body) = request.into_parts();
+        match self.gate.admit(&mut head) {
+            Admission::Admitted => {
+                ResponseFuture::forwarding(self.inner.call(Request::from_parts(head, body)))
+            }
+            Admission::Rejected(response) => {
+                self.give_up_readiness();
+                ResponseFuture::rejected(response)
+            }
+            Admission::Unknown(inquiry) => {
+                self.give_up_readiness();
+                let decision = Box::pin(resolve(Arc::clone(&self.gate), inquiry));
+                ResponseFuture::resolving(decision, Arc::clone(&self.gate), self.inner.clone(), head, body)
+            }
+        }
+    }
+}
+
+/// What `call` does with a request.
+enum Admission {
+    Admitted,
+    Rejected(Response<Bytes>),
+    Unknown(Inquiry),
+}
+
+/// What can be said about a request without waiting.
+enum Judgement {
+    Decided(Result<VerifiedDevice, Rejection>, Option<TokenDigest>),
+    Unknown(DeviceToken),
+}
+
+impl From<Rejection> for Judgement {
+    fn from(rejection: Rejection) -> Self {
+        Self::Decided(Err(rejection), None)
+    }
+}
+
+impl Gate {
+    fn admit(&self, head: &mut request::Parts) -> Admission {
+        // Whoever put these here, it was not this gate.
+        head.extensions.remove::<VerifiedDevice>();
+        head.extensions.remove::<DeviceOutcome>();
+
+        let route = if is_preflight(head) {
+            Route::Exempt
+        } else {
+            self.config.routing.route(head)
+        };
+        let Some(&environment) = route.environments().first() else {
+            self.config.observer.decision(&Event::EXEMPT);
+            return Admission::Admitted;
+        };
+        let started = Moment::now();
+        match self.judge(head, route, environment, started) {
+            Judgement::Unknown(token) => Admission::Unknown(Inquiry {
+                token,
+                route,
+                started,
+            }),
+            Judgement::Decided(outcome, digest) => {
+                let environment = outcome.as_ref().map_or(environment, VerifiedDevice::environment);
+                let decision = Decision {
+                    outcome,
+                    environment,
+                    digest,
+                    error: None,
+                    started,
+                };
+                match self.conclude(decision, head) {
+                    None => Admission::Admitted,
+                    Some(response) => Admission::Rejected(response),
+                }
+            }
+        }
+    }
+
+    /// Takes the credentials out of the request and judges them by what this process knows.
+    fn judge(
+        &self,
+        head: &mut request::Parts,
+        route: Route,
+        environment: Environment,
+        started: Moment,
+    ) -> Judgement {
+        let credentials = self.take_credentials(head, started);
+        let candidate = match credentials.token {
+            Ok(candidate) => candidate,
+            Err(reason) => return Rejection::from(reason).into(),
+        };
+        let debug_token = match &candidate {
+            // A device token is never set aside for a debug token that came with it.
+            Some(candidate) => self
+                .debug_tokens()
+                .and_then(|t| t.find(candidate.as_bytes(), started.wall)),
+            None => credentials.debug_token,
+        };
+        if let Some(name) = debug_token {
+            let device = VerifiedDevice::from_debug_token(Arc::clone(name), environment, started.wall);
+            let digest = device.digest();
+            return Judgement::Decided(Ok(device), Some(digest));
+        }
+        let Some(candidate) = candidate else {
+            return Rejection::MissingToken.into();
+        };
+        let known = match candidate.unpadded() {
+            Ok(text) => self.peek(text, route),
+            Err(reason) => return Rejection::from(reason).into(),
+        };
+        match known {
+            Some((cached, environment)) => {
+                let digest = cached.digest();
+                let outcome = match cached.verdict() {
+                    Verdict::Refused => Err(Rejection::RefusedToken),
+                    // The verdict is about these bytes, which were found canonical when it was put.
+                    Verdict::Genuine => Ok(VerifiedDevice::new(
+                        DeviceToken::known_canonical(candidate),
+                        digest,
+                        environment,
+                        Evidence::Cache,
+                        cached.checked_at(),
+                    )),
+                };
+                Judgement::Decided(outcome, Some(digest))
+            }
+            None => match DeviceToken::try_from(candidate) {
+                Ok(token) => Judgement::Unknown(token),
+                Err(reason) => Rejection::from(reason).into(),
+            },
+        }
+    }
+
+    fn take_credentials(&self, head: &mut request::Parts, now: Moment) -> Credentials<'_> {
+        let original = self.config.forward_credentials.then(|| head.headers.clone());
+        let mut token = Ok(None);
+        // Every source is asked, so that no credential stays behind.
+        for source in &self.config.token_sources {
+            token = match (token, source.take(head)) {
+                (Err(reason), _) | (_, Err(reason)) => Err(reason),
+                (found, Ok(None)) => found,
+                (Ok(None), found) => found,
+                (Ok(Some(first)), Ok(Some(other))) if first.as_bytes() == other.as_bytes() => Ok(Some(first)),
+                (Ok(Some(_)), Ok(Some(_))) => Err(MalformedToken::Disagreement),
+            };
+        }
+        let debug_token = self
+            .debug_tokens()
+            .and_then(|t| t.take(&mut head.headers, now.wall));
+        if let Some(original) = original {
+            put_back(original, &mut head.headers);
+        }
+        Credentials { token, debug_token }
+    }
+
+    fn debug_tokens(&self) -> Option<&DebugTokens> {
+        self.config.debug_tokens.as_deref()
+    }
+
+    /// What this process remembers of a token: that one environment accepted it, or that all refused it.
+    fn peek(&self, text: &[u8], route: Route) -> Option<(CachedVerdict, Environment)> {
+        let cache = self.config.cache.as_ref()?;
+        let scope = self.config.verifier.scope();
+        let mut refused = None;
+        let mut unknown = false;
+        for &environment in route.environments() {
+            match cache.peek(&VerdictKey::of_text(scope, environment, text)) {
+                Some(cached) if cached.verdict() == Verdict::Genuine => return Some((cached, environment)),
+                Some(cached) => refused = Some((cached, environment)),
+                None => unknown = true,
+            }
+        }
+        refused.filter(|_| !unknown)
+    }
+
+    /// Reports a decision and carries it out on the request. Returns the response to a request that shall
+    /// not reach the inner service.
+    pub(crate) fn conclude(&self, decision: Decision, head: &mut request::Parts) -> Option<Response<Bytes>> {
+        self.config.observer.decision(&Event::from(&decision));
+        match (decision.outcome, self.config.enforcement) {
+            (Ok(device), Enforcement::Enforce) => {
+                head.extensions.insert(device);
+                None
+            }
+            (Ok(device), Enforcement::Monitor) => {
+                head.extensions.insert(DeviceOutcome::Verified(device.clone()));
+                head.extensions.insert(device);
+                None
+            }
+            (Err(rejection), Enforcement::Monitor) => {
+                head.extensions.insert(DeviceOutcome::Rejected(rejection));
+                None
+            }
+            (Err(rejection), Enforcement::Enforce) => {
+                let mut response = self.config.rejection_response.response(&rejection, head);
+                response.extensions_mut().insert(rejection);
+                Some(response)
+            }
+        }
+    }
+}
+
+/// What was found in a request: a device token, or a debug token's name in a header of its own.
+struct Credentials<'a> {
+    token: Result<Option<Candidate>, MalformedToken>,
+    debug_token: Option<&'a Arc<str>>,
+}
+
+/// Undoes the removal of credentials, and marks as sensitive every value that had been removed or changed.
+fn put_back(mut original: HeaderMap, headers: &mut HeaderMap) {
+    for (name, value) in &mut original {
+        if headers.get(name) != Some(value) {
+            value.set_sensitive(true);
+        }
+    }
+    *headers = original;
+}
