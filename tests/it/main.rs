@@ -1,0 +1,12 @@
+//! All integration tests, in one binary.
+//!
+//! A test called `rNN_…` holds one fault that was seen in comparable systems; `r13_` has several. Every test
+//! of behaviour also says how often Apple was asked.
+
+mod api;
+mod provider_token;
+mod secrets;
+mod support;
+mod tokens;
+mod tower_contract;
+mod verdicts;
