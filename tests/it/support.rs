@@ -28,8 +28,7 @@ pub(crate) struct Apple {
 impl Apple {
     pub(crate) fn new() -> Self {
         let fake = FakeApple::new();
-        let client =
-            AppleClient::builder(fake.credentials()).transport(fake.transport()).build().unwrap();
+        let client = AppleClient::builder(fake.credentials()).transport(fake.transport()).build().unwrap();
         Self { fake, client }
     }
 
