@@ -7,25 +7,18 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-use http::{
-    HeaderMap, HeaderValue, Response, StatusCode,
-    header::{CONTENT_TYPE, HeaderName},
-    request,
-};
+use http::request;
 use zeroize::Zeroizing;
 
 use super::{
     Endpoint, FakeAppleServer, FakeAppleService, Reply,
     keys::PrivateKey,
-    rules::{Apple, ProviderTokens},
-    script::{Fault, Script},
+    rules::{Apple, Device},
+    script::Fault,
+    state::{Counts, Outcome, State},
     tokens::TokenBuilder,
 };
-use crate::{
-    clock::{SystemTime, since_epoch},
-    routing::Environment,
-};
+use crate::routing::Environment;
 
 /// Apple's DeviceCheck for tests, in the process ([`transport`](Self::transport)) or on the loopback
 /// interface ([`serve`](Self::serve)).
@@ -45,29 +38,6 @@ struct Shared {
     team_id: Box<str>,
     key_id: Box<str>,
     state: Mutex<State>,
-}
-
-struct State {
-    apple: Apple,
-    script: Script,
-    counts: Counts,
-    /// Tokens made so far; every other one is of the shorter kind.
-    tokens: usize,
-    traces: u64,
-}
-
-#[derive(Default)]
-struct Counts {
-    /// By environment, then by endpoint, the last for calls to none of them.
-    calls: [[usize; 4]; 2],
-    provider_tokens: ProviderTokens,
-}
-
-/// What becomes of a call.
-pub(super) enum Outcome {
-    Whole(Response<Bytes>),
-    CutShort(Response<Bytes>),
-    Reset,
 }
 
 impl FakeApple {
@@ -108,13 +78,7 @@ impl FakeApple {
                 key: key.clone(),
                 team_id: team_id.into(),
                 key_id: key_id.into(),
-                state: Mutex::new(State {
-                    apple,
-                    script: Script::default(),
-                    counts: Counts::default(),
-                    tokens: 0,
-                    traces: 0,
-                }),
+                state: Mutex::new(State::new(apple)),
             }),
         }
     }
@@ -187,7 +151,7 @@ impl FakeApple {
     ///
     /// Apple is sent a token as standard base64 with padding, and that is how it is known here.
     pub fn accept_token(&self, token: &str, device: &str, environment: Environment) {
-        let device = super::rules::Device::Named(device.into());
+        let device = Device::Named(device.into());
         self.state().apple.know(token, device, environment);
     }
 
@@ -198,15 +162,7 @@ impl FakeApple {
     /// If the operating system has no randomness to give.
     #[must_use]
     pub fn forged_token(&self) -> String {
-        let length = {
-            let mut state = self.state();
-            state.tokens += 1;
-            if state.tokens % 2 == 1 {
-                TokenBuilder::LONG
-            } else {
-                TokenBuilder::SHORT
-            }
-        };
+        let length = self.state().next_token_length();
         TokenBuilder::new().length(length).build()
     }
 
@@ -267,28 +223,25 @@ impl FakeApple {
     /// How many calls have arrived, answered or not.
     #[must_use]
     pub fn calls(&self) -> usize {
-        self.state().counts.calls.iter().flatten().sum()
+        self.state().counts.calls(|_, _| true)
     }
 
     /// How many calls have arrived for one endpoint.
     #[must_use]
     pub fn calls_to(&self, endpoint: Endpoint) -> usize {
-        let column = endpoint_index(Some(endpoint));
-        self.state().counts.calls.iter().map(|row| row[column]).sum()
+        self.state().counts.calls(|_, to| to == Some(endpoint))
     }
 
     /// How many calls have arrived in one environment.
     #[must_use]
     pub fn calls_in(&self, environment: Environment) -> usize {
-        self.state().counts.calls[environment_index(environment)]
-            .iter()
-            .sum()
+        self.state().counts.calls(|of, _| of == environment)
     }
 
     /// How many different provider tokens have arrived, good or bad.
     #[must_use]
     pub fn provider_tokens(&self) -> usize {
-        self.state().counts.provider_tokens.len()
+        self.state().counts.provider_tokens()
     }
 
     /// Counts calls and provider tokens from zero again.
@@ -297,6 +250,7 @@ impl FakeApple {
     }
 
     /// This Apple as a tower service, in the place of the transport to Apple. Needs no socket.
+    #[must_use]
     pub fn transport(&self) -> FakeAppleService {
         FakeAppleService::new(self.clone())
     }
@@ -327,11 +281,7 @@ impl FakeApple {
 
     /// Counts a call and takes what the script has for it.
     pub(super) fn arrive(&self, environment: Environment, head: &request::Parts) -> Reply {
-        let endpoint = Endpoint::from_path(head.uri.path());
-        let mut state = self.state();
-        state.counts.calls[environment_index(environment)][endpoint_index(endpoint)] += 1;
-        state.counts.provider_tokens.see(head);
-        state.script.take(endpoint, environment)
+        self.state().arrive(environment, head)
     }
 
     /// Plays a reply. Judging is done before its delay, as if the answer were slow on its way.
@@ -342,7 +292,7 @@ impl FakeApple {
         head: &request::Parts,
         body: &[u8],
     ) -> Outcome {
-        let response = self.respond(&reply, environment, head, body);
+        let response = self.state().respond(&reply, environment, head, body);
         if !reply.delay.is_zero() {
             tokio::time::sleep(reply.delay).await;
         }
@@ -354,60 +304,9 @@ impl FakeApple {
         }
     }
 
-    fn respond(
-        &self,
-        reply: &Reply,
-        environment: Environment,
-        head: &request::Parts,
-        body: &[u8],
-    ) -> Response<Bytes> {
-        let mut state = self.state();
-        let normal = if reply.is_normal() {
-            let now = since_epoch(SystemTime::now());
-            state.apple.answer(environment, head, body, now)
-        } else {
-            (StatusCode::OK, Bytes::new())
-        };
-        state.traces = state.traces.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let trace = format!("{:016x}", state.traces);
-        drop(state);
-
-        let mut headers = HeaderMap::new();
-        // Every answer seen in practice carries it; its value is what Apple's support asks for.
-        if let Ok(trace) = HeaderValue::try_from(trace) {
-            headers.insert(HeaderName::from_static("x-b3-traceid"), trace);
-        }
-        let (status, body) = reply.apply(normal, &mut headers);
-        if !body.is_empty() && !headers.contains_key(CONTENT_TYPE) {
-            let json = body.starts_with(b"{");
-            let media_type = if json { "application/json" } else { "text/plain" };
-            headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
-        }
-        let mut response = Response::new(body);
-        *response.status_mut() = status;
-        *response.headers_mut() = headers;
-        response
-    }
-
     fn state(&self) -> MutexGuard<'_, State> {
         // No state is left half changed by a panic.
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-const fn environment_index(environment: Environment) -> usize {
-    match environment {
-        Environment::Production => 0,
-        Environment::Development => 1,
-    }
-}
-
-const fn endpoint_index(endpoint: Option<Endpoint>) -> usize {
-    match endpoint {
-        Some(Endpoint::Validate) => 0,
-        Some(Endpoint::QueryBits) => 1,
-        Some(Endpoint::UpdateBits) => 2,
-        None => 3,
     }
 }
 

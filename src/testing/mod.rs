@@ -92,14 +92,13 @@
 //! Device tokens are compared as text, in standard base64 with padding: that is the form Apple documents, and
 //! whether it takes another is not known.
 
-// Enabled together with the client for Apple, whose type it makes.
-// mod credentials;
 mod fake_apple;
 pub mod keys;
 pub mod readiness;
 mod rules;
 mod script;
 mod server;
+mod state;
 #[cfg(test)]
 mod tests;
 pub mod tokens;

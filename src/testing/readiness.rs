@@ -19,12 +19,13 @@ use tower_service::Service;
 /// there to find out: a clone of it is never ready, whatever the original is.
 ///
 /// ```
+/// use std::convert::Infallible;
 /// use tower::{Service, ServiceExt, service_fn};
 /// use tower_devicecheck::testing::readiness::ReadinessProbe;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), std::convert::Infallible> {
-/// let probe = ReadinessProbe::new(service_fn(async |n: u32| Ok(n + 1)));
+/// # async fn main() -> Result<(), Infallible> {
+/// let probe = ReadinessProbe::new(service_fn(async |n: u32| Ok::<_, Infallible>(n + 1)));
 ///
 /// // A layer of your own goes around the probe here.
 /// let mut service = probe.clone();

@@ -9,10 +9,7 @@ use std::{
     time::Duration,
 };
 
-use base64::{
-    Engine,
-    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
-};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use http::{Method, StatusCode, header::AUTHORIZATION, request};
 use p256::ecdsa::{Signature, VerifyingKey, signature::Verifier};
@@ -142,7 +139,7 @@ impl Apple {
         body: &[u8],
         now: Duration,
     ) -> (StatusCode, Bytes) {
-        match self.judge(environment, head, body, now + self.clock_advance) {
+        match self.judge(environment, head, body, now.saturating_add(self.clock_advance)) {
             Ok(Cow::Borrowed(text)) => (StatusCode::OK, Bytes::from_static(text.as_bytes())),
             Ok(Cow::Owned(text)) => (StatusCode::OK, text.into()),
             Err((status, text)) => (status, Bytes::from_static(text.as_bytes())),
@@ -164,8 +161,8 @@ impl Apple {
         self.judge_provider_token(head, now.as_secs())?;
 
         let body: Map<String, Value> = serde_json::from_slice(body).map_err(|_| BAD_PAYLOAD)?;
-        let token = text(&body, "device_token").ok_or(BAD_DEVICE_TOKEN)?;
         text(&body, "transaction_id").ok_or(BAD_PAYLOAD)?;
+        let token = text(&body, "device_token").ok_or(BAD_DEVICE_TOKEN)?;
         judge_timestamp(body.get("timestamp"), now).ok_or(BAD_TIMESTAMP)?;
         let update = match endpoint {
             Endpoint::UpdateBits => Some(update_of(&body).ok_or(BAD_BITS)?),
@@ -295,11 +292,6 @@ fn update_of(body: &Map<String, Value>) -> Option<[Option<bool>; 2]> {
 
 fn fingerprint(text: &str) -> Fingerprint {
     Sha256::digest(text).into()
-}
-
-/// Whether a text is the base64 that Apple documents, with padding where it belongs.
-pub(super) fn is_base64(token: &str) -> bool {
-    STANDARD.decode(token).is_ok()
 }
 
 /// Year and month of a time in seconds since the Unix epoch, in UTC, as `YYYY-MM`.

@@ -187,7 +187,7 @@ pub(super) struct Script {
     always: Option<Reply>,
 }
 
-/// A reply to a share of the calls, in millionths.
+/// A reply to a share of the calls.
 ///
 /// Each call adds the share to a sum; when it reaches one whole call, that call is the reply's. Thus calls
 /// are hit evenly, and a test never depends on chance.
@@ -197,7 +197,10 @@ struct Share {
     reply: Reply,
 }
 
-const WHOLE: u64 = 1_000_000;
+/// Whole numbers, so that ten tenths are exactly one.
+const WHOLE: u64 = 1_000_000_000_000;
+/// A sum of shares such as a third, which are no whole numbers, may fall short of one by so much.
+const ROUNDING: u64 = 1_000_000;
 
 impl Script {
     pub(super) fn push(&mut self, reply: Reply) {
@@ -238,8 +241,8 @@ impl Script {
             if share.reply.is_for(endpoint, environment) {
                 share.sum += share.share;
                 // What another share takes away from this one is made up for at a later call.
-                if share.sum >= WHOLE && hit.is_none() {
-                    share.sum -= WHOLE;
+                if share.sum + ROUNDING >= WHOLE && hit.is_none() {
+                    share.sum = share.sum.saturating_sub(WHOLE);
                     hit = Some(share.reply.clone());
                 }
             }
@@ -255,23 +258,25 @@ mod tests {
 
     #[test]
     fn shares_are_even_and_exact() {
-        let cases: &[(&str, &[f64], &[usize])] = &[
-            ("none", &[0.0], &[0]),
-            ("all", &[1.0], &[100]),
-            ("a tenth", &[0.1], &[10]),
-            ("a third", &[1.0 / 3.0], &[33]),
-            ("two that meet at times", &[0.25, 0.5], &[25, 50]),
-            ("more than all", &[7.0], &[100]),
-            ("less than nothing", &[-1.0], &[0]),
-            ("no number", &[f64::NAN], &[0]),
+        let cases: &[(&str, usize, &[f64], &[usize])] = &[
+            ("none", 100, &[0.0], &[0]),
+            ("all", 100, &[1.0], &[100]),
+            ("a tenth", 10, &[0.1], &[1]),
+            ("a third", 3, &[1.0 / 3.0], &[1]),
+            ("a seventh", 7_000, &[1.0 / 7.0], &[1_000]),
+            ("two that meet at the last call", 100, &[0.25, 0.5], &[25, 49]),
+            ("which the next one makes up for", 101, &[0.25, 0.5], &[25, 50]),
+            ("more than all", 100, &[7.0], &[100]),
+            ("less than nothing", 100, &[-1.0], &[0]),
+            ("no number", 100, &[f64::NAN], &[0]),
         ];
-        for (name, fractions, expected) in cases {
+        for (name, calls, fractions, expected) in cases {
             let mut script = Script::default();
             for (status, fraction) in (500..).zip(*fractions) {
                 script.share(*fraction, Reply::status(status));
             }
             let mut counts = vec![0; fractions.len()];
-            for _ in 0..100 {
+            for _ in 0..*calls {
                 if let Some(status) = script.take(None, Environment::Production).status {
                     counts[usize::from(status.as_u16() - 500)] += 1;
                 }

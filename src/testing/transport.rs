@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::{Request, Response, header::HOST, request};
 use tower_service::Service;
 
-use super::{FakeApple, fake_apple::Outcome};
+use super::{FakeApple, state::Outcome};
 use crate::{BoxError, routing::Environment};
 
 /// A [`FakeApple`] in the place of the transport to Apple; made by [`FakeApple::transport`].
