@@ -173,7 +173,7 @@ struct PanicsOnce(Counter);
 impl DeviceVerifier for PanicsOnce {
     async fn verify(&self, _: &DeviceToken, _: Environment) -> Result<Verdict, VerifyError> {
         self.0.add();
-        tokio::task::yield_now().await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
         assert!(self.0.get() > 1, "a panic, as this test wants");
         Ok(Verdict::Genuine)
     }
@@ -183,7 +183,7 @@ impl DeviceVerifier for PanicsOnce {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn r14_a_panic_in_the_verifier_fails_those_waiting_and_frees_the_slot() {
     let verifier = PanicsOnce::default();
     let app = App::new(&DeviceCheckLayer::new(verifier.clone()));
