@@ -7,6 +7,7 @@
 
 mod allocations;
 mod api;
+mod outage;
 mod provider_token;
 mod secrets;
 mod support;

@@ -69,7 +69,8 @@ async fn r12_repeated_empty_and_overlong_headers_are_refused_without_asking_appl
     let token = apple.genuine();
     let long = "A".repeat(MAX_TOKEN_LENGTH + 1);
     let token = token.as_bytes();
-    let cases: &[(&str, &[(&str, &[u8])], MalformedToken)] = &[
+    type Row<'a> = (&'a str, &'a [(&'a str, &'a [u8])], MalformedToken);
+    let cases: &[Row<'_>] = &[
         ("twice the same", &[(TOKEN_HEADER, token), (TOKEN_HEADER, token)], MalformedToken::Repeated),
         ("two different", &[(TOKEN_HEADER, token), (TOKEN_HEADER, b"AgAA")], MalformedToken::Repeated),
         ("empty", &[(TOKEN_HEADER, b"")], MalformedToken::Empty),
