@@ -11,6 +11,7 @@ mod erased;
 #[cfg(feature = "axum")]
 mod extract;
 mod future;
+pub mod guide;
 mod layer;
 mod observer;
 mod pipeline;
