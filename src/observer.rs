@@ -187,7 +187,7 @@ impl fmt::Debug for Event<'_> {
 /// Fields: `outcome`, `environment`, `evidence`, `digest`, `latency_us` (microseconds), and `error` with its
 /// causes.
 #[derive(Clone, Copy, Debug, Default)]
-#[non_exhaustive]
+#[allow(clippy::exhaustive_structs, reason = "a unit struct, to be named as a value")]
 pub struct TracingObserver;
 
 /// The target of every `tracing` event of this crate.

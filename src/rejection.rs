@@ -188,7 +188,7 @@ where
 /// type of the request, which gRPC-Web clients understand too. Both say the class of the rejection, and
 /// nothing of what Apple said.
 #[derive(Clone, Copy, Debug, Default)]
-#[non_exhaustive]
+#[allow(clippy::exhaustive_structs, reason = "a unit struct, to be named as a value")]
 pub struct ProblemDetails;
 
 impl RejectionResponse for ProblemDetails {
