@@ -14,10 +14,13 @@ mod future;
 mod layer;
 mod observer;
 mod pipeline;
+mod problem;
 mod rejection;
 mod routing;
 mod service;
 mod single_flight;
+#[cfg(feature = "split-key")]
+pub mod split_key;
 mod token;
 mod token_source;
 mod verdict;
