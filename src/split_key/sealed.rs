@@ -48,7 +48,7 @@ pub(super) fn seal(
     let server = URL_SAFE_NO_PAD.encode([&nonce, sealed.as_slice()].concat());
     let mut client = Zeroizing::new([0; SECRET.div_ceil(3) * 4]);
     let length = URL_SAFE_NO_PAD
-        .encode_slice(&*secret, &mut *client)
+        .encode_slice(secret.as_slice(), client.as_mut_slice())
         .map_err(|_| SplitKeyErrorKind::Malformed)?;
     let client = ClientPart::new(&client[..length], metadata)?;
     Ok((ServerPart::new(server)?, client))

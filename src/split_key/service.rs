@@ -326,3 +326,6 @@ impl Conclude for Keys {
         None
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -65,7 +65,8 @@ impl UsageLog {
         Self::with_capacity(Self::CAPACITY)
     }
 
-    /// A log of so many entries, each for one project, split and day. When it is full, the oldest ones go.
+    /// A log of so many entries, at least one, each for one project, split and day. When it is full, one of
+    /// the oldest day goes.
     #[must_use]
     pub fn with_capacity(capacity: usize) -> Self {
         Self {
@@ -143,7 +144,7 @@ impl KeyObserver for UsageLog {
         };
         let now = since_epoch(event.at()).as_secs();
         let key = (Day::of(now), Arc::clone(project), metadata.split());
-        let counts = log.counts.entry(key).or_default();
+        let counts = log.counts.entry(key.clone()).or_default();
         counts.provider = Arc::clone(provider);
         counts.version = metadata.version().number();
         match event.outcome() {
@@ -156,8 +157,10 @@ impl KeyObserver for UsageLog {
             KeyOutcome::Blocked { .. } => counts.blocked += 1,
             _ => counts.refused += 1,
         }
-        while log.counts.len() > self.capacity {
-            if let Some((_, gone)) = log.counts.pop_first() {
+        if log.counts.len() > self.capacity {
+            // Never the one that was just used, or a busy key could remain without an entry.
+            let oldest = log.counts.keys().find(|other| **other != key).cloned();
+            if let Some(gone) = oldest.and_then(|oldest| log.counts.remove(&oldest)) {
                 log.dropped += gone.opened + gone.refused + gone.limited + gone.blocked;
             }
         }
