@@ -155,7 +155,8 @@ mod tests {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000);
         let paths = || Limits::none().with_paths(["/v1/chat", "/v1/files/*"]);
         let post = || Limits::none().with_methods([Method::POST]);
-        let cases: &[(&str, Limits, Method, &str, Result<(), Limit>)] = &[
+        type Row = (&'static str, Limits, Method, &'static str, Result<(), Limit>);
+        let cases: &[Row] = &[
             ("no limits", Limits::none(), Method::GET, "/a/../b", Ok(())),
             ("the path", paths(), Method::GET, "/v1/chat", Ok(())),
             (

@@ -190,11 +190,12 @@ mod tests {
     #[test]
     fn parsing() {
         let at = |millis| UNIX_EPOCH + Duration::from_millis(millis);
-        let cases: &[(&str, &str, Option<(Version, SystemTime, u32)>)] = &[
+        type Row = (&'static str, &'static str, Option<(Version, SystemTime, u32)>);
+        let cases: &[Row] = &[
             (
                 "of version 1",
                 "00000001000001a2004e1d6f33d53640",
-                Some((Version::Cut, at(0x1_a200_4e1d_6f), 0x33d5_3640)),
+                Some((Version::Cut, at(0x01a2_004e_1d6f), 0x33d5_3640)),
             ),
             (
                 "of version 2",

@@ -6,23 +6,30 @@
 //! inside of [`DeviceCheckLayer`](crate::DeviceCheckLayer).
 //!
 //! ```
-//! use http::{Request, Response};
-//! use tower_devicecheck::split_key::{ApiKey, FileKeyStore, SplitKeyLayer, StoreError};
+//! use http::{HeaderName, Request};
+//! use tower::ServiceBuilder;
+//! use tower_devicecheck::{
+//!     BearerToken, DeviceCheckLayer, DeviceVerifier, HeaderToken,
+//!     split_key::{ApiKey, FileKeyStore, SplitKeyLayer, StoreError},
+//! };
 //!
-//! fn layer() -> Result<SplitKeyLayer, StoreError> {
-//!     // A Proxed client sends the device token in `x-device-token`, or after the client part:
-//!     // DeviceCheckLayer::new(apple)
-//!     //     .with_token_source(HeaderToken::new(HeaderName::from_static("x-device-token")))
-//!     //     .add_token_source(BearerToken::new())
-//!     Ok(SplitKeyLayer::new(FileKeyStore::open("keys.json")?))
-//! }
+//! # fn stack(apple: impl DeviceVerifier) -> Result<(), StoreError> {
+//! // What a Proxed client sends: the device token in a header of its own, or after the client part.
+//! let gate = DeviceCheckLayer::new(apple)
+//!     .with_token_source(HeaderToken::new(HeaderName::from_static("x-device-token")))
+//!     .add_token_source(BearerToken::new());
+//! let stack = ServiceBuilder::new()
+//!     .layer(gate)
+//!     .layer(SplitKeyLayer::new(FileKeyStore::open("keys.json")?));
+//! # let _ = stack.service(());
+//! # Ok(())
+//! # }
 //!
-//! async fn forward<B>(mut request: Request<B>) {
-//!     if let Some(key) = request.extensions().get::<ApiKey>() {
-//!         let value = key.bearer_value();
-//!         request.headers_mut().insert("authorization", value);
+//! /// Inside of both.
+//! fn authorize<B>(request: &mut Request<B>) {
+//!     if let Some(key) = request.extensions_mut().remove::<ApiKey>() {
+//!         request.headers_mut().insert("authorization", key.bearer_value());
 //!     }
-//!     // ... to the provider
 //! }
 //! ```
 //!

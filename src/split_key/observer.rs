@@ -276,7 +276,10 @@ impl SuspiciousUse {
 /// Fields: `outcome` or `suspicion`, `project`, `provider`, `split`, `version`, `device` (the digest of the
 /// device token), `latency_us` (microseconds), `blocked_s` (seconds), and `error` with its causes.
 #[derive(Clone, Copy, Debug, Default)]
-#[non_exhaustive]
+#[allow(
+    clippy::exhaustive_structs,
+    reason = "users name it beside an observer of their own"
+)]
 pub struct TracingKeyObserver;
 
 impl KeyObserver for TracingKeyObserver {

@@ -159,3 +159,69 @@ impl KeyRejectionResponse for ProblemDetails {
         problem.response(&head.headers)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use http::{Request, header::CONTENT_TYPE};
+
+    use super::*;
+
+    #[test]
+    fn the_table() {
+        let retry_after = Duration::from_secs(7);
+        type Row = (KeyRejection, u16, u8, Option<&'static str>, &'static str);
+        let cases: &[Row] = &[
+            (KeyRejection::MissingKey, 401, 16, None, "missing_key"),
+            (KeyRejection::InvalidKey, 401, 16, None, "invalid_key"),
+            (
+                KeyRejection::LimitNotMet(Limit::Path),
+                403,
+                7,
+                None,
+                "limit_not_met",
+            ),
+            (
+                KeyRejection::Blocked { retry_after },
+                429,
+                8,
+                Some("7"),
+                "key_blocked",
+            ),
+            (
+                KeyRejection::Unavailable { retry_after },
+                503,
+                14,
+                Some("7"),
+                "keys_unavailable",
+            ),
+            (KeyRejection::Unverified, 500, 13, None, "device_unverified"),
+        ];
+        for (rejection, status, grpc, retry_after, code) in cases {
+            let head = |content_type| {
+                let request = Request::builder().header(CONTENT_TYPE, content_type);
+                request.body(()).unwrap().into_parts().0
+            };
+            let response = ProblemDetails.response(rejection, &head("application/json"));
+            assert_eq!(response.status(), *status, "{code}");
+            let header = |name| response.headers().get(name).map(|value| value.to_str().unwrap());
+            assert_eq!(header("retry-after"), *retry_after, "{code}");
+            assert_eq!(
+                header("www-authenticate"),
+                (*status == 401).then_some("SplitKey"),
+                "{code}"
+            );
+            let problem: serde_json::Value = serde_json::from_slice(response.body()).unwrap();
+            assert_eq!(problem["code"], *code);
+            assert_eq!(problem["title"], rejection.to_string(), "{code}");
+            assert_eq!(
+                problem.get("detail").is_some(),
+                rejection.source().is_some(),
+                "{code}"
+            );
+
+            let response = ProblemDetails.response(rejection, &head("application/grpc"));
+            assert_eq!(response.status(), 200, "{code}");
+            assert_eq!(response.headers()["grpc-status"], grpc.to_string(), "{code}");
+        }
+    }
+}
