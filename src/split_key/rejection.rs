@@ -25,7 +25,8 @@ pub enum KeyRejection {
     /// The request holds no client part, or no project id.
     MissingKey,
     /// The client part opens no key that may be used: it is malformed, unknown, of another key or project,
-    /// retired or revoked. The response does not tell which, and takes as long.
+    /// retired or revoked. The response does not tell which. Nor does the work behind it, unless the client
+    /// part is malformed, which its sender can see without asking.
     InvalidKey,
     /// The client part is right, but the key may not be used for this request.
     LimitNotMet(Limit),
