@@ -86,9 +86,7 @@ impl<S: Service<Request<B>>, B, G: Conclude> Slow<S, B, G> {
     }
 
     pub(crate) const fn rejected(response: Response<Bytes>) -> Self {
-        Self::Rejected {
-            response: Some(response),
-        }
+        Self::Rejected { response: Some(response) }
     }
 
     pub(crate) fn resolving(
@@ -99,11 +97,7 @@ impl<S: Service<Request<B>>, B, G: Conclude> Slow<S, B, G> {
         body: B,
     ) -> Self {
         let waiting = Some(Waiting { inner, head, body });
-        Self::Resolving {
-            decision,
-            gate,
-            waiting,
-        }
+        Self::Resolving { decision, gate, waiting }
     }
 
     /// The name of the state, for `Debug`.
@@ -127,20 +121,12 @@ where
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         loop {
             let next = match self.as_mut().project() {
-                SlowProj::Resolving {
-                    decision,
-                    gate,
-                    waiting,
-                } => {
+                SlowProj::Resolving { decision, gate, waiting } => {
                     let decision = ready!(decision.as_mut().poll(cx));
                     match waiting.take() {
                         Some(mut request) => match gate.conclude(decision, &mut request.head) {
-                            None => Self::Readying {
-                                waiting: Some(request),
-                            },
-                            Some(response) => Self::Rejected {
-                                response: Some(response),
-                            },
+                            None => Self::Readying { waiting: Some(request) },
+                            Some(response) => Self::Rejected { response: Some(response) },
                         },
                         None => Self::Rejected { response: None },
                     }
@@ -150,13 +136,9 @@ where
                         ready!(request.inner.poll_ready(cx))?;
                     }
                     match waiting.take() {
-                        Some(Waiting {
-                            mut inner,
-                            head,
-                            body,
-                        }) => Self::Forwarding {
-                            future: inner.call(Request::from_parts(head, body)),
-                        },
+                        Some(Waiting { mut inner, head, body }) => {
+                            Self::Forwarding { future: inner.call(Request::from_parts(head, body)) }
+                        }
                         None => Self::Rejected { response: None },
                     }
                 }
@@ -177,8 +159,6 @@ where
 
 impl<S: Service<Request<B>>, B> fmt::Debug for ResponseFuture<S, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ResponseFuture")
-            .field("state", &self.slow.state())
-            .finish_non_exhaustive()
+        f.debug_struct("ResponseFuture").field("state", &self.slow.state()).finish_non_exhaustive()
     }
 }

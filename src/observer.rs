@@ -121,13 +121,8 @@ impl<'a> From<&'a Decision> for Event<'a> {
 }
 
 impl<'a> Event<'a> {
-    pub(crate) const EXEMPT: Self = Self {
-        outcome: Outcome::Exempt,
-        environment: None,
-        digest: None,
-        error: None,
-        started: None,
-    };
+    pub(crate) const EXEMPT: Self =
+        Self { outcome: Outcome::Exempt, environment: None, digest: None, error: None, started: None };
 
     /// What was decided.
     #[must_use]
@@ -165,8 +160,7 @@ impl<'a> Event<'a> {
     /// How long the decision took, up to now. Zero for exempt requests, whose time is not taken.
     #[must_use]
     pub fn latency(&self) -> Duration {
-        self.started
-            .map_or(Duration::ZERO, |started| started.monotonic.elapsed())
+        self.started.map_or(Duration::ZERO, |started| started.monotonic.elapsed())
     }
 }
 
@@ -224,10 +218,7 @@ impl Observer for TracingObserver {
             }
             Outcome::Verified(_) => decision!(Level::DEBUG, "device verified"),
             Outcome::Rejected(Rejection::Misconfigured) => {
-                decision!(
-                    Level::ERROR,
-                    "request rejected: Apple does not accept our credentials"
-                );
+                decision!(Level::ERROR, "request rejected: Apple does not accept our credentials");
             }
             Outcome::Rejected(Rejection::Throttled { .. } | Rejection::Unavailable { .. }) => {
                 decision!(Level::WARN, "request rejected: no verdict");

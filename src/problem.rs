@@ -40,13 +40,7 @@ impl Problem {
     }
 
     fn json(&self) -> Response<Bytes> {
-        let Self {
-            page,
-            variant,
-            code,
-            title,
-            ..
-        } = self;
+        let Self { page, variant, code, title, .. } = self;
         let detail = match self.detail {
             Some(detail) => format!(r#","detail":"{detail}""#),
             None => String::new(),
@@ -69,14 +63,8 @@ impl Problem {
         let mut response = Response::new(Bytes::new());
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, content_type);
-        headers.insert(
-            HeaderName::from_static("grpc-status"),
-            u16::from(self.grpc_status).into(),
-        );
-        headers.insert(
-            HeaderName::from_static("grpc-message"),
-            HeaderValue::from_static(self.title),
-        );
+        headers.insert(HeaderName::from_static("grpc-status"), u16::from(self.grpc_status).into());
+        headers.insert(HeaderName::from_static("grpc-message"), HeaderValue::from_static(self.title));
         response
     }
 }
@@ -84,9 +72,6 @@ impl Problem {
 fn grpc_content_type(headers: &HeaderMap) -> Option<&HeaderValue> {
     headers.get(CONTENT_TYPE).filter(|value| {
         let prefix = b"application/grpc";
-        value
-            .as_bytes()
-            .get(..prefix.len())
-            .is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+        value.as_bytes().get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
     })
 }

@@ -68,10 +68,7 @@ impl<S> DeviceCheck<S> {
 
 impl<S: fmt::Debug> fmt::Debug for DeviceCheck<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DeviceCheck")
-            .field("inner", &self.inner)
-            .field("gate", &self.gate)
-            .finish()
+        f.debug_struct("DeviceCheck").field("inner", &self.inner).field("gate", &self.gate).finish()
     }
 }
 
@@ -130,31 +127,17 @@ impl Gate {
         head.extensions.remove::<VerifiedDevice>();
         head.extensions.remove::<DeviceOutcome>();
 
-        let route = if is_preflight(head) {
-            Route::Exempt
-        } else {
-            self.config.routing.route(head)
-        };
+        let route = if is_preflight(head) { Route::Exempt } else { self.config.routing.route(head) };
         let Some(&environment) = route.environments().first() else {
             self.config.observer.decision(&Event::EXEMPT);
             return Admission::Admitted;
         };
         let started = Moment::now();
         match self.judge(head, route, environment, started) {
-            Judgement::Unknown(token) => Admission::Unknown(Inquiry {
-                token,
-                route,
-                started,
-            }),
+            Judgement::Unknown(token) => Admission::Unknown(Inquiry { token, route, started }),
             Judgement::Decided(outcome, digest) => {
                 let environment = outcome.as_ref().map_or(environment, VerifiedDevice::environment);
-                let decision = Decision {
-                    outcome,
-                    environment,
-                    digest,
-                    error: None,
-                    started,
-                };
+                let decision = Decision { outcome, environment, digest, error: None, started };
                 match self.conclude(decision, head) {
                     None => Admission::Admitted,
                     Some(response) => Admission::Rejected(response),
@@ -178,9 +161,7 @@ impl Gate {
         };
         let debug_token = match &candidate {
             // A device token is never set aside for a debug token that came with it.
-            Some(candidate) => self
-                .debug_tokens()
-                .and_then(|t| t.find(candidate.as_bytes(), started.wall)),
+            Some(candidate) => self.debug_tokens().and_then(|t| t.find(candidate.as_bytes(), started.wall)),
             None => credentials.debug_token,
         };
         if let Some(name) = debug_token {
@@ -231,9 +212,7 @@ impl Gate {
                 (Ok(Some(_)), Ok(Some(_))) => Err(MalformedToken::Disagreement),
             };
         }
-        let debug_token = self
-            .debug_tokens()
-            .and_then(|t| t.take(&mut head.headers, now.wall));
+        let debug_token = self.debug_tokens().and_then(|t| t.take(&mut head.headers, now.wall));
         if let Some(original) = original {
             put_back(original, &mut head.headers);
         }

@@ -39,12 +39,7 @@ where
     T: Clone + Send + Sync + 'static,
 {
     pub(crate) fn new() -> Self {
-        Self {
-            flights: Arc::new(Mutex::new(Map {
-                by_key: HashMap::new(),
-                next_id: 0,
-            })),
-        }
+        Self { flights: Arc::new(Mutex::new(Map { by_key: HashMap::new(), next_id: 0 })) }
     }
 
     /// Waits for the computation of `key` that is under way, or starts `compute`.
@@ -69,16 +64,9 @@ where
         }
         let id = map.next_id;
         map.next_id += 1;
-        let slot = Slot {
-            flights: Arc::clone(&self.flights),
-            key: key.clone(),
-            id,
-        };
+        let slot = Slot { flights: Arc::clone(&self.flights), key: key.clone(), id };
         let flight = async move {
-            let result = AssertUnwindSafe(compute)
-                .catch_unwind()
-                .await
-                .map_err(|_| Panicked);
+            let result = AssertUnwindSafe(compute).catch_unwind().await.map_err(|_| Panicked);
             drop(slot);
             result
         };

@@ -128,12 +128,7 @@ impl<'a> VerdictKey<'a> {
     }
 
     pub(crate) const fn of_text(scope: &'a str, environment: Environment, text: &'a [u8]) -> Self {
-        Self {
-            scope,
-            environment,
-            text,
-            digest: OnceLock::new(),
-        }
+        Self { scope, environment, text, digest: OnceLock::new() }
     }
 
     /// Whose verdict it is: [`DeviceVerifier::scope`](crate::DeviceVerifier::scope).
@@ -184,12 +179,7 @@ impl CachedVerdict {
         checked_at: SystemTime,
         time_to_live: Duration,
     ) -> Self {
-        Self {
-            verdict,
-            digest,
-            checked_at,
-            time_to_live,
-        }
+        Self { verdict, digest, checked_at, time_to_live }
     }
 
     /// The verdict.
@@ -233,9 +223,7 @@ pub struct CacheError {
 impl CacheError {
     /// An error with this cause, which must hold no secret: it is logged.
     pub fn new(source: impl Into<BoxError>) -> Self {
-        Self {
-            source: source.into(),
-        }
+        Self { source: source.into() }
     }
 }
 

@@ -38,12 +38,7 @@ impl ApiKey {
             return Err(SplitKeyErrorKind::NotOpened.into());
         }
         let value = sensitive(key).ok_or(SplitKeyErrorKind::NotOpened)?;
-        Ok(Self {
-            value,
-            project,
-            provider,
-            metadata,
-        })
+        Ok(Self { value, project, provider, metadata })
     }
 
     /// The key. Copies of it are the caller's to wipe.

@@ -58,31 +58,20 @@ pub(super) fn join(
     key.extend_from_slice(tail);
     if let Some(provider) = provider {
         let text = std::str::from_utf8(&key).map_err(|_| SplitKeyErrorKind::NotOpened)?;
-        provider
-            .prefix_length(text)
-            .map_err(|_| SplitKeyErrorKind::NotOpened)?;
+        provider.prefix_length(text).map_err(|_| SplitKeyErrorKind::NotOpened)?;
     }
     Ok(key)
 }
 
 /// The head and the tail of the key.
 fn halves<'a>(server: &'a ServerPart, client: &'a ClientPart) -> Result<(&'a [u8], &'a [u8]), SplitKeyError> {
-    let unsalted = |part: &'a [u8]| {
-        part.split_last_chunk::<SALT>()
-            .ok_or(SplitKeyErrorKind::NotOpened)
-    };
+    let unsalted = |part: &'a [u8]| part.split_last_chunk::<SALT>().ok_or(SplitKeyErrorKind::NotOpened);
     let (head, server_salt) = unsalted(server.expose().as_bytes())?;
     let (tail, client_salt) = unsalted(client.secret())?;
     // The salt of the server part must be one. The client's is compared with it, and so needs no check.
-    let is_salt = server_salt
-        .iter()
-        .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let is_salt = server_salt.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     let equal = bool::from(server_salt.ct_eq(client_salt));
-    if is_salt && equal {
-        Ok((head, tail))
-    } else {
-        Err(SplitKeyErrorKind::NotOpened.into())
-    }
+    if is_salt && equal { Ok((head, tail)) } else { Err(SplitKeyErrorKind::NotOpened.into()) }
 }
 
 /// How many characters of a key the parts of a version 1 pair keep from each side.

@@ -66,11 +66,7 @@ impl From<SplitKeyErrorKind> for SplitKeyError {
 
 impl From<StoreError> for SplitKeyError {
     fn from(error: StoreError) -> Self {
-        let kind = if error.is_conflict() {
-            SplitKeyErrorKind::Conflict
-        } else {
-            SplitKeyErrorKind::Store
-        };
+        let kind = if error.is_conflict() { SplitKeyErrorKind::Conflict } else { SplitKeyErrorKind::Store };
         Self::with_source(kind, error)
     }
 }

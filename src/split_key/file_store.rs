@@ -82,11 +82,7 @@ impl FileKeyStore {
         Ok(Self {
             path,
             check_interval: Duration::from_secs(1),
-            loaded: Mutex::new(Loaded {
-                records: Ok(records),
-                seen,
-                checked_at: Instant::now(),
-            }),
+            loaded: Mutex::new(Loaded { records: Ok(records), seen, checked_at: Instant::now() }),
         })
     }
 
@@ -159,9 +155,7 @@ impl Loaded {
     }
 
     fn records(&self) -> Result<&Records, StoreError> {
-        self.records
-            .as_ref()
-            .map_err(|error| StoreError::unavailable(error.clone()))
+        self.records.as_ref().map_err(|error| StoreError::unavailable(error.clone()))
     }
 }
 
@@ -242,10 +236,7 @@ fn beside(path: &Path, extension: &str) -> PathBuf {
 
 /// Waits until no other writer is at work. The lock goes with the file that is returned.
 fn lock(path: &Path) -> io::Result<File> {
-    let file = options()
-        .create(true)
-        .truncate(false)
-        .open(beside(path, ".lock"))?;
+    let file = options().create(true).truncate(false).open(beside(path, ".lock"))?;
     file.lock()?;
     Ok(file)
 }
@@ -261,10 +252,7 @@ fn options() -> OpenOptions {
 /// Puts these records in the place of the file, of which there is the old or the new one at any time. Under
 /// the lock.
 fn write(path: &Path, records: &Records) -> io::Result<()> {
-    let contents = Contents {
-        format: FORMAT,
-        keys: records.iter().collect(),
-    };
+    let contents = Contents { format: FORMAT, keys: records.iter().collect() };
     let mut length = Length(0);
     serde_json::to_writer_pretty(&mut length, &contents)?;
     let mut bytes = Zeroizing::new(Vec::with_capacity(length.0 + 1));
@@ -298,11 +286,7 @@ fn write(path: &Path, records: &Records) -> io::Result<()> {
     // On unix the new name is on the disk only when the folder is.
     #[cfg(unix)]
     if let Some(folder) = target.parent() {
-        let folder = if folder.as_os_str().is_empty() {
-            Path::new(".")
-        } else {
-            folder
-        };
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
         File::open(folder)?.sync_all()?;
     }
     Ok(())

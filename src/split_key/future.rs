@@ -45,8 +45,6 @@ where
 
 impl<S: Service<Request<B>>, B> fmt::Debug for SplitKeyFuture<S, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SplitKeyFuture")
-            .field("state", &self.slow.state())
-            .finish_non_exhaustive()
+        f.debug_struct("SplitKeyFuture").field("state", &self.slow.state()).finish_non_exhaustive()
     }
 }

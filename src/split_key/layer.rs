@@ -65,13 +65,7 @@ impl SplitKeyLayer {
     }
 
     fn from_parts(config: Config, suspicion: Suspicion) -> Self {
-        Self {
-            keys: Arc::new(Keys {
-                config,
-                watch: Watch::new(suspicion),
-                decoy: sealed::decoy(),
-            }),
-        }
+        Self { keys: Arc::new(Keys { config, watch: Watch::new(suspicion), decoy: sealed::decoy() }) }
     }
 
     fn configure(self, change: impl FnOnce(&mut Config)) -> Self {

@@ -113,11 +113,7 @@ impl Limits {
         if self.expires_at.is_some_and(|expires_at| now >= expires_at) {
             return Err(Limit::Expiry);
         }
-        if self
-            .methods
-            .as_ref()
-            .is_some_and(|methods| !methods.contains(method))
-        {
+        if self.methods.as_ref().is_some_and(|methods| !methods.contains(method)) {
             return Err(Limit::Method);
         }
         match &self.paths {
@@ -159,70 +155,16 @@ mod tests {
         let cases: &[Row] = &[
             ("no limits", Limits::none(), Method::GET, "/a/../b", Ok(())),
             ("the path", paths(), Method::GET, "/v1/chat", Ok(())),
-            (
-                "below the path",
-                paths(),
-                Method::GET,
-                "/v1/chat/x",
-                Err(Limit::Path),
-            ),
-            (
-                "beside the path",
-                paths(),
-                Method::GET,
-                "/v1/chatx",
-                Err(Limit::Path),
-            ),
+            ("below the path", paths(), Method::GET, "/v1/chat/x", Err(Limit::Path)),
+            ("beside the path", paths(), Method::GET, "/v1/chatx", Err(Limit::Path)),
             ("under a star", paths(), Method::GET, "/v1/files/a/b", Ok(())),
-            (
-                "the folder of a star",
-                paths(),
-                Method::GET,
-                "/v1/files",
-                Err(Limit::Path),
-            ),
-            (
-                "beside a star",
-                paths(),
-                Method::GET,
-                "/v1/filesystem",
-                Err(Limit::Path),
-            ),
-            (
-                "dots",
-                paths(),
-                Method::GET,
-                "/v1/files/../chat",
-                Err(Limit::Path),
-            ),
-            (
-                "encoded dots",
-                paths(),
-                Method::GET,
-                "/v1/files/%2E%2e/chat",
-                Err(Limit::Path),
-            ),
-            (
-                "an encoded slash",
-                paths(),
-                Method::GET,
-                "/v1/files/..%2fchat",
-                Err(Limit::Path),
-            ),
-            (
-                "dots in a name",
-                paths(),
-                Method::GET,
-                "/v1/files/a..b.txt",
-                Ok(()),
-            ),
-            (
-                "no paths",
-                Limits::none().with_paths([""; 0]),
-                Method::GET,
-                "/",
-                Err(Limit::Path),
-            ),
+            ("the folder of a star", paths(), Method::GET, "/v1/files", Err(Limit::Path)),
+            ("beside a star", paths(), Method::GET, "/v1/filesystem", Err(Limit::Path)),
+            ("dots", paths(), Method::GET, "/v1/files/../chat", Err(Limit::Path)),
+            ("encoded dots", paths(), Method::GET, "/v1/files/%2E%2e/chat", Err(Limit::Path)),
+            ("an encoded slash", paths(), Method::GET, "/v1/files/..%2fchat", Err(Limit::Path)),
+            ("dots in a name", paths(), Method::GET, "/v1/files/a..b.txt", Ok(())),
+            ("no paths", Limits::none().with_paths([""; 0]), Method::GET, "/", Err(Limit::Path)),
             ("the method", post(), Method::POST, "/", Ok(())),
             ("another method", post(), Method::GET, "/", Err(Limit::Method)),
             (
@@ -232,13 +174,7 @@ mod tests {
                 "/",
                 Ok(()),
             ),
-            (
-                "at the end",
-                Limits::none().with_expiry(now),
-                Method::GET,
-                "/",
-                Err(Limit::Expiry),
-            ),
+            ("at the end", Limits::none().with_expiry(now), Method::GET, "/", Err(Limit::Expiry)),
         ];
         for (name, limits, method, path, expected) in cases {
             assert_eq!(limits.check(method, path, now), *expected, "{name}");

@@ -102,11 +102,7 @@ enum Time {
 impl Metadata {
     pub(super) fn new(version: Version, created: SystemTime, split: SplitId) -> Self {
         let millis = u64::try_from(since_epoch(created).as_millis()).unwrap_or(u64::MAX);
-        Self {
-            version,
-            time: Time::Millis(millis),
-            split,
-        }
+        Self { version, time: Time::Millis(millis), split }
     }
 
     /// How the key is split.
@@ -197,11 +193,7 @@ mod tests {
                 "00000001000001a2004e1d6f33d53640",
                 Some((Version::Cut, at(0x01a2_004e_1d6f), 0x33d5_3640)),
             ),
-            (
-                "of version 2",
-                "00000002000000000000000000000000",
-                Some((Version::Sealed, at(0), 0)),
-            ),
+            ("of version 2", "00000002000000000000000000000000", Some((Version::Sealed, at(0), 0))),
             (
                 "seconds",
                 "000000016744a3e133d53640",

@@ -115,12 +115,8 @@ impl KeyOutcome {
                 KeyRejection::InvalidKey
             }
             Self::LimitNotMet(limit) => KeyRejection::LimitNotMet(*limit),
-            Self::Blocked { retry_after } => KeyRejection::Blocked {
-                retry_after: *retry_after,
-            },
-            Self::StoreFailed => KeyRejection::Unavailable {
-                retry_after: Duration::from_secs(5),
-            },
+            Self::Blocked { retry_after } => KeyRejection::Blocked { retry_after: *retry_after },
+            Self::StoreFailed => KeyRejection::Unavailable { retry_after: Duration::from_secs(5) },
             Self::Unverified => KeyRejection::Unverified,
         })
     }
@@ -276,10 +272,7 @@ impl SuspiciousUse {
 /// Fields: `outcome` or `suspicion`, `project`, `provider`, `split`, `version`, `device` (the digest of the
 /// device token), `latency_us` (microseconds), `blocked_s` (seconds), and `error` with its causes.
 #[derive(Clone, Copy, Debug, Default)]
-#[allow(
-    clippy::exhaustive_structs,
-    reason = "users name it beside an observer of their own"
-)]
+#[allow(clippy::exhaustive_structs, reason = "users name it beside an observer of their own")]
 pub struct TracingKeyObserver;
 
 impl KeyObserver for TracingKeyObserver {

@@ -90,9 +90,7 @@ impl Eq for ClientPart {}
 impl fmt::Debug for ClientPart {
     // Half of a secret: never printed.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ClientPart")
-            .field("metadata", &self.metadata)
-            .finish_non_exhaustive()
+        f.debug_struct("ClientPart").field("metadata", &self.metadata).finish_non_exhaustive()
     }
 }
 

@@ -29,10 +29,7 @@ impl Provider {
     /// A provider whose keys may look like anything.
     #[must_use]
     pub fn new(name: &str) -> Self {
-        Self {
-            name: name.into(),
-            prefixes: Vec::new(),
-        }
+        Self { name: name.into(), prefixes: Vec::new() }
     }
 
     /// One more prefix that keys of this provider may have. Keys with none of the prefixes are refused.
@@ -80,21 +77,16 @@ impl Provider {
         }
         let matching = self.prefixes.iter().filter(|pattern| has_prefix(key, pattern));
         let longest = matching.map(|pattern| pattern.len()).max();
-        longest
-            .filter(|length| *length < key.len())
-            .ok_or(SplitKeyErrorKind::WrongFormat.into())
+        longest.filter(|length| *length < key.len()).ok_or(SplitKeyErrorKind::WrongFormat.into())
     }
 }
 
 fn has_prefix(key: &str, pattern: &str) -> bool {
     key.len() >= pattern.len()
-        && key
-            .bytes()
-            .zip(pattern.bytes())
-            .all(|(byte, expected)| match expected {
-                b'#' => byte.is_ascii_digit(),
-                _ => byte == expected,
-            })
+        && key.bytes().zip(pattern.bytes()).all(|(byte, expected)| match expected {
+            b'#' => byte.is_ascii_digit(),
+            _ => byte == expected,
+        })
 }
 
 /// The providers by name. By default [`openai`](Provider::openai), [`anthropic`](Provider::anthropic) and
@@ -130,11 +122,7 @@ impl Providers {
 
 impl Default for Providers {
     fn default() -> Self {
-        Self(vec![
-            Provider::openai(),
-            Provider::anthropic(),
-            Provider::google(),
-        ])
+        Self(vec![Provider::openai(), Provider::anthropic(), Provider::google()])
     }
 }
 
@@ -148,32 +136,12 @@ mod tests {
         let any = Provider::new("any");
         let cases: &[(&str, &Provider, &str, Result<usize, SplitKeyErrorKind>)] = &[
             ("openai", &Provider::openai(), "sk-abc", Ok(3)),
-            (
-                "the longest prefix counts",
-                &Provider::openai(),
-                "sk-proj-abc",
-                Ok(8),
-            ),
-            (
-                "nothing but a prefix",
-                &Provider::openai(),
-                "sk-proj-",
-                Err(WrongFormat),
-            ),
+            ("the longest prefix counts", &Provider::openai(), "sk-proj-abc", Ok(8)),
+            ("nothing but a prefix", &Provider::openai(), "sk-proj-", Err(WrongFormat)),
             ("anthropic", &Provider::anthropic(), "sk-ant-api03-abc", Ok(13)),
-            (
-                "no digits",
-                &Provider::anthropic(),
-                "sk-ant-apixx-abc",
-                Err(WrongFormat),
-            ),
+            ("no digits", &Provider::anthropic(), "sk-ant-apixx-abc", Err(WrongFormat)),
             ("google", &Provider::google(), "AIzaabc", Ok(4)),
-            (
-                "of another provider",
-                &Provider::google(),
-                "sk-abc",
-                Err(WrongFormat),
-            ),
+            ("of another provider", &Provider::google(), "sk-abc", Err(WrongFormat)),
             ("any", &any, "whatever", Ok(0)),
             ("dots", &any, "a.b.c", Ok(0)),
             ("empty", &any, "", Err(InvalidKey)),

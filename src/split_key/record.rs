@@ -84,11 +84,7 @@ impl KeyRecord {
     /// store still has this revision.
     #[must_use]
     pub fn changed_to(&self, state: KeyState) -> Self {
-        Self {
-            state,
-            revision: self.revision.saturating_add(1),
-            ..self.clone()
-        }
+        Self { state, revision: self.revision.saturating_add(1), ..self.clone() }
     }
 
     /// The project to which the key belongs.
@@ -201,9 +197,7 @@ impl Serialize for KeyRecord {
             server_part: Cow::Borrowed(self.server_part.expose()),
             state: match self.state {
                 KeyState::Active => JsonState::Active,
-                KeyState::Retiring { until } => JsonState::Retiring {
-                    until_ms: to_millis(until),
-                },
+                KeyState::Retiring { until } => JsonState::Retiring { until_ms: to_millis(until) },
                 KeyState::Revoked => JsonState::Revoked,
             },
             revision: self.revision,
@@ -235,9 +229,7 @@ impl<'de> Deserialize<'de> for KeyRecord {
         Ok(Self {
             state: match json.state {
                 JsonState::Active => KeyState::Active,
-                JsonState::Retiring { until_ms } => KeyState::Retiring {
-                    until: from_millis(until_ms)?,
-                },
+                JsonState::Retiring { until_ms } => KeyState::Retiring { until: from_millis(until_ms)? },
                 JsonState::Revoked => KeyState::Revoked,
             },
             revision: json.revision,

@@ -136,13 +136,7 @@ where
 /// As for [`Rejection`](crate::Rejection): the `detail` says which limit is not met.
 impl KeyRejectionResponse for ProblemDetails {
     fn response(&self, rejection: &KeyRejection, head: &request::Parts) -> Response<Bytes> {
-        let Row {
-            variant,
-            code,
-            title,
-            status,
-            grpc_status,
-        } = row(rejection);
+        let Row { variant, code, title, status, grpc_status } = row(rejection);
         let problem = Problem {
             page: "split_key/enum.KeyRejection.html",
             variant,
@@ -174,27 +168,9 @@ mod tests {
         let cases: &[Row] = &[
             (KeyRejection::MissingKey, 401, 16, None, "missing_key"),
             (KeyRejection::InvalidKey, 401, 16, None, "invalid_key"),
-            (
-                KeyRejection::LimitNotMet(Limit::Path),
-                403,
-                7,
-                None,
-                "limit_not_met",
-            ),
-            (
-                KeyRejection::Blocked { retry_after },
-                429,
-                8,
-                Some("7"),
-                "key_blocked",
-            ),
-            (
-                KeyRejection::Unavailable { retry_after },
-                503,
-                14,
-                Some("7"),
-                "keys_unavailable",
-            ),
+            (KeyRejection::LimitNotMet(Limit::Path), 403, 7, None, "limit_not_met"),
+            (KeyRejection::Blocked { retry_after }, 429, 8, Some("7"), "key_blocked"),
+            (KeyRejection::Unavailable { retry_after }, 503, 14, Some("7"), "keys_unavailable"),
             (KeyRejection::Unverified, 500, 13, None, "device_unverified"),
         ];
         for (rejection, status, grpc, retry_after, code) in cases {
@@ -206,19 +182,11 @@ mod tests {
             assert_eq!(response.status(), *status, "{code}");
             let header = |name| response.headers().get(name).map(|value| value.to_str().unwrap());
             assert_eq!(header("retry-after"), *retry_after, "{code}");
-            assert_eq!(
-                header("www-authenticate"),
-                (*status == 401).then_some("SplitKey"),
-                "{code}"
-            );
+            assert_eq!(header("www-authenticate"), (*status == 401).then_some("SplitKey"), "{code}");
             let problem: serde_json::Value = serde_json::from_slice(response.body()).unwrap();
             assert_eq!(problem["code"], *code);
             assert_eq!(problem["title"], rejection.to_string(), "{code}");
-            assert_eq!(
-                problem.get("detail").is_some(),
-                rejection.source().is_some(),
-                "{code}"
-            );
+            assert_eq!(problem.get("detail").is_some(), rejection.source().is_some(), "{code}");
 
             let response = ProblemDetails.response(rejection, &head("application/grpc"));
             assert_eq!(response.status(), 200, "{code}");

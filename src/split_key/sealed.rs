@@ -62,25 +62,17 @@ pub(super) fn open(
 ) -> Result<KeyBytes, SplitKeyError> {
     let not_opened = SplitKeyErrorKind::NotOpened;
     let mut decoded = Zeroizing::new([0; SECRET + 3]);
-    let length = URL_SAFE_NO_PAD
-        .decode_slice(client.secret(), &mut *decoded)
-        .map_err(|_| not_opened)?;
+    let length = URL_SAFE_NO_PAD.decode_slice(client.secret(), &mut *decoded).map_err(|_| not_opened)?;
     let secret = decoded[..length].as_array::<SECRET>().ok_or(not_opened)?;
 
     let text = server.expose().as_bytes();
     let mut sealed = Zeroizing::new(vec![0; base64::decoded_len_estimate(text.len())]);
-    let length = URL_SAFE_NO_PAD
-        .decode_slice(text, &mut sealed)
-        .map_err(|_| not_opened)?;
+    let length = URL_SAFE_NO_PAD.decode_slice(text, &mut sealed).map_err(|_| not_opened)?;
     sealed.truncate(length);
     let nonce = *sealed.first_chunk::<NONCE>().ok_or(not_opened)?;
     sealed.drain(..NONCE);
     XChaCha20Poly1305::new(secret.into())
-        .decrypt_in_place(
-            &XNonce::from(nonce),
-            &associated_data(project, client.metadata()),
-            &mut *sealed,
-        )
+        .decrypt_in_place(&XNonce::from(nonce), &associated_data(project, client.metadata()), &mut *sealed)
         .map_err(|_| not_opened)?;
     let end = sealed.iter().rposition(|byte| *byte != 0).ok_or(not_opened)?;
     if sealed[end] != END {

@@ -68,10 +68,7 @@ impl<S> SplitKey<S> {
 
 impl<S: fmt::Debug> fmt::Debug for SplitKey<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SplitKey")
-            .field("inner", &self.inner)
-            .field("keys", &self.keys)
-            .finish()
+        f.debug_struct("SplitKey").field("inner", &self.inner).field("keys", &self.keys).finish()
     }
 }
 
@@ -149,11 +146,7 @@ impl Keys {
         let mut event = KeyEvent {
             project: credentials.project.as_ref().ok().cloned().flatten(),
             provider: None,
-            metadata: client_part
-                .as_ref()
-                .ok()
-                .and_then(Option::as_ref)
-                .map(ClientPart::metadata),
+            metadata: client_part.as_ref().ok().and_then(Option::as_ref).map(ClientPart::metadata),
             device,
             outcome: KeyOutcome::Missing,
             error: None,
@@ -185,10 +178,8 @@ impl Keys {
 
     fn take_credentials(&self, head: &mut request::Parts) -> Credentials {
         let original = self.config.forward_credentials.then(|| head.headers.clone());
-        let credentials = Credentials {
-            client_part: self.take_client_part(head),
-            project: self.take_project(head),
-        };
+        let credentials =
+            Credentials { client_part: self.take_client_part(head), project: self.take_project(head) };
         if let Some(original) = original {
             put_back(original, &mut head.headers);
         }
@@ -253,17 +244,9 @@ fn agreed<T: PartialEq>(
 
 /// Asks the store and puts the key together.
 async fn look_up(keys: Arc<Keys>, inquiry: Inquiry) -> Opening {
-    let Inquiry {
-        client_part,
-        mut event,
-    } = inquiry;
+    let Inquiry { client_part, mut event } = inquiry;
     let project = event.project.clone().unwrap_or_default();
-    let record = match keys
-        .config
-        .store
-        .get(&project, client_part.metadata().split())
-        .await
-    {
+    let record = match keys.config.store.get(&project, client_part.metadata().split()).await {
         Ok(record) => record.filter(|record| record.project() == &*project),
         Err(error) => {
             event.outcome = KeyOutcome::StoreFailed;
@@ -290,10 +273,7 @@ async fn look_up(keys: Arc<Keys>, inquiry: Inquiry) -> Opening {
         (Ok(key), KeyState::Active) => (KeyOutcome::Opened, Some(key)),
     };
     event.outcome = outcome;
-    Opening {
-        event,
-        key: key.map(|key| (key, record.shared_limits())),
-    }
+    Opening { event, key: key.map(|key| (key, record.shared_limits())) }
 }
 
 impl Conclude for Keys {

@@ -167,9 +167,7 @@ impl Splitter {
     ) -> Result<Split, SplitKeyError> {
         retried(async || {
             let old = find(store, project, split).await?;
-            let new = self
-                .split(project, old.provider(), api_key)?
-                .limited(old.limits().clone());
+            let new = self.split(project, old.provider(), api_key)?.limited(old.limits().clone());
             let mut changes = vec![new.record.clone()];
             let until = SystemTime::now().checked_add(overlap);
             changes.extend(until.and_then(|until| retiring(&old, until)));

@@ -121,19 +121,13 @@ pub struct StoreError {
 impl StoreError {
     /// The store cannot say or cannot keep. The cause must hold no secret: it is logged.
     pub fn unavailable(source: impl Into<BoxError>) -> Self {
-        Self {
-            conflict: false,
-            source: source.into(),
-        }
+        Self { conflict: false, source: source.into() }
     }
 
     /// The store has another revision of a record than the one that was to be replaced.
     #[must_use]
     pub fn conflict() -> Self {
-        Self {
-            conflict: true,
-            source: "another revision".into(),
-        }
+        Self { conflict: true, source: "another revision".into() }
     }
 
     /// Whether it was a [`conflict`](Self::conflict).
@@ -218,10 +212,7 @@ impl KeyStore for MemoryKeyStore {
     }
 
     async fn put(&self, records: Vec<KeyRecord>) -> Result<(), StoreError> {
-        self.0
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .put(records)
+        self.0.write().unwrap_or_else(PoisonError::into_inner).put(records)
     }
 
     async fn list(&self) -> Result<Vec<KeyRecord>, StoreError> {
@@ -233,8 +224,6 @@ impl KeyStore for MemoryKeyStore {
 impl fmt::Debug for MemoryKeyStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let records = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        f.debug_struct("MemoryKeyStore")
-            .field("records", &records.iter().count())
-            .finish()
+        f.debug_struct("MemoryKeyStore").field("records", &records.iter().count()).finish()
     }
 }

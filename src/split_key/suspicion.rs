@@ -31,12 +31,7 @@ pub struct Suspicion {
 impl Suspicion {
     /// Windows of 10 minutes; more than 1,000 devices, or more than 100 refusals; nothing is blocked.
     pub const fn new() -> Self {
-        Self {
-            window: Duration::from_secs(10 * 60),
-            devices: 1_000,
-            refusals: 100,
-            block: None,
-        }
+        Self { window: Duration::from_secs(10 * 60), devices: 1_000, refusals: 100, block: None }
     }
 
     /// The time within which uses are counted. Default: 10 minutes.
@@ -124,10 +119,7 @@ struct Sighting {
 
 impl Watch {
     pub(super) fn new(rules: Suspicion) -> Self {
-        Self {
-            rules,
-            sightings: Mutex::default(),
-        }
+        Self { rules, sightings: Mutex::default() }
     }
 
     pub(super) const fn rules(&self) -> &Suspicion {
@@ -142,10 +134,8 @@ impl Watch {
             let sighting = splits.0.get(project)?.get(&split)?;
             let left = sighting.ends.checked_duration_since(now)?;
             let seconds = u64::try_from(left.as_millis().div_ceil(1_000)).unwrap_or(u64::MAX);
-            (sighting.blocked && seconds > 0).then(|| Block {
-                left: Duration::from_secs(seconds),
-                provider: sighting.provider.clone(),
-            })
+            (sighting.blocked && seconds > 0)
+                .then(|| Block { left: Duration::from_secs(seconds), provider: sighting.provider.clone() })
         };
         block(&sightings.known).or_else(|| block(&sightings.unknown))
     }
@@ -168,11 +158,7 @@ impl Watch {
         };
         let now = event.started.monotonic;
         let mut sightings = self.lock();
-        let splits = if known {
-            &mut sightings.known
-        } else {
-            &mut sightings.unknown
-        };
+        let splits = if known { &mut sightings.known } else { &mut sightings.unknown };
         let Some(sighting) = splits.sighting(project, split, now, self.rules.window) else {
             return Vec::new();
         };
@@ -235,10 +221,7 @@ impl Splits {
         now: Instant,
         window: Duration,
     ) -> Option<&mut Sighting> {
-        let present = self
-            .0
-            .get(project)
-            .is_some_and(|splits| splits.contains_key(&split));
+        let present = self.0.get(project).is_some_and(|splits| splits.contains_key(&split));
         if !present && self.len() >= MAX_SPLITS {
             self.0.retain(|_, splits| {
                 splits.retain(|_, sighting| now < sighting.ends);

@@ -19,10 +19,7 @@ impl Random for Seeded {
     fn fill(&mut self, bytes: &mut [u8]) -> Result<(), SplitKeyError> {
         for byte in bytes {
             // An LCG of 64 bits, of which the highest are good.
-            self.0 = self
-                .0
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
+            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             *byte = (self.0 >> 56) as u8;
         }
         Ok(())
@@ -50,9 +47,7 @@ fn splitter(version: Version) -> Splitter {
 }
 
 fn split(version: Version, provider: &str, key: &str, seed: u64) -> Split {
-    splitter(version)
-        .split_at("project", provider, key, NOW, &mut Seeded(seed))
-        .unwrap()
+    splitter(version).split_at("project", provider, key, NOW, &mut Seeded(seed)).unwrap()
 }
 
 fn record(project: &str, provider: &str, metadata: Metadata, server: &str) -> KeyRecord {
@@ -83,11 +78,7 @@ fn pairs_made_by_proxed_are_reassembled() {
         let lint = lint(record.server_part(), &client, &provider).unwrap();
         let tail = pair.client_part.len() - 1 - 32 - 16;
         assert!(lint.unknown_to_server() <= tail, "{}", pair.api_key);
-        assert!(
-            lint.unknown_to_client() < pair.server_part.len() - 16,
-            "{}",
-            pair.api_key
-        );
+        assert!(lint.unknown_to_client() < pair.server_part.len() - 16, "{}", pair.api_key);
         unsound += usize::from(!lint.is_sound());
     }
     // Among them, one whose client got all but `sk-p`.
@@ -112,10 +103,8 @@ fn what_a_lint_says() {
         ("nothing for the client", "sk-proj-0123456789", "", 0, 10),
     ];
     for (name, head, tail, server, client) in cases {
-        let parts = (
-            format!("{head}{SALT}").parse().unwrap(),
-            format!("{tail}{SALT}.{metadata}").parse().unwrap(),
-        );
+        let parts =
+            (format!("{head}{SALT}").parse().unwrap(), format!("{tail}{SALT}.{metadata}").parse().unwrap());
         let lint = lint(&parts.0, &parts.1, &Provider::openai()).unwrap();
         assert_eq!(lint.unknown_to_server(), *server, "{name}");
         assert_eq!(lint.unknown_to_client(), *client, "{name}");
@@ -130,11 +119,7 @@ fn version_1_cuts_are_uniform_and_never_inside_the_prefix() {
     let mut random = Seeded(36);
     let any = ("any", "T9wLmV3cXz7QbN2kR8yJ5hF1dG6sA4pE0u");
     for (name, key) in KEYS.iter().chain([&any]) {
-        let provider = Providers::default()
-            .with(Provider::new("any"))
-            .get(name)
-            .unwrap()
-            .clone();
+        let provider = Providers::default().with(Provider::new("any")).get(name).unwrap().clone();
         let prefix = provider.prefix_length(key).unwrap();
         let mut cuts = BTreeMap::<usize, u64>::new();
         for _ in 0..SPLITS {
@@ -152,10 +137,7 @@ fn version_1_cuts_are_uniform_and_never_inside_the_prefix() {
         // Pearson's test: a uniform choice passes this bound but once in a million, by the approximation of
         // Wilson and Hilferty to the chi-squared distribution (4.753 is the normal distribution's quantile).
         let expected = SPLITS as f64 / choices as f64;
-        let statistic: f64 = cuts
-            .values()
-            .map(|count| (*count as f64 - expected).powi(2) / expected)
-            .sum();
+        let statistic: f64 = cuts.values().map(|count| (*count as f64 - expected).powi(2) / expected).sum();
         let freedom = choices as f64 - 1.0;
         let spread = 2.0 / (9.0 * freedom);
         let bound = freedom * (1.0 - spread + 4.753 * spread.sqrt()).powi(3);
@@ -169,11 +151,7 @@ fn a_key_too_short_to_be_cut_is_refused() {
     for (length, expected) in cases {
         let key = format!("AIza{}", "x".repeat(length));
         let split = splitter(Version::Cut).split("project", "google", &key);
-        assert_eq!(
-            split.map(|_| ()).map_err(|error| error.kind()),
-            expected,
-            "{length}"
-        );
+        assert_eq!(split.map(|_| ()).map_err(|error| error.kind()), expected, "{length}");
     }
 }
 
@@ -202,9 +180,7 @@ fn keys_survive_in_both_versions() {
     for length in [1, 254, 255, 256, 257, 511, 512] {
         let key = "k".repeat(length);
         let split = split(Version::Sealed, "any", &key, 1);
-        let opened = splitter(Version::Sealed)
-            .open(split.record(), split.client_part())
-            .unwrap();
+        let opened = splitter(Version::Sealed).open(split.record(), split.client_part()).unwrap();
         assert_eq!(opened.expose(), key);
     }
 }
@@ -213,13 +189,7 @@ fn keys_survive_in_both_versions() {
 fn the_length_of_a_sealed_key_does_not_show() {
     let lengths: Vec<_> = KEYS
         .iter()
-        .map(|(provider, key)| {
-            split(Version::Sealed, provider, key, 1)
-                .record()
-                .server_part()
-                .expose()
-                .len()
-        })
+        .map(|(provider, key)| split(Version::Sealed, provider, key, 1).record().server_part().expose().len())
         .collect();
     assert!(lengths.iter().all(|length| *length == lengths[0]), "{lengths:?}");
 }
@@ -276,10 +246,7 @@ fn one_flipped_bit_anywhere_does_not_open() {
         let mut changed = sealed.clone();
         changed[bit / 8] ^= 1 << (bit % 8);
         let text = base64::Engine::encode(&base64::engine::general_purpose::URL_SAFE_NO_PAD, changed);
-        assert!(
-            !opens(&text.parse().unwrap(), client, "project", client.metadata()),
-            "{bit}"
-        );
+        assert!(!opens(&text.parse().unwrap(), client, "project", client.metadata()), "{bit}");
     }
 }
 
@@ -296,13 +263,10 @@ fn parts_of_two_keys_projects_or_versions_do_not_mix() {
         let foreign = split(other_version, provider, key, 1);
         let server = one.record().server_part().expose();
         let client = one.client_part();
-        let renamed: ClientPart = format!(
-            "{}.{}",
-            client.expose().rsplit_once('.').unwrap().0,
-            other.client_part().metadata()
-        )
-        .parse()
-        .unwrap();
+        let renamed: ClientPart =
+            format!("{}.{}", client.expose().rsplit_once('.').unwrap().0, other.client_part().metadata())
+                .parse()
+                .unwrap();
         let own = client.metadata();
         let cases = [
             (
@@ -310,16 +274,8 @@ fn parts_of_two_keys_projects_or_versions_do_not_mix() {
                 record("project", provider, own, other.record().server_part().expose()),
                 client,
             ),
-            (
-                "another key's client part",
-                one.record().clone(),
-                other.client_part(),
-            ),
-            (
-                "another version's client part",
-                one.record().clone(),
-                foreign.client_part(),
-            ),
+            ("another key's client part", one.record().clone(), other.client_part()),
+            ("another version's client part", one.record().clone(), foreign.client_part()),
             (
                 "another version's server part",
                 record("project", provider, own, foreign.record().server_part().expose()),
@@ -343,9 +299,7 @@ fn nothing_secret_is_printed() {
     for version in [Version::Cut, Version::Sealed] {
         let (provider, key) = KEYS[0];
         let split = split(version, provider, key, 3);
-        let opened = splitter(version)
-            .open(split.record(), split.client_part())
-            .unwrap();
+        let opened = splitter(version).open(split.record(), split.client_part()).unwrap();
         let printed = format!(
             "{split:?} {opened:?} {:?} {:?} {:?}",
             opened.header_value(),
@@ -368,9 +322,7 @@ fn nothing_secret_is_printed() {
 fn header_values() {
     let (provider, key) = KEYS[2];
     let split = split(Version::Sealed, provider, key, 3);
-    let opened = splitter(Version::Sealed)
-        .open(split.record(), split.client_part())
-        .unwrap();
+    let opened = splitter(Version::Sealed).open(split.record(), split.client_part()).unwrap();
     assert_eq!(opened.header_value(), key);
     assert!(opened.header_value().is_sensitive());
     assert_eq!(opened.bearer_value(), format!("Bearer {key}"));
@@ -386,10 +338,7 @@ fn records_in_json() {
         .record()
         .clone()
         .with_limits(
-            Limits::none()
-                .with_paths(["/v1/*"])
-                .with_methods([http::Method::POST])
-                .with_expiry(later),
+            Limits::none().with_paths(["/v1/*"]).with_methods([http::Method::POST]).with_expiry(later),
         )
         .changed_to(KeyState::Retiring { until: later });
     let json = serde_json::to_string(&record).unwrap();
@@ -403,10 +352,7 @@ fn records_in_json() {
 
     let broken = [
         ("a slip of the pen", json.replace("allowed_paths", "allowed_path")),
-        (
-            "no project",
-            json.replace(r#""project":"project""#, r#""project":"""#),
-        ),
+        ("no project", json.replace(r#""project":"project""#, r#""project":"""#)),
         ("an unknown state", json.replace("retiring", "resting")),
         ("upper case metadata", json.replace("00000002", "0000000F")),
         ("no method", json.replace("POST", "P OST")),
@@ -424,25 +370,15 @@ async fn rotation_and_its_end() {
     let store = MemoryKeyStore::new();
     let splitter = splitter(Version::Sealed);
     let limits = Limits::none().with_methods([http::Method::POST]);
-    let old = splitter
-        .issue(&store, "project", provider, key, limits.clone())
-        .await
-        .unwrap();
+    let old = splitter.issue(&store, "project", provider, key, limits.clone()).await.unwrap();
     let hour = Duration::from_secs(3600);
     let before = SystemTime::now();
-    let new = splitter
-        .rotate(&store, "project", old.record().split(), key, hour)
-        .await
-        .unwrap();
+    let new = splitter.rotate(&store, "project", old.record().split(), key, hour).await.unwrap();
     assert_eq!(new.record().limits(), &limits);
     assert_ne!(new.client_part(), old.client_part());
 
     let state = async |split: &Split| {
-        let record = store
-            .get("project", split.record().split())
-            .await
-            .unwrap()
-            .unwrap();
+        let record = store.get("project", split.record().split()).await.unwrap().unwrap();
         assert!(splitter.open(&record, split.client_part()).is_ok());
         record.state()
     };
@@ -453,24 +389,17 @@ async fn rotation_and_its_end() {
     assert!(until >= before + hour);
 
     // Rotated again, the old one retires no later than before.
-    splitter
-        .rotate(&store, "project", old.record().split(), key, 2 * hour)
-        .await
-        .unwrap();
+    splitter.rotate(&store, "project", old.record().split(), key, 2 * hour).await.unwrap();
     assert_eq!(state(&old).await, KeyState::Retiring { until });
 
     let later = until + hour;
-    retire(&store, "project", old.record().split(), later)
-        .await
-        .unwrap();
+    retire(&store, "project", old.record().split(), later).await.unwrap();
     assert_eq!(state(&old).await, KeyState::Retiring { until: later });
     for _ in 0..2 {
         let revoked = revoke(&store, "project", old.record().split()).await.unwrap();
         assert_eq!(revoked.revision(), 3);
     }
-    let error = retire(&store, "project", old.record().split(), later)
-        .await
-        .unwrap_err();
+    let error = retire(&store, "project", old.record().split(), later).await.unwrap_err();
     assert_eq!(error.kind(), SplitKeyErrorKind::Revoked);
     let error = revoke(&store, "another", old.record().split()).await.unwrap_err();
     assert_eq!(error.kind(), SplitKeyErrorKind::NotFound);

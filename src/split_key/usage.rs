@@ -69,10 +69,7 @@ impl UsageLog {
     /// the oldest day goes.
     #[must_use]
     pub fn with_capacity(capacity: usize) -> Self {
-        Self {
-            capacity,
-            log: Mutex::default(),
-        }
+        Self { capacity, log: Mutex::default() }
     }
 
     /// The log in JSON, the newest day first:
@@ -96,28 +93,21 @@ impl UsageLog {
     #[must_use]
     pub fn to_json(&self) -> String {
         let log = self.lock();
-        let entries = log
-            .counts
-            .iter()
-            .rev()
-            .map(|((day, project, split), counts)| Entry {
-                day: day.to_string(),
-                project,
-                split: split.to_string(),
-                provider: &counts.provider,
-                version: counts.version,
-                opened: counts.opened,
-                opened_retiring: counts.retiring,
-                refused: counts.refused,
-                limited: counts.limited,
-                blocked: counts.blocked,
-                last_used: counts.last_used,
-            });
-        let usage = Usage {
-            entries: entries.collect(),
-            unattributed: log.unattributed,
-            dropped: log.dropped,
-        };
+        let entries = log.counts.iter().rev().map(|((day, project, split), counts)| Entry {
+            day: day.to_string(),
+            project,
+            split: split.to_string(),
+            provider: &counts.provider,
+            version: counts.version,
+            opened: counts.opened,
+            opened_retiring: counts.retiring,
+            refused: counts.refused,
+            limited: counts.limited,
+            blocked: counts.blocked,
+            last_used: counts.last_used,
+        });
+        let usage =
+            Usage { entries: entries.collect(), unattributed: log.unattributed, dropped: log.dropped };
         // Maps with keys that are no strings, the one thing that can fail, do not occur.
         serde_json::to_string(&usage).unwrap_or_default()
     }

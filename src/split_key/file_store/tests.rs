@@ -26,16 +26,12 @@ impl Drop for Folder {
 }
 
 fn store(folder: &Folder) -> FileKeyStore {
-    FileKeyStore::open_or_create(folder.file())
-        .unwrap()
-        .with_check_interval(Duration::ZERO)
+    FileKeyStore::open_or_create(folder.file()).unwrap().with_check_interval(Duration::ZERO)
 }
 
 async fn issue(store: &FileKeyStore) -> SplitId {
     let (provider, key) = KEYS[0];
-    let split = Splitter::new()
-        .issue(store, "project", provider, key, Limits::none())
-        .await;
+    let split = Splitter::new().issue(store, "project", provider, key, Limits::none()).await;
     split.unwrap().record().split()
 }
 
@@ -95,11 +91,7 @@ async fn a_file_that_is_not_right_is_an_error_until_it_is() {
 #[tokio::test]
 async fn errors_quote_nothing_of_the_file() {
     let folder = Folder::new("quotes");
-    fs::write(
-        folder.file(),
-        r#"{"format":1,"keys":[{"project":"MARKER","MARKER":"MARKER"}]}"#,
-    )
-    .unwrap();
+    fs::write(folder.file(), r#"{"format":1,"keys":[{"project":"MARKER","MARKER":"MARKER"}]}"#).unwrap();
     let error = FileKeyStore::open(folder.file()).unwrap_err();
     let text = format!("{error:?} {error} {}", std::error::Error::source(&error).unwrap());
     assert!(!text.contains("MARKER"), "{text}");
@@ -157,21 +149,6 @@ fn writers_do_not_lose_the_work_of_others() {
     let until = crate::clock::SystemTime::now();
     let store = store(&folder);
     let retired = retire(&store, "project", split, until);
-    assert_eq!(
-        futures_util::FutureExt::now_or_never(retired)
-            .unwrap()
-            .unwrap()
-            .revision(),
-        1
-    );
-    assert_eq!(
-        FileKeyStore::open(folder.file())
-            .unwrap()
-            .current()
-            .records()
-            .unwrap()
-            .iter()
-            .count(),
-        21
-    );
+    assert_eq!(futures_util::FutureExt::now_or_never(retired).unwrap().unwrap().revision(), 1);
+    assert_eq!(FileKeyStore::open(folder.file()).unwrap().current().records().unwrap().iter().count(), 21);
 }

@@ -82,32 +82,18 @@ struct Fixture {
 
 impl Fixture {
     fn new() -> Self {
-        let store = Arc::new(Fragile {
-            store: MemoryKeyStore::new(),
-            gets: AtomicUsize::new(0),
-        });
+        let store = Arc::new(Fragile { store: MemoryKeyStore::new(), gets: AtomicUsize::new(0) });
         let notes = Arc::new(Notes::default());
         let layer = SplitKeyLayer::new(Arc::clone(&store)).with_observer(Arc::clone(&notes));
-        Self {
-            store,
-            notes,
-            inner: Arc::default(),
-            layer,
-        }
+        Self { store, notes, inner: Arc::default(), layer }
     }
 
     /// A key in a state and with limits.
     async fn key(&self, state: KeyState, limits: Limits) -> Split {
         let (provider, key) = KEYS[0];
-        let split = Splitter::new()
-            .issue(&self.store, "project", provider, key, limits)
-            .await
-            .unwrap();
+        let split = Splitter::new().issue(&self.store, "project", provider, key, limits).await.unwrap();
         if state != KeyState::Active {
-            self.store
-                .put(vec![split.record().changed_to(state)])
-                .await
-                .unwrap();
+            self.store.put(vec![split.record().changed_to(state)]).await.unwrap();
         }
         split
     }
@@ -141,13 +127,7 @@ impl Fixture {
 fn device(text: &str) -> VerifiedDevice {
     let token: DeviceToken = text.parse().unwrap();
     let digest = token.digest();
-    VerifiedDevice::new(
-        token,
-        digest,
-        Environment::Production,
-        Evidence::Apple,
-        SystemTime::now(),
-    )
+    VerifiedDevice::new(token, digest, Environment::Production, Evidence::Apple, SystemTime::now())
 }
 
 fn request(headers: &[(&str, &str)]) -> Request<Body> {
@@ -179,54 +159,22 @@ async fn where_credentials_are_found() {
     let other_bearer = &*bearer(other);
     let cases: Vec<Row<'_>> = vec![
         ("header", vec![key, project], KeyOutcome::Opened),
-        (
-            "bearer",
-            vec![("authorization", authorization), project],
-            KeyOutcome::Opened,
-        ),
-        (
-            "both, the same",
-            vec![key, ("authorization", authorization), project],
-            KeyOutcome::Opened,
-        ),
-        (
-            "both, different",
-            vec![key, ("authorization", other_bearer), project],
-            KeyOutcome::Malformed,
-        ),
+        ("bearer", vec![("authorization", authorization), project], KeyOutcome::Opened),
+        ("both, the same", vec![key, ("authorization", authorization), project], KeyOutcome::Opened),
+        ("both, different", vec![key, ("authorization", other_bearer), project], KeyOutcome::Malformed),
         ("repeated", vec![key, key, project], KeyOutcome::Malformed),
         (
             "repeated bearer",
-            vec![
-                ("authorization", authorization),
-                ("authorization", authorization),
-                project,
-            ],
+            vec![("authorization", authorization), ("authorization", authorization), project],
             KeyOutcome::Malformed,
         ),
         ("two projects", vec![key, project, project], KeyOutcome::Malformed),
         ("no project", vec![key], KeyOutcome::Missing),
-        (
-            "an empty project",
-            vec![key, ("x-project-id", "")],
-            KeyOutcome::Malformed,
-        ),
+        ("an empty project", vec![key, ("x-project-id", "")], KeyOutcome::Malformed),
         ("no client part", vec![project], KeyOutcome::Missing),
-        (
-            "another scheme",
-            vec![("authorization", "Basic x"), project],
-            KeyOutcome::Missing,
-        ),
-        (
-            "nothing in it",
-            vec![("x-ai-key", ""), project],
-            KeyOutcome::Malformed,
-        ),
-        (
-            "no metadata",
-            vec![("x-ai-key", "sk-whole-key"), project],
-            KeyOutcome::Malformed,
-        ),
+        ("another scheme", vec![("authorization", "Basic x"), project], KeyOutcome::Missing),
+        ("nothing in it", vec![("x-ai-key", ""), project], KeyOutcome::Malformed),
+        ("no metadata", vec![("x-ai-key", "sk-whole-key"), project], KeyOutcome::Malformed),
     ];
     for (name, headers, outcome) in cases {
         let calls = fixture.inner.calls.load(Ordering::Relaxed);
@@ -244,9 +192,7 @@ async fn where_credentials_are_found() {
 
     // A bearer token beside the header is the user's own.
     let jwt = "Bearer eyJhbGciOiJub25lIn0.e30.c2ln";
-    fixture
-        .send(request(&[key, ("authorization", jwt), project]))
-        .await;
+    fixture.send(request(&[key, ("authorization", jwt), project])).await;
     assert_eq!(fixture.outcome(), Some(KeyOutcome::Opened));
     assert_eq!(fixture.inner.headers.lock().unwrap()["authorization"], jwt);
 }
@@ -258,12 +204,8 @@ async fn one_uniform_401() {
     let hour = Duration::from_secs(3600);
     let active = fixture.key(KeyState::Active, Limits::none()).await;
     let other = fixture.key(KeyState::Active, Limits::none()).await;
-    let retiring = fixture
-        .key(KeyState::Retiring { until: now + hour }, Limits::none())
-        .await;
-    let retired = fixture
-        .key(KeyState::Retiring { until: now - hour }, Limits::none())
-        .await;
+    let retiring = fixture.key(KeyState::Retiring { until: now + hour }, Limits::none()).await;
+    let retired = fixture.key(KeyState::Retiring { until: now - hour }, Limits::none()).await;
     let revoked = fixture.key(KeyState::Revoked, Limits::none()).await;
     let (provider, key) = KEYS[0];
     let unknown = Splitter::new().split("project", provider, key).unwrap();
@@ -291,11 +233,7 @@ async fn one_uniform_401() {
         }
         assert_eq!(response.status(), 401, "{name}");
         assert_eq!(response.headers()["www-authenticate"], "SplitKey", "{name}");
-        assert_eq!(
-            response.extensions().get(),
-            Some(&KeyRejection::InvalidKey),
-            "{name}"
-        );
+        assert_eq!(response.extensions().get(), Some(&KeyRejection::InvalidKey), "{name}");
         let (head, body) = response.into_parts();
         bodies.push((head.headers, body));
     }
@@ -315,27 +253,9 @@ async fn other_rejections() {
     let mut unverified = with(part);
     unverified.extensions_mut().remove::<VerifiedDevice>();
     let cases = [
-        (
-            "limit",
-            with(part),
-            403,
-            "limit_not_met",
-            KeyOutcome::LimitNotMet(Limit::Method),
-        ),
-        (
-            "store down",
-            down,
-            503,
-            "keys_unavailable",
-            KeyOutcome::StoreFailed,
-        ),
-        (
-            "no device",
-            unverified,
-            500,
-            "device_unverified",
-            KeyOutcome::Unverified,
-        ),
+        ("limit", with(part), 403, "limit_not_met", KeyOutcome::LimitNotMet(Limit::Method)),
+        ("store down", down, 503, "keys_unavailable", KeyOutcome::StoreFailed),
+        ("no device", unverified, 500, "device_unverified", KeyOutcome::Unverified),
     ];
     for (name, mut request, status, code, outcome) in cases {
         // Nobody else's key is passed on.
@@ -345,10 +265,7 @@ async fn other_rejections() {
         let problem: serde_json::Value = serde_json::from_slice(response.body()).unwrap();
         assert_eq!(problem["code"], code, "{name}");
         assert_eq!(fixture.outcome(), Some(outcome), "{name}");
-        assert!(
-            !String::from_utf8_lossy(response.body()).contains("plug"),
-            "{name}"
-        );
+        assert!(!String::from_utf8_lossy(response.body()).contains("plug"), "{name}");
     }
     assert_eq!(fixture.inner.calls.load(Ordering::Relaxed), 0);
 }
@@ -377,20 +294,11 @@ async fn switches() {
         fixture.outcome()
     };
     let key = ("x-api-key", part);
-    assert_eq!(
-        send("/v1/openai/project/chat", &[key]).await,
-        Some(KeyOutcome::Opened)
-    );
+    assert_eq!(send("/v1/openai/project/chat", &[key]).await, Some(KeyOutcome::Opened));
     assert!(fixture.inner.headers.lock().unwrap()["x-api-key"].is_sensitive());
     let project = ("x-project-id", "project");
-    assert_eq!(
-        send("/v1/openai/project/chat", &[key, project]).await,
-        Some(KeyOutcome::Opened)
-    );
-    assert_eq!(
-        send("/v1/openai/other/chat", &[key, project]).await,
-        Some(KeyOutcome::Malformed)
-    );
+    assert_eq!(send("/v1/openai/project/chat", &[key, project]).await, Some(KeyOutcome::Opened));
+    assert_eq!(send("/v1/openai/other/chat", &[key, project]).await, Some(KeyOutcome::Malformed));
     assert_eq!(send("/v1", &[key, project]).await, Some(KeyOutcome::Opened));
     assert_eq!(send("/v1", &[key]).await, Some(KeyOutcome::Missing));
 }
@@ -438,20 +346,14 @@ async fn behind_the_gate_in_both_forms() {
         .with_token_source(HeaderToken::new(HeaderName::from_static("x-device-token")))
         .add_token_source(BearerToken::new());
     let seen = |request: Request<Body>| async move {
-        let key = request
-            .extensions()
-            .get::<ApiKey>()
-            .map(|key| key.expose().to_owned());
+        let key = request.extensions().get::<ApiKey>().map(|key| key.expose().to_owned());
         let headers = request.headers().len();
         Ok::<_, Infallible>(Response::new(http_body_util::Full::from(format!(
             "{} {headers}",
             key.unwrap_or_default()
         ))))
     };
-    let service = ServiceBuilder::new()
-        .layer(gate)
-        .layer(fixture.layer.clone())
-        .service(service_fn(seen));
+    let service = ServiceBuilder::new().layer(gate).layer(fixture.layer.clone()).service(service_fn(seen));
     // A client part of version 1 with dots in it, as API keys with dots have.
     let dotted = format!("any.{}.key", "dots.".repeat(20));
     let splitter = Splitter::new().with_version(Version::Cut);
@@ -464,11 +366,7 @@ async fn behind_the_gate_in_both_forms() {
     let part = split.client_part().expose();
     let bearer = format!("Bearer {part}.AgAA");
     let cases: [&[(&str, &str)]; 2] = [
-        &[
-            ("x-ai-key", part),
-            ("x-device-token", "AgAA"),
-            ("x-project-id", "project"),
-        ],
+        &[("x-ai-key", part), ("x-device-token", "AgAA"), ("x-project-id", "project")],
         &[("authorization", &bearer), ("x-project-id", "project")],
     ];
     for headers in cases {
@@ -484,12 +382,10 @@ async fn behind_the_gate_in_both_forms() {
 async fn blocking_and_release() {
     let mut fixture = Fixture::new();
     let minute = Duration::from_secs(60);
-    fixture.layer = fixture.layer.clone().with_suspicion(
-        Suspicion::new()
-            .with_max_devices(2)
-            .with_max_refusals(3)
-            .with_blocking(minute),
-    );
+    fixture.layer = fixture
+        .layer
+        .clone()
+        .with_suspicion(Suspicion::new().with_max_devices(2).with_max_refusals(3).with_blocking(minute));
     let used = fixture.key(KeyState::Active, Limits::none()).await;
     let quiet = fixture.key(KeyState::Active, Limits::none()).await;
     let from = |split: &Split, token: &str| {
@@ -510,11 +406,7 @@ async fn blocking_and_release() {
     assert_eq!(response.status(), 429);
     assert_eq!(response.headers()["retry-after"], "60");
     assert_eq!(fixture.store.gets.load(Ordering::Relaxed), gets);
-    assert_eq!(
-        fixture.send(from(&quiet, "AQAA")).await.status(),
-        200,
-        "another split"
-    );
+    assert_eq!(fixture.send(from(&quiet, "AQAA")).await.status(), 200, "another split");
     tokio::time::advance(minute).await;
     assert_eq!(fixture.send(from(&used, "AQAA")).await.status(), 200, "released");
     assert!(fixture.suspicions().is_empty());
@@ -525,10 +417,7 @@ async fn blocking_and_release() {
     for expected in [401, 401, 401, 401, 429] {
         assert_eq!(fixture.send(from(&unknown, "AQAA")).await.status(), expected);
     }
-    assert_eq!(
-        fixture.suspicions(),
-        [(SuspicionKind::ManyRefusals, Some(minute))]
-    );
+    assert_eq!(fixture.suspicions(), [(SuspicionKind::ManyRefusals, Some(minute))]);
     tokio::time::advance(minute).await;
     assert_eq!(fixture.send(from(&unknown, "AQAA")).await.status(), 401);
 }
@@ -536,17 +425,11 @@ async fn blocking_and_release() {
 #[tokio::test]
 async fn suspicion_alone_blocks_nothing() {
     let mut fixture = Fixture::new();
-    fixture.layer = fixture
-        .layer
-        .clone()
-        .with_suspicion(Suspicion::new().with_max_refusals(0));
+    fixture.layer = fixture.layer.clone().with_suspicion(Suspicion::new().with_max_refusals(0));
     let (provider, key) = KEYS[0];
     let unknown = Splitter::new().split("project", provider, key).unwrap();
     for _ in 0..5 {
-        assert_eq!(
-            fixture.send(with(unknown.client_part().expose())).await.status(),
-            401
-        );
+        assert_eq!(fixture.send(with(unknown.client_part().expose())).await.status(), 401);
     }
     // Once in a window.
     assert_eq!(fixture.suspicions(), [(SuspicionKind::ManyRefusals, None)]);
@@ -596,17 +479,9 @@ async fn a_slow_store_holds_no_readiness() {
         .service_fn(|_: Request<Body>| async { Ok::<_, Infallible>(Response::new(Body::new())) });
     // Two at once, where the inner service takes one.
     let mut one = limited.clone();
-    let first = one
-        .ready()
-        .await
-        .unwrap()
-        .call(with(split.client_part().expose()));
+    let first = one.ready().await.unwrap().call(with(split.client_part().expose()));
     let mut other = limited.clone();
-    let second = other
-        .ready()
-        .await
-        .unwrap()
-        .call(with(split.client_part().expose()));
+    let second = other.ready().await.unwrap().call(with(split.client_part().expose()));
     assert_eq!(second.await.unwrap().status(), 200);
     assert_eq!(first.await.unwrap().status(), 200);
 }
