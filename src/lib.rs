@@ -165,10 +165,13 @@ pub mod guide;
 mod layer;
 mod observer;
 mod pipeline;
+mod problem;
 mod rejection;
 mod routing;
 mod service;
 mod single_flight;
+#[cfg(feature = "split-key")]
+pub mod split_key;
 #[cfg(feature = "testing")]
 #[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "testing")))]
 pub mod testing;
