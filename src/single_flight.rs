@@ -39,12 +39,7 @@ where
     T: Clone + Send + Sync + 'static,
 {
     pub(crate) fn new() -> Self {
-        Self {
-            flights: Arc::new(Mutex::new(Map {
-                by_key: HashMap::new(),
-                next_id: 0,
-            })),
-        }
+        Self { flights: Arc::new(Mutex::new(Map { by_key: HashMap::new(), next_id: 0 })) }
     }
 
     /// Waits for the computation of `key` that is under way, or starts `compute`.
@@ -69,16 +64,9 @@ where
         }
         let id = map.next_id;
         map.next_id += 1;
-        let slot = Slot {
-            flights: Arc::clone(&self.flights),
-            key: key.clone(),
-            id,
-        };
+        let slot = Slot { flights: Arc::clone(&self.flights), key: key.clone(), id };
         let flight = async move {
-            let result = AssertUnwindSafe(compute)
-                .catch_unwind()
-                .await
-                .map_err(|_| Panicked);
+            let result = AssertUnwindSafe(compute).catch_unwind().await.map_err(|_| Panicked);
             drop(slot);
             result
         };
@@ -114,4 +102,148 @@ impl<K: Eq + Hash, T: Clone> Drop for Slot<K, T> {
 /// Nothing that runs under the lock can leave the map half changed.
 fn lock<K, T: Clone>(flights: &Flights<K, T>) -> MutexGuard<'_, Map<K, T>> {
     flights.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::atomic::{AtomicUsize, Ordering},
+        task::{Context, Poll, Wake, Waker},
+    };
+
+    use futures::{channel::oneshot, future::join_all, join, pin_mut, poll};
+
+    use super::*;
+
+    /// Counts how often it is woken.
+    #[derive(Default)]
+    struct Wakes(AtomicUsize);
+
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn flights() -> SingleFlight<&'static str, u32> {
+        SingleFlight::new()
+    }
+
+    #[tokio::test]
+    async fn all_share_one_computation() {
+        let flights = flights();
+        let runs = Arc::new(AtomicUsize::new(0));
+        let (answer, answered) = oneshot::channel();
+        let answered = answered.shared();
+        let mut callers: Vec<_> = (0..500)
+            .map(|_| {
+                let (runs, answered) = (Arc::clone(&runs), answered.clone());
+                Box::pin(flights.run("token", async move {
+                    runs.fetch_add(1, Ordering::Relaxed);
+                    answered.await.unwrap()
+                }))
+            })
+            .collect();
+        for caller in &mut callers {
+            assert!(poll!(caller).is_pending());
+        }
+        answer.send(7).unwrap();
+        assert!(join_all(callers).await.into_iter().all(|result| result.unwrap() == 7));
+        assert_eq!(runs.load(Ordering::Relaxed), 1);
+        assert_eq!(flights.len(), 0);
+    }
+
+    #[tokio::test]
+    async fn results_are_not_stored() {
+        let flights = flights();
+        assert_eq!(flights.run("token", async { 1 }).await.unwrap(), 1);
+        assert_eq!(flights.run("token", async { 2 }).await.unwrap(), 2);
+    }
+
+    #[tokio::test]
+    async fn other_keys_do_not_wait() {
+        let flights = flights();
+        let stuck = flights.run("stuck", std::future::pending());
+        pin_mut!(stuck);
+        assert!(poll!(&mut stuck).is_pending());
+        assert_eq!(flights.run("token", async { 1 }).await.unwrap(), 1);
+    }
+
+    #[tokio::test]
+    async fn the_first_caller_leaves_and_the_others_are_served_without_spinning() {
+        let flights = flights();
+        let (answer, answered) = oneshot::channel();
+        let mut first = Box::pin(flights.run("token", async { answered.await.unwrap() }));
+        let mut second = Box::pin(flights.run("token", async { panic!("the first one runs already") }));
+        assert!(poll!(&mut first).is_pending());
+
+        let wakes = Arc::new(Wakes::default());
+        let waker = Waker::from(Arc::clone(&wakes));
+        let mut cx = Context::from_waker(&waker);
+        assert!(second.as_mut().poll(&mut cx).is_pending());
+        drop(first);
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 0, "nothing to do until the answer is there");
+        answer.send(7).unwrap();
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
+        assert!(matches!(second.as_mut().poll(&mut cx), Poll::Ready(Ok(7))));
+        assert_eq!(flights.len(), 0);
+    }
+
+    #[tokio::test]
+    async fn all_callers_leave_and_the_slot_is_freed() {
+        let flights = flights();
+        let (mut answer, answered) = oneshot::channel::<u32>();
+        let mut first = Box::pin(flights.run("token", async { answered.await.unwrap() }));
+        let mut second = Box::pin(flights.run("token", async { panic!("the first one runs already") }));
+        assert!(poll!(&mut first).is_pending());
+        assert!(poll!(&mut second).is_pending());
+        assert_eq!(flights.len(), 1);
+        drop(first);
+        assert_eq!(flights.len(), 1);
+        drop(second);
+        assert_eq!(flights.len(), 0);
+        assert!(poll!(answer.cancellation()).is_ready(), "the computation itself is dropped");
+        assert_eq!(flights.run("token", async { 1 }).await.unwrap(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_panic_reaches_all_who_wait_and_frees_the_slot() {
+        let flights = flights();
+        let run = || {
+            flights.run("token", async {
+                tokio::task::yield_now().await;
+                panic!("computation panics, as this test wants")
+            })
+        };
+        let (first, second) = join!(run(), run());
+        assert!(first.is_err() && second.is_err());
+        assert_eq!(flights.len(), 0);
+        assert_eq!(flights.run("token", async { 1 }).await.unwrap(), 1);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn callers_that_come_and_go_on_many_threads_leave_nothing_behind() {
+        let flights = Arc::new(flights());
+        let tasks = (0..64).map(|task| {
+            let flights = Arc::clone(&flights);
+            tokio::spawn(async move {
+                for round in 0..200 {
+                    let mut run = Box::pin(flights.run("token", async {
+                        tokio::task::yield_now().await;
+                        7
+                    }));
+                    let impatient = (task + round) % 3 == 0;
+                    if !impatient {
+                        assert_eq!(run.await.unwrap(), 7);
+                    } else if let Poll::Ready(result) = poll!(&mut run) {
+                        assert_eq!(result.unwrap(), 7);
+                    }
+                }
+            })
+        });
+        for result in join_all(tasks).await {
+            result.unwrap();
+        }
+        assert_eq!(flights.len(), 0);
+    }
 }

@@ -51,11 +51,7 @@ impl Bits {
             None | Some(serde_json::Value::Null) => None,
             Some(month) => Some(month.as_str().filter(|month| is_month(month))?.into()),
         };
-        Some(Self {
-            bit0: object.get("bit0")?.as_bool()?,
-            bit1: object.get("bit1")?.as_bool()?,
-            last_update,
-        })
+        Some(Self { bit0: object.get("bit0")?.as_bool()?, bit1: object.get("bit1")?.as_bool()?, last_update })
     }
 }
 
@@ -97,12 +93,8 @@ pub enum BitsErrorKind {
 }
 
 impl BitsError {
-    pub(super) const REFUSED_TOKEN: Self = Self {
-        reason: Reason::RefusedToken,
-    };
-    pub(super) const NO_DEVICE_TOKEN: Self = Self {
-        reason: Reason::NoDeviceToken,
-    };
+    pub(super) const REFUSED_TOKEN: Self = Self { reason: Reason::RefusedToken };
+    pub(super) const NO_DEVICE_TOKEN: Self = Self { reason: Reason::NoDeviceToken };
 
     /// Which of the reasons it is.
     #[must_use]
@@ -131,9 +123,7 @@ impl BitsError {
 
 impl From<VerifyError> for BitsError {
     fn from(error: VerifyError) -> Self {
-        Self {
-            reason: Reason::NoAnswer(error),
-        }
+        Self { reason: Reason::NoAnswer(error) }
     }
 }
 
@@ -151,10 +141,7 @@ impl fmt::Display for BitsError {
 
 impl fmt::Debug for BitsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BitsError")
-            .field("kind", &self.kind())
-            .field("source", &self.source())
-            .finish()
+        f.debug_struct("BitsError").field("kind", &self.kind()).field("source", &self.source()).finish()
     }
 }
 
@@ -173,22 +160,13 @@ mod tests {
 
     #[test]
     fn a_bits_query_answered_in_plain_text_means_never_set() {
-        let bits = |bit0, bit1, month: Option<&str>| {
-            Some(Bits {
-                bit0,
-                bit1,
-                last_update: month.map(Into::into),
-            })
-        };
+        let bits =
+            |bit0, bit1, month: Option<&str>| Some(Bits { bit0, bit1, last_update: month.map(Into::into) });
         let never = bits(false, false, None);
         let cases: &[(&str, &str, Option<Bits>)] = &[
             ("as documented", "Bit State Not Found", never.clone()),
             ("as seen", "Failed to find bit state", never.clone()),
-            (
-                "white space and case",
-                "  failed to find BIT state\r\n",
-                never.clone(),
-            ),
+            ("white space and case", "  failed to find BIT state\r\n", never.clone()),
             (
                 "both set",
                 r#"{"bit0":true,"bit1":false,"last_update_time":"2024-02"}"#,
@@ -200,31 +178,11 @@ mod tests {
                 bits(false, true, Some("2024-12")),
             ),
             ("no month", r#"{"bit0":true,"bit1":true}"#, bits(true, true, None)),
-            (
-                "month null",
-                r#"{"bit0":true,"bit1":true,"last_update_time":null}"#,
-                bits(true, true, None),
-            ),
-            (
-                "month odd",
-                r#"{"bit0":true,"bit1":true,"last_update_time":"today"}"#,
-                None,
-            ),
-            (
-                "month a number",
-                r#"{"bit0":true,"bit1":true,"last_update_time":202402}"#,
-                None,
-            ),
-            (
-                "a bit missing",
-                r#"{"bit0":true,"last_update_time":"2024-02"}"#,
-                None,
-            ),
-            (
-                "a bit a number",
-                r#"{"bit0":1,"bit1":0,"last_update_time":"2024-02"}"#,
-                None,
-            ),
+            ("month null", r#"{"bit0":true,"bit1":true,"last_update_time":null}"#, bits(true, true, None)),
+            ("month odd", r#"{"bit0":true,"bit1":true,"last_update_time":"today"}"#, None),
+            ("month a number", r#"{"bit0":true,"bit1":true,"last_update_time":202402}"#, None),
+            ("a bit missing", r#"{"bit0":true,"last_update_time":"2024-02"}"#, None),
+            ("a bit a number", r#"{"bit0":1,"bit1":0,"last_update_time":"2024-02"}"#, None),
             ("empty", "", None),
             ("an array", "[]", None),
             ("a page", "<html>", None),
@@ -240,30 +198,10 @@ mod tests {
     fn kinds() {
         let cases = [
             (BitsError::REFUSED_TOKEN, BitsErrorKind::RefusedToken, 401, false),
-            (
-                BitsError::NO_DEVICE_TOKEN,
-                BitsErrorKind::NoDeviceToken,
-                401,
-                false,
-            ),
-            (
-                VerifyError::throttled(None, "x").into(),
-                BitsErrorKind::Throttled,
-                503,
-                true,
-            ),
-            (
-                VerifyError::unavailable("x").into(),
-                BitsErrorKind::Unavailable,
-                503,
-                true,
-            ),
-            (
-                VerifyError::misconfigured("x").into(),
-                BitsErrorKind::Misconfigured,
-                500,
-                true,
-            ),
+            (BitsError::NO_DEVICE_TOKEN, BitsErrorKind::NoDeviceToken, 401, false),
+            (VerifyError::throttled(None, "x").into(), BitsErrorKind::Throttled, 503, true),
+            (VerifyError::unavailable("x").into(), BitsErrorKind::Unavailable, 503, true),
+            (VerifyError::misconfigured("x").into(), BitsErrorKind::Misconfigured, 500, true),
         ];
         for (error, kind, status, has_source) in cases {
             assert_eq!(error.kind(), kind);

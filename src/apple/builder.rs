@@ -129,9 +129,7 @@ impl AppleClientBuilder {
             (self.in_flight_limit == 0, "in-flight limit"),
         ];
         if let Some((_, name)) = zero.iter().find(|(is_zero, _)| *is_zero) {
-            return Err(ClientError::new(format!(
-                "the {name} is zero, so that no call could succeed"
-            )));
+            return Err(ClientError::new(format!("the {name} is zero, so that no call could succeed")));
         }
         let production = endpoints(Environment::Production, &self.production)?;
         let development = endpoints(Environment::Development, &self.development)?;
@@ -190,9 +188,8 @@ fn endpoints(environment: Environment, base: &str) -> Result<Endpoints, ClientEr
     if base.contains(['?', '#']) {
         return Err(fail("it has a query or a fragment: remove it"));
     }
-    let uri: Uri = base
-        .parse()
-        .map_err(|error| fail("it is not a URL: write `https://host`").with_source(error))?;
+    let uri: Uri =
+        base.parse().map_err(|error| fail("it is not a URL: write `https://host`").with_source(error))?;
     let (Some(scheme), Some(authority)) = (uri.scheme(), uri.authority()) else {
         return Err(fail("it has no scheme or no host: write `https://host`"));
     };
@@ -203,14 +200,10 @@ fn endpoints(environment: Environment, base: &str) -> Result<Endpoints, ClientEr
         return Err(fail("it has no host: write `https://host`"));
     }
     if *scheme == Scheme::HTTP && !is_loopback(authority.host()) {
-        return Err(fail(
-            "it is `http`, which only a loopback address may have: write `https://host`",
-        ));
+        return Err(fail("it is `http`, which only a loopback address may have: write `https://host`"));
     }
     if *scheme != Scheme::HTTP && *scheme != Scheme::HTTPS {
-        return Err(fail(
-            "its scheme is neither `https` nor `http`: write `https://host`",
-        ));
+        return Err(fail("its scheme is neither `https` nor `http`: write `https://host`"));
     }
     let prefix = uri.path().trim_end_matches('/');
     let join = |question: Question| {
@@ -222,10 +215,7 @@ fn endpoints(environment: Environment, base: &str) -> Result<Endpoints, ClientEr
     Ok(Endpoints {
         validate: join(Question::Validate)?,
         query_bits: join(Question::QueryBits)?,
-        update_bits: join(Question::UpdateBits {
-            bit0: false,
-            bit1: false,
-        })?,
+        update_bits: join(Question::UpdateBits { bit0: false, bit1: false })?,
     })
 }
 
@@ -235,9 +225,7 @@ fn is_loopback(host: &str) -> bool {
         .and_then(|host| host.strip_suffix(']'))
         .and_then(|host| host.parse::<Ipv6Addr>().ok());
     host.eq_ignore_ascii_case("localhost")
-        || host
-            .parse::<Ipv4Addr>()
-            .is_ok_and(|address| address.is_loopback())
+        || host.parse::<Ipv4Addr>().is_ok_and(|address| address.is_loopback())
         || ipv6.is_some_and(|address| address.is_loopback())
 }
 
@@ -250,10 +238,7 @@ pub struct ClientError {
 
 impl ClientError {
     pub(super) fn new(message: impl Into<String>) -> Self {
-        Self {
-            message: message.into(),
-            source: None,
-        }
+        Self { message: message.into(), source: None }
     }
 
     pub(super) fn with_source<E: Into<BoxError>>(mut self, source: E) -> Self {
@@ -284,15 +269,9 @@ mod tests {
     #[test]
     fn base_urls() {
         let good: &[(&str, &str)] = &[
-            (
-                "https://api.devicecheck.apple.com",
-                "https://api.devicecheck.apple.com/v1/query_two_bits",
-            ),
+            ("https://api.devicecheck.apple.com", "https://api.devicecheck.apple.com/v1/query_two_bits"),
             (" https://example.com/ ", "https://example.com/v1/query_two_bits"),
-            (
-                "https://example.com:8443/apple/",
-                "https://example.com:8443/apple/v1/query_two_bits",
-            ),
+            ("https://example.com:8443/apple/", "https://example.com:8443/apple/v1/query_two_bits"),
             ("http://127.0.0.1:80", "http://127.0.0.1:80/v1/query_two_bits"),
             ("http://127.9.9.9", "http://127.9.9.9/v1/query_two_bits"),
             ("http://[::1]:8080/a/b", "http://[::1]:8080/a/b/v1/query_two_bits"),
@@ -322,10 +301,7 @@ mod tests {
         for (base, reason) in bad {
             let error = endpoints(Environment::Development, base).unwrap_err().to_string();
             assert!(error.contains(reason), "{base}: {error}");
-            assert!(
-                error.contains("development") && !error.contains("secret"),
-                "{base}: {error}"
-            );
+            assert!(error.contains("development") && !error.contains("secret"), "{base}: {error}");
         }
     }
 }

@@ -96,12 +96,7 @@ impl Client {
             let answer = match failure {
                 Failure::Answer(answer) => answer,
                 Failure::NoAnswer { reason, source } => {
-                    return Err(VerifyError::unavailable(NoAnswer {
-                        reason,
-                        environment,
-                        question,
-                        source,
-                    }));
+                    return Err(VerifyError::unavailable(NoAnswer { reason, environment, question, source }));
                 }
             };
             if may_renew && answer.class == Class::RefusedProviderToken {
@@ -137,17 +132,11 @@ impl Client {
     }
 
     pub(super) fn credentials(&self) -> Credentials {
-        self.credentials
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.credentials.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn provider_token(&self) -> Result<ProviderToken, VerifyError> {
-        self.credentials()
-            .provider_tokens()
-            .token(Moment::now())
-            .map_err(VerifyError::misconfigured)
+        self.credentials().provider_tokens().token(Moment::now()).map_err(VerifyError::misconfigured)
     }
 
     fn replace(&self, refused: &ProviderToken) -> Result<Option<ProviderToken>, VerifyError> {
@@ -161,10 +150,7 @@ impl Client {
 /// Why one attempt brought nothing.
 enum Failure {
     Answer(Answer),
-    NoAnswer {
-        reason: &'static str,
-        source: Option<BoxError>,
-    },
+    NoAnswer { reason: &'static str, source: Option<BoxError> },
 }
 
 impl Failure {
@@ -173,9 +159,9 @@ impl Failure {
     fn is_worth_another_attempt(&self) -> bool {
         match self {
             Self::Answer(answer) => matches!(answer.status.as_u16(), 502..=504) && !answer.has_retry_after,
-            Self::NoAnswer { source, .. } => source
-                .as_ref()
-                .is_some_and(|source| transport::is_connect(&**source)),
+            Self::NoAnswer { source, .. } => {
+                source.as_ref().is_some_and(|source| transport::is_connect(&**source))
+            }
         }
     }
 }

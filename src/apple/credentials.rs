@@ -99,25 +99,17 @@ impl Credentials {
             Ok(value) if value.trim().is_empty() => Ok(None),
             Ok(value) => Ok(Some(value)),
             Err(VarError::NotPresent) => Ok(None),
-            Err(VarError::NotUnicode(_)) => Err(CredentialsError::new(
-                name,
-                "it is not UTF-8 text: set it to plain ASCII",
-            )),
+            Err(VarError::NotUnicode(_)) => {
+                Err(CredentialsError::new(name, "it is not UTF-8 text: set it to plain ASCII"))
+            }
         };
         let require = |name, cure| find(name)?.ok_or_else(|| CredentialsError::new(name, cure));
-        let team_id = require(
-            ISS,
-            "it is not set: set it to your team id (Apple's membership page has it)",
-        )?;
+        let team_id = require(ISS, "it is not set: set it to your team id (Apple's membership page has it)")?;
         let key_id = require(
             KID,
             "it is not set: set it to the id of your key, the part of AuthKey_<key id>.p8 in brackets",
         )?;
-        let place = |key| Place {
-            team_id: ISS,
-            key_id: KID,
-            key: Cow::Borrowed(key),
-        };
+        let place = |key| Place { team_id: ISS, key_id: KID, key: Cow::Borrowed(key) };
         match (find(KEY)?, find(KEY_FILE)?) {
             (Some(text), None) => Self::from_text(&team_id, &key_id, &text, &place(KEY)),
             (None, Some(path)) => {
@@ -153,10 +145,7 @@ impl Credentials {
         File::open(path)
             .and_then(|file| file.take(MAX_FILE_LENGTH as u64 + 1).read_to_end(&mut bytes))
             .map_err(|error| {
-                fail(
-                    "the file cannot be read: check the path and its permissions",
-                    Some(error.into()),
-                )
+                fail("the file cannot be read: check the path and its permissions", Some(error.into()))
             })?;
         if bytes.len() > MAX_FILE_LENGTH {
             return Err(fail("the file is too large for a .p8 file: check the path", None));
@@ -168,9 +157,7 @@ impl Credentials {
             )
         })?;
         let credentials = Self::from_text(team_id, key_id, text, &place)?;
-        let named = path
-            .file_stem()
-            .and_then(|stem| stem.to_str()?.strip_prefix("AuthKey_"));
+        let named = path.file_stem().and_then(|stem| stem.to_str()?.strip_prefix("AuthKey_"));
         if named.is_some_and(|named| named != credentials.key_id()) {
             event!(
                 target: TARGET,
@@ -192,17 +179,13 @@ impl Credentials {
         let team_id = check_id(team_id).map_err(|reason| CredentialsError::new(place.team_id, reason))?;
         let key_id = check_id(key_id).map_err(|reason| CredentialsError::new(place.key_id, reason))?;
         let signer = Signer::new(team_id, key_id, der);
-        signer
-            .sign(Moment::now().wall)
-            .map_err(|_| CredentialsError::key(place, KeyFault::Damaged))?;
+        signer.sign(Moment::now().wall).map_err(|_| CredentialsError::key(place, KeyFault::Damaged))?;
         for (id, name) in [(team_id, place.team_id), (key_id, place.key_id)] {
             if id.len() != 10 {
                 event!(target: TARGET, Level::WARN, id, "{name} has not 10 characters, as Apple's ids have");
             }
         }
-        Ok(Self {
-            provider_tokens: Arc::new(ProviderTokens::new(signer)),
-        })
+        Ok(Self { provider_tokens: Arc::new(ProviderTokens::new(signer)) })
     }
 
     /// The team id.
@@ -248,11 +231,7 @@ struct Place {
 }
 
 impl Place {
-    const ARGUMENTS: Self = Self {
-        team_id: "team id",
-        key_id: "key id",
-        key: Cow::Borrowed("private key"),
-    };
+    const ARGUMENTS: Self = Self { team_id: "team id", key_id: "key id", key: Cow::Borrowed("private key") };
 }
 
 /// The id without what is around it. Apple's ids are 10 letters and digits; what can be told apart from
@@ -288,19 +267,11 @@ pub struct CredentialsError {
 
 impl CredentialsError {
     fn new(place: &'static str, reason: &'static str) -> Self {
-        Self {
-            place: Cow::Borrowed(place),
-            reason: Cow::Borrowed(reason),
-            source: None,
-        }
+        Self { place: Cow::Borrowed(place), reason: Cow::Borrowed(reason), source: None }
     }
 
     fn key(place: &Place, fault: KeyFault) -> Self {
-        Self {
-            place: place.key.clone(),
-            reason: fault.to_string().into(),
-            source: None,
-        }
+        Self { place: place.key.clone(), reason: fault.to_string().into(), source: None }
     }
 
     pub(super) fn other_team(own: &str, given: &str) -> Self {

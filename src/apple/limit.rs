@@ -20,11 +20,7 @@ pub(super) struct Full;
 
 impl Limit {
     pub(super) const fn new(in_flight: usize, waiting_limit: usize) -> Self {
-        Self {
-            slots: Semaphore::new(in_flight),
-            waiting: AtomicUsize::new(0),
-            waiting_limit,
-        }
+        Self { slots: Semaphore::new(in_flight), waiting: AtomicUsize::new(0), waiting_limit }
     }
 
     pub(super) async fn acquire(&self) -> Result<SemaphoreGuard<'_>, Full> {
@@ -90,10 +86,7 @@ mod tests {
         drop(first);
 
         let mut second = Box::pin(limit.acquire());
-        assert!(
-            second.as_mut().now_or_never().is_none(),
-            "the place is free again"
-        );
+        assert!(second.as_mut().now_or_never().is_none(), "the place is free again");
         drop(slot);
         let slot = second.as_mut().now_or_never().unwrap().unwrap();
         drop(second);

@@ -120,9 +120,7 @@ impl AppleClient {
         bit0: bool,
         bit1: bool,
     ) -> Result<(), BitsError> {
-        self.ask_about(Question::UpdateBits { bit0, bit1 }, device)
-            .await
-            .map(|_| ())
+        self.ask_about(Question::UpdateBits { bit0, bit1 }, device).await.map(|_| ())
     }
 
     async fn ask_about(
@@ -131,10 +129,7 @@ impl AppleClient {
         device: &VerifiedDevice,
     ) -> Result<bytes::Bytes, BitsError> {
         let token = device.token().ok_or(BitsError::NO_DEVICE_TOKEN)?;
-        self.client
-            .ask(question, token, device.environment())
-            .await?
-            .ok_or(BitsError::REFUSED_TOKEN)
+        self.client.ask(question, token, device.environment()).await?.ok_or(BitsError::REFUSED_TOKEN)
     }
 
     /// Asks about a token that no device made, to see whether Apple accepts the credentials: it judges them
@@ -160,17 +155,10 @@ impl AppleClient {
     /// If the credentials are of another team: the team id is part of every cache key.
     pub fn rotate_credentials(&self, credentials: Credentials) -> Result<(), CredentialsError> {
         if credentials.team_id() != &*self.client.team_id {
-            return Err(CredentialsError::other_team(
-                &self.client.team_id,
-                credentials.team_id(),
-            ));
+            return Err(CredentialsError::other_team(&self.client.team_id, credentials.team_id()));
         }
         event!(target: TARGET, Level::DEBUG, key_id = credentials.key_id(), "credentials rotated");
-        *self
-            .client
-            .credentials
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = credentials;
+        *self.client.credentials.write().unwrap_or_else(PoisonError::into_inner) = credentials;
         Ok(())
     }
 }
@@ -188,9 +176,7 @@ impl DeviceVerifier for AppleClient {
 
 impl From<Client> for AppleClient {
     fn from(client: Client) -> Self {
-        Self {
-            client: Arc::new(client),
-        }
+        Self { client: Arc::new(client) }
     }
 }
 

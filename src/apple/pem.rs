@@ -141,18 +141,13 @@ fn decode(text: &str) -> Result<Zeroizing<Vec<u8>>, KeyFault> {
     if compact.is_empty() {
         return Err(KeyFault::CutOff);
     }
-    let unpadded = compact
-        .iter()
-        .rposition(|byte| *byte != b'=')
-        .map_or(0, |last| last + 1);
+    let unpadded = compact.iter().rposition(|byte| *byte != b'=').map_or(0, |last| last + 1);
     let in_alphabet = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/');
     if !compact[..unpadded].iter().all(in_alphabet) {
         return Err(KeyFault::NotBase64);
     }
     let mut decoded = Zeroizing::new(vec![0; base64::decoded_len_estimate(unpadded)]);
-    let length = LENIENT
-        .decode_slice(&compact[..unpadded], &mut decoded)
-        .map_err(|_| KeyFault::CutOff)?;
+    let length = LENIENT.decode_slice(&compact[..unpadded], &mut decoded).map_err(|_| KeyFault::CutOff)?;
     decoded.truncate(length);
     Ok(decoded)
 }

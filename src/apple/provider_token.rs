@@ -48,11 +48,7 @@ pub(super) struct Signer {
 impl Signer {
     /// Takes ids that need no escaping in JSON.
     pub(super) fn new(team_id: &str, key_id: &str, pkcs8_der: &[u8]) -> Self {
-        Self {
-            team_id: team_id.into(),
-            key_id: key_id.into(),
-            key: EncodingKey::from_ec_der(pkcs8_der),
-        }
+        Self { team_id: team_id.into(), key_id: key_id.into(), key: EncodingKey::from_ec_der(pkcs8_der) }
     }
 
     pub(super) fn team_id(&self) -> &str {
@@ -104,9 +100,7 @@ pub(super) struct SignError {
 
 impl SignError {
     fn new(source: impl Into<BoxError>) -> Self {
-        Self {
-            source: source.into(),
-        }
+        Self { source: source.into() }
     }
 }
 
@@ -149,10 +143,7 @@ pub(super) struct ProviderTokens {
 
 impl ProviderTokens {
     pub(super) const fn new(signer: Signer) -> Self {
-        Self {
-            signer,
-            current: Mutex::new(None),
-        }
+        Self { signer, current: Mutex::new(None) }
     }
 
     pub(super) const fn signer(&self) -> &Signer {
@@ -224,11 +215,7 @@ impl ProviderTokens {
     ) -> Result<ProviderToken, SignError> {
         let header = self.signer.sign(now.wall)?;
         event!(target: TARGET, Level::DEBUG, key_id = self.signer.key_id(), forced, "provider token signed");
-        let token = ProviderToken(Arc::new(Issued {
-            header,
-            at: now,
-            forced,
-        }));
+        let token = ProviderToken(Arc::new(Issued { header, at: now, forced }));
         *current = Some(token.clone());
         Ok(token)
     }
@@ -244,11 +231,7 @@ fn age(issued: &Issued, now: Moment) -> Duration {
 fn is_stale_by_wall(issued: &Issued, now: Moment) -> bool {
     match now.wall.duration_since(issued.at.wall) {
         Ok(age) => age >= RENEW_AFTER,
-        Err(_) => issued
-            .at
-            .wall
-            .duration_since(now.wall)
-            .is_ok_and(|ahead| ahead > CLOCK_TOLERANCE),
+        Err(_) => issued.at.wall.duration_since(now.wall).is_ok_and(|ahead| ahead > CLOCK_TOLERANCE),
     }
 }
 

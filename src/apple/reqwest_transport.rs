@@ -94,9 +94,7 @@ impl Service<Request<Bytes>> for ReqwestTransport {
         Box::pin(async move {
             // Outside of a runtime, tokio's sockets panic.
             if tokio::runtime::Handle::try_current().is_err() {
-                return Err(TransportError::other(
-                    "the reqwest transport needs a tokio runtime",
-                ));
+                return Err(TransportError::other("the reqwest transport needs a tokio runtime"));
             }
             send(&client, request).await
         })
@@ -122,11 +120,7 @@ async fn send(client: &reqwest::Client, request: Request<Bytes>) -> Result<Respo
 fn failure(error: reqwest::Error) -> TransportError {
     // The caller says what was asked of whom, in its own words.
     let error = error.without_url();
-    if error.is_connect() {
-        TransportError::connect(error)
-    } else {
-        TransportError::other(error)
-    }
+    if error.is_connect() { TransportError::connect(error) } else { TransportError::other(error) }
 }
 
 #[cfg(test)]

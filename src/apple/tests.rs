@@ -23,10 +23,7 @@ const TOKEN: &str = "AgAASECRETTOKEM=";
 const NOT_GENUINE: &str = "Missing or incorrectly formatted device token payload";
 
 fn credentials_of(seed: u8) -> Credentials {
-    let key = SecretKey::from_slice(&[seed; 32])
-        .unwrap()
-        .to_pkcs8_der()
-        .unwrap();
+    let key = SecretKey::from_slice(&[seed; 32]).unwrap().to_pkcs8_der().unwrap();
     Credentials::from_der("TEAM123456", &format!("KEY12345{seed:02}"), key.as_bytes()).unwrap()
 }
 
@@ -40,20 +37,11 @@ fn token() -> DeviceToken {
 
 fn device(environment: Environment) -> VerifiedDevice {
     let digest = TokenDigest::from([0; 32]);
-    VerifiedDevice::new(
-        token(),
-        digest,
-        environment,
-        Evidence::Apple,
-        SystemTime::UNIX_EPOCH,
-    )
+    VerifiedDevice::new(token(), digest, environment, Evidence::Apple, SystemTime::UNIX_EPOCH)
 }
 
 fn status(status: u16, body: &'static str) -> Answer {
-    Ok(Response::builder()
-        .status(status)
-        .body(Bytes::from(body))
-        .unwrap())
+    Ok(Response::builder().status(status).body(Bytes::from(body)).unwrap())
 }
 
 /// What was sent, request by request.
@@ -110,73 +98,27 @@ async fn validate(builder: AppleClientBuilder, transport: Transport) -> Result<V
 #[tokio::test(start_paused = true)]
 async fn attempts() {
     use Verdict::{Genuine, Refused};
-    type Case = (
-        &'static str,
-        Vec<fn() -> Answer>,
-        Result<Verdict, VerifyErrorKind>,
-        usize,
-        usize,
-    );
+    type Case = (&'static str, Vec<fn() -> Answer>, Result<Verdict, VerifyErrorKind>, usize, usize);
     let cases: Vec<Case> = vec![
         // name, answers, result, requests, provider tokens
         ("genuine", vec![|| status(200, "")], Ok(Genuine), 1, 1),
         ("refused", vec![|| status(400, NOT_GENUINE)], Ok(Refused), 1, 1),
         ("an empty 400", vec![|| status(400, "")], Err(Unavailable), 1, 1),
-        (
-            "an unknown 400",
-            vec![|| status(400, "Bad")],
-            Err(Unavailable),
-            1,
-            1,
-        ),
-        (
-            "our request",
-            vec![|| status(400, "Bad Timestamp")],
-            Err(Misconfigured),
-            1,
-            1,
-        ),
+        ("an unknown 400", vec![|| status(400, "Bad")], Err(Unavailable), 1, 1),
+        ("our request", vec![|| status(400, "Bad Timestamp")], Err(Misconfigured), 1, 1),
         ("forbidden", vec![|| status(403, "")], Err(Misconfigured), 1, 1),
         ("not found", vec![|| status(404, "")], Err(Misconfigured), 1, 1),
         ("throttled", vec![|| status(429, "")], Err(Throttled), 1, 1),
-        (
-            "500 is not retried",
-            vec![|| status(500, "")],
-            Err(Unavailable),
-            1,
-            1,
-        ),
+        ("500 is not retried", vec![|| status(500, "")], Err(Unavailable), 1, 1),
         ("a redirect", vec![|| status(302, "")], Err(Unavailable), 1, 1),
-        (
-            "another success",
-            vec![|| status(204, "")],
-            Err(Unavailable),
-            1,
-            1,
-        ),
-        (
-            "502, then genuine",
-            vec![|| status(502, ""), || status(200, "")],
-            Ok(Genuine),
-            2,
-            1,
-        ),
-        (
-            "503, then refused",
-            vec![|| status(503, ""), || status(400, NOT_GENUINE)],
-            Ok(Refused),
-            2,
-            1,
-        ),
+        ("another success", vec![|| status(204, "")], Err(Unavailable), 1, 1),
+        ("502, then genuine", vec![|| status(502, ""), || status(200, "")], Ok(Genuine), 2, 1),
+        ("503, then refused", vec![|| status(503, ""), || status(400, NOT_GENUINE)], Ok(Refused), 2, 1),
         ("504 for good", vec![|| status(504, "")], Err(Unavailable), 2, 1),
         (
             "503 with Retry-After",
             vec![|| {
-                Ok(Response::builder()
-                    .status(503)
-                    .header("retry-after", "9")
-                    .body(Bytes::new())
-                    .unwrap())
+                Ok(Response::builder().status(503).header("retry-after", "9").body(Bytes::new()).unwrap())
             }],
             Err(Unavailable),
             1,
@@ -189,13 +131,7 @@ async fn attempts() {
             2,
             1,
         ),
-        (
-            "no connection for good",
-            vec![|| Err(TransportError::connect("x"))],
-            Err(Unavailable),
-            2,
-            1,
-        ),
+        ("no connection for good", vec![|| Err(TransportError::connect("x"))], Err(Unavailable), 2, 1),
         (
             "no connection, then 503",
             vec![|| Err(TransportError::connect("x")), || status(503, "")],
@@ -203,25 +139,11 @@ async fn attempts() {
             2,
             1,
         ),
-        (
-            "broken off",
-            vec![|| Err(TransportError::other("x"))],
-            Err(Unavailable),
-            1,
-            1,
-        ),
-        (
-            "401, then genuine",
-            vec![|| status(401, ""), || status(200, "")],
-            Ok(Genuine),
-            2,
-            2,
-        ),
+        ("broken off", vec![|| Err(TransportError::other("x"))], Err(Unavailable), 1, 1),
+        ("401, then genuine", vec![|| status(401, ""), || status(200, "")], Ok(Genuine), 2, 2),
         (
             "provider token malformed, then refused",
-            vec![|| status(400, "Bad Authorization Token"), || {
-                status(400, NOT_GENUINE)
-            }],
+            vec![|| status(400, "Bad Authorization Token"), || status(400, NOT_GENUINE)],
             Ok(Refused),
             2,
             2,
@@ -245,11 +167,7 @@ async fn attempts() {
     for (name, answers, expected, requests, provider_tokens) in cases {
         let (sent, transport) = script(answers);
         let result = validate(builder(), transport).await;
-        assert_eq!(
-            result.as_ref().map_err(VerifyError::kind).copied(),
-            expected,
-            "{name}"
-        );
+        assert_eq!(result.as_ref().map_err(VerifyError::kind).copied(), expected, "{name}");
         assert_eq!(sent.count(), requests, "{name}");
         assert_eq!(sent.provider_tokens().len(), provider_tokens, "{name}");
     }
@@ -281,18 +199,11 @@ async fn deadlines() {
     let started = Instant::now();
     let error = validate(builder(), transport.clone()).await.unwrap_err();
     assert_eq!((error.kind(), started.elapsed()), (Unavailable, seconds(3)));
-    assert_eq!(
-        sent.count(),
-        1,
-        "an attempt that timed out may have reached Apple"
-    );
+    assert_eq!(sent.count(), 1, "an attempt that timed out may have reached Apple");
 
     let started = Instant::now();
     let patient = builder().attempt_timeout(seconds(60));
-    assert_eq!(
-        validate(patient, transport).await.unwrap_err().kind(),
-        Unavailable
-    );
+    assert_eq!(validate(patient, transport).await.unwrap_err().kind(), Unavailable);
     assert_eq!(started.elapsed(), seconds(5));
 
     // The second attempt has only what is left of the whole.
@@ -316,10 +227,7 @@ async fn deadlines() {
             .concurrency_limit(1)
             .service(service_fn(|_| pending::<Answer>())),
     );
-    let client = builder()
-        .transport(never.map_err(TransportError::other))
-        .build()
-        .unwrap();
+    let client = builder().transport(never.map_err(TransportError::other)).build().unwrap();
     let started = Instant::now();
     assert!(client.validate(&token(), Environment::Production).await.is_err());
     assert_eq!(started.elapsed(), seconds(3));
@@ -336,12 +244,7 @@ async fn calls_wait_for_a_slot_and_no_longer_than_the_deadline() {
             status(200, "")
         })
     });
-    let client = builder()
-        .in_flight_limit(2)
-        .waiting_limit(5)
-        .transport(transport)
-        .build()
-        .unwrap();
+    let client = builder().in_flight_limit(2).waiting_limit(5).transport(transport).build().unwrap();
     let started = Instant::now();
     let token = token();
     let results = join_all((0..8).map(|_| client.validate(&token, Environment::Production))).await;
@@ -353,10 +256,7 @@ async fn calls_wait_for_a_slot_and_no_longer_than_the_deadline() {
     let at_once = results[7].as_ref().unwrap_err();
     assert_eq!(at_once.kind(), Unavailable);
     assert_eq!(at_once.retry_after(), Some(Duration::from_secs(1)));
-    assert!(
-        client.validate(&token, Environment::Production).await.is_ok(),
-        "all slots are back"
-    );
+    assert!(client.validate(&token, Environment::Production).await.is_ok(), "all slots are back");
 }
 
 #[tokio::test(start_paused = true)]
@@ -383,11 +283,7 @@ async fn a_thousand_requests_with_a_refused_provider_token_cause_one_renewal() {
             if refused { status(401, "") } else { status(200, "") }
         })
     });
-    let client = builder()
-        .in_flight_limit(1000)
-        .transport(transport)
-        .build()
-        .unwrap();
+    let client = builder().in_flight_limit(1000).transport(transport).build().unwrap();
     let token = token();
     let results = join_all((0..1000).map(|_| client.validate(&token, Environment::Production))).await;
     assert!(results.iter().all(Result::is_ok));
@@ -399,10 +295,7 @@ async fn bad_credentials_cost_two_signatures_in_twenty_minutes() {
     let (sent, transport) = script(vec![|| status(401, "")]);
     let client = builder().transport(transport).build().unwrap();
     for _ in 0..10 {
-        let error = client
-            .check_credentials(Environment::Production)
-            .await
-            .unwrap_err();
+        let error = client.check_credentials(Environment::Production).await.unwrap_err();
         assert_eq!(error.kind(), Misconfigured);
     }
     assert_eq!((sent.count(), sent.provider_tokens().len()), (11, 2));
@@ -416,16 +309,8 @@ async fn check_credentials() {
     let cases: &[(&str, fn() -> Answer, Option<VerifyErrorKind>)] = &[
         ("good", || status(400, NOT_GENUINE), None),
         ("good, and Apple likes the token", || status(200, ""), None),
-        (
-            "bad",
-            || status(401, "Unable to verify authorization token"),
-            Some(Misconfigured),
-        ),
-        (
-            "malformed",
-            || status(400, "Bad Authorization Token"),
-            Some(Misconfigured),
-        ),
+        ("bad", || status(401, "Unable to verify authorization token"), Some(Misconfigured)),
+        ("malformed", || status(400, "Bad Authorization Token"), Some(Misconfigured)),
         ("without the service", || status(403, ""), Some(Misconfigured)),
         ("an outage", || status(500, ""), Some(Unavailable)),
         ("an empty 400", || status(400, ""), Some(Unavailable)),
@@ -463,10 +348,7 @@ async fn credentials_rotate_while_calls_are_under_way() {
     let key = SecretKey::from_slice(&[9; 32]).unwrap().to_pkcs8_der().unwrap();
     let other = Credentials::from_der("OTHER12345", "KEY1234509", key.as_bytes()).unwrap();
     let error = client.rotate_credentials(other).unwrap_err().to_string();
-    assert!(
-        error.contains("OTHER12345") && error.contains("TEAM123456"),
-        "{error}"
-    );
+    assert!(error.contains("OTHER12345") && error.contains("TEAM123456"), "{error}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -485,28 +367,16 @@ async fn bits() {
         .unwrap();
     let device = device(Environment::Development);
     let bits = client.query_bits(&device).await.unwrap();
-    assert_eq!(
-        (bits.bit0(), bits.bit1(), bits.last_update()),
-        (true, false, Some("2024-02"))
-    );
+    assert_eq!((bits.bit0(), bits.bit1(), bits.last_update()), (true, false, Some("2024-02")));
     assert_eq!(client.query_bits(&device).await.unwrap(), Bits::default());
-    assert_eq!(
-        client.query_bits(&device).await.unwrap_err().kind(),
-        BitsErrorKind::Unavailable
-    );
-    assert_eq!(
-        client.query_bits(&device).await.unwrap_err().kind(),
-        BitsErrorKind::RefusedToken
-    );
+    assert_eq!(client.query_bits(&device).await.unwrap_err().kind(), BitsErrorKind::Unavailable);
+    assert_eq!(client.query_bits(&device).await.unwrap_err().kind(), BitsErrorKind::RefusedToken);
     client.update_bits(&device, true, false).await.unwrap();
 
     let debug =
         VerifiedDevice::from_debug_token("ci".into(), Environment::Production, SystemTime::UNIX_EPOCH);
     let error = client.query_bits(&debug).await.unwrap_err();
-    assert_eq!(
-        (error.kind(), error.rejection()),
-        (BitsErrorKind::NoDeviceToken, Rejection::MissingToken)
-    );
+    assert_eq!((error.kind(), error.rejection()), (BitsErrorKind::NoDeviceToken, Rejection::MissingToken));
     assert_eq!(sent.count(), 5);
 
     let sent = sent.0.lock().unwrap();
@@ -524,14 +394,8 @@ async fn requests_are_as_apple_wants_them() {
     client.verify(&token(), Environment::Development).await.unwrap();
     let sent = sent.0.lock().unwrap();
     let uris: Vec<String> = sent.iter().map(|request| request.uri().to_string()).collect();
-    assert_eq!(
-        uris[1],
-        "https://api.devicecheck.apple.com/v1/validate_device_token"
-    );
-    assert_eq!(
-        uris[2],
-        "https://api.development.devicecheck.apple.com/v1/validate_device_token"
-    );
+    assert_eq!(uris[1], "https://api.devicecheck.apple.com/v1/validate_device_token");
+    assert_eq!(uris[2], "https://api.development.devicecheck.apple.com/v1/validate_device_token");
     let mut transactions = std::collections::HashSet::new();
     for request in &*sent {
         assert_eq!(request.method(), "POST");
@@ -547,19 +411,12 @@ async fn requests_are_as_apple_wants_them() {
 
 #[tokio::test(start_paused = true)]
 async fn nothing_secret_is_shown() {
-    let (sent, transport) = script(vec![|| status(401, "AgAASECRETTOKEM"), || {
-        status(400, "AgAASECRETTOKEM")
-    }]);
+    let (sent, transport) =
+        script(vec![|| status(401, "AgAASECRETTOKEM"), || status(400, "AgAASECRETTOKEM")]);
     let builder = builder().transport(transport);
     let client = builder.clone().build().unwrap();
-    let error = client
-        .validate(&token(), Environment::Production)
-        .await
-        .unwrap_err();
-    let mut shown = format!(
-        "{builder:?} {client:?} {error:?} {:?}",
-        BitsError::from(error.clone())
-    );
+    let error = client.validate(&token(), Environment::Production).await.unwrap_err();
+    let mut shown = format!("{builder:?} {client:?} {error:?} {:?}", BitsError::from(error.clone()));
     let mut next: Option<&(dyn std::error::Error + 'static)> = Some(&error);
     while let Some(error) = next {
         shown += &error.to_string();
@@ -579,10 +436,7 @@ fn what_cannot_be_built() {
         ("attempt timeout", builder().attempt_timeout(Duration::ZERO)),
         ("total timeout", builder().total_timeout(Duration::ZERO)),
         ("in-flight limit", builder().in_flight_limit(0)),
-        (
-            "base URL for development",
-            builder().base_url(Environment::Development, "http://example.com"),
-        ),
+        ("base URL for development", builder().base_url(Environment::Development, "http://example.com")),
     ];
     for (reason, builder) in cases {
         let error = builder.transport(transport()).build().unwrap_err().to_string();

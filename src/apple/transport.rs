@@ -22,18 +22,12 @@ pub struct TransportError {
 impl TransportError {
     /// There was no connection: the request cannot have reached the server.
     pub fn connect(source: impl Into<BoxError>) -> Self {
-        Self {
-            is_connect: true,
-            source: source.into(),
-        }
+        Self { is_connect: true, source: source.into() }
     }
 
     /// Any other failure: the request may have reached the server.
     pub fn other(source: impl Into<BoxError>) -> Self {
-        Self {
-            is_connect: false,
-            source: source.into(),
-        }
+        Self { is_connect: false, source: source.into() }
     }
 
     /// Whether there was no connection.
@@ -45,11 +39,7 @@ impl TransportError {
 
 impl fmt::Display for TransportError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.is_connect {
-            "no connection to the server"
-        } else {
-            "no answer from the server"
-        })
+        f.write_str(if self.is_connect { "no connection to the server" } else { "no answer from the server" })
     }
 }
 
@@ -122,22 +112,14 @@ mod tests {
         let cases: &[(&str, BoxError, bool)] = &[
             ("our own, connect", TransportError::connect("x").into(), true),
             ("our own, other", TransportError::other("x").into(), false),
-            (
-                "our own over another",
-                TransportError::other(io(ErrorKind::ConnectionRefused)).into(),
-                false,
-            ),
+            ("our own over another", TransportError::other(io(ErrorKind::ConnectionRefused)).into(), false),
             ("refused", io(ErrorKind::ConnectionRefused), true),
             ("unreachable", io(ErrorKind::NetworkUnreachable), true),
             ("reset", io(ErrorKind::ConnectionReset), false),
             ("closed", io(ErrorKind::UnexpectedEof), false),
             ("timed out", io(ErrorKind::TimedOut), false),
             ("a text", "connection refused".into(), false),
-            (
-                "wrapped",
-                crate::VerifyError::unavailable(io(ErrorKind::ConnectionRefused)).into(),
-                true,
-            ),
+            ("wrapped", crate::VerifyError::unavailable(io(ErrorKind::ConnectionRefused)).into(), true),
         ];
         for (name, error, expected) in cases {
             assert_eq!(is_connect(&**error), *expected, "{name}");

@@ -71,12 +71,7 @@ impl Question {
         let timestamp = since_epoch(now.wall).as_millis();
         // With room for all of it from the start: growing would leave copies of the token behind.
         let mut body = Zeroizing::new(Vec::with_capacity(unpadded.len() + 192));
-        for part in [
-            r#"{"device_token":""#,
-            unpadded,
-            padding,
-            r#"","transaction_id":""#,
-        ] {
+        for part in [r#"{"device_token":""#, unpadded, padding, r#"","transaction_id":""#] {
             body.extend_from_slice(part.as_bytes());
         }
         body.extend_from_slice(format!(r#"{transaction_id}","timestamp":{timestamp}{bits}}}"#).as_bytes());
@@ -212,13 +207,7 @@ impl fmt::Display for Answer {
             (Class::Unavailable, 500..) => "Apple has a fault",
             _ => "the answer is not one that Apple is known to give",
         })?;
-        write!(
-            f,
-            ": status {} from {}{}",
-            self.status.as_u16(),
-            self.environment,
-            self.path
-        )?;
+        write!(f, ": status {} from {}{}", self.status.as_u16(), self.environment, self.path)?;
         if !self.phrase.is_empty() {
             write!(f, ", about {:?}", self.phrase)?;
         }
@@ -234,10 +223,8 @@ impl Error for Answer {}
 /// For Apple's support. Seen in practice: hexadecimal.
 fn trace_id(headers: &HeaderMap) -> Option<Box<str>> {
     let id = headers.get("x-b3-traceid")?.to_str().ok()?;
-    let sane = (1..=64).contains(&id.len())
-        && id
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    let sane =
+        (1..=64).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
     sane.then(|| id.into())
 }
 

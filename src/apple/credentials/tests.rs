@@ -55,10 +55,7 @@ fn every_damage_of_a_variable_is_mended() {
         ("bare base64, unpadded", body().trim_end_matches('=').to_owned()),
         ("bare base64 in lines", body().replace('M', "M\n")),
         ("base64 of the whole file", BASE64_STANDARD.encode(&pem)),
-        (
-            "base64 of the whole file, quoted",
-            format!("'{}'", BASE64_STANDARD.encode(&pem)),
-        ),
+        ("base64 of the whole file, quoted", format!("'{}'", BASE64_STANDARD.encode(&pem))),
     ];
     for (name, text) in cases {
         let credentials = Credentials::from_pem(TEAM, ID, text);
@@ -74,19 +71,12 @@ fn each_wrong_key_is_named() {
     let pem = pem();
     let label = |label: &str| pem.replace("PRIVATE KEY", label);
     let armour = |der: &[u8]| {
-        format!(
-            "-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n",
-            BASE64_STANDARD.encode(der)
-        )
+        format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", BASE64_STANDARD.encode(der))
     };
     let other_curve = p384_pkcs8();
     let mut damaged = der();
     damaged[36..68].fill(0);
-    let public = SigningKey::from_slice(&[7; 32])
-        .unwrap()
-        .verifying_key()
-        .to_public_key_der()
-        .unwrap();
+    let public = SigningKey::from_slice(&[7; 32]).unwrap().verifying_key().to_public_key_der().unwrap();
     let sec1 = SecretKey::from_slice(&[7; 32]).unwrap().to_sec1_der().unwrap();
     let cases: &[(&str, String, &str)] = &[
         ("empty", String::new(), "empty"),
@@ -96,37 +86,17 @@ fn each_wrong_key_is_named() {
         ("a text", "<the key>".to_owned(), "not base64"),
         ("URL-safe base64", "-_-_".to_owned(), "not base64"),
         ("body damaged", pem.replacen('M', "?", 1), "not base64"),
-        (
-            "first line only",
-            "-----BEGIN PRIVATE KEY-----".to_owned(),
-            "cut off",
-        ),
+        ("first line only", "-----BEGIN PRIVATE KEY-----".to_owned(), "cut off"),
         ("half of the first line", "-----BEGIN PRIV".to_owned(), "cut off"),
-        (
-            "no last line",
-            pem.split("-----END").next().unwrap().to_owned(),
-            "cut off",
-        ),
-        (
-            "no body",
-            "-----BEGIN PRIVATE KEY----------END PRIVATE KEY-----".to_owned(),
-            "cut off",
-        ),
+        ("no last line", pem.split("-----END").next().unwrap().to_owned(), "cut off"),
+        ("no body", "-----BEGIN PRIVATE KEY----------END PRIVATE KEY-----".to_owned(), "cut off"),
         ("bare, cut off", body()[..100].to_owned(), "cut off"),
-        (
-            "bare, cut off inside a group",
-            body()[..101].to_owned(),
-            "cut off",
-        ),
+        ("bare, cut off inside a group", body()[..101].to_owned(), "cut off"),
         ("armoured, cut off", armour(&der()[..60]), "cut off"),
         ("armoured, one byte", armour(&[0x30]), "cut off"),
         ("EC PRIVATE KEY", label("EC PRIVATE KEY"), "SEC 1"),
         ("SEC 1 inside", armour(&sec1), "SEC 1"),
-        (
-            "ENCRYPTED PRIVATE KEY",
-            label("ENCRYPTED PRIVATE KEY"),
-            "encrypted",
-        ),
+        ("ENCRYPTED PRIVATE KEY", label("ENCRYPTED PRIVATE KEY"), "encrypted"),
         ("CERTIFICATE", label("CERTIFICATE"), "certificate"),
         ("PUBLIC KEY", label("PUBLIC KEY"), "public key"),
         ("a public key inside", armour(public.as_bytes()), "public key"),
@@ -144,12 +114,9 @@ fn each_wrong_key_is_named() {
         assert!(shown.contains(reason), "{name}: {shown}");
         assert_no_key(name, &shown);
     }
-    for (name, der) in [
-        ("empty", &[][..]),
-        ("one byte", &[0x30]),
-        ("text", b"text"),
-        ("a long length", &[0x30, 0x83]),
-    ] {
+    for (name, der) in
+        [("empty", &[][..]), ("one byte", &[0x30]), ("text", b"text"), ("a long length", &[0x30, 0x83])]
+    {
         assert!(Credentials::from_der(TEAM, ID, der).is_err(), "{name}");
     }
 }
@@ -170,10 +137,7 @@ const ED25519: [u8; 16] = [0x30, 14, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4
 fn no_cut_or_flip_of_a_key_panics() {
     let der = der();
     for length in 0..der.len() {
-        assert!(
-            Credentials::from_der(TEAM, ID, &der[..length]).is_err(),
-            "{length}"
-        );
+        assert!(Credentials::from_der(TEAM, ID, &der[..length]).is_err(), "{length}");
         let mut flipped = der.clone();
         flipped[length] ^= 0xff;
         let _ = Credentials::from_der(TEAM, ID, &flipped);
@@ -192,11 +156,7 @@ fn ids() {
         ("another length", "ABC", Ok("ABC")),
         ("empty", "", Err("empty")),
         ("quotes only", "''", Err("empty")),
-        (
-            "issuer of App Store Connect",
-            "69a6de70-03db-47e3-e053-5b8c7c11a4d1",
-            Err("App Store Connect"),
-        ),
+        ("issuer of App Store Connect", "69a6de70-03db-47e3-e053-5b8c7c11a4d1", Err("App Store Connect")),
         ("bundle id", "com.example.app", Err("bundle id")),
         ("App ID", "ABCDE12345.com.example.app", Err("bundle id")),
         ("file name", "AuthKey_ABCDE12345.p8", Err("key file")),
@@ -248,86 +208,34 @@ fn environment_variables() {
         ("text", &[(ISS, TEAM), (KID, ID), (KEY, &key)]),
         ("file", &[(ISS, TEAM), (KID, ID), (KEY_FILE, path)]),
         ("file, quoted", &[(ISS, TEAM), (KID, ID), (KEY_FILE, &quoted)]),
-        (
-            "text, and an empty file",
-            &[(ISS, TEAM), (KID, ID), (KEY, &key), (KEY_FILE, " ")],
-        ),
-        (
-            "quoted ids",
-            &[(ISS, "\"TEAM123456\""), (KID, "'KEY1234567'"), (KEY, &key)],
-        ),
+        ("text, and an empty file", &[(ISS, TEAM), (KID, ID), (KEY, &key), (KEY_FILE, " ")]),
+        ("quoted ids", &[(ISS, "\"TEAM123456\""), (KID, "'KEY1234567'"), (KEY, &key)]),
     ];
     for (name, variables) in good {
         let credentials = from_env(variables).unwrap();
-        assert_eq!(
-            (credentials.team_id(), credentials.key_id()),
-            (TEAM, ID),
-            "{name}"
-        );
+        assert_eq!((credentials.team_id(), credentials.key_id()), (TEAM, ID), "{name}");
     }
     let bad: &[(&str, &[(&str, &str)], &str, &str)] = &[
         ("nothing", &[], ISS, "not set"),
-        (
-            "team id empty",
-            &[(ISS, ""), (KID, ID), (KEY, &key)],
-            ISS,
-            "not set",
-        ),
+        ("team id empty", &[(ISS, ""), (KID, ID), (KEY, &key)], ISS, "not set"),
         ("no key id", &[(ISS, TEAM), (KEY, &key)], KID, "not set"),
-        (
-            "no key",
-            &[(ISS, TEAM), (KID, ID)],
-            KEY,
-            "APPLE_JWT_PRIVATE_KEY_FILE",
-        ),
-        (
-            "both keys",
-            &[(ISS, TEAM), (KID, ID), (KEY, &key), (KEY_FILE, path)],
-            KEY,
-            "unset one",
-        ),
-        (
-            "not Unicode",
-            &[(ISS, TEAM), (KID, "not unicode"), (KEY, &key)],
-            KID,
-            "UTF-8",
-        ),
+        ("no key", &[(ISS, TEAM), (KID, ID)], KEY, "APPLE_JWT_PRIVATE_KEY_FILE"),
+        ("both keys", &[(ISS, TEAM), (KID, ID), (KEY, &key), (KEY_FILE, path)], KEY, "unset one"),
+        ("not Unicode", &[(ISS, TEAM), (KID, "not unicode"), (KEY, &key)], KID, "UTF-8"),
         (
             "team id a UUID",
-            &[
-                (ISS, "69a6de70-03db-47e3-e053-5b8c7c11a4d1"),
-                (KID, ID),
-                (KEY, &key),
-            ],
+            &[(ISS, "69a6de70-03db-47e3-e053-5b8c7c11a4d1"), (KID, ID), (KEY, &key)],
             ISS,
             "UUID",
         ),
-        (
-            "key id a file",
-            &[(ISS, TEAM), (KID, "AuthKey_ABCDE12345.p8"), (KEY, &key)],
-            KID,
-            "key file",
-        ),
-        (
-            "key bad",
-            &[(ISS, TEAM), (KID, ID), (KEY, "?")],
-            KEY,
-            "not base64",
-        ),
-        (
-            "no file",
-            &[(ISS, TEAM), (KID, ID), (KEY_FILE, "/nowhere/at/all.p8")],
-            KEY_FILE,
-            "cannot be read",
-        ),
+        ("key id a file", &[(ISS, TEAM), (KID, "AuthKey_ABCDE12345.p8"), (KEY, &key)], KID, "key file"),
+        ("key bad", &[(ISS, TEAM), (KID, ID), (KEY, "?")], KEY, "not base64"),
+        ("no file", &[(ISS, TEAM), (KID, ID), (KEY_FILE, "/nowhere/at/all.p8")], KEY_FILE, "cannot be read"),
     ];
     for (name, variables, variable, reason) in bad {
         let error = from_env(variables).unwrap_err();
         let shown = error.to_string();
-        assert!(
-            shown.starts_with(variable) && shown.contains(reason),
-            "{name}: {shown}"
-        );
+        assert!(shown.starts_with(variable) && shown.contains(reason), "{name}: {shown}");
         assert_no_key(name, &format!("{error:?}"));
         assert_eq!(error.source().is_some(), *name == "no file", "{name}");
     }
@@ -342,13 +250,8 @@ fn files() {
     ];
     for (name, content, reason) in cases {
         let file = TempFile::new("bad.p8", content);
-        let shown = Credentials::from_pem_file(TEAM, ID, &file.0)
-            .unwrap_err()
-            .to_string();
-        assert!(
-            shown.contains(reason) && shown.contains("bad.p8"),
-            "{name}: {shown}"
-        );
+        let shown = Credentials::from_pem_file(TEAM, ID, &file.0).unwrap_err().to_string();
+        assert!(shown.contains(reason) && shown.contains("bad.p8"), "{name}: {shown}");
     }
     let error = Credentials::from_pem_file(TEAM, ID, env::temp_dir()).unwrap_err();
     assert!(error.source().is_some(), "a folder: {error}");

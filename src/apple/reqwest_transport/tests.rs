@@ -20,20 +20,13 @@ async fn answer_with(bytes: &'static [u8], endless: bool) -> String {
 
 async fn get(url: &str) -> Result<Response<Bytes>, TransportError> {
     let mut transport = ReqwestTransport::new().unwrap();
-    transport
-        .call(Request::post(url).body(Bytes::new()).unwrap())
-        .await
+    transport.call(Request::post(url).body(Bytes::new()).unwrap()).await
 }
 
 #[tokio::test]
 async fn answers() {
     let cases: &[(&str, &[u8], bool, Option<(u16, &str)>)] = &[
-        (
-            "a short one",
-            b"HTTP/1.1 400 Bad\r\ncontent-length: 3\r\n\r\nabc",
-            false,
-            Some((400, "abc")),
-        ),
+        ("a short one", b"HTTP/1.1 400 Bad\r\ncontent-length: 3\r\n\r\nabc", false, Some((400, "abc"))),
         (
             "a redirect is not followed",
             b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n",
@@ -41,12 +34,7 @@ async fn answers() {
             Some((302, "")),
         ),
         ("an endless one", b"HTTP/1.1 200 OK\r\n\r\n", true, None),
-        (
-            "cut off",
-            b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nabc",
-            false,
-            None,
-        ),
+        ("cut off", b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nabc", false, None),
         ("no HTTP", b"SSH-2.0-OpenSSH\r\n", false, None),
         ("nothing", b"", false, None),
     ];
@@ -92,9 +80,7 @@ async fn prior_knowledge_speaks_http2_at_once() {
         preface
     });
     let mut transport = ReqwestTransport::http2_prior_knowledge().unwrap();
-    let result = transport
-        .call(Request::post(url).body(Bytes::new()).unwrap())
-        .await;
+    let result = transport.call(Request::post(url).body(Bytes::new()).unwrap()).await;
     assert!(result.is_err());
     assert_eq!(&preface.await.unwrap(), b"PRI * HTTP/2.0");
 }

@@ -4,9 +4,7 @@ fn response(status: u16, headers: &[(&'static str, &str)], body: &str) -> Respon
     let mut response = Response::new(Bytes::from(body.to_owned()));
     *response.status_mut() = StatusCode::from_u16(status).unwrap();
     for (name, value) in headers {
-        response
-            .headers_mut()
-            .insert(*name, HeaderValue::from_str(value).unwrap());
+        response.headers_mut().insert(*name, HeaderValue::from_str(value).unwrap());
     }
     response
 }
@@ -22,22 +20,14 @@ fn every_known_answer() {
         (200, "", Accepted),
         (200, "anything", Accepted),
         (400, "Bad Device Token", RefusedDeviceToken),
-        (
-            400,
-            "Missing or incorrectly formatted device token payload",
-            RefusedDeviceToken,
-        ),
+        (400, "Missing or incorrectly formatted device token payload", RefusedDeviceToken),
         (
             400,
             r#"{"responseCode":"400","responseMessage":"Missing or badly formatted device token payload"}"#,
             RefusedDeviceToken,
         ),
         (400, "Bad Authorization Token", RefusedProviderToken),
-        (
-            400,
-            "Missing or badly formatted authorization token",
-            RefusedProviderToken,
-        ),
+        (400, "Missing or badly formatted authorization token", RefusedProviderToken),
         (400, "BAD_AUTHENTICATION_TOKEN", RefusedProviderToken),
         (401, "Invalid Authorization Token", RefusedProviderToken),
         (401, "Authorization Token Expired", RefusedProviderToken),
@@ -82,11 +72,7 @@ fn every_known_answer() {
     ];
     for (status, body, expected) in cases {
         assert_eq!(class(*status, body), *expected, "{status} {body}");
-        assert_eq!(
-            class(*status, &body.to_uppercase()),
-            *expected,
-            "{status} {body}, upper case"
-        );
+        assert_eq!(class(*status, &body.to_uppercase()), *expected, "{status} {body}, upper case");
     }
     for status in [200, 400, 401] {
         let oversized = format!("device token{}", " ".repeat(MAX_ANSWER_LENGTH));
@@ -99,19 +85,9 @@ fn errors_say_what_operators_need_and_nothing_of_apples_text() {
     let trace = "463ac35c9f6413ad48485a3953bb6124";
     let read = |status, headers: &[(&'static str, &str)], body| {
         let response = response(status, headers, body);
-        read(
-            Question::Validate,
-            Environment::Development,
-            &response,
-            Moment::now(),
-        )
-        .unwrap_err()
+        read(Question::Validate, Environment::Development, &response, Moment::now()).unwrap_err()
     };
-    let answer = read(
-        401,
-        &[("x-b3-traceid", trace)],
-        "Unable to verify authorization token SECRET",
-    );
+    let answer = read(401, &[("x-b3-traceid", trace)], "Unable to verify authorization token SECRET");
     assert_eq!(
         answer.to_string(),
         "Apple refused the provider token (check team id, key id, that the key is not revoked, and the clock): \
@@ -126,10 +102,7 @@ fn errors_say_what_operators_need_and_nothing_of_apples_text() {
     ] {
         let answer = read(500, &[("x-b3-traceid", &header)], "SECRET");
         let text = format!("{answer} {answer:?}");
-        assert!(
-            !text.contains("traceid") && !text.contains("SECRET"),
-            "{name}: {text}"
-        );
+        assert!(!text.contains("traceid") && !text.contains("SECRET"), "{name}: {text}");
     }
 }
 
@@ -157,25 +130,14 @@ fn when_to_come_back() {
 
 #[test]
 fn bodies() {
-    let now = Moment {
-        wall: UNIX_EPOCH + Duration::from_millis(1_700_000_000_123),
-        ..Moment::now()
-    };
+    let now = Moment { wall: UNIX_EPOCH + Duration::from_millis(1_700_000_000_123), ..Moment::now() };
     let id = Uuid::nil();
     let cases: &[(Question, &str, &str, &str)] = &[
         (Question::Validate, "AgAA", "AgAA", ""),
         (Question::Validate, "AgA", "AgA=", ""),
         (Question::QueryBits, "AgA=", "AgA=", ""),
         (Question::QueryBits, "Ag", "Ag==", ""),
-        (
-            Question::UpdateBits {
-                bit0: true,
-                bit1: false,
-            },
-            "+/+/",
-            "+/+/",
-            r#","bit0":true,"bit1":false"#,
-        ),
+        (Question::UpdateBits { bit0: true, bit1: false }, "+/+/", "+/+/", r#","bit0":true,"bit1":false"#),
     ];
     for (question, token, sent, bits) in cases {
         let body = question.body(&token.parse().unwrap(), id, now);
@@ -183,9 +145,6 @@ fn bodies() {
             r#"{{"device_token":"{sent}","transaction_id":"00000000-0000-0000-0000-000000000000","timestamp":1700000000123{bits}}}"#
         );
         assert_eq!(body, expected, "{token}");
-        assert!(
-            serde_json::from_slice::<serde_json::Value>(&body).is_ok(),
-            "{token}"
-        );
+        assert!(serde_json::from_slice::<serde_json::Value>(&body).is_ok(), "{token}");
     }
 }

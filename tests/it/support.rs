@@ -1,0 +1,168 @@
+//! What the tests share: an Apple in the same process, and a service that tells what it saw.
+
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode, request};
+use http_body_util::{BodyExt, Empty, Full};
+use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
+use tower_devicecheck::{
+    AppleClient, DeviceCheckLayer, DeviceToken, DeviceVerifier, Environment, Evidence, Rejection, Verdict,
+    VerifiedDevice, VerifyError, testing::FakeApple,
+};
+
+pub(crate) const TOKEN_HEADER: &str = "x-apple-device-token";
+
+/// A fake Apple, and a client that asks it without a socket.
+#[derive(Clone)]
+pub(crate) struct Apple {
+    pub(crate) fake: FakeApple,
+    pub(crate) client: AppleClient,
+}
+
+impl Apple {
+    pub(crate) fn new() -> Self {
+        let fake = FakeApple::new();
+        let client = AppleClient::builder(fake.credentials()).transport(fake.transport()).build().unwrap();
+        Self { fake, client }
+    }
+
+    pub(crate) fn layer(&self) -> DeviceCheckLayer {
+        DeviceCheckLayer::new(self.client.clone())
+    }
+
+    pub(crate) fn genuine(&self) -> String {
+        self.fake.genuine_token(Environment::Production)
+    }
+
+    pub(crate) fn calls(&self) -> usize {
+        self.fake.calls()
+    }
+}
+
+/// The inner service of most tests: answers 200 and keeps the head of every request that it sees.
+#[derive(Clone, Default)]
+pub(crate) struct Inner {
+    seen: Arc<Mutex<Vec<request::Parts>>>,
+}
+
+impl Inner {
+    pub(crate) fn calls(&self) -> usize {
+        self.seen.lock().unwrap().len()
+    }
+
+    pub(crate) fn last(&self) -> request::Parts {
+        self.seen.lock().unwrap().last().expect("the inner service was called").clone()
+    }
+}
+
+impl Service<Request<Full<Bytes>>> for Inner {
+    type Response = Response<Empty<Bytes>>;
+    type Error = Infallible;
+    type Future = std::future::Ready<Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Infallible>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Full<Bytes>>) -> Self::Future {
+        self.seen.lock().unwrap().push(request.into_parts().0);
+        std::future::ready(Ok(Response::new(Empty::new())))
+    }
+}
+
+/// A layer around an [`Inner`], and what there is to ask about it.
+#[derive(Clone)]
+pub(crate) struct App {
+    pub(crate) inner: Inner,
+    service: BoxCloneSyncService<Request<Full<Bytes>>, Response<Bytes>, Infallible>,
+}
+
+impl App {
+    pub(crate) fn new(layer: &DeviceCheckLayer) -> Self {
+        let inner = Inner::default();
+        let service = layer.layer(inner.clone()).and_then(|response: Response<_>| async {
+            let (head, body) = response.into_parts();
+            let body = body.collect().await.unwrap().to_bytes();
+            Ok(Response::from_parts(head, body))
+        });
+        Self { inner, service: BoxCloneSyncService::new(service) }
+    }
+
+    pub(crate) async fn send(&self, request: Request<Full<Bytes>>) -> Response<Bytes> {
+        self.service.clone().oneshot(request).await.unwrap()
+    }
+
+    pub(crate) async fn get(&self, token: &str) -> Response<Bytes> {
+        self.send(get(token)).await
+    }
+
+    pub(crate) async fn status(&self, token: &str) -> StatusCode {
+        self.get(token).await.status()
+    }
+
+    /// The evidence with which the last request reached the inner service.
+    pub(crate) fn evidence(&self) -> Evidence {
+        self.device().evidence().clone()
+    }
+
+    pub(crate) fn device(&self) -> VerifiedDevice {
+        self.inner.last().extensions.get::<VerifiedDevice>().expect("a verified device").clone()
+    }
+}
+
+pub(crate) fn get(token: &str) -> Request<Full<Bytes>> {
+    Request::builder().header(TOKEN_HEADER, token).body(Full::default()).unwrap()
+}
+
+pub(crate) fn plain() -> Request<Full<Bytes>> {
+    Request::new(Full::default())
+}
+
+pub(crate) fn rejection(response: &Response<Bytes>) -> Rejection {
+    *response.extensions().get::<Rejection>().expect("a rejection")
+}
+
+/// Counts.
+#[derive(Clone, Default)]
+pub(crate) struct Counter(Arc<AtomicUsize>);
+
+impl Counter {
+    pub(crate) fn add(&self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub(crate) fn get(&self) -> usize {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// A verifier that gives one verdict, without waiting, and counts.
+#[derive(Clone)]
+pub(crate) struct Stub {
+    verdict: Verdict,
+    asked: Counter,
+}
+
+impl Stub {
+    pub(crate) fn genuine(asked: &Counter) -> Self {
+        Self { verdict: Verdict::Genuine, asked: asked.clone() }
+    }
+}
+
+impl DeviceVerifier for Stub {
+    async fn verify(&self, _: &DeviceToken, _: Environment) -> Result<Verdict, VerifyError> {
+        self.asked.add();
+        Ok(self.verdict)
+    }
+
+    fn scope(&self) -> &str {
+        "TEAM123456"
+    }
+}
