@@ -306,7 +306,8 @@ async fn bad_credentials_cost_two_signatures_in_twenty_minutes() {
 
 #[tokio::test(start_paused = true)]
 async fn check_credentials() {
-    let cases: &[(&str, fn() -> Answer, Option<VerifyErrorKind>)] = &[
+    type Case = (&'static str, fn() -> Answer, Option<VerifyErrorKind>);
+    let cases: &[Case] = &[
         ("good", || status(400, NOT_GENUINE), None),
         ("good, and Apple likes the token", || status(200, ""), None),
         ("bad", || status(401, "Unable to verify authorization token"), Some(Misconfigured)),

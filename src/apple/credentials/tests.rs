@@ -172,7 +172,9 @@ fn ids() {
     }
 }
 
-fn from_env(variables: &[(&str, &str)]) -> Result<Credentials, CredentialsError> {
+type Variables<'a> = &'a [(&'a str, &'a str)];
+
+fn from_env(variables: Variables<'_>) -> Result<Credentials, CredentialsError> {
     let variables: HashMap<&str, &str> = variables.iter().copied().collect();
     Credentials::from_lookup(|name| match variables.get(name) {
         Some(&"not unicode") => Err(VarError::NotUnicode(OsString::new())),
@@ -204,7 +206,7 @@ fn environment_variables() {
     let file = TempFile::new("key.p8", key.as_bytes());
     let path = file.0.to_str().unwrap();
     let quoted = format!("\"{path}\"");
-    let good: &[(&str, &[(&str, &str)])] = &[
+    let good: &[(&str, Variables<'_>)] = &[
         ("text", &[(ISS, TEAM), (KID, ID), (KEY, &key)]),
         ("file", &[(ISS, TEAM), (KID, ID), (KEY_FILE, path)]),
         ("file, quoted", &[(ISS, TEAM), (KID, ID), (KEY_FILE, &quoted)]),
@@ -215,7 +217,7 @@ fn environment_variables() {
         let credentials = from_env(variables).unwrap();
         assert_eq!((credentials.team_id(), credentials.key_id()), (TEAM, ID), "{name}");
     }
-    let bad: &[(&str, &[(&str, &str)], &str, &str)] = &[
+    let bad: &[(&str, Variables<'_>, &str, &str)] = &[
         ("nothing", &[], ISS, "not set"),
         ("team id empty", &[(ISS, ""), (KID, ID), (KEY, &key)], ISS, "not set"),
         ("no key id", &[(ISS, TEAM), (KEY, &key)], KID, "not set"),
