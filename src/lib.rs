@@ -18,6 +18,9 @@ mod rejection;
 mod routing;
 mod service;
 mod single_flight;
+#[cfg(feature = "testing")]
+#[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "testing")))]
+pub mod testing;
 mod token;
 mod token_source;
 mod verdict;

@@ -1,0 +1,327 @@
+//! The fake Apple itself: what tests hold in their hands.
+
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use http::request;
+use zeroize::Zeroizing;
+
+use super::{
+    Endpoint, FakeAppleServer, FakeAppleService, Reply,
+    keys::PrivateKey,
+    rules::{Apple, Device},
+    script::Fault,
+    state::{Counts, Outcome, State},
+    tokens::TokenBuilder,
+};
+use crate::routing::Environment;
+
+/// Apple's DeviceCheck for tests, in the process ([`transport`](Self::transport)) or on the loopback
+/// interface ([`serve`](Self::serve)).
+///
+/// It knows one team, its keys, and which device tokens are genuine in which environment. It verifies what a
+/// server sends as Apple does, keeps two bits per device, counts calls, and does as it is told by
+/// [`script`](Self::script), [`share`](Self::share) and [`always`](Self::always).
+///
+/// Clones are the same fake Apple. See the [module's docs](super) for examples and for what it answers.
+#[derive(Clone)]
+pub struct FakeApple {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    key: PrivateKey,
+    team_id: Box<str>,
+    key_id: Box<str>,
+    state: Mutex<State>,
+}
+
+impl FakeApple {
+    /// The team id of [`new`](Self::new).
+    pub const TEAM_ID: &'static str = "TEAM123456";
+    /// The key id of [`new`](Self::new).
+    pub const KEY_ID: &'static str = "KEY1234567";
+
+    /// A fake Apple that knows one new throw-away key, [`KEY_ID`](Self::KEY_ID) of the team
+    /// [`TEAM_ID`](Self::TEAM_ID), and no device token.
+    ///
+    /// # Panics
+    ///
+    /// If the operating system has no randomness to give.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::with_key(&PrivateKey::generate(), Self::TEAM_ID, Self::KEY_ID)
+    }
+
+    /// A fake Apple that knows the given key: for a server under test that has its own.
+    ///
+    /// ```
+    /// use tower_devicecheck::testing::{FakeApple, keys::PrivateKey};
+    ///
+    /// # fn main() -> Result<(), tower_devicecheck::testing::keys::InvalidKey> {
+    /// # let pem = PrivateKey::generate().to_pem();
+    /// let key = PrivateKey::from_pem(&pem)?; // the contents of the server's .p8 file
+    /// let apple = FakeApple::with_key(&key, "A1B2C3D4E5", "F6G7H8I9J0");
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn with_key(key: &PrivateKey, team_id: &str, key_id: &str) -> Self {
+        let mut apple = Apple::new(team_id);
+        apple.accept_key(key_id, key.verifying_key());
+        Self {
+            shared: Arc::new(Shared {
+                key: key.clone(),
+                team_id: team_id.into(),
+                key_id: key_id.into(),
+                state: Mutex::new(State::new(apple)),
+            }),
+        }
+    }
+
+    /// The team that it knows.
+    #[must_use]
+    pub fn team_id(&self) -> &str {
+        &self.shared.team_id
+    }
+
+    /// The id of the key that it was made with.
+    #[must_use]
+    pub fn key_id(&self) -> &str {
+        &self.shared.key_id
+    }
+
+    /// The key that it was made with.
+    #[must_use]
+    pub fn private_key(&self) -> &PrivateKey {
+        &self.shared.key
+    }
+
+    /// The key that it was made with, as in a `.p8` file: PKCS#8 in PEM.
+    #[must_use]
+    pub fn private_key_pem(&self) -> Zeroizing<String> {
+        self.shared.key.to_pem()
+    }
+
+    /// Accepts provider tokens of another key of the team, or of another key under an id that it knows.
+    pub fn accept_key(&self, key_id: &str, key: &PrivateKey) {
+        self.state().apple.accept_key(key_id, key.verifying_key());
+    }
+
+    /// Refuses provider tokens of this key from now on, with status 401.
+    pub fn revoke_key(&self, key_id: &str) {
+        self.state().apple.revoke_key(key_id);
+    }
+
+    /// A realistic token of a new device, genuine in `environment` and, as with Apple, in that alone.
+    ///
+    /// Tokens have 2,952 and 2,936 characters by turns, as both were seen in practice; the shorter ones end
+    /// in padding.
+    ///
+    /// # Panics
+    ///
+    /// If the operating system has no randomness to give.
+    #[must_use]
+    pub fn genuine_token(&self, environment: Environment) -> String {
+        let token = self.forged_token();
+        let mut state = self.state();
+        let device = state.apple.new_device();
+        state.apple.know(&token, device, environment);
+        token
+    }
+
+    /// A further token of the device that the test calls `device`. Its bits are the same whichever of its
+    /// tokens they are read or written with.
+    ///
+    /// # Panics
+    ///
+    /// If the operating system has no randomness to give.
+    #[must_use]
+    pub fn genuine_token_of(&self, device: &str, environment: Environment) -> String {
+        let token = self.forged_token();
+        self.accept_token(&token, device, environment);
+        token
+    }
+
+    /// Makes a given token one of `device`, genuine in `environment`: for tests with a token of their own.
+    ///
+    /// Apple is sent a token as standard base64 with padding, and that is how it is known here.
+    pub fn accept_token(&self, token: &str, device: &str, environment: Environment) {
+        let device = Device::Named(device.into());
+        self.state().apple.know(token, device, environment);
+    }
+
+    /// A realistic token that it does not know: forged, or of another team.
+    ///
+    /// # Panics
+    ///
+    /// If the operating system has no randomness to give.
+    #[must_use]
+    pub fn forged_token(&self) -> String {
+        let length = self.state().next_token_length();
+        TokenBuilder::new().length(length).build()
+    }
+
+    /// Ends the life of a genuine token. Apple answers an expired token like a forged one.
+    pub fn expire(&self, token: &str) {
+        self.state().apple.forget(token);
+    }
+
+    /// The bits of the device of a genuine token, `None` if they were never set or the token is not genuine.
+    #[must_use]
+    pub fn bits(&self, token: &str) -> Option<(bool, bool)> {
+        self.state().apple.bits(token).map(|[bit0, bit1]| (bit0, bit1))
+    }
+
+    /// Sets Apple's clock ahead of the machine's. An hour makes every provider token too old, two days every
+    /// time stamp wrong. Default: not at all.
+    pub fn set_clock_ahead(&self, ahead: Duration) {
+        self.state().apple.clock_advance = ahead;
+    }
+
+    /// Adds a reply to the queue. Each reply answers one call: the next one that it
+    /// [is](Reply::for_endpoint) [for](Reply::for_environment).
+    pub fn script(&self, reply: Reply) {
+        self.state().script.push(reply);
+    }
+
+    /// Adds the same reply to the queue `times` times.
+    pub fn script_times(&self, times: usize, reply: &Reply) {
+        let mut state = self.state();
+        (0..times).for_each(|_| state.script.push(reply.clone()));
+    }
+
+    /// Answers this share of the calls with the reply, where the queue has none for them. 0 is none of them,
+    /// 1 all.
+    ///
+    /// Calls are picked evenly, not by chance: with 0.25, each fourth one, counted from now. With several
+    /// shares, each keeps its own count.
+    pub fn share(&self, fraction: f64, reply: Reply) {
+        self.state().script.share(fraction, reply);
+    }
+
+    /// Answers every call with the reply, where neither the queue nor a share has one for it.
+    pub fn always(&self, reply: Reply) {
+        self.state().script.always(reply);
+    }
+
+    /// Forgets the queue, the shares and what was to be answered always: Apple is well again.
+    pub fn clear(&self) {
+        self.state().script.clear();
+    }
+
+    /// How many replies are still in the queue.
+    #[must_use]
+    pub fn scripted(&self) -> usize {
+        self.state().script.pending()
+    }
+
+    /// How many calls have arrived, answered or not.
+    #[must_use]
+    pub fn calls(&self) -> usize {
+        self.state().counts.calls(|_, _| true)
+    }
+
+    /// How many calls have arrived for one endpoint.
+    #[must_use]
+    pub fn calls_to(&self, endpoint: Endpoint) -> usize {
+        self.state().counts.calls(|_, to| to == Some(endpoint))
+    }
+
+    /// How many calls have arrived in one environment.
+    #[must_use]
+    pub fn calls_in(&self, environment: Environment) -> usize {
+        self.state().counts.calls(|of, _| of == environment)
+    }
+
+    /// How many different provider tokens have arrived, good or bad.
+    #[must_use]
+    pub fn provider_tokens(&self) -> usize {
+        self.state().counts.provider_tokens()
+    }
+
+    /// Counts calls and provider tokens from zero again.
+    pub fn reset_counts(&self) {
+        self.state().counts = Counts::default();
+    }
+
+    /// This Apple as a tower service, in the place of the transport to Apple. Needs no socket.
+    #[must_use]
+    pub fn transport(&self) -> FakeAppleService {
+        FakeAppleService::new(self.clone())
+    }
+
+    /// This Apple as a server on two free ports of 127.0.0.1. Must be called on a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// If no port can be bound.
+    pub async fn serve(&self) -> io::Result<FakeAppleServer> {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        self.serve_on(any, any).await
+    }
+
+    /// This Apple as a server on two given addresses; port 0 stands for a free one. Must be called on a
+    /// tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// If an address cannot be bound.
+    pub async fn serve_on(
+        &self,
+        production: SocketAddr,
+        development: SocketAddr,
+    ) -> io::Result<FakeAppleServer> {
+        FakeAppleServer::start(self.clone(), production, development).await
+    }
+
+    /// Counts a call and takes what the script has for it.
+    pub(super) fn arrive(&self, environment: Environment, head: &request::Parts) -> Reply {
+        self.state().arrive(environment, head)
+    }
+
+    /// Plays a reply. Judging is done before its delay, as if the answer were slow on its way.
+    pub(super) async fn play(
+        &self,
+        reply: Reply,
+        environment: Environment,
+        head: &request::Parts,
+        body: &[u8],
+    ) -> Outcome {
+        let response = self.state().respond(&reply, environment, head, body);
+        if !reply.delay.is_zero() {
+            tokio::time::sleep(reply.delay).await;
+        }
+        match reply.fault {
+            None => Outcome::Whole(response),
+            Some(Fault::CutShort) => Outcome::CutShort(response),
+            Some(Fault::Reset) => Outcome::Reset,
+            Some(Fault::Hang) => std::future::pending().await,
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // No state is left half changed by a panic.
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for FakeApple {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for FakeApple {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FakeApple")
+            .field("team_id", &self.shared.team_id)
+            .field("key_id", &self.shared.key_id)
+            .field("calls", &self.calls())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,142 @@
+//! Throw-away keys, and the provider tokens that they sign.
+
+use std::{error::Error, fmt, time::SystemTime};
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use p256::{
+    SecretKey,
+    ecdsa::{Signature, SigningKey, VerifyingKey, signature::Signer},
+    pkcs8::{DecodePrivateKey, EncodePrivateKey, LineEnding},
+};
+use serde_json::json;
+use zeroize::Zeroizing;
+
+use crate::clock::since_epoch;
+
+/// A P-256 key such as Apple makes for DeviceCheck, good for tests and for nothing else: Apple does not know
+/// it.
+///
+/// `Debug` shows nothing of it. The key is wiped from memory when it is dropped.
+#[derive(Clone)]
+pub struct PrivateKey(SecretKey);
+
+impl PrivateKey {
+    /// A new key.
+    ///
+    /// # Panics
+    ///
+    /// If the operating system has no randomness to give.
+    #[must_use]
+    pub fn generate() -> Self {
+        let mut bytes = Zeroizing::new([0; 32]);
+        loop {
+            #[allow(clippy::expect_used, reason = "see Panics")]
+            getrandom::fill(&mut *bytes).expect("the operating system gives random bytes");
+            // All but one in 2^32 of the numbers of this length are keys.
+            if let Ok(key) = SecretKey::from_slice(&*bytes) {
+                return Self(key);
+            }
+        }
+    }
+
+    /// Reads a key as Apple hands it out: PKCS#8 in PEM, `-----BEGIN PRIVATE KEY-----`.
+    ///
+    /// # Errors
+    ///
+    /// If the text is something else, or the key not one of the curve P-256.
+    pub fn from_pem(pem: &str) -> Result<Self, InvalidKey> {
+        SecretKey::from_pkcs8_pem(pem).map(Self).map_err(InvalidKey)
+    }
+
+    /// The key as Apple hands it out, the contents of an `AuthKey_….p8`: PKCS#8 in PEM.
+    #[must_use]
+    pub fn to_pem(&self) -> Zeroizing<String> {
+        #[allow(
+            clippy::expect_used,
+            reason = "the encoding of a valid key of fixed size does not fail"
+        )]
+        let pem = self.0.to_pkcs8_pem(LineEnding::LF).expect("a key has a PEM form");
+        pem
+    }
+
+    /// The provider token (JWT, ES256) that Apple documents: `alg` and `kid` in the header, `iss` and `iat`
+    /// as claims. It is what a server sends as `Authorization: Bearer …`.
+    ///
+    /// For tests of a [`FakeApple`](super::FakeApple) without a client of this crate.
+    #[must_use]
+    pub fn provider_token(&self, team_id: &str, key_id: &str, issued_at: SystemTime) -> String {
+        let header = json!({ "alg": "ES256", "kid": key_id });
+        let claims = json!({ "iss": team_id, "iat": since_epoch(issued_at).as_secs() });
+        self.sign(&header, &claims)
+    }
+
+    pub(super) fn sign(&self, header: &serde_json::Value, claims: &serde_json::Value) -> String {
+        let [header, claims] = [header, claims].map(|part| URL_SAFE_NO_PAD.encode(part.to_string()));
+        let signed = format!("{header}.{claims}");
+        let signature: Signature = SigningKey::from(&self.0).sign(signed.as_bytes());
+        format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature.to_bytes()))
+    }
+
+    pub(super) fn verifying_key(&self) -> VerifyingKey {
+        VerifyingKey::from(self.0.public_key())
+    }
+}
+
+impl fmt::Debug for PrivateKey {
+    // Even a throw-away key stays out of the logs: habits are copied from tests.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PrivateKey(..)")
+    }
+}
+
+/// A text that is not a P-256 key as PKCS#8 in PEM.
+pub struct InvalidKey(p256::pkcs8::Error);
+
+impl fmt::Display for InvalidKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("not a P-256 key as PKCS#8 in PEM")
+    }
+}
+
+impl fmt::Debug for InvalidKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("InvalidKey").field(&self.0).finish()
+    }
+}
+
+impl Error for InvalidKey {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_survives_its_pem_and_prints_nothing() {
+        let key = PrivateKey::generate();
+        let pem = key.to_pem();
+        assert!(pem.starts_with("-----BEGIN PRIVATE KEY-----\n"));
+        let again = PrivateKey::from_pem(&pem).unwrap();
+        assert_eq!(again.verifying_key(), key.verifying_key());
+        assert_eq!(format!("{key:?}"), "PrivateKey(..)");
+    }
+
+    #[test]
+    fn what_is_no_key_is_an_error() {
+        let cases = [
+            ("empty", String::new()),
+            ("no PEM", "AuthKey".to_owned()),
+            ("cut", PrivateKey::generate().to_pem()[..100].to_owned()),
+            (
+                "another label",
+                PrivateKey::generate().to_pem().replace("PRIVATE", "PUBLIC"),
+            ),
+        ];
+        for (name, pem) in cases {
+            assert!(PrivateKey::from_pem(&pem).is_err(), "{name}");
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! For the tests of servers that use this crate: a fake Apple, tokens, keys, and a readiness probe.
+//!
+//! Behind the feature `testing`, which only adds this module and changes no decision of the crate. Enable it
+//! among the `dev-dependencies`.
+//!
+//! # A fake Apple
+//!
+//! [`FakeApple`] does what Apple's DeviceCheck server does. In the process, it takes the place of the
+//! transport to Apple:
+//!
+//! ```
+//! use bytes::Bytes;
+//! use http::{Request, StatusCode};
+//! use tower::ServiceExt;
+//! use tower_devicecheck::{Environment, testing::{Endpoint, FakeApple, Reply}};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), tower_devicecheck::BoxError> {
+//! let apple = FakeApple::new();
+//! let token = apple.genuine_token(Environment::Production);
+//! # let now = std::time::SystemTime::now();
+//! # let provider_token = apple.private_key().provider_token(apple.team_id(), apple.key_id(), now);
+//! # let timestamp = now.duration_since(std::time::UNIX_EPOCH)?.as_millis();
+//! let request = || {
+//!     Request::post("https://api.devicecheck.apple.com/v1/validate_device_token")
+//!         .header("authorization", format!("Bearer {provider_token}"))
+//!         .body(Bytes::from(format!(
+//!             r#"{{"device_token":"{token}","transaction_id":"1","timestamp":{timestamp}}}"#
+//!         )))
+//! };
+//!
+//! // An outage of one call.
+//! apple.script(Reply::status(503));
+//! let response = apple.transport().oneshot(request()?).await?;
+//! assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+//!
+//! let response = apple.transport().oneshot(request()?).await?;
+//! assert_eq!(response.status(), StatusCode::OK);
+//! assert_eq!(apple.calls_to(Endpoint::Validate), 2);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! As a server on the loopback interface it is there for whatever speaks HTTP, and it can be unplugged:
+//!
+//! ```
+//! use tower_devicecheck::testing::{FakeApple, Reply};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> std::io::Result<()> {
+//! let apple = FakeApple::new();
+//! let mut server = apple.serve().await?;
+//! // Start the server under test with these in the place of Apple's two hosts.
+//! println!("{} {}", server.production_url(), server.development_url());
+//!
+//! apple.share(0.1, Reply::reset()); // each tenth connection breaks
+//! apple.always(Reply::normal().delay(std::time::Duration::from_millis(200)));
+//!
+//! server.stop().await; // nobody answers
+//! server.restart().await?; // Apple is back, on the same ports
+//! apple.clear(); // and well
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What it answers
+//!
+//! In this order, the first that applies. The texts are those seen in practice, where any were.
+//!
+//! | call | answer |
+//! |---|---|
+//! | scripted | what the script says |
+//! | none of the three paths | 404 |
+//! | not POST | 405 `Method Not Allowed` |
+//! | provider token missing, not a bearer token, not a JWT, not ES256, without `kid` | 400 `Missing or badly formatted authorization token` |
+//! | its key or team unknown, its signature wrong, its `iat` missing, over an hour old or over five minutes ahead | 401 `Unable to verify authorization token` |
+//! | body not a JSON object, `transaction_id` missing or no text | 400 `Bad Payload` |
+//! | `device_token` missing or no text | 400 `Missing or incorrectly formatted device token payload` |
+//! | `timestamp` missing, no integer, or over a day off | 400 `Missing or incorrectly formatted time stamp` |
+//! | update with neither bit, or with one that is no boolean | 400 `Missing or incorrectly formatted bits` |
+//! | device token forged, expired or of the other environment | 400 `Missing or incorrectly formatted device token payload` |
+//! | validate | 200, no body |
+//! | query, bits were set | 200, JSON: `bit0`, `bit1`, `last_update_time` as `YYYY-MM` |
+//! | query, bits were never set | 200 `Failed to find bit state`, plain text |
+//! | update | 200, no body; a bit that is left out keeps its value |
+//!
+//! Every answer carries `x-b3-traceid`. Apple documents neither the allowances for clocks, nor the answers to
+//! a bad `transaction_id`, to an unknown path and to an update with neither bit, nor what becomes of a bit
+//! that is left out: there, this is a guess. A genuine token stays genuine here until a test
+//! [expires](FakeApple::expire) it. Apple calls its tokens single-use and does not enforce it.
+//!
+//! Device tokens are compared as text, in standard base64 with padding: that is the form Apple documents, and
+//! whether it takes another is not known.
+
+// mod credentials;
+mod fake_apple;
+pub mod keys;
+pub mod readiness;
+mod rules;
+mod script;
+mod server;
+mod state;
+#[cfg(test)]
+mod tests;
+pub mod tokens;
+mod transport;
+
+pub use self::{fake_apple::FakeApple, script::Reply, server::FakeAppleServer, transport::FakeAppleService};
+use crate::{
+    clock::SystemTime,
+    routing::Environment,
+    token::DeviceToken,
+    verdict::{Evidence, VerifiedDevice},
+};
+
+/// One of the three things that can be asked of Apple.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(clippy::exhaustive_enums, reason = "Apple documents exactly these three")]
+pub enum Endpoint {
+    /// `/v1/validate_device_token`: is this token genuine?
+    Validate,
+    /// `/v1/query_two_bits`: reads the bits of a device.
+    QueryBits,
+    /// `/v1/update_two_bits`: writes them.
+    UpdateBits,
+}
+
+impl Endpoint {
+    /// The path on Apple's server.
+    #[must_use]
+    pub const fn path(self) -> &'static str {
+        match self {
+            Self::Validate => "/v1/validate_device_token",
+            Self::QueryBits => "/v1/query_two_bits",
+            Self::UpdateBits => "/v1/update_two_bits",
+        }
+    }
+
+    fn from_path(path: &str) -> Option<Self> {
+        [Self::Validate, Self::QueryBits, Self::UpdateBits]
+            .into_iter()
+            .find(|endpoint| endpoint.path() == path)
+    }
+}
+
+/// A verified device without any verification, as if Apple had just accepted `token`: for unit tests of
+/// handlers that take one.
+///
+/// ```
+/// use tower_devicecheck::{Environment, VerifiedDevice, testing};
+///
+/// fn greet(device: &VerifiedDevice) -> String {
+///     format!("hello, {} device", device.environment())
+/// }
+///
+/// # fn main() -> Result<(), tower_devicecheck::MalformedToken> {
+/// let token = testing::tokens::realistic().parse()?;
+/// let device = testing::verified_device(token, Environment::Development);
+/// assert_eq!(greet(&device), "hello, development device");
+/// # Ok(())
+/// # }
+/// ```
+#[must_use]
+pub fn verified_device(token: DeviceToken, environment: Environment) -> VerifiedDevice {
+    let digest = token.digest();
+    VerifiedDevice::new(token, digest, environment, Evidence::Apple, SystemTime::now())
+}

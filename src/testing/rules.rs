@@ -1,0 +1,333 @@
+//! Apple's side, as far as it is known: whom and what it believes, and what it answers.
+//!
+//! Written from Apple's documentation and from answers seen in practice, not from this crate's client, so
+//! that each checks the other.
+
+use std::{
+    borrow::Cow,
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use bytes::Bytes;
+use http::{Method, StatusCode, header::AUTHORIZATION, request};
+use p256::ecdsa::{Signature, VerifyingKey, signature::Verifier};
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+
+use super::Endpoint;
+use crate::routing::Environment;
+
+/// Apple documents it for the provider tokens of its push service, which DeviceCheck's are made like.
+const PROVIDER_TOKEN_LIFETIME: u64 = 60 * 60;
+/// How far ahead a server's clock may be. Apple documents nothing.
+const PROVIDER_TOKEN_SKEW: u64 = 5 * 60;
+/// How far off a time stamp may be. Apple documents nothing; a day tells milliseconds from seconds.
+const TIMESTAMP_SKEW: u64 = 24 * 60 * 60 * 1000;
+
+/// A status and Apple's text.
+type Refusal = (StatusCode, &'static str);
+
+// Texts seen in practice.
+const BAD_DEVICE_TOKEN: Refusal = (
+    StatusCode::BAD_REQUEST,
+    "Missing or incorrectly formatted device token payload",
+);
+const BAD_BITS: Refusal = (StatusCode::BAD_REQUEST, "Missing or incorrectly formatted bits");
+const BAD_TIMESTAMP: Refusal = (
+    StatusCode::BAD_REQUEST,
+    "Missing or incorrectly formatted time stamp",
+);
+const BAD_PROVIDER_TOKEN: Refusal = (
+    StatusCode::BAD_REQUEST,
+    "Missing or badly formatted authorization token",
+);
+const UNKNOWN_PROVIDER_TOKEN: Refusal = (StatusCode::UNAUTHORIZED, "Unable to verify authorization token");
+const METHOD_NOT_ALLOWED: Refusal = (StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed");
+// Apple's documentation has this text; none was seen in practice.
+const BAD_PAYLOAD: Refusal = (StatusCode::BAD_REQUEST, "Bad Payload");
+// Neither documented nor seen.
+const NOT_FOUND: Refusal = (StatusCode::NOT_FOUND, "Not Found");
+
+/// Seen in practice where Apple documents `Bit State Not Found`.
+const NEVER_SET: &str = "Failed to find bit state";
+
+/// A SHA-256. Tokens are kept as theirs, which is enough to know them again.
+type Fingerprint = [u8; 32];
+
+/// What Apple knows about one team.
+pub(super) struct Apple {
+    team_id: Box<str>,
+    keys: HashMap<Box<str>, VerifyingKey>,
+    /// Provider tokens with a good signature: verifying one takes milliseconds in debug builds.
+    believed: HashMap<Fingerprint, ProviderToken>,
+    device_tokens: HashMap<Fingerprint, (Device, Environment)>,
+    bits: HashMap<Device, Bits>,
+    /// Makes numbers of new devices.
+    devices: u64,
+    /// How far Apple's clock is ahead.
+    pub(super) clock_advance: Duration,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(super) enum Device {
+    Numbered(u64),
+    Named(Box<str>),
+}
+
+#[derive(Clone, Copy)]
+struct Bits {
+    bits: [bool; 2],
+    /// Seconds since the Unix epoch.
+    updated_at: u64,
+}
+
+/// What is believed of a provider token until its time is over.
+#[derive(Clone, Copy)]
+struct ProviderToken {
+    issued_at: u64,
+}
+
+impl Apple {
+    pub(super) fn new(team_id: &str) -> Self {
+        Self {
+            team_id: team_id.into(),
+            keys: HashMap::new(),
+            believed: HashMap::new(),
+            device_tokens: HashMap::new(),
+            bits: HashMap::new(),
+            devices: 0,
+            clock_advance: Duration::ZERO,
+        }
+    }
+
+    pub(super) fn accept_key(&mut self, key_id: &str, key: VerifyingKey) {
+        self.keys.insert(key_id.into(), key);
+        self.believed.clear();
+    }
+
+    pub(super) fn revoke_key(&mut self, key_id: &str) {
+        self.keys.remove(key_id);
+        self.believed.clear();
+    }
+
+    pub(super) fn new_device(&mut self) -> Device {
+        self.devices += 1;
+        Device::Numbered(self.devices)
+    }
+
+    pub(super) fn know(&mut self, token: &str, device: Device, environment: Environment) {
+        self.device_tokens
+            .insert(fingerprint(token), (device, environment));
+    }
+
+    pub(super) fn forget(&mut self, token: &str) {
+        self.device_tokens.remove(&fingerprint(token));
+    }
+
+    pub(super) fn bits(&self, token: &str) -> Option<[bool; 2]> {
+        let (device, _) = self.device_tokens.get(&fingerprint(token))?;
+        self.bits.get(device).map(|bits| bits.bits)
+    }
+
+    /// Apple's answer to a call at `now`, counted from the Unix epoch.
+    pub(super) fn answer(
+        &mut self,
+        environment: Environment,
+        head: &request::Parts,
+        body: &[u8],
+        now: Duration,
+    ) -> (StatusCode, Bytes) {
+        match self.judge(environment, head, body, now.saturating_add(self.clock_advance)) {
+            Ok(Cow::Borrowed(text)) => (StatusCode::OK, Bytes::from_static(text.as_bytes())),
+            Ok(Cow::Owned(text)) => (StatusCode::OK, text.into()),
+            Err((status, text)) => (status, Bytes::from_static(text.as_bytes())),
+        }
+    }
+
+    fn judge(
+        &mut self,
+        environment: Environment,
+        head: &request::Parts,
+        body: &[u8],
+        now: Duration,
+    ) -> Result<Cow<'static, str>, Refusal> {
+        let endpoint = Endpoint::from_path(head.uri.path()).ok_or(NOT_FOUND)?;
+        if head.method != Method::POST {
+            return Err(METHOD_NOT_ALLOWED);
+        }
+        // Seen in practice: a bad provider token is reported even if the device token is bad too.
+        self.judge_provider_token(head, now.as_secs())?;
+
+        let body: Map<String, Value> = serde_json::from_slice(body).map_err(|_| BAD_PAYLOAD)?;
+        text(&body, "transaction_id").ok_or(BAD_PAYLOAD)?;
+        let token = text(&body, "device_token").ok_or(BAD_DEVICE_TOKEN)?;
+        judge_timestamp(body.get("timestamp"), now).ok_or(BAD_TIMESTAMP)?;
+        let update = match endpoint {
+            Endpoint::UpdateBits => Some(update_of(&body).ok_or(BAD_BITS)?),
+            _ => None,
+        };
+        let device = match self.device_tokens.get(&fingerprint(token)) {
+            Some((device, theirs)) if *theirs == environment => device.clone(),
+            _ => return Err(BAD_DEVICE_TOKEN),
+        };
+        Ok(match (endpoint, update) {
+            (Endpoint::QueryBits, _) => self.bits.get(&device).map_or(NEVER_SET.into(), |bits| {
+                let [bit0, bit1] = bits.bits;
+                let month = month(bits.updated_at);
+                json!({ "bit0": bit0, "bit1": bit1, "last_update_time": month })
+                    .to_string()
+                    .into()
+            }),
+            (_, Some(update)) => {
+                let updated_at = now.as_secs();
+                let stored = self.bits.entry(device).or_insert(Bits {
+                    bits: [false; 2],
+                    updated_at,
+                });
+                for (stored, new) in stored.bits.iter_mut().zip(update) {
+                    *stored = new.unwrap_or(*stored);
+                }
+                stored.updated_at = updated_at;
+                "".into()
+            }
+            (_, None) => "".into(),
+        })
+    }
+
+    fn judge_provider_token(&mut self, head: &request::Parts, now: u64) -> Result<(), Refusal> {
+        let token = provider_token(head).ok_or(BAD_PROVIDER_TOKEN)?;
+        let fingerprint = fingerprint(token);
+        let believed = match self.believed.get(&fingerprint) {
+            Some(believed) => *believed,
+            None => {
+                let believed = self.verify_provider_token(token)?;
+                self.believed.insert(fingerprint, believed);
+                believed
+            }
+        };
+        let earliest = now.saturating_sub(PROVIDER_TOKEN_LIFETIME);
+        let latest = now.saturating_add(PROVIDER_TOKEN_SKEW);
+        if (earliest..=latest).contains(&believed.issued_at) {
+            Ok(())
+        } else {
+            Err(UNKNOWN_PROVIDER_TOKEN)
+        }
+    }
+
+    /// Everything but the time.
+    fn verify_provider_token(&self, token: &str) -> Result<ProviderToken, Refusal> {
+        let (signed, signature) = token.rsplit_once('.').ok_or(BAD_PROVIDER_TOKEN)?;
+        let (header, claims) = signed.split_once('.').ok_or(BAD_PROVIDER_TOKEN)?;
+        let header = jwt_part(header).ok_or(BAD_PROVIDER_TOKEN)?;
+        let claims = jwt_part(claims).ok_or(BAD_PROVIDER_TOKEN)?;
+        let signature = URL_SAFE_NO_PAD
+            .decode(signature)
+            .map_err(|_| BAD_PROVIDER_TOKEN)?;
+        if text(&header, "alg") != Some("ES256") {
+            return Err(BAD_PROVIDER_TOKEN);
+        }
+        let key_id = text(&header, "kid").ok_or(BAD_PROVIDER_TOKEN)?;
+
+        // A signature in DER is of another length and fails here.
+        let signature = Signature::from_slice(&signature).map_err(|_| UNKNOWN_PROVIDER_TOKEN)?;
+        let key = self.keys.get(key_id).ok_or(UNKNOWN_PROVIDER_TOKEN)?;
+        key.verify(signed.as_bytes(), &signature)
+            .map_err(|_| UNKNOWN_PROVIDER_TOKEN)?;
+        if text(&claims, "iss") != Some(&*self.team_id) {
+            return Err(UNKNOWN_PROVIDER_TOKEN);
+        }
+        let issued_at = claims.get("iat").and_then(Value::as_u64);
+        issued_at
+            .map(|issued_at| ProviderToken { issued_at })
+            .ok_or(UNKNOWN_PROVIDER_TOKEN)
+    }
+}
+
+/// How many different provider tokens have come.
+#[derive(Default)]
+pub(super) struct ProviderTokens(HashSet<Fingerprint>);
+
+impl ProviderTokens {
+    pub(super) fn see(&mut self, head: &request::Parts) {
+        if let Some(token) = provider_token(head) {
+            self.0.insert(fingerprint(token));
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+fn provider_token(head: &request::Parts) -> Option<&str> {
+    let (scheme, token) = head.headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(token)
+}
+
+fn jwt_part(text: &str) -> Option<Map<String, Value>> {
+    serde_json::from_slice(&URL_SAFE_NO_PAD.decode(text).ok()?).ok()
+}
+
+fn text<'a>(object: &'a Map<String, Value>, name: &str) -> Option<&'a str> {
+    object.get(name)?.as_str().filter(|text| !text.is_empty())
+}
+
+fn judge_timestamp(timestamp: Option<&Value>, now: Duration) -> Option<()> {
+    let timestamp = timestamp?.as_u64()?;
+    let now = u64::try_from(now.as_millis()).ok()?;
+    (timestamp.abs_diff(now) <= TIMESTAMP_SKEW).then_some(())
+}
+
+/// At least one of the bits, and nothing but booleans.
+fn update_of(body: &Map<String, Value>) -> Option<[Option<bool>; 2]> {
+    let bit = |name| match body.get(name) {
+        None => Some(None),
+        Some(value) => value.as_bool().map(Some),
+    };
+    let update = [bit("bit0")?, bit("bit1")?];
+    update.iter().any(Option::is_some).then_some(update)
+}
+
+fn fingerprint(text: &str) -> Fingerprint {
+    Sha256::digest(text).into()
+}
+
+/// Year and month of a time in seconds since the Unix epoch, in UTC, as `YYYY-MM`.
+fn month(seconds: u64) -> String {
+    // Years are counted from March here, so that the leap day is the last of one.
+    let days = seconds / (24 * 60 * 60) + 719_468;
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let months_since_march = (5 * day_of_year + 2) / 153;
+    let month = (months_since_march + 2) % 12 + 1;
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    format!("{year:04}-{month:02}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn months() {
+        let cases: &[(u64, &str)] = &[
+            (0, "1970-01"),
+            (2_678_399, "1970-01"),
+            (2_678_400, "1970-02"),
+            (951_782_400, "2000-02"),
+            (951_868_800, "2000-03"),
+            (1_709_164_800, "2024-02"),
+            (1_709_251_200, "2024-03"),
+            (1_735_689_599, "2024-12"),
+            (1_735_689_600, "2025-01"),
+            (4_107_542_400, "2100-03"),
+            (4_107_542_399, "2100-02"),
+        ];
+        for (seconds, expected) in cases {
+            assert_eq!(month(*seconds), *expected, "{seconds}");
+        }
+    }
+}

@@ -1,0 +1,359 @@
+//! The fake Apple as a server on the loopback interface.
+
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response, header::CONTENT_LENGTH};
+use http_body::{Body, Frame};
+use http_body_util::{BodyExt, Limited};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::{Notify, oneshot},
+    task::{JoinHandle, JoinSet},
+};
+
+use super::{FakeApple, state::Outcome};
+use crate::routing::Environment;
+
+/// More than any call to Apple has. Longer bodies count as none.
+const MAX_REQUEST_BODY: usize = 64 * 1024;
+/// By how much a reply that is cut short announces more than it has.
+const MISSING: usize = 64;
+
+/// A [`FakeApple`] that listens on two ports of the loopback interface, one for each environment; made by
+/// [`FakeApple::serve`].
+///
+/// It speaks HTTP/1.1 and HTTP/2, the latter without TLS and therefore with prior knowledge only. It stops,
+/// and cuts its connections, when it is dropped.
+#[derive(Debug)]
+pub struct FakeAppleServer {
+    apple: FakeApple,
+    production: Port,
+    development: Port,
+    connections: Arc<AtomicUsize>,
+}
+
+#[derive(Debug)]
+struct Port {
+    address: SocketAddr,
+    environment: Environment,
+    running: Option<Running>,
+}
+
+#[derive(Debug)]
+struct Running {
+    /// Dropped to stop the task, by hand or with the server.
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl FakeAppleServer {
+    pub(super) async fn start(
+        apple: FakeApple,
+        production: SocketAddr,
+        development: SocketAddr,
+    ) -> io::Result<Self> {
+        let port = |address, environment| Port {
+            address,
+            environment,
+            running: None,
+        };
+        let mut server = Self {
+            apple,
+            production: port(production, Environment::Production),
+            development: port(development, Environment::Development),
+            connections: Arc::default(),
+        };
+        server.restart().await?;
+        Ok(server)
+    }
+
+    /// Whom it serves.
+    #[must_use]
+    pub const fn apple(&self) -> &FakeApple {
+        &self.apple
+    }
+
+    /// The base URL for production, without a slash at its end, such as `http://127.0.0.1:50123`.
+    #[must_use]
+    pub fn production_url(&self) -> String {
+        self.url(Environment::Production)
+    }
+
+    /// The base URL for development, without a slash at its end.
+    #[must_use]
+    pub fn development_url(&self) -> String {
+        self.url(Environment::Development)
+    }
+
+    /// The base URL for an environment, without a slash at its end.
+    #[must_use]
+    pub fn url(&self, environment: Environment) -> String {
+        format!("http://{}", self.address(environment))
+    }
+
+    /// The address for an environment.
+    #[must_use]
+    pub const fn address(&self, environment: Environment) -> SocketAddr {
+        match environment {
+            Environment::Production => self.production.address,
+            Environment::Development => self.development.address,
+        }
+    }
+
+    /// How many connections it has accepted on both ports since it was made.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.connections.load(Relaxed)
+    }
+
+    /// Pulls the plug: cuts all connections and closes both ports. Connecting is refused until
+    /// [`restart`](Self::restart). Does nothing on a server that is stopped.
+    ///
+    /// If the returned future is dropped, the server stops all the same.
+    pub async fn stop(&mut self) {
+        let running = [self.production.running.take(), self.development.running.take()];
+        for Running { stop, task } in running.into_iter().flatten() {
+            drop(stop);
+            // Fails only if the runtime is going down, which stops the task too.
+            let _ = task.await;
+        }
+    }
+
+    /// Listens on the same two ports again. Does nothing on a server that runs.
+    ///
+    /// # Errors
+    ///
+    /// If a port was taken by somebody else meanwhile.
+    pub async fn restart(&mut self) -> io::Result<()> {
+        for port in [&mut self.production, &mut self.development] {
+            if port.running.is_none() {
+                let listener = TcpListener::bind(port.address).await?;
+                port.address = listener.local_addr()?;
+                let (stop, stopped) = oneshot::channel();
+                let apple = self.apple.clone();
+                let connections = Arc::clone(&self.connections);
+                let task = tokio::spawn(listen(listener, apple, port.environment, connections, stopped));
+                port.running = Some(Running { stop, task });
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops it for good and waits until its ports are free.
+    pub async fn shutdown(mut self) {
+        self.stop().await;
+    }
+}
+
+async fn listen(
+    listener: TcpListener,
+    apple: FakeApple,
+    environment: Environment,
+    count: Arc<AtomicUsize>,
+    mut stopped: oneshot::Receiver<()>,
+) {
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            _ = &mut stopped => break,
+            accepted = listener.accept() => accepted,
+        };
+        // Connections that are over.
+        while connections.try_join_next().is_some() {}
+        match accepted {
+            Ok((stream, _)) => {
+                count.fetch_add(1, Relaxed);
+                connections.spawn(serve(stream, apple.clone(), environment));
+            }
+            // Such as too many open files: gives the others time to close some.
+            Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    }
+    drop(listener);
+    connections.shutdown().await;
+}
+
+async fn serve(stream: TcpStream, apple: FakeApple, environment: Environment) {
+    let plug = Arc::new(Plug::default());
+    let socket = Socket {
+        stream,
+        plug: Arc::clone(&plug),
+    };
+    let service = service_fn(|request: Request<Incoming>| {
+        let (apple, plug) = (apple.clone(), Arc::clone(&plug));
+        async move { answer(&apple, environment, request, &plug).await }
+    });
+    let server = auto::Builder::new(TokioExecutor::new());
+    tokio::select! {
+        // The client hears of errors; there is nobody else to tell.
+        _ = server.serve_connection(TokioIo::new(socket), service) => {}
+        () = plug.pulled.notified() => {}
+    }
+}
+
+async fn answer(
+    apple: &FakeApple,
+    environment: Environment,
+    request: Request<Incoming>,
+    plug: &Plug,
+) -> Result<Response<ReplyBody>, hyper::Error> {
+    let (head, body) = request.into_parts();
+    let reply = apple.arrive(environment, &head);
+    let body = match Limited::new(body, MAX_REQUEST_BODY).collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(error) => match error.downcast::<hyper::Error>() {
+            Ok(error) => return Err(*error),
+            Err(_too_long) => Bytes::new(),
+        },
+    };
+    match apple.play(reply, environment, &head, &body).await {
+        // The length in a scripted header may be wrong, and hyper asserts that a known one is not.
+        Outcome::Whole(response) if response.headers().contains_key(CONTENT_LENGTH) => {
+            Ok(response.map(|data| ReplyBody::new(data, End::AsAnnounced)))
+        }
+        Outcome::Whole(response) => Ok(response.map(|data| ReplyBody::new(data, End::Known))),
+        Outcome::CutShort(response) => {
+            let announced = response.body().len() + MISSING;
+            let mut response = response.map(|data| ReplyBody::new(data, End::CutAfterFlush));
+            response
+                .headers_mut()
+                .insert(CONTENT_LENGTH, HeaderValue::from(announced));
+            Ok(response)
+        }
+        Outcome::Reset => {
+            plug.pull();
+            std::future::pending().await
+        }
+    }
+}
+
+/// Ends a connection from within one of its calls.
+#[derive(Default)]
+struct Plug {
+    reset: AtomicBool,
+    pulled: Notify,
+}
+
+impl Plug {
+    fn pull(&self) {
+        self.reset.store(true, Relaxed);
+        self.pulled.notify_one();
+    }
+}
+
+/// A connection that is reset rather than closed once its plug was pulled.
+struct Socket {
+    stream: TcpStream,
+    plug: Arc<Plug>,
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if self.plug.reset.load(Relaxed) {
+            // With no time to linger, closing is a reset. Should it fail, the client sees an early end.
+            #[allow(
+                deprecated,
+                reason = "its successor needs a newer tokio; only blocks if not zero"
+            )]
+            let _ = self.stream.set_linger(Some(Duration::ZERO));
+        }
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// A reply's body. One that is cut short ends in an error, upon which hyper ends the connection or stream.
+struct ReplyBody {
+    data: Bytes,
+    end: End,
+}
+
+enum End {
+    /// Where the data ends.
+    Known,
+    /// Where the data ends too; the header tells the length.
+    AsAnnounced,
+    /// In an error, after what there is was sent: hyper sends when a body has nothing for the time being.
+    CutAfterFlush,
+    /// In an error, now.
+    CutNow,
+}
+
+impl ReplyBody {
+    const fn new(data: Bytes, end: End) -> Self {
+        Self { data, end }
+    }
+}
+
+impl Body for ReplyBody {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        if !self.data.is_empty() {
+            return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.data)))));
+        }
+        match self.end {
+            End::Known | End::AsAnnounced => Poll::Ready(None),
+            End::CutAfterFlush => {
+                self.end = End::CutNow;
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            End::CutNow => Poll::Ready(Some(Err(io::ErrorKind::UnexpectedEof.into()))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.data.is_empty() && matches!(self.end, End::Known)
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        match self.end {
+            End::Known => http_body::SizeHint::with_exact(self.data.len() as u64),
+            _ => http_body::SizeHint::default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,117 @@
+//! What changes about a fake Apple from call to call, and how it answers one.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header::CONTENT_TYPE, request};
+
+use super::{
+    Endpoint, Reply,
+    rules::{Apple, ProviderTokens},
+    script::Script,
+    tokens::TokenBuilder,
+};
+use crate::{
+    clock::{SystemTime, since_epoch},
+    routing::Environment,
+};
+
+pub(super) struct State {
+    pub(super) apple: Apple,
+    pub(super) script: Script,
+    pub(super) counts: Counts,
+    tokens: usize,
+    traces: u64,
+}
+
+/// What becomes of a call.
+pub(super) enum Outcome {
+    Whole(Response<Bytes>),
+    CutShort(Response<Bytes>),
+    Reset,
+}
+
+impl State {
+    pub(super) fn new(apple: Apple) -> Self {
+        Self {
+            apple,
+            script: Script::default(),
+            counts: Counts::default(),
+            tokens: 0,
+            traces: 0,
+        }
+    }
+
+    /// The one and the other, so that tests meet tokens with padding and without.
+    pub(super) const fn next_token_length(&mut self) -> usize {
+        self.tokens += 1;
+        match self.tokens % 2 {
+            1 => TokenBuilder::LONG,
+            _ => TokenBuilder::SHORT,
+        }
+    }
+
+    pub(super) fn arrive(&mut self, environment: Environment, head: &request::Parts) -> Reply {
+        let endpoint = Endpoint::from_path(head.uri.path());
+        *self.counts.calls.entry((environment, endpoint)).or_default() += 1;
+        self.counts.provider_tokens.see(head);
+        self.script.take(endpoint, environment)
+    }
+
+    pub(super) fn respond(
+        &mut self,
+        reply: &Reply,
+        environment: Environment,
+        head: &request::Parts,
+        body: &[u8],
+    ) -> Response<Bytes> {
+        let normal = if reply.is_normal() {
+            let now = since_epoch(SystemTime::now());
+            self.apple.answer(environment, head, body, now)
+        } else {
+            (StatusCode::OK, Bytes::new())
+        };
+        let mut headers = HeaderMap::new();
+        // Seen in practice.
+        if let Ok(trace) = HeaderValue::try_from(self.next_trace()) {
+            headers.insert(HeaderName::from_static("x-b3-traceid"), trace);
+        }
+        let (status, body) = reply.apply(normal, &mut headers);
+        if !body.is_empty() && !headers.contains_key(CONTENT_TYPE) {
+            let json = body.starts_with(b"{");
+            let media_type = if json { "application/json" } else { "text/plain" };
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
+        }
+        let mut response = Response::new(body);
+        *response.status_mut() = status;
+        *response.headers_mut() = headers;
+        response
+    }
+
+    /// Sixteen hexadecimal digits; different, and without any meaning.
+    fn next_trace(&mut self) -> String {
+        self.traces = self.traces.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        format!("{:016x}", self.traces)
+    }
+}
+
+#[derive(Default)]
+pub(super) struct Counts {
+    /// Calls to none of Apple's paths are counted under `None`.
+    calls: HashMap<(Environment, Option<Endpoint>), usize>,
+    provider_tokens: ProviderTokens,
+}
+
+impl Counts {
+    pub(super) fn calls(&self, which: impl Fn(Environment, Option<Endpoint>) -> bool) -> usize {
+        let counted = self
+            .calls
+            .iter()
+            .filter(|((environment, endpoint), _)| which(*environment, *endpoint));
+        counted.map(|(_, calls)| calls).sum()
+    }
+
+    pub(super) fn provider_tokens(&self) -> usize {
+        self.provider_tokens.len()
+    }
+}

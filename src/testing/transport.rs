@@ -1,0 +1,64 @@
+//! The fake Apple in the process, as a tower service.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http::{Request, Response, header::HOST, request};
+use tower_service::Service;
+
+use super::{FakeApple, state::Outcome};
+use crate::{BoxError, routing::Environment};
+
+/// A [`FakeApple`] in the place of the transport to Apple; made by [`FakeApple::transport`].
+///
+/// A request goes to development if its host has `development` in its name, as Apple's own has, else to
+/// production. The host is the one of the URI, or of the `Host` header where the URI has none.
+///
+/// A call that is [reset](super::Reply::reset) or [cut short](super::Reply::cut_short) fails with an
+/// [`io::Error`].
+#[derive(Clone, Debug)]
+pub struct FakeAppleService {
+    apple: FakeApple,
+}
+
+impl FakeAppleService {
+    pub(super) const fn new(apple: FakeApple) -> Self {
+        Self { apple }
+    }
+}
+
+impl Service<Request<Bytes>> for FakeAppleService {
+    type Response = Response<Bytes>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Bytes>, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Bytes>) -> Self::Future {
+        let apple = self.apple.clone();
+        Box::pin(async move {
+            let (head, body) = request.into_parts();
+            let environment = environment(&head);
+            let reply = apple.arrive(environment, &head);
+            match apple.play(reply, environment, &head, &body).await {
+                Outcome::Whole(response) => Ok(response),
+                Outcome::CutShort(_) => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+                Outcome::Reset => Err(io::Error::from(io::ErrorKind::ConnectionReset).into()),
+            }
+        })
+    }
+}
+
+fn environment(head: &request::Parts) -> Environment {
+    let header = || head.headers.get(HOST).and_then(|host| host.to_str().ok());
+    match head.uri.host().or_else(header) {
+        Some(host) if host.contains("development") => Environment::Development,
+        _ => Environment::Production,
+    }
+}
