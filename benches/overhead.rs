@@ -56,7 +56,9 @@ fn bare(request: Request<()>) -> Ready<Result<Response<Empty<Bytes>>, Infallible
 }
 
 mod tokens {
-    pub fn realistic() -> String { "AgAA".repeat(738) }
+    pub fn realistic() -> String {
+        "AgAA".repeat(738)
+    }
 }
 
 fn tokens(count: usize) -> Vec<HeaderValue> {
@@ -119,7 +121,11 @@ fn main() {
         Row::new("bare service", one.clone(), bare_service()),
         Row::new("exempt", one.clone(), genuine().with_routing(exempt).layer(bare_service())),
         Row::new("hit", one.clone(), genuine().layer(bare_service())),
-        Row::new("hit, afternoon layer", one.clone(), Afternoon::new(bare_service(), Instantly(Verdict::Genuine))),
+        Row::new(
+            "hit, afternoon layer",
+            one.clone(),
+            Afternoon::new(bare_service(), Instantly(Verdict::Genuine)),
+        ),
         Row::new("refused, cached", one.clone(), refused().layer(bare_service())),
         Row::new(
             "refused, cached, afternoon layer",

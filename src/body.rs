@@ -31,17 +31,11 @@ pin_project! {
 
 impl<B> ResponseBody<B> {
     pub(crate) const fn inner(body: B) -> Self {
-        Self {
-            kind: Kind::Inner { body },
-        }
+        Self { kind: Kind::Inner { body } }
     }
 
     pub(crate) fn rejection(bytes: Bytes) -> Self {
-        Self {
-            kind: Kind::Rejection {
-                body: Full::new(bytes),
-            },
-        }
+        Self { kind: Kind::Rejection { body: Full::new(bytes) } }
     }
 }
 

@@ -49,10 +49,7 @@ impl DebugTokens {
 
     /// No tokens yet, and the header `X-Debug-Token`.
     pub fn new() -> Self {
-        Self {
-            header: HeaderName::from_static("x-debug-token"),
-            tokens: Vec::new(),
-        }
+        Self { header: HeaderName::from_static("x-debug-token"), tokens: Vec::new() }
     }
 
     /// Reads debug tokens from the header `name`. Default: `X-Debug-Token`.
@@ -91,10 +88,7 @@ impl DebugTokens {
         secret: &str,
         expires_at: Option<SystemTime>,
     ) -> Result<Self, DebugTokenError> {
-        let error = |reason| DebugTokenError {
-            name: name.to_owned(),
-            reason,
-        };
+        let error = |reason| DebugTokenError { name: name.to_owned(), reason };
         if !(Self::MIN_LENGTH..=Self::MAX_LENGTH).contains(&secret.len()) {
             return Err(error("its secret must have 16 to 256 characters"));
         }
@@ -105,11 +99,7 @@ impl DebugTokens {
             return Err(error("there is another of that name"));
         }
         let secret = TokenDigest::of(secret.as_bytes());
-        self.tokens.push(DebugToken {
-            name: name.into(),
-            secret,
-            expires_at,
-        });
+        self.tokens.push(DebugToken { name: name.into(), secret, expires_at });
         Ok(self)
     }
 
@@ -148,10 +138,7 @@ impl fmt::Debug for DebugTokens {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DebugTokens")
             .field("header", &self.header)
-            .field(
-                "names",
-                &self.tokens.iter().map(|token| &token.name).collect::<Vec<_>>(),
-            )
+            .field("names", &self.tokens.iter().map(|token| &token.name).collect::<Vec<_>>())
             .finish_non_exhaustive()
     }
 }
@@ -199,11 +186,7 @@ mod tests {
             ("", None),
         ];
         for (text, name) in cases {
-            assert_eq!(
-                tokens.find(text.as_bytes(), now).map(|name| &**name),
-                *name,
-                "{text}"
-            );
+            assert_eq!(tokens.find(text.as_bytes(), now).map(|name| &**name), *name, "{text}");
         }
         assert!(!format!("{tokens:?}").contains(SECRET));
     }
@@ -218,10 +201,7 @@ mod tests {
             ("ci", "another-good-secret", "another of that name"),
         ] {
             let error = tokens.clone().add(name, secret).unwrap_err().to_string();
-            assert!(
-                error.contains(reason) && !error.contains(secret),
-                "{name}: {error}"
-            );
+            assert!(error.contains(reason) && !error.contains(secret), "{name}: {error}");
         }
     }
 }

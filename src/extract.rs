@@ -16,10 +16,7 @@ impl<S: Sync> FromRequestParts<S> for VerifiedDevice {
     type Rejection = MissingDevice;
 
     async fn from_request_parts(head: &mut request::Parts, _: &S) -> Result<Self, MissingDevice> {
-        head.extensions
-            .get()
-            .cloned()
-            .ok_or(MissingDevice { _private: () })
+        head.extensions.get().cloned().ok_or(MissingDevice { _private: () })
     }
 }
 
@@ -51,10 +48,6 @@ impl Error for MissingDevice {}
 impl IntoResponse for MissingDevice {
     fn into_response(self) -> Response {
         tracing::event!(target: crate::observer::TARGET, tracing::Level::ERROR, "{self}");
-        (
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "the server did not check the device",
-        )
-            .into_response()
+        (StatusCode::INTERNAL_SERVER_ERROR, "the server did not check the device").into_response()
     }
 }

@@ -55,17 +55,11 @@ struct Waiting<S, B> {
 
 impl<S: Service<Request<B>>, B> ResponseFuture<S, B> {
     pub(crate) const fn forwarding(future: S::Future) -> Self {
-        Self {
-            state: State::Forwarding { future },
-        }
+        Self { state: State::Forwarding { future } }
     }
 
     pub(crate) const fn rejected(response: Response<Bytes>) -> Self {
-        Self {
-            state: State::Rejected {
-                response: Some(response),
-            },
-        }
+        Self { state: State::Rejected { response: Some(response) } }
     }
 
     pub(crate) fn resolving(
@@ -76,13 +70,7 @@ impl<S: Service<Request<B>>, B> ResponseFuture<S, B> {
         body: B,
     ) -> Self {
         let waiting = Some(Waiting { inner, head, body });
-        Self {
-            state: State::Resolving {
-                decision,
-                gate,
-                waiting,
-            },
-        }
+        Self { state: State::Resolving { decision, gate, waiting } }
     }
 }
 
@@ -96,20 +84,12 @@ where
         let mut state = self.project().state;
         loop {
             let next = match state.as_mut().project() {
-                StateProj::Resolving {
-                    decision,
-                    gate,
-                    waiting,
-                } => {
+                StateProj::Resolving { decision, gate, waiting } => {
                     let decision = ready!(decision.as_mut().poll(cx));
                     match waiting.take() {
                         Some(mut request) => match gate.conclude(decision, &mut request.head) {
-                            None => State::Readying {
-                                waiting: Some(request),
-                            },
-                            Some(response) => State::Rejected {
-                                response: Some(response),
-                            },
+                            None => State::Readying { waiting: Some(request) },
+                            Some(response) => State::Rejected { response: Some(response) },
                         },
                         None => State::Rejected { response: None },
                     }
@@ -119,13 +99,9 @@ where
                         ready!(request.inner.poll_ready(cx))?;
                     }
                     match waiting.take() {
-                        Some(Waiting {
-                            mut inner,
-                            head,
-                            body,
-                        }) => State::Forwarding {
-                            future: inner.call(Request::from_parts(head, body)),
-                        },
+                        Some(Waiting { mut inner, head, body }) => {
+                            State::Forwarding { future: inner.call(Request::from_parts(head, body)) }
+                        }
                         None => State::Rejected { response: None },
                     }
                 }
@@ -152,8 +128,6 @@ impl<S: Service<Request<B>>, B> fmt::Debug for ResponseFuture<S, B> {
             State::Forwarding { .. } => "Forwarding",
             State::Rejected { .. } => "Rejected",
         };
-        f.debug_struct("ResponseFuture")
-            .field("state", &state)
-            .finish_non_exhaustive()
+        f.debug_struct("ResponseFuture").field("state", &state).finish_non_exhaustive()
     }
 }

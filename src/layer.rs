@@ -102,12 +102,7 @@ impl DeviceCheckLayer {
     }
 
     fn from_config(config: Config) -> Self {
-        Self {
-            gate: Arc::new(Gate {
-                config,
-                flights: SingleFlight::new(),
-            }),
-        }
+        Self { gate: Arc::new(Gate { config, flights: SingleFlight::new() }) }
     }
 
     /// What is under way for the old configuration must not answer for the new one, hence a new gate.

@@ -6,7 +6,7 @@ use tracing::{Level, event};
 
 use crate::{
     cache::CacheError,
-    clock::Moment,
+    clock::Instant,
     pipeline::Decision,
     rejection::Rejection,
     routing::Environment,
@@ -77,7 +77,7 @@ pub struct Event<'a> {
     environment: Option<Environment>,
     digest: Option<TokenDigest>,
     error: Option<&'a VerifyError>,
-    started: Option<Moment>,
+    started: Option<Instant>,
 }
 
 /// What was decided.
@@ -121,13 +121,8 @@ impl<'a> From<&'a Decision> for Event<'a> {
 }
 
 impl<'a> Event<'a> {
-    pub(crate) const EXEMPT: Self = Self {
-        outcome: Outcome::Exempt,
-        environment: None,
-        digest: None,
-        error: None,
-        started: None,
-    };
+    pub(crate) const EXEMPT: Self =
+        Self { outcome: Outcome::Exempt, environment: None, digest: None, error: None, started: None };
 
     /// What was decided.
     #[must_use]
@@ -165,8 +160,7 @@ impl<'a> Event<'a> {
     /// How long the decision took, up to now. Zero for exempt requests, whose time is not taken.
     #[must_use]
     pub fn latency(&self) -> Duration {
-        self.started
-            .map_or(Duration::ZERO, |started| started.monotonic.elapsed())
+        self.started.map_or(Duration::ZERO, |started| started.elapsed())
     }
 }
 
@@ -224,10 +218,7 @@ impl Observer for TracingObserver {
             }
             Outcome::Verified(_) => decision!(Level::DEBUG, "device verified"),
             Outcome::Rejected(Rejection::Misconfigured) => {
-                decision!(
-                    Level::ERROR,
-                    "request rejected: Apple does not accept our credentials"
-                );
+                decision!(Level::ERROR, "request rejected: Apple does not accept our credentials");
             }
             Outcome::Rejected(Rejection::Throttled { .. } | Rejection::Unavailable { .. }) => {
                 decision!(Level::WARN, "request rejected: no verdict");

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     cache::{CachedVerdict, VerdictKey},
-    clock::{Moment, SystemTime},
+    clock::{Instant, Moment, SystemTime},
     layer::Gate,
     rejection::Rejection,
     routing::{Environment, Route},
@@ -17,7 +17,7 @@ use crate::{
 pub(crate) struct Inquiry {
     pub(crate) token: DeviceToken,
     pub(crate) route: Route,
-    pub(crate) started: Moment,
+    pub(crate) started: Instant,
 }
 
 /// What was decided about a request, and on what grounds.
@@ -27,7 +27,7 @@ pub(crate) struct Decision {
     pub(crate) environment: Environment,
     pub(crate) digest: Option<TokenDigest>,
     pub(crate) error: Option<VerifyError>,
-    pub(crate) started: Moment,
+    pub(crate) started: Instant,
 }
 
 /// An answer to one question: is this token genuine in this environment?
@@ -40,45 +40,24 @@ pub(crate) struct Answer {
 
 impl From<CachedVerdict> for Answer {
     fn from(cached: CachedVerdict) -> Self {
-        Self {
-            verdict: cached.verdict(),
-            evidence: Evidence::Cache,
-            checked_at: cached.checked_at(),
-        }
+        Self { verdict: cached.verdict(), evidence: Evidence::Cache, checked_at: cached.checked_at() }
     }
 }
 
 /// Asks one environment after the other until one accepts the token. Only a refusal leads to the next one.
 pub(crate) async fn resolve(gate: Arc<Gate>, inquiry: Inquiry) -> Decision {
-    let Inquiry {
-        token,
-        route,
-        started,
-    } = inquiry;
+    let Inquiry { token, route, started } = inquiry;
     let digest = token.digest();
     let decision = |outcome, environment, error| {
         let digest = Some(digest);
-        Decision {
-            outcome,
-            environment,
-            digest,
-            error,
-            started,
-        }
+        Decision { outcome, environment, digest, error, started }
     };
     let mut last = Environment::Production;
     for &environment in route.environments() {
         last = environment;
         match answer(&gate, &token, digest, environment).await {
-            Ok(Answer {
-                verdict: Verdict::Refused,
-                ..
-            }) => {}
-            Ok(Answer {
-                verdict: Verdict::Genuine,
-                evidence,
-                checked_at,
-            }) => {
+            Ok(Answer { verdict: Verdict::Refused, .. }) => {}
+            Ok(Answer { verdict: Verdict::Genuine, evidence, checked_at }) => {
                 let device = VerifiedDevice::new(token, digest, environment, evidence, checked_at);
                 return decision(Ok(device), environment, None);
             }
@@ -122,9 +101,7 @@ async fn ask(gate: Arc<Gate>, token: DeviceToken, environment: Environment) -> R
     let verdict = config.verifier.verify(&token, environment).await?;
     if let Some(cache) = &config.cache {
         // Apple's answer describes the token as it was when it was sent.
-        let left = config
-            .time_to_live(verdict)
-            .saturating_sub(started.monotonic.elapsed());
+        let left = config.time_to_live(verdict).saturating_sub(started.monotonic.elapsed());
         if left > Duration::ZERO {
             let cached = CachedVerdict::new(verdict, key.digest(), started.wall, left);
             if let Err(error) = cache.put(&key, cached).await {
@@ -132,9 +109,5 @@ async fn ask(gate: Arc<Gate>, token: DeviceToken, environment: Environment) -> R
             }
         }
     }
-    Ok(Answer {
-        verdict,
-        evidence: Evidence::Apple,
-        checked_at: started.wall,
-    })
+    Ok(Answer { verdict, evidence: Evidence::Apple, checked_at: started.wall })
 }

@@ -139,12 +139,8 @@ impl From<&VerifyError> for Rejection {
             Duration::from_secs(seconds.clamp(1, longest))
         };
         match error.kind() {
-            VerifyErrorKind::Throttled => Self::Throttled {
-                retry_after: retry_after(300),
-            },
-            VerifyErrorKind::Unavailable => Self::Unavailable {
-                retry_after: retry_after(5),
-            },
+            VerifyErrorKind::Throttled => Self::Throttled { retry_after: retry_after(300) },
+            VerifyErrorKind::Unavailable => Self::Unavailable { retry_after: retry_after(5) },
             VerifyErrorKind::Misconfigured => Self::Misconfigured,
         }
     }
@@ -211,13 +207,7 @@ impl RejectionResponse for ProblemDetails {
 }
 
 fn problem(rejection: &Rejection) -> Response<Bytes> {
-    let Row {
-        variant,
-        code,
-        title,
-        status,
-        ..
-    } = row(rejection);
+    let Row { variant, code, title, status, .. } = row(rejection);
     let detail = match rejection {
         Rejection::MalformedToken(reason) => format!(r#","detail":"{reason}""#),
         _ => String::new(),
@@ -240,28 +230,17 @@ fn problem(rejection: &Rejection) -> Response<Bytes> {
 fn grpc_content_type(headers: &HeaderMap) -> Option<&HeaderValue> {
     headers.get(CONTENT_TYPE).filter(|value| {
         let prefix = b"application/grpc";
-        value
-            .as_bytes()
-            .get(..prefix.len())
-            .is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+        value.as_bytes().get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
     })
 }
 
 fn grpc_response(rejection: &Rejection, content_type: HeaderValue) -> Response<Bytes> {
-    let Row {
-        title, grpc_status, ..
-    } = row(rejection);
+    let Row { title, grpc_status, .. } = row(rejection);
     let mut response = Response::new(Bytes::new());
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, content_type);
-    headers.insert(
-        HeaderName::from_static("grpc-status"),
-        u16::from(grpc_status).into(),
-    );
-    headers.insert(
-        HeaderName::from_static("grpc-message"),
-        HeaderValue::from_static(title),
-    );
+    headers.insert(HeaderName::from_static("grpc-status"), u16::from(grpc_status).into());
+    headers.insert(HeaderName::from_static("grpc-message"), HeaderValue::from_static(title));
     response
 }
 
@@ -272,12 +251,7 @@ mod tests {
     use super::*;
 
     fn head(content_type: &str) -> request::Parts {
-        Request::builder()
-            .header(CONTENT_TYPE, content_type)
-            .body(())
-            .unwrap()
-            .into_parts()
-            .0
+        Request::builder().header(CONTENT_TYPE, content_type).body(()).unwrap().into_parts().0
     }
 
     #[test]
@@ -288,41 +262,11 @@ mod tests {
             (Rejection::MissingToken, 401, 16, None, "missing_token"),
             (MalformedToken::Empty.into(), 401, 16, None, "malformed_token"),
             (Rejection::RefusedToken, 401, 16, None, "refused_token"),
-            (
-                error(VerifyError::throttled(None, "x")),
-                503,
-                14,
-                Some(5),
-                "throttled",
-            ),
-            (
-                error(VerifyError::throttled(Some(seconds(0)), "x")),
-                503,
-                14,
-                Some(1),
-                "throttled",
-            ),
-            (
-                error(VerifyError::throttled(Some(seconds(60)), "x")),
-                503,
-                14,
-                Some(60),
-                "throttled",
-            ),
-            (
-                error(VerifyError::throttled(Some(Duration::MAX), "x")),
-                503,
-                14,
-                Some(300),
-                "throttled",
-            ),
-            (
-                error(VerifyError::unavailable("x")),
-                503,
-                14,
-                Some(5),
-                "unavailable",
-            ),
+            (error(VerifyError::throttled(None, "x")), 503, 14, Some(5), "throttled"),
+            (error(VerifyError::throttled(Some(seconds(0)), "x")), 503, 14, Some(1), "throttled"),
+            (error(VerifyError::throttled(Some(seconds(60)), "x")), 503, 14, Some(60), "throttled"),
+            (error(VerifyError::throttled(Some(Duration::MAX), "x")), 503, 14, Some(300), "throttled"),
+            (error(VerifyError::unavailable("x")), 503, 14, Some(5), "unavailable"),
             (
                 error(VerifyError::unavailable("x").with_retry_after(Some(seconds(60)))),
                 503,
@@ -330,68 +274,35 @@ mod tests {
                 Some(5),
                 "unavailable",
             ),
-            (
-                error(VerifyError::misconfigured("x")),
-                500,
-                13,
-                None,
-                "misconfigured",
-            ),
+            (error(VerifyError::misconfigured("x")), 500, 13, None, "misconfigured"),
         ];
         for (rejection, status, grpc, retry_after, code) in cases {
             let name = format!("{rejection:?}");
             assert_eq!(rejection.code(), *code, "{name}");
-            assert_eq!(
-                rejection.retry_after().map(|time| time.as_secs()),
-                *retry_after,
-                "{name}"
-            );
+            assert_eq!(rejection.retry_after().map(|time| time.as_secs()), *retry_after, "{name}");
 
             let response = ProblemDetails.response(rejection, &head("application/json"));
             let header = |name| response.headers().get(name).map(|value| value.to_str().unwrap());
             assert_eq!(response.status().as_u16(), *status, "{name}");
-            assert_eq!(
-                header(WWW_AUTHENTICATE),
-                (*status == 401).then_some("DeviceCheck"),
-                "{name}"
-            );
-            assert_eq!(
-                header(RETRY_AFTER),
-                retry_after.map(|s| s.to_string()).as_deref(),
-                "{name}"
-            );
+            assert_eq!(header(WWW_AUTHENTICATE), (*status == 401).then_some("DeviceCheck"), "{name}");
+            assert_eq!(header(RETRY_AFTER), retry_after.map(|s| s.to_string()).as_deref(), "{name}");
             assert_eq!(header(CONTENT_TYPE), Some("application/problem+json"), "{name}");
             let problem: serde_json::Value = serde_json::from_slice(response.body()).unwrap();
             assert_eq!(problem["code"], *code, "{name}");
             assert_eq!(problem["status"], *status, "{name}");
             assert_eq!(problem["title"], rejection.to_string(), "{name}");
             assert!(
-                problem["type"]
-                    .as_str()
-                    .unwrap()
-                    .starts_with("https://docs.rs/tower-devicecheck/"),
+                problem["type"].as_str().unwrap().starts_with("https://docs.rs/tower-devicecheck/"),
                 "{name}"
             );
-            assert_eq!(
-                problem.get("detail").is_some(),
-                rejection.source().is_some(),
-                "{name}"
-            );
+            assert_eq!(problem.get("detail").is_some(), rejection.source().is_some(), "{name}");
 
-            for content_type in [
-                "application/grpc",
-                "application/grpc-web+proto",
-                "Application/gRPC",
-            ] {
+            for content_type in ["application/grpc", "application/grpc-web+proto", "Application/gRPC"] {
                 let response = ProblemDetails.response(rejection, &head(content_type));
                 assert_eq!(response.status(), StatusCode::OK, "{name}");
                 assert_eq!(response.headers()[CONTENT_TYPE], content_type, "{name}");
                 assert_eq!(response.headers()["grpc-status"], grpc.to_string(), "{name}");
-                assert_eq!(
-                    response.headers()["grpc-message"],
-                    rejection.to_string(),
-                    "{name}"
-                );
+                assert_eq!(response.headers()["grpc-message"], rejection.to_string(), "{name}");
                 assert!(response.body().is_empty(), "{name}");
             }
         }

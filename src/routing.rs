@@ -46,9 +46,7 @@ impl FromStr for Environment {
         match name {
             "production" => Ok(Self::Production),
             "development" => Ok(Self::Development),
-            _ => Err(UnknownEnvironment {
-                name: name.to_owned(),
-            }),
+            _ => Err(UnknownEnvironment { name: name.to_owned() }),
         }
     }
 }
@@ -61,11 +59,7 @@ pub struct UnknownEnvironment {
 
 impl fmt::Display for UnknownEnvironment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "unknown environment {:?}: use \"production\" or \"development\"",
-            self.name
-        )
+        write!(f, "unknown environment {:?}: use \"production\" or \"development\"", self.name)
     }
 }
 
@@ -202,13 +196,7 @@ mod tests {
             assert_eq!(environment.to_string().parse(), Ok(environment));
         }
         for name in ["", "Production", "prod", "sandbox", "development ", "true"] {
-            assert!(
-                name.parse::<Environment>()
-                    .unwrap_err()
-                    .to_string()
-                    .contains("production"),
-                "{name}"
-            );
+            assert!(name.parse::<Environment>().unwrap_err().to_string().contains("production"), "{name}");
         }
     }
 
@@ -235,32 +223,18 @@ mod tests {
     #[test]
     fn preflight() {
         let cases: &[(&str, &str, &[&str], bool)] = &[
-            (
-                "a true one",
-                "OPTIONS",
-                &["origin", "access-control-request-method"],
-                true,
-            ),
+            ("a true one", "OPTIONS", &["origin", "access-control-request-method"], true),
             ("plain OPTIONS", "OPTIONS", &[], false),
             ("no method asked for", "OPTIONS", &["origin"], false),
             ("no origin", "OPTIONS", &["access-control-request-method"], false),
-            (
-                "another method",
-                "GET",
-                &["origin", "access-control-request-method"],
-                false,
-            ),
+            ("another method", "GET", &["origin", "access-control-request-method"], false),
         ];
         for (name, method, headers, expected) in cases {
             let mut request = Request::builder().method(*method);
             for header in *headers {
                 request = request.header(*header, "x");
             }
-            assert_eq!(
-                is_preflight(&request.body(()).unwrap().into_parts().0),
-                *expected,
-                "{name}"
-            );
+            assert_eq!(is_preflight(&request.body(()).unwrap().into_parts().0), *expected, "{name}");
         }
     }
 }

@@ -13,8 +13,7 @@ use tower_service::Service;
 use crate::{
     body::ResponseBody,
     cache::{CachedVerdict, VerdictKey},
-    clock::Moment,
-    debug_token::DebugTokens,
+    clock::{Instant, SystemTime},
     future::ResponseFuture,
     layer::{Enforcement, Gate},
     observer::Event,
@@ -68,10 +67,7 @@ impl<S> DeviceCheck<S> {
 
 impl<S: fmt::Debug> fmt::Debug for DeviceCheck<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DeviceCheck")
-            .field("inner", &self.inner)
-            .field("gate", &self.gate)
-            .finish()
+        f.debug_struct("DeviceCheck").field("inner", &self.inner).field("gate", &self.gate).finish()
     }
 }
 
@@ -113,16 +109,17 @@ enum Admission {
     Unknown(Inquiry),
 }
 
-/// What can be said about a request without waiting.
+/// What can be said about a credential without waiting.
 enum Judgement {
-    Decided(Result<VerifiedDevice, Rejection>, Option<TokenDigest>),
+    Known(Result<VerifiedDevice, Rejection>, TokenDigest),
     Unknown(DeviceToken),
 }
 
-impl From<Rejection> for Judgement {
-    fn from(rejection: Rejection) -> Self {
-        Self::Decided(Err(rejection), None)
-    }
+/// What a request has to show.
+enum Credential<'a> {
+    Device(Candidate),
+    /// The debug token of this name.
+    Debug(&'a Arc<str>),
 }
 
 impl Gate {
@@ -131,36 +128,22 @@ impl Gate {
         head.extensions.remove::<VerifiedDevice>();
         head.extensions.remove::<DeviceOutcome>();
 
-        let route = if is_preflight(head) {
-            Route::Exempt
-        } else {
-            self.config.routing.route(head)
-        };
+        let route = if is_preflight(head) { Route::Exempt } else { self.config.routing.route(head) };
         let Some(&environment) = route.environments().first() else {
             self.config.observer.decision(&Event::EXEMPT);
             return Admission::Admitted;
         };
-        let started = Moment::now();
-        match self.judge(head, route, environment, started) {
-            Judgement::Unknown(token) => Admission::Unknown(Inquiry {
-                token,
-                route,
-                started,
-            }),
-            Judgement::Decided(outcome, digest) => {
-                let environment = outcome.as_ref().map_or(environment, VerifiedDevice::environment);
-                let decision = Decision {
-                    outcome,
-                    environment,
-                    digest,
-                    error: None,
-                    started,
-                };
-                match self.conclude(decision, head) {
-                    None => Admission::Admitted,
-                    Some(response) => Admission::Rejected(response),
-                }
-            }
+        let started = Instant::now();
+        let (outcome, digest) = match self.judge(head, route, environment) {
+            Ok(Judgement::Unknown(token)) => return Admission::Unknown(Inquiry { token, route, started }),
+            Ok(Judgement::Known(outcome, digest)) => (outcome, Some(digest)),
+            Err(rejection) => (Err(rejection), None),
+        };
+        let environment = outcome.as_ref().map_or(environment, VerifiedDevice::environment);
+        let decision = Decision { outcome, environment, digest, error: None, started };
+        match self.conclude(decision, head) {
+            None => Admission::Admitted,
+            Some(response) => Admission::Rejected(response),
         }
     }
 
@@ -170,79 +153,60 @@ impl Gate {
         head: &mut request::Parts,
         route: Route,
         environment: Environment,
-        started: Moment,
-    ) -> Judgement {
-        let credentials = self.take_credentials(head, started);
-        let candidate = match credentials.token {
-            Ok(candidate) => candidate,
-            Err(reason) => return Rejection::from(reason).into(),
-        };
-        let debug_token = match &candidate {
-            // A device token is never set aside for a debug token that came with it.
-            Some(candidate) => self
-                .debug_tokens()
-                .and_then(|t| t.find(candidate.as_bytes(), started.wall)),
-            None => credentials.debug_token,
-        };
-        if let Some(name) = debug_token {
-            let device = VerifiedDevice::from_debug_token(Arc::clone(name), environment, started.wall);
-            let digest = device.digest();
-            return Judgement::Decided(Ok(device), Some(digest));
-        }
-        let Some(candidate) = candidate else {
-            return Rejection::MissingToken.into();
-        };
-        let known = match candidate.unpadded() {
-            Ok(text) => self.peek(text, route),
-            Err(reason) => return Rejection::from(reason).into(),
-        };
-        match known {
-            Some((cached, environment)) => {
-                let digest = cached.digest();
-                let outcome = match cached.verdict() {
-                    Verdict::Refused => Err(Rejection::RefusedToken),
-                    // The verdict is about these bytes, which were found canonical when it was put.
-                    Verdict::Genuine => Ok(VerifiedDevice::new(
-                        DeviceToken::known_canonical(candidate),
-                        digest,
-                        environment,
-                        Evidence::Cache,
-                        cached.checked_at(),
-                    )),
-                };
-                Judgement::Decided(outcome, Some(digest))
+    ) -> Result<Judgement, Rejection> {
+        let candidate = match self.take_credential(head)? {
+            Some(Credential::Device(candidate)) => candidate,
+            Some(Credential::Debug(name)) => {
+                let now = SystemTime::now();
+                let device = VerifiedDevice::from_debug_token(Arc::clone(name), environment, now);
+                let digest = device.digest();
+                return Ok(Judgement::Known(Ok(device), digest));
             }
-            None => match DeviceToken::try_from(candidate) {
-                Ok(token) => Judgement::Unknown(token),
-                Err(reason) => Rejection::from(reason).into(),
-            },
-        }
+            None => return Err(Rejection::MissingToken),
+        };
+        let Some((cached, environment)) = self.peek(candidate.unpadded()?, route) else {
+            return Ok(Judgement::Unknown(candidate.try_into()?));
+        };
+        let outcome = match cached.verdict() {
+            Verdict::Refused => Err(Rejection::RefusedToken),
+            // The verdict is about these very bytes, which were found canonical when it was put.
+            Verdict::Genuine => Ok(VerifiedDevice::new(
+                DeviceToken::known_canonical(candidate),
+                cached.digest(),
+                environment,
+                Evidence::Cache,
+                cached.checked_at(),
+            )),
+        };
+        Ok(Judgement::Known(outcome, cached.digest()))
     }
 
-    fn take_credentials(&self, head: &mut request::Parts, now: Moment) -> Credentials<'_> {
+    fn take_credential(&self, head: &mut request::Parts) -> Result<Option<Credential<'_>>, MalformedToken> {
         let original = self.config.forward_credentials.then(|| head.headers.clone());
-        let mut token = Ok(None);
+        let debug_tokens = self.config.debug_tokens.as_ref().map(|tokens| (tokens, SystemTime::now()));
         // Every source is asked, so that no credential stays behind.
+        let mut token = Ok(None);
         for source in &self.config.token_sources {
             token = match (token, source.take(head)) {
                 (Err(reason), _) | (_, Err(reason)) => Err(reason),
-                (found, Ok(None)) => found,
-                (Ok(None), found) => found,
+                (found, Ok(None)) | (Ok(None), found) => found,
                 (Ok(Some(first)), Ok(Some(other))) if first.as_bytes() == other.as_bytes() => Ok(Some(first)),
                 (Ok(Some(_)), Ok(Some(_))) => Err(MalformedToken::Disagreement),
             };
         }
-        let debug_token = self
-            .debug_tokens()
-            .and_then(|t| t.take(&mut head.headers, now.wall));
+        let debug_token = debug_tokens.and_then(|(tokens, now)| tokens.take(&mut head.headers, now));
         if let Some(original) = original {
             put_back(original, &mut head.headers);
         }
-        Credentials { token, debug_token }
-    }
-
-    fn debug_tokens(&self) -> Option<&DebugTokens> {
-        self.config.debug_tokens.as_deref()
+        Ok(match token? {
+            // A device token is never set aside for a debug token that came with it.
+            Some(candidate) => Some(
+                debug_tokens
+                    .and_then(|(tokens, now)| tokens.find(candidate.as_bytes(), now))
+                    .map_or(Credential::Device(candidate), Credential::Debug),
+            ),
+            None => debug_token.map(Credential::Debug),
+        })
     }
 
     /// What this process remembers of a token: that one environment accepted it, or that all refused it.
@@ -286,12 +250,6 @@ impl Gate {
             }
         }
     }
-}
-
-/// What was found in a request: a device token, or a debug token's name in a header of its own.
-struct Credentials<'a> {
-    token: Result<Option<Candidate>, MalformedToken>,
-    debug_token: Option<&'a Arc<str>>,
 }
 
 /// Undoes the removal of credentials, and marks as sensitive every value that had been removed or changed.

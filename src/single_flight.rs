@@ -39,12 +39,7 @@ where
     T: Clone + Send + Sync + 'static,
 {
     pub(crate) fn new() -> Self {
-        Self {
-            flights: Arc::new(Mutex::new(Map {
-                by_key: HashMap::new(),
-                next_id: 0,
-            })),
-        }
+        Self { flights: Arc::new(Mutex::new(Map { by_key: HashMap::new(), next_id: 0 })) }
     }
 
     /// Waits for the computation of `key` that is under way, or starts `compute`.
@@ -69,16 +64,9 @@ where
         }
         let id = map.next_id;
         map.next_id += 1;
-        let slot = Slot {
-            flights: Arc::clone(&self.flights),
-            key: key.clone(),
-            id,
-        };
+        let slot = Slot { flights: Arc::clone(&self.flights), key: key.clone(), id };
         let flight = async move {
-            let result = AssertUnwindSafe(compute)
-                .catch_unwind()
-                .await
-                .map_err(|_| Panicked);
+            let result = AssertUnwindSafe(compute).catch_unwind().await.map_err(|_| Panicked);
             drop(slot);
             result
         };
@@ -160,12 +148,7 @@ mod tests {
             assert!(poll!(caller).is_pending());
         }
         answer.send(7).unwrap();
-        assert!(
-            join_all(callers)
-                .await
-                .into_iter()
-                .all(|result| result.unwrap() == 7)
-        );
+        assert!(join_all(callers).await.into_iter().all(|result| result.unwrap() == 7));
         assert_eq!(runs.load(Ordering::Relaxed), 1);
         assert_eq!(flights.len(), 0);
     }
@@ -199,11 +182,7 @@ mod tests {
         let mut cx = Context::from_waker(&waker);
         assert!(second.as_mut().poll(&mut cx).is_pending());
         drop(first);
-        assert_eq!(
-            wakes.0.load(Ordering::Relaxed),
-            0,
-            "nothing to do until the answer is there"
-        );
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 0, "nothing to do until the answer is there");
         answer.send(7).unwrap();
         assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
         assert!(matches!(second.as_mut().poll(&mut cx), Poll::Ready(Ok(7))));
@@ -223,10 +202,7 @@ mod tests {
         assert_eq!(flights.len(), 1);
         drop(second);
         assert_eq!(flights.len(), 0);
-        assert!(
-            poll!(answer.cancellation()).is_ready(),
-            "the computation itself is dropped"
-        );
+        assert!(poll!(answer.cancellation()).is_ready(), "the computation itself is dropped");
         assert_eq!(flights.run("token", async { 1 }).await.unwrap(), 1);
     }
 

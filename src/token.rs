@@ -45,10 +45,7 @@ impl Candidate {
         let found = &value.as_bytes()[start..end];
         let start = start + (found.len() - found.trim_ascii_start().len());
         let end = start + found.trim_ascii().len();
-        Self {
-            value,
-            range: start..end,
-        }
+        Self { value, range: start..end }
     }
 
     pub(crate) fn as_bytes(&self) -> &[u8] {
@@ -72,11 +69,7 @@ impl Candidate {
             _ => return Ok(text),
         };
         let canonical_padding = text.len() % 4 == 0 && !unpadded.is_empty();
-        if canonical_padding {
-            Ok(unpadded)
-        } else {
-            Err(MalformedToken::NotCanonical)
-        }
+        if canonical_padding { Ok(unpadded) } else { Err(MalformedToken::NotCanonical) }
     }
 }
 
@@ -89,9 +82,7 @@ impl From<HeaderValue> for Candidate {
 impl fmt::Debug for Candidate {
     // The text may be a device token or a debug token: never printed.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Candidate")
-            .field("length", &self.range.len())
-            .finish_non_exhaustive()
+        f.debug_struct("Candidate").field("length", &self.range.len()).finish_non_exhaustive()
     }
 }
 
@@ -111,11 +102,7 @@ impl DeviceToken {
     #[must_use]
     pub fn expose(&self) -> &str {
         // Canonical base64 is ASCII, so this is never the empty string.
-        self.0
-            .unpadded()
-            .ok()
-            .and_then(|text| std::str::from_utf8(text).ok())
-            .unwrap_or_default()
+        self.0.unpadded().ok().and_then(|text| std::str::from_utf8(text).ok()).unwrap_or_default()
     }
 
     /// SHA-256 of [`expose`](Self::expose). Computed anew at each call.
@@ -265,11 +252,7 @@ mod tests {
         ];
         for (name, text, expected) in cases {
             let token = text.parse::<DeviceToken>();
-            assert_eq!(
-                token.as_ref().map(DeviceToken::expose),
-                expected.as_ref().copied(),
-                "{name}"
-            );
+            assert_eq!(token.as_ref().map(DeviceToken::expose), expected.as_ref().copied(), "{name}");
         }
     }
 
@@ -283,10 +266,7 @@ mod tests {
     #[test]
     fn bytes_beyond_ascii_are_refused() {
         let value = HeaderValue::from_bytes(b"Ag\xffA").unwrap();
-        assert_eq!(
-            DeviceToken::try_from(Candidate::new(value)).err(),
-            Some(MalformedToken::NotCanonical)
-        );
+        assert_eq!(DeviceToken::try_from(Candidate::new(value)).err(), Some(MalformedToken::NotCanonical));
     }
 
     #[test]
@@ -302,10 +282,7 @@ mod tests {
     #[test]
     fn a_part_outside_of_the_value_is_empty() {
         let value = HeaderValue::from_static("AgAA");
-        assert_eq!(
-            Candidate::part(value.clone(), 9..12).unpadded(),
-            Err(MalformedToken::Empty)
-        );
+        assert_eq!(Candidate::part(value.clone(), 9..12).unpadded(), Err(MalformedToken::Empty));
         assert_eq!(Candidate::part(value, 2..usize::MAX).unpadded(), Ok(&b"AA"[..]));
     }
 

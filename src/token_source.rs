@@ -123,10 +123,7 @@ impl TokenSource for BearerToken {
 const SCHEME: &str = "Bearer ";
 
 fn is_bearer(value: &HeaderValue) -> bool {
-    value
-        .as_bytes()
-        .get(..SCHEME.len())
-        .is_some_and(|start| start.eq_ignore_ascii_case(SCHEME.as_bytes()))
+    value.as_bytes().get(..SCHEME.len()).is_some_and(|start| start.eq_ignore_ascii_case(SCHEME.as_bytes()))
 }
 
 /// Removes every value of a header and returns it if it was the only one.
@@ -140,11 +137,7 @@ pub(crate) fn take_only(
     }
     let repeated = values.next().is_some();
     let value = headers.remove(name);
-    if repeated {
-        Err(MalformedToken::Repeated)
-    } else {
-        Ok(value)
-    }
+    if repeated { Err(MalformedToken::Repeated) } else { Ok(value) }
 }
 
 #[cfg(test)]
@@ -163,26 +156,11 @@ mod tests {
 
     #[test]
     fn bearer() {
-        type Row = (
-            &'static str,
-            &'static str,
-            Option<&'static str>,
-            Option<&'static str>,
-        );
+        type Row = (&'static str, &'static str, Option<&'static str>, Option<&'static str>);
         let cases: &[Row] = &[
-            (
-                "split key and token",
-                "Bearer part.meta.AgAA",
-                Some("AgAA"),
-                Some("Bearer part.meta"),
-            ),
+            ("split key and token", "Bearer part.meta.AgAA", Some("AgAA"), Some("Bearer part.meta")),
             ("token alone", "Bearer AgAA", Some("AgAA"), None),
-            (
-                "scheme in another case",
-                "bEARER a.AgAA",
-                Some("AgAA"),
-                Some("bEARER a"),
-            ),
+            ("scheme in another case", "bEARER a.AgAA", Some("AgAA"), Some("bEARER a")),
             ("nothing before the dot", "Bearer .AgAA", Some("AgAA"), None),
             ("nothing after the dot", "Bearer a.", Some(""), Some("Bearer a")),
             ("more white space", "Bearer   AgAA", Some("AgAA"), None),
@@ -193,11 +171,7 @@ mod tests {
         for (name, value, token, left) in cases {
             let mut head = head(&[("authorization", value)]);
             let found = BearerToken::new().take(&mut head).unwrap();
-            assert_eq!(
-                found.as_ref().map(Candidate::as_bytes),
-                token.map(str::as_bytes),
-                "{name}"
-            );
+            assert_eq!(found.as_ref().map(Candidate::as_bytes), token.map(str::as_bytes), "{name}");
             assert_eq!(
                 head.headers.get(AUTHORIZATION).map(HeaderValue::as_bytes),
                 left.map(str::as_bytes),
@@ -205,10 +179,7 @@ mod tests {
             );
         }
         let mut twice = head(&[("authorization", "Basic x"), ("authorization", "Bearer AgAA")]);
-        assert_eq!(
-            BearerToken::new().take(&mut twice).unwrap_err(),
-            MalformedToken::Repeated
-        );
+        assert_eq!(BearerToken::new().take(&mut twice).unwrap_err(), MalformedToken::Repeated);
     }
 
     #[test]

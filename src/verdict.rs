@@ -65,26 +65,14 @@ impl VerifiedDevice {
         evidence: Evidence,
         verified_at: SystemTime,
     ) -> Self {
-        Self {
-            environment,
-            evidence,
-            digest,
-            verified_at,
-            token: Some(token),
-        }
+        Self { environment, evidence, digest, verified_at, token: Some(token) }
     }
 
     pub(crate) fn from_debug_token(name: Arc<str>, environment: Environment, now: SystemTime) -> Self {
         let evidence = Evidence::DebugToken(name);
         // The digest of the debug token itself would let readers of logs guess weak ones offline.
         let digest = TokenDigest::of(evidence.to_string().as_bytes());
-        Self {
-            environment,
-            evidence,
-            digest,
-            verified_at: now,
-            token: None,
-        }
+        Self { environment, evidence, digest, verified_at: now, token: None }
     }
 
     /// Which of Apple's servers accepted the token.

@@ -100,11 +100,7 @@ impl VerifyError {
     }
 
     fn new(kind: VerifyErrorKind, retry_after: Option<Duration>, source: BoxError) -> Self {
-        Self {
-            kind,
-            retry_after,
-            source: source.into(),
-        }
+        Self { kind, retry_after, source: source.into() }
     }
 
     /// The same, with what the other side said about when to come back.

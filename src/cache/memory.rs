@@ -2,14 +2,12 @@
 
 use std::{fmt, time::Duration};
 
-use polyval::{Polyval, universal_hash::UniversalHash};
 use quick_cache::sync::Cache;
 use web_time::UNIX_EPOCH;
 
 use crate::{
-    cache::{CacheError, CachedVerdict, VerdictCache, VerdictKey},
+    cache::{CacheError, CachedVerdict, HashSecret, VerdictCache, VerdictKey},
     clock::{Instant, since_epoch},
-    routing::Environment,
     token::TokenDigest,
     verdict::Verdict,
 };
@@ -129,62 +127,4 @@ impl VerdictCache for MemoryCache {
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// The secret of one process under which [`VerdictKey::keyed_hash`] hashes. Its hashes must not leave the
-/// process.
-#[derive(Clone)]
-pub struct HashSecret(Polyval);
-
-impl HashSecret {
-    /// A new secret from the operating system.
-    ///
-    /// # Panics
-    ///
-    /// If the operating system has no randomness to give, which no server survives.
-    #[must_use]
-    pub fn random() -> Self {
-        let mut key = [0; 16];
-        #[allow(clippy::expect_used, reason = "see Panics")]
-        getrandom::fill(&mut key).expect("the operating system gives random bytes");
-        Self(Polyval::new(&key.into()))
-    }
-}
-
-impl fmt::Debug for HashSecret {
-    // Whoever knows the secret can make tokens collide.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("HashSecret(..)")
-    }
-}
-
-impl VerdictKey<'_> {
-    /// A hash of the whole key for tables inside this process, at a third of the cost of
-    /// [`digest`](Self::digest).
-    ///
-    /// It is POLYVAL (RFC 8452) under a random secret: a universal hash. For two different keys of at most
-    /// `n` blocks of 16 bytes each, `n` at most 514 for a token, and a secret chosen independently of them,
-    /// the hashes are equal with probability at most `n / 2^128`. Whoever sends tokens sees neither the
-    /// secret nor a hash, only whether a token was found, so that `q` tokens tried against a cache of `m`
-    /// entries find a false one with probability at most `q * m * n / 2^128`: 2^-59 for 2^40 tries against
-    /// 2^20 entries.
-    ///
-    /// That holds for nobody who knows the secret or sees hashes. Use [`digest`](Self::digest) for
-    /// everything that leaves the process.
-    #[must_use]
-    pub fn keyed_hash(&self, secret: &HashSecret) -> u128 {
-        // Distinct keys have distinct blocks: the last one tells where the text and the scope end.
-        let mut last = [0; 16];
-        last[..8].copy_from_slice(&(self.text.len() as u64).to_le_bytes());
-        last[8..15].copy_from_slice(&(self.scope.len() as u64).to_le_bytes()[..7]);
-        last[15] = match self.environment {
-            Environment::Production => 0,
-            Environment::Development => 1,
-        };
-        let mut hash = secret.0.clone();
-        hash.update_padded(self.text);
-        hash.update_padded(self.scope.as_bytes());
-        hash.update(&[last.into()]);
-        u128::from_le_bytes(hash.finalize().into())
-    }
 }

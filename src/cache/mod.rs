@@ -1,14 +1,16 @@
 //! What is remembered of Apple's verdicts.
 
 #[cfg(feature = "memory-cache")]
+mod keyed_hash;
+#[cfg(feature = "memory-cache")]
 mod memory;
 mod tiered;
 
 use std::{error::Error, fmt, sync::Arc, sync::OnceLock, time::Duration};
 
-#[cfg(feature = "memory-cache")]
-pub use self::memory::{HashSecret, MemoryCache};
 pub use self::tiered::Tiered;
+#[cfg(feature = "memory-cache")]
+pub use self::{keyed_hash::HashSecret, memory::MemoryCache};
 use crate::{
     BoxError,
     clock::SystemTime,
@@ -128,12 +130,7 @@ impl<'a> VerdictKey<'a> {
     }
 
     pub(crate) const fn of_text(scope: &'a str, environment: Environment, text: &'a [u8]) -> Self {
-        Self {
-            scope,
-            environment,
-            text,
-            digest: OnceLock::new(),
-        }
+        Self { scope, environment, text, digest: OnceLock::new() }
     }
 
     /// Whose verdict it is: [`DeviceVerifier::scope`](crate::DeviceVerifier::scope).
@@ -184,12 +181,7 @@ impl CachedVerdict {
         checked_at: SystemTime,
         time_to_live: Duration,
     ) -> Self {
-        Self {
-            verdict,
-            digest,
-            checked_at,
-            time_to_live,
-        }
+        Self { verdict, digest, checked_at, time_to_live }
     }
 
     /// The verdict.
@@ -233,9 +225,7 @@ pub struct CacheError {
 impl CacheError {
     /// An error with this cause, which must hold no secret: it is logged.
     pub fn new(source: impl Into<BoxError>) -> Self {
-        Self {
-            source: source.into(),
-        }
+        Self { source: source.into() }
     }
 }
 

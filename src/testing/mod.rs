@@ -92,7 +92,7 @@
 //! Device tokens are compared as text, in standard base64 with padding: that is the form Apple documents, and
 //! whether it takes another is not known.
 
-// mod credentials;
+mod credentials;
 mod fake_apple;
 pub mod keys;
 pub mod readiness;

@@ -3,6 +3,7 @@
 //! A test called `rNN_…` holds one fault that was seen in comparable systems; `r13_` has several. Every test
 //! of behaviour also says how often Apple was asked.
 
+mod allocations;
 mod api;
 mod provider_token;
 mod secrets;

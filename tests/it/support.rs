@@ -13,7 +13,8 @@ use http::{Request, Response, StatusCode, request};
 use http_body_util::{BodyExt, Empty, Full};
 use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
 use tower_devicecheck::{
-    AppleClient, DeviceCheckLayer, Environment, Evidence, Rejection, VerifiedDevice, testing::FakeApple,
+    AppleClient, DeviceCheckLayer, DeviceToken, DeviceVerifier, Environment, Evidence, Rejection, Verdict,
+    VerifiedDevice, VerifyError, testing::FakeApple,
 };
 
 pub(crate) const TOKEN_HEADER: &str = "x-apple-device-token";
@@ -28,8 +29,7 @@ pub(crate) struct Apple {
 impl Apple {
     pub(crate) fn new() -> Self {
         let fake = FakeApple::new();
-        let client =
-            AppleClient::builder(fake.credentials()).transport(fake.transport()).build().unwrap();
+        let client = AppleClient::builder(fake.credentials()).transport(fake.transport()).build().unwrap();
         Self { fake, client }
     }
 
@@ -140,5 +140,29 @@ impl Counter {
 
     pub(crate) fn get(&self) -> usize {
         self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// A verifier that gives one verdict, without waiting, and counts.
+#[derive(Clone)]
+pub(crate) struct Stub {
+    verdict: Verdict,
+    asked: Counter,
+}
+
+impl Stub {
+    pub(crate) fn genuine(asked: &Counter) -> Self {
+        Self { verdict: Verdict::Genuine, asked: asked.clone() }
+    }
+}
+
+impl DeviceVerifier for Stub {
+    async fn verify(&self, _: &DeviceToken, _: Environment) -> Result<Verdict, VerifyError> {
+        self.asked.add();
+        Ok(self.verdict)
+    }
+
+    fn scope(&self) -> &str {
+        "TEAM123456"
     }
 }

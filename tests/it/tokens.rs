@@ -6,8 +6,8 @@ use futures::future::{join_all, poll_immediate};
 use http::{HeaderName, HeaderValue, Request, StatusCode};
 use http_body_util::Full;
 use tower_devicecheck::{
-    AppleClient, BearerToken, DeviceCheckLayer, DeviceToken, DeviceVerifier, Environment, Evidence, HeaderToken,
-    MAX_TOKEN_LENGTH, MalformedToken, Observer, Rejection, Verdict, VerifyError,
+    AppleClient, BearerToken, DeviceCheckLayer, DeviceToken, DeviceVerifier, Environment, Evidence,
+    HeaderToken, MAX_TOKEN_LENGTH, MalformedToken, Observer, Rejection, Verdict, VerifyError,
     cache::{CacheError, CachedVerdict, MemoryCache, Tiered, VerdictCache, VerdictKey},
     testing::{FakeApple, Reply, tokens},
 };

@@ -120,7 +120,11 @@ async fn beyond_the_in_flight_limit_requests_wait_and_beyond_the_waiting_limit_t
     let started = tokio::time::Instant::now();
     let answers = join_all(tokens.iter().map(|token| async {
         let response = service.clone().oneshot(get(token)).await.unwrap();
-        (response.status().as_u16(), response.headers().get("retry-after").cloned(), started.elapsed().as_secs())
+        (
+            response.status().as_u16(),
+            response.headers().get("retry-after").cloned(),
+            started.elapsed().as_secs(),
+        )
     }))
     .await;
     let admitted: Vec<_> = answers.iter().filter(|(status, ..)| *status == 200).collect();
