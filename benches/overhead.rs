@@ -55,12 +55,6 @@ fn bare(request: Request<()>) -> Ready<Result<Response<Empty<Bytes>>, Infallible
     ready(Ok(Response::new(Empty::new())))
 }
 
-mod tokens {
-    pub fn realistic() -> String {
-        "AgAA".repeat(738)
-    }
-}
-
 fn tokens(count: usize) -> Vec<HeaderValue> {
     (0..count).map(|_| HeaderValue::from_maybe_shared(Bytes::from(tokens::realistic())).unwrap()).collect()
 }

@@ -223,6 +223,6 @@ impl From<BitsError> for Failure {
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let (head, ()) = Request::new(()).into_parts();
-        ProblemDetails.response(&self.0, &head).map(Body::from)
+        ProblemDetails::default().response(&self.0, &head).map(Body::from)
     }
 }

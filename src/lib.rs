@@ -3,6 +3,8 @@
 #![cfg_attr(tower_devicecheck_docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 
+#[cfg(any(feature = "aws-lc-rs", feature = "rust-crypto"))]
+mod apple;
 mod body;
 pub mod cache;
 mod clock;
@@ -26,6 +28,17 @@ mod token_source;
 mod verdict;
 mod verifier;
 
+#[cfg(all(
+    feature = "reqwest",
+    any(feature = "aws-lc-rs", feature = "rust-crypto"),
+    not(target_arch = "wasm32")
+))]
+pub use self::apple::ReqwestTransport;
+#[cfg(any(feature = "aws-lc-rs", feature = "rust-crypto"))]
+pub use self::apple::{
+    AppleClient, AppleClientBuilder, Bits, BitsError, BitsErrorKind, ClientError, Credentials,
+    CredentialsError, TransportError,
+};
 #[cfg(feature = "axum")]
 pub use self::extract::MissingDevice;
 pub use self::{

@@ -51,10 +51,7 @@ impl PrivateKey {
     /// The key as Apple hands it out, the contents of an `AuthKey_….p8`: PKCS#8 in PEM.
     #[must_use]
     pub fn to_pem(&self) -> Zeroizing<String> {
-        #[allow(
-            clippy::expect_used,
-            reason = "the encoding of a valid key of fixed size does not fail"
-        )]
+        #[allow(clippy::expect_used, reason = "the encoding of a valid key of fixed size does not fail")]
         let pem = self.0.to_pkcs8_pem(LineEnding::LF).expect("a key has a PEM form");
         pem
     }
@@ -130,10 +127,7 @@ mod tests {
             ("empty", String::new()),
             ("no PEM", "AuthKey".to_owned()),
             ("cut", PrivateKey::generate().to_pem()[..100].to_owned()),
-            (
-                "another label",
-                PrivateKey::generate().to_pem().replace("PRIVATE", "PUBLIC"),
-            ),
+            ("another label", PrivateKey::generate().to_pem().replace("PRIVATE", "PUBLIC")),
         ];
         for (name, pem) in cases {
             assert!(PrivateKey::from_pem(&pem).is_err(), "{name}");

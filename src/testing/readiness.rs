@@ -50,11 +50,7 @@ impl<S> ReadinessProbe<S> {
     }
 
     const fn counting(inner: S, calls: Arc<AtomicUsize>) -> Self {
-        Self {
-            inner,
-            ready: false,
-            calls,
-        }
+        Self { inner, ready: false, calls }
     }
 
     /// How often this probe and its clones were called.

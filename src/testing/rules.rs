@@ -30,19 +30,12 @@ const TIMESTAMP_SKEW: u64 = 24 * 60 * 60 * 1000;
 type Refusal = (StatusCode, &'static str);
 
 // Texts seen in practice.
-const BAD_DEVICE_TOKEN: Refusal = (
-    StatusCode::BAD_REQUEST,
-    "Missing or incorrectly formatted device token payload",
-);
+const BAD_DEVICE_TOKEN: Refusal =
+    (StatusCode::BAD_REQUEST, "Missing or incorrectly formatted device token payload");
 const BAD_BITS: Refusal = (StatusCode::BAD_REQUEST, "Missing or incorrectly formatted bits");
-const BAD_TIMESTAMP: Refusal = (
-    StatusCode::BAD_REQUEST,
-    "Missing or incorrectly formatted time stamp",
-);
-const BAD_PROVIDER_TOKEN: Refusal = (
-    StatusCode::BAD_REQUEST,
-    "Missing or badly formatted authorization token",
-);
+const BAD_TIMESTAMP: Refusal = (StatusCode::BAD_REQUEST, "Missing or incorrectly formatted time stamp");
+const BAD_PROVIDER_TOKEN: Refusal =
+    (StatusCode::BAD_REQUEST, "Missing or badly formatted authorization token");
 const UNKNOWN_PROVIDER_TOKEN: Refusal = (StatusCode::UNAUTHORIZED, "Unable to verify authorization token");
 const METHOD_NOT_ALLOWED: Refusal = (StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed");
 // Apple's documentation has this text; none was seen in practice.
@@ -118,8 +111,7 @@ impl Apple {
     }
 
     pub(super) fn know(&mut self, token: &str, device: Device, environment: Environment) {
-        self.device_tokens
-            .insert(fingerprint(token), (device, environment));
+        self.device_tokens.insert(fingerprint(token), (device, environment));
     }
 
     pub(super) fn forget(&mut self, token: &str) {
@@ -176,16 +168,11 @@ impl Apple {
             (Endpoint::QueryBits, _) => self.bits.get(&device).map_or(NEVER_SET.into(), |bits| {
                 let [bit0, bit1] = bits.bits;
                 let month = month(bits.updated_at);
-                json!({ "bit0": bit0, "bit1": bit1, "last_update_time": month })
-                    .to_string()
-                    .into()
+                json!({ "bit0": bit0, "bit1": bit1, "last_update_time": month }).to_string().into()
             }),
             (_, Some(update)) => {
                 let updated_at = now.as_secs();
-                let stored = self.bits.entry(device).or_insert(Bits {
-                    bits: [false; 2],
-                    updated_at,
-                });
+                let stored = self.bits.entry(device).or_insert(Bits { bits: [false; 2], updated_at });
                 for (stored, new) in stored.bits.iter_mut().zip(update) {
                     *stored = new.unwrap_or(*stored);
                 }
@@ -209,11 +196,7 @@ impl Apple {
         };
         let earliest = now.saturating_sub(PROVIDER_TOKEN_LIFETIME);
         let latest = now.saturating_add(PROVIDER_TOKEN_SKEW);
-        if (earliest..=latest).contains(&believed.issued_at) {
-            Ok(())
-        } else {
-            Err(UNKNOWN_PROVIDER_TOKEN)
-        }
+        if (earliest..=latest).contains(&believed.issued_at) { Ok(()) } else { Err(UNKNOWN_PROVIDER_TOKEN) }
     }
 
     /// Everything but the time.
@@ -222,9 +205,7 @@ impl Apple {
         let (header, claims) = signed.split_once('.').ok_or(BAD_PROVIDER_TOKEN)?;
         let header = jwt_part(header).ok_or(BAD_PROVIDER_TOKEN)?;
         let claims = jwt_part(claims).ok_or(BAD_PROVIDER_TOKEN)?;
-        let signature = URL_SAFE_NO_PAD
-            .decode(signature)
-            .map_err(|_| BAD_PROVIDER_TOKEN)?;
+        let signature = URL_SAFE_NO_PAD.decode(signature).map_err(|_| BAD_PROVIDER_TOKEN)?;
         if text(&header, "alg") != Some("ES256") {
             return Err(BAD_PROVIDER_TOKEN);
         }
@@ -233,15 +214,12 @@ impl Apple {
         // A signature in DER is of another length and fails here.
         let signature = Signature::from_slice(&signature).map_err(|_| UNKNOWN_PROVIDER_TOKEN)?;
         let key = self.keys.get(key_id).ok_or(UNKNOWN_PROVIDER_TOKEN)?;
-        key.verify(signed.as_bytes(), &signature)
-            .map_err(|_| UNKNOWN_PROVIDER_TOKEN)?;
+        key.verify(signed.as_bytes(), &signature).map_err(|_| UNKNOWN_PROVIDER_TOKEN)?;
         if text(&claims, "iss") != Some(&*self.team_id) {
             return Err(UNKNOWN_PROVIDER_TOKEN);
         }
         let issued_at = claims.get("iat").and_then(Value::as_u64);
-        issued_at
-            .map(|issued_at| ProviderToken { issued_at })
-            .ok_or(UNKNOWN_PROVIDER_TOKEN)
+        issued_at.map(|issued_at| ProviderToken { issued_at }).ok_or(UNKNOWN_PROVIDER_TOKEN)
     }
 }
 

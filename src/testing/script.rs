@@ -68,14 +68,8 @@ impl Reply {
     /// If `status` is not between 200 and 999, the statuses that an answer can have.
     #[track_caller]
     pub fn status(status: u16) -> Self {
-        assert!(
-            (200..1000).contains(&status),
-            "{status} is not the status of an answer"
-        );
-        Self {
-            status: StatusCode::from_u16(status).ok(),
-            ..Self::normal()
-        }
+        assert!((200..1000).contains(&status), "{status} is not the status of an answer");
+        Self { status: StatusCode::from_u16(status).ok(), ..Self::normal() }
     }
 
     /// Status 200 and a body of so many bytes, at most [`MAX_OVERSIZE`](Self::MAX_OVERSIZE).
@@ -91,18 +85,12 @@ impl Reply {
     /// No answer: the connection is reset, with all other calls that are under way on it. In process, the
     /// call fails with an [`io::Error`](std::io::Error) of the kind `ConnectionReset`.
     pub fn reset() -> Self {
-        Self {
-            fault: Some(Fault::Reset),
-            ..Self::normal()
-        }
+        Self { fault: Some(Fault::Reset), ..Self::normal() }
     }
 
     /// No answer, and no end of waiting for one.
     pub fn hang() -> Self {
-        Self {
-            fault: Some(Fault::Hang),
-            ..Self::normal()
-        }
+        Self { fault: Some(Fault::Hang), ..Self::normal() }
     }
 
     /// Ends the answer before its time: `Content-Length` is 64 greater than what is sent before the
@@ -228,12 +216,7 @@ impl Script {
     /// The reply to the call that arrives now.
     pub(super) fn take(&mut self, endpoint: Option<Endpoint>, environment: Environment) -> Reply {
         let is_next = |reply: &Reply| reply.is_for(endpoint, environment);
-        if let Some(reply) = self
-            .next
-            .iter()
-            .position(is_next)
-            .and_then(|i| self.next.remove(i))
-        {
+        if let Some(reply) = self.next.iter().position(is_next).and_then(|i| self.next.remove(i)) {
             return reply;
         }
         let mut hit = None;
@@ -247,8 +230,7 @@ impl Script {
                 }
             }
         }
-        hit.or_else(|| self.always.clone().filter(is_next))
-            .unwrap_or_else(Reply::normal)
+        hit.or_else(|| self.always.clone().filter(is_next)).unwrap_or_else(Reply::normal)
     }
 }
 
@@ -294,10 +276,7 @@ mod tests {
         script.push(Reply::status(503).for_environment(Environment::Development));
         script.push(Reply::status(504));
         let mut take = |endpoint, environment| {
-            script
-                .take(Some(endpoint), environment)
-                .status
-                .map_or(0, |status| status.as_u16())
+            script.take(Some(endpoint), environment).status.map_or(0, |status| status.as_u16())
         };
         use Endpoint::{QueryBits, Validate};
         use Environment::{Development, Production};

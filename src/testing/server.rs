@@ -69,11 +69,7 @@ impl FakeAppleServer {
         production: SocketAddr,
         development: SocketAddr,
     ) -> io::Result<Self> {
-        let port = |address, environment| Port {
-            address,
-            environment,
-            running: None,
-        };
+        let port = |address, environment| Port { address, environment, running: None };
         let mut server = Self {
             apple,
             production: port(production, Environment::Production),
@@ -192,10 +188,7 @@ async fn listen(
 
 async fn serve(stream: TcpStream, apple: FakeApple, environment: Environment) {
     let plug = Arc::new(Plug::default());
-    let socket = Socket {
-        stream,
-        plug: Arc::clone(&plug),
-    };
+    let socket = Socket { stream, plug: Arc::clone(&plug) };
     let service = service_fn(|request: Request<Incoming>| {
         let (apple, plug) = (apple.clone(), Arc::clone(&plug));
         async move { answer(&apple, environment, request, &plug).await }
@@ -232,9 +225,7 @@ async fn answer(
         Outcome::CutShort(response) => {
             let announced = response.body().len() + MISSING;
             let mut response = response.map(|data| ReplyBody::new(data, End::CutAfterFlush));
-            response
-                .headers_mut()
-                .insert(CONTENT_LENGTH, HeaderValue::from(announced));
+            response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(announced));
             Ok(response)
         }
         Outcome::Reset => {
@@ -268,10 +259,7 @@ impl Drop for Socket {
     fn drop(&mut self) {
         if self.plug.reset.load(Relaxed) {
             // With no time to linger, closing is a reset. Should it fail, the client sees an early end.
-            #[allow(
-                deprecated,
-                reason = "its successor needs a newer tokio; only blocks if not zero"
-            )]
+            #[allow(deprecated, reason = "its successor needs a newer tokio; only blocks if not zero")]
             let _ = self.stream.set_linger(Some(Duration::ZERO));
         }
     }

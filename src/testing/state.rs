@@ -33,13 +33,7 @@ pub(super) enum Outcome {
 
 impl State {
     pub(super) fn new(apple: Apple) -> Self {
-        Self {
-            apple,
-            script: Script::default(),
-            counts: Counts::default(),
-            tokens: 0,
-            traces: 0,
-        }
+        Self { apple, script: Script::default(), counts: Counts::default(), tokens: 0, traces: 0 }
     }
 
     /// The one and the other, so that tests meet tokens with padding and without.
@@ -104,10 +98,7 @@ pub(super) struct Counts {
 
 impl Counts {
     pub(super) fn calls(&self, which: impl Fn(Environment, Option<Endpoint>) -> bool) -> usize {
-        let counted = self
-            .calls
-            .iter()
-            .filter(|((environment, endpoint), _)| which(*environment, *endpoint));
+        let counted = self.calls.iter().filter(|((environment, endpoint), _)| which(*environment, *endpoint));
         counted.map(|(_, calls)| calls).sum()
     }
 

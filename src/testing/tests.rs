@@ -76,10 +76,7 @@ async fn provider_tokens_are_judged_first() {
         ("scheme in lower case", Some(format!("bearer {good}")), GOOD),
         (
             "nearly an hour old",
-            Some(format!(
-                "Bearer {}",
-                key.provider_token(team, id, now - HOUR + Duration::from_secs(60))
-            )),
+            Some(format!("Bearer {}", key.provider_token(team, id, now - HOUR + Duration::from_secs(60)))),
             GOOD,
         ),
         (
@@ -104,78 +101,41 @@ async fn provider_tokens_are_judged_first() {
             "another algorithm",
             Some(format!(
                 "Bearer {}",
-                sign(
-                    json!({ "alg": "none", "kid": id }),
-                    json!({ "iss": team, "iat": iat })
-                )
+                sign(json!({ "alg": "none", "kid": id }), json!({ "iss": team, "iat": iat }))
             )),
             BAD,
         ),
         (
             "no key id",
-            Some(format!(
-                "Bearer {}",
-                sign(json!({ "alg": "ES256" }), json!({ "iss": team, "iat": iat }))
-            )),
+            Some(format!("Bearer {}", sign(json!({ "alg": "ES256" }), json!({ "iss": team, "iat": iat })))),
             BAD,
         ),
         (
             "over an hour old",
-            Some(format!(
-                "Bearer {}",
-                key.provider_token(team, id, now - HOUR - Duration::from_secs(60))
-            )),
+            Some(format!("Bearer {}", key.provider_token(team, id, now - HOUR - Duration::from_secs(60)))),
             UNKNOWN,
         ),
-        (
-            "of the future",
-            Some(format!("Bearer {}", key.provider_token(team, id, now + HOUR))),
-            UNKNOWN,
-        ),
+        ("of the future", Some(format!("Bearer {}", key.provider_token(team, id, now + HOUR))), UNKNOWN),
         (
             "no time",
-            Some(format!(
-                "Bearer {}",
-                sign(json!({ "alg": "ES256", "kid": id }), json!({ "iss": team }))
-            )),
+            Some(format!("Bearer {}", sign(json!({ "alg": "ES256", "kid": id }), json!({ "iss": team })))),
             UNKNOWN,
         ),
-        (
-            "another team",
-            Some(format!("Bearer {}", key.provider_token("TEAM654321", id, now))),
-            UNKNOWN,
-        ),
-        (
-            "another key id",
-            Some(format!("Bearer {}", key.provider_token(team, "KEY7654321", now))),
-            UNKNOWN,
-        ),
+        ("another team", Some(format!("Bearer {}", key.provider_token("TEAM654321", id, now))), UNKNOWN),
+        ("another key id", Some(format!("Bearer {}", key.provider_token(team, "KEY7654321", now))), UNKNOWN),
         (
             "another key",
-            Some(format!(
-                "Bearer {}",
-                PrivateKey::generate().provider_token(team, id, now)
-            )),
+            Some(format!("Bearer {}", PrivateKey::generate().provider_token(team, id, now))),
             UNKNOWN,
         ),
-        (
-            "another token's signature",
-            Some(format!("Bearer {head}.{other_signature}")),
-            UNKNOWN,
-        ),
-        (
-            "half a signature",
-            Some(format!("Bearer {head}.{}", &signature[..40])),
-            UNKNOWN,
-        ),
+        ("another token's signature", Some(format!("Bearer {head}.{other_signature}")), UNKNOWN),
+        ("half a signature", Some(format!("Bearer {head}.{}", &signature[..40])), UNKNOWN),
     ];
     for (name, header, expected) in cases {
         let mut request = request(PRODUCTION, Endpoint::Validate, "", &body(&apple.forged_token()));
         request.headers_mut().remove("authorization");
         if let Some(header) = header {
-            request
-                .headers_mut()
-                .insert("authorization", header.parse().unwrap());
+            request.headers_mut().insert("authorization", header.parse().unwrap());
         }
         let (status, text) = answer(&send(&apple, request).await.unwrap());
         assert_eq!((status, text.as_str()), *expected, "{name}");
@@ -209,76 +169,26 @@ async fn bodies_are_judged_by_endpoint() {
     let cases: &[(&str, Endpoint, Value, (u16, &str))] = &[
         ("genuine", Validate, body(&genuine), OK),
         ("genuine again", Validate, body(&genuine), OK),
-        (
-            "never set",
-            QueryBits,
-            body(&genuine),
-            (200, "Failed to find bit state"),
-        ),
+        ("never set", QueryBits, body(&genuine), (200, "Failed to find bit state")),
         ("unknown fields", Validate, with("bit0", json!("no")), OK),
         ("forged", Validate, body(&apple.forged_token()), DEVICE_TOKEN),
         ("expired", Validate, body(&expired), DEVICE_TOKEN),
         ("garbage", Validate, body("token"), DEVICE_TOKEN),
-        (
-            "line break",
-            Validate,
-            body(&format!("{genuine}\n")),
-            DEVICE_TOKEN,
-        ),
-        (
-            "of development",
-            Validate,
-            body(&apple.genuine_token(Environment::Development)),
-            DEVICE_TOKEN,
-        ),
+        ("line break", Validate, body(&format!("{genuine}\n")), DEVICE_TOKEN),
+        ("of development", Validate, body(&apple.genuine_token(Environment::Development)), DEVICE_TOKEN),
         ("no device token", Validate, without("device_token"), DEVICE_TOKEN),
-        (
-            "a number for it",
-            Validate,
-            with("device_token", json!(1)),
-            DEVICE_TOKEN,
-        ),
+        ("a number for it", Validate, with("device_token", json!(1)), DEVICE_TOKEN),
         ("no body", Validate, Value::Null, PAYLOAD),
         ("a list", Validate, json!([]), PAYLOAD),
         ("no transaction", Validate, without("transaction_id"), PAYLOAD),
-        (
-            "empty transaction",
-            Validate,
-            with("transaction_id", json!("")),
-            PAYLOAD,
-        ),
+        ("empty transaction", Validate, with("transaction_id", json!("")), PAYLOAD),
         ("no time stamp", Validate, without("timestamp"), TIMESTAMP),
-        (
-            "text",
-            Validate,
-            with("timestamp", json!(millis().to_string())),
-            TIMESTAMP,
-        ),
-        (
-            "seconds",
-            Validate,
-            with("timestamp", json!(millis() / 1000)),
-            TIMESTAMP,
-        ),
-        (
-            "fraction",
-            Validate,
-            with("timestamp", json!(millis() as f64 + 0.5)),
-            TIMESTAMP,
-        ),
-        (
-            "two days old",
-            Validate,
-            with("timestamp", json!(millis() - 2 * day)),
-            TIMESTAMP,
-        ),
+        ("text", Validate, with("timestamp", json!(millis().to_string())), TIMESTAMP),
+        ("seconds", Validate, with("timestamp", json!(millis() / 1000)), TIMESTAMP),
+        ("fraction", Validate, with("timestamp", json!(millis() as f64 + 0.5)), TIMESTAMP),
+        ("two days old", Validate, with("timestamp", json!(millis() - 2 * day)), TIMESTAMP),
         ("negative", Validate, with("timestamp", json!(-1)), TIMESTAMP),
-        (
-            "an hour ahead",
-            Validate,
-            with("timestamp", json!(millis() + day / 24)),
-            OK,
-        ),
+        ("an hour ahead", Validate, with("timestamp", json!(millis() + day / 24)), OK),
         ("no bits", UpdateBits, body(&genuine), BITS),
         ("a number", UpdateBits, with("bit0", json!(1)), BITS),
         ("null", UpdateBits, with("bit1", Value::Null), BITS),
@@ -295,25 +205,10 @@ async fn paths_methods_and_environments() {
     let apple = FakeApple::new();
     let token = apple.genuine_token(Environment::Development);
     let cases: &[(&str, &str, String, u16)] = &[
-        (
-            "development",
-            "POST",
-            format!("{DEVELOPMENT}/v1/validate_device_token"),
-            200,
-        ),
-        (
-            "production",
-            "POST",
-            format!("{PRODUCTION}/v1/validate_device_token"),
-            400,
-        ),
+        ("development", "POST", format!("{DEVELOPMENT}/v1/validate_device_token"), 200),
+        ("production", "POST", format!("{PRODUCTION}/v1/validate_device_token"), 400),
         ("no host", "POST", "/v1/validate_device_token".to_owned(), 400),
-        (
-            "GET",
-            "GET",
-            format!("{DEVELOPMENT}/v1/validate_device_token"),
-            405,
-        ),
+        ("GET", "GET", format!("{DEVELOPMENT}/v1/validate_device_token"), 405),
         ("no path", "POST", DEVELOPMENT.to_owned(), 404),
         ("another path", "POST", format!("{DEVELOPMENT}/v1/validate"), 404),
     ];
@@ -349,15 +244,8 @@ async fn bits_belong_to_the_device() {
     ];
     for (name, update, expected) in steps {
         let mut update = update.clone();
-        update
-            .as_object_mut()
-            .unwrap()
-            .extend(body(&first).as_object().unwrap().clone());
-        assert_eq!(
-            ask(&apple, Endpoint::UpdateBits, &update).await,
-            (200, String::new()),
-            "{name}"
-        );
+        update.as_object_mut().unwrap().extend(body(&first).as_object().unwrap().clone());
+        assert_eq!(ask(&apple, Endpoint::UpdateBits, &update).await, (200, String::new()), "{name}");
 
         let (status, text) = ask(&apple, Endpoint::QueryBits, &body(&second)).await;
         let answer: Value = serde_json::from_str(&text).unwrap();
@@ -366,17 +254,10 @@ async fn bits_belong_to_the_device() {
             (200, &json!(expected.0), &json!(expected.1)),
             "{name}"
         );
-        assert_eq!(
-            answer["last_update_time"].as_str().unwrap().len(),
-            "2025-01".len(),
-            "{name}"
-        );
+        assert_eq!(answer["last_update_time"].as_str().unwrap().len(), "2025-01".len(), "{name}");
         assert_eq!(apple.bits(&second), Some(*expected), "{name}");
     }
-    assert_eq!(
-        ask(&apple, Endpoint::QueryBits, &body(&other)).await.1,
-        "Failed to find bit state"
-    );
+    assert_eq!(ask(&apple, Endpoint::QueryBits, &body(&other)).await.1, "Failed to find bit state");
 }
 
 #[tokio::test]
@@ -391,15 +272,9 @@ async fn keys_rotate() {
     };
     assert_eq!(status(&new, "KEYNEW").await, 401);
     apple.accept_key("KEYNEW", &new);
-    assert_eq!(
-        (status(&old, apple.key_id()).await, status(&new, "KEYNEW").await),
-        (200, 200)
-    );
+    assert_eq!((status(&old, apple.key_id()).await, status(&new, "KEYNEW").await), (200, 200));
     apple.revoke_key(apple.key_id());
-    assert_eq!(
-        (status(&old, apple.key_id()).await, status(&new, "KEYNEW").await),
-        (401, 200)
-    );
+    assert_eq!((status(&old, apple.key_id()).await, status(&new, "KEYNEW").await), (401, 200));
     apple.set_clock_ahead(2 * HOUR);
     assert_eq!(status(&new, "KEYNEW").await, 401);
 }
@@ -408,23 +283,10 @@ async fn keys_rotate() {
 async fn scripted_replies_in_process() {
     let apple = FakeApple::new();
     let token = apple.genuine_token(Environment::Production);
-    let call = || {
-        send(
-            &apple,
-            request(
-                PRODUCTION,
-                Endpoint::Validate,
-                &provider_token(&apple),
-                &body(&token),
-            ),
-        )
-    };
+    let call =
+        || send(&apple, request(PRODUCTION, Endpoint::Validate, &provider_token(&apple), &body(&token)));
 
-    apple.script(
-        Reply::status(429)
-            .header("retry-after", "7")
-            .body("Too Many Requests"),
-    );
+    apple.script(Reply::status(429).header("retry-after", "7").body("Too Many Requests"));
     let response = call().await.unwrap();
     assert_eq!(
         (response.status().as_u16(), &response.headers()["retry-after"]),
@@ -437,10 +299,9 @@ async fn scripted_replies_in_process() {
     assert_eq!(call().await.unwrap().status(), 200);
     assert_eq!(started.elapsed(), HOUR);
 
-    for (reply, kind) in [
-        (Reply::reset(), io::ErrorKind::ConnectionReset),
-        (Reply::truncated(), io::ErrorKind::UnexpectedEof),
-    ] {
+    for (reply, kind) in
+        [(Reply::reset(), io::ErrorKind::ConnectionReset), (Reply::truncated(), io::ErrorKind::UnexpectedEof)]
+    {
         apple.script(reply);
         let error = call().await.unwrap_err();
         assert_eq!(error.downcast_ref::<io::Error>().map(io::Error::kind), Some(kind));
@@ -469,10 +330,7 @@ async fn a_given_key_and_token() {
     let apple = FakeApple::with_key(&key, "A1B2C3D4E5", "F6G7H8I9J0");
     apple.accept_token("AgAA", "phone", Environment::Production);
     assert_eq!(ask(&apple, Endpoint::Validate, &body("AgAA")).await.0, 200);
-    assert_eq!(
-        PrivateKey::from_pem(&apple.private_key_pem()).unwrap().to_pem(),
-        key.to_pem()
-    );
+    assert_eq!(PrivateKey::from_pem(&apple.private_key_pem()).unwrap().to_pem(), key.to_pem());
 }
 
 #[test]

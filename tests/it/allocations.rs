@@ -38,7 +38,8 @@ async fn a_hit_allocates_what_the_extension_needs_and_nothing_else() {
     assert!(service.ready().await.unwrap().call(request(&token)).await.unwrap().status().is_success());
     assert_eq!(asked.get(), 1);
 
-    let device: VerifiedDevice = verified_device(&tokens::realistic(), Environment::Production).unwrap();
+    let device: VerifiedDevice =
+        verified_device(tokens::realistic().parse().unwrap(), Environment::Production);
     let mut extensions = Extensions::new();
     let insert = measure(|| {
         extensions.insert(device);
@@ -57,8 +58,7 @@ async fn a_hit_allocates_what_the_extension_needs_and_nothing_else() {
 #[tokio::test]
 async fn an_exempt_request_allocates_nothing() {
     let asked = Counter::default();
-    let layer =
-        DeviceCheckLayer::new(Stub::genuine(&asked)).with_routing(|_: &request::Parts| Route::Exempt);
+    let layer = DeviceCheckLayer::new(Stub::genuine(&asked)).with_routing(|_: &request::Parts| Route::Exempt);
     let mut service = layer.layer(service_fn(answer));
     let request = request(&header_value(&tokens::realistic()));
     let mut response = None;

@@ -13,8 +13,8 @@ use http::{Request, Response, StatusCode, request};
 use http_body_util::{BodyExt, Empty, Full};
 use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
 use tower_devicecheck::{
-    AppleClient, DeviceCheckLayer, DeviceToken, DeviceVerifier, Environment, Evidence, Rejection, Verdict,
-    VerifiedDevice, VerifyError, testing::FakeApple,
+    AppleClient, DeviceCheckLayer, DeviceToken, DeviceVerifier, Environment, Evidence, Rejection,
+    ResponseBody, Verdict, VerifiedDevice, VerifyError, testing::FakeApple,
 };
 
 pub(crate) const TOKEN_HEADER: &str = "x-apple-device-token";
@@ -87,11 +87,12 @@ pub(crate) struct App {
 impl App {
     pub(crate) fn new(layer: &DeviceCheckLayer) -> Self {
         let inner = Inner::default();
-        let service = layer.layer(inner.clone()).and_then(|response: Response<_>| async {
-            let (head, body) = response.into_parts();
-            let body = body.collect().await.unwrap().to_bytes();
-            Ok(Response::from_parts(head, body))
-        });
+        let service =
+            layer.layer(inner.clone()).and_then(|response: Response<ResponseBody<Empty<Bytes>>>| async {
+                let (head, body) = response.into_parts();
+                let body = body.collect().await.unwrap().to_bytes();
+                Ok(Response::from_parts(head, body))
+            });
         Self { inner, service: BoxCloneSyncService::new(service) }
     }
 

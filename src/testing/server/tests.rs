@@ -11,11 +11,7 @@ type Seen = (u16, usize);
 
 fn client(http2: bool) -> reqwest::Client {
     let builder = reqwest::Client::builder().no_proxy();
-    let builder = if http2 {
-        builder.http2_prior_knowledge()
-    } else {
-        builder
-    };
+    let builder = if http2 { builder.http2_prior_knowledge() } else { builder };
     builder.build().unwrap()
 }
 
@@ -66,25 +62,13 @@ async fn served_over_both_protocols() {
         let cases: &[(&str, Reply, Option<Seen>)] = &[
             ("empty", Reply::status(503), Some((503, 0))),
             ("no content", Reply::status(204), Some((204, 0))),
-            (
-                "text",
-                Reply::status(429).header("retry-after", "3").body("slow"),
-                Some((429, 4)),
-            ),
+            ("text", Reply::status(429).header("retry-after", "3").body("slow"), Some((429, 4))),
             ("big", Reply::oversized(3_000_000), Some((200, 3_000_000))),
             ("cut", Reply::status(400).body("Missing or inc").cut_short(), None),
             ("cut, nothing sent", Reply::truncated(), None),
             ("reset", Reply::reset(), None),
-            (
-                "reset, late",
-                Reply::reset().delay(Duration::from_millis(1)),
-                None,
-            ),
-            (
-                "a header that lies",
-                Reply::normal().body("x").header("content-length", "5"),
-                None,
-            ),
+            ("reset, late", Reply::reset().delay(Duration::from_millis(1)), None),
+            ("a header that lies", Reply::normal().body("x").header("content-length", "5"), None),
             (
                 "a header that is right",
                 Reply::normal().body("x").header("content-length", "1"),
@@ -97,10 +81,7 @@ async fn served_over_both_protocols() {
             apple.script(reply.clone());
             let seen = call(&development).await;
             if name.starts_with("reset") {
-                assert!(
-                    is_reset(seen.as_ref().unwrap_err()),
-                    "{name}, HTTP/2: {http2}, {seen:?}"
-                );
+                assert!(is_reset(seen.as_ref().unwrap_err()), "{name}, HTTP/2: {http2}, {seen:?}");
             }
             assert_eq!(seen.ok(), *expected, "{name}, HTTP/2: {http2}");
             assert_eq!(apple.calls(), 1, "{name}, HTTP/2: {http2}");
@@ -136,10 +117,8 @@ async fn the_plug_can_be_pulled_and_put_back() {
     assert_eq!(server.production_url(), url);
     assert_eq!(call().await.unwrap().0, 200);
 
-    let (production, development) = (
-        server.address(Environment::Production),
-        server.address(Environment::Development),
-    );
+    let (production, development) =
+        (server.address(Environment::Production), server.address(Environment::Development));
     server.shutdown().await;
     let server = apple.serve_on(production, development).await.unwrap();
     assert_eq!(call().await.unwrap().0, 200);

@@ -1,0 +1,212 @@
+//! The two bits that Apple keeps for a device and a team.
+
+use std::{error::Error, fmt};
+
+use crate::{
+    rejection::Rejection,
+    verifier::{VerifyError, VerifyErrorKind},
+};
+
+/// The two bits that Apple keeps for each device and team: whatever you let them mean.
+///
+/// All apps of a team share them, and they outlive the app and the device's erasure.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Bits {
+    bit0: bool,
+    bit1: bool,
+    last_update: Option<Box<str>>,
+}
+
+impl Bits {
+    /// The first bit; `false` if it was never set.
+    #[must_use]
+    pub const fn bit0(&self) -> bool {
+        self.bit0
+    }
+
+    /// The second bit; `false` if it was never set.
+    #[must_use]
+    pub const fn bit1(&self) -> bool {
+        self.bit1
+    }
+
+    /// The month in which a bit was last set, as `YYYY-MM`; `None` if none ever was.
+    #[must_use]
+    pub fn last_update(&self) -> Option<&str> {
+        self.last_update.as_deref()
+    }
+
+    /// Reads the body of an answer with status 200; `None` if it is not one of Apple's.
+    ///
+    /// Apple documents `Bit State Not Found` for bits that were never set; `Failed to find bit state` is what
+    /// is seen in practice. Both come as plain text.
+    pub(super) fn read(body: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(body).ok()?;
+        let lower = text.to_ascii_lowercase();
+        if lower.contains("bit state not found") || lower.contains("failed to find bit state") {
+            return Some(Self::default());
+        }
+        let object: serde_json::Value = serde_json::from_str(text).ok()?;
+        let last_update = match object.get("last_update_time") {
+            None | Some(serde_json::Value::Null) => None,
+            Some(month) => Some(month.as_str().filter(|month| is_month(month))?.into()),
+        };
+        Some(Self { bit0: object.get("bit0")?.as_bool()?, bit1: object.get("bit1")?.as_bool()?, last_update })
+    }
+}
+
+fn is_month(text: &str) -> bool {
+    text.len() == 7
+        && text.bytes().enumerate().all(|(index, byte)| match index {
+            4 => byte == b'-',
+            _ => byte.is_ascii_digit(),
+        })
+}
+
+/// Why the bits could not be read or set.
+#[derive(Clone)]
+pub struct BitsError {
+    reason: Reason,
+}
+
+#[derive(Clone)]
+enum Reason {
+    RefusedToken,
+    NoDeviceToken,
+    NoAnswer(VerifyError),
+}
+
+/// The reasons for which bits cannot be read or set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum BitsErrorKind {
+    /// Apple refused the device token. A token that was accepted before is refused once it has expired.
+    RefusedToken,
+    /// The device was admitted by a debug token, and has no bits.
+    NoDeviceToken,
+    /// Apple answers that it is asked too often.
+    Throttled,
+    /// No answer, or none that Apple is known to give. Bits that were to be set may have been.
+    Unavailable,
+    /// Apple does not accept the server's credentials or its request.
+    Misconfigured,
+}
+
+impl BitsError {
+    pub(super) const REFUSED_TOKEN: Self = Self { reason: Reason::RefusedToken };
+    pub(super) const NO_DEVICE_TOKEN: Self = Self { reason: Reason::NoDeviceToken };
+
+    /// Which of the reasons it is.
+    #[must_use]
+    pub const fn kind(&self) -> BitsErrorKind {
+        match &self.reason {
+            Reason::RefusedToken => BitsErrorKind::RefusedToken,
+            Reason::NoDeviceToken => BitsErrorKind::NoDeviceToken,
+            Reason::NoAnswer(error) => match error.kind() {
+                VerifyErrorKind::Throttled => BitsErrorKind::Throttled,
+                VerifyErrorKind::Unavailable => BitsErrorKind::Unavailable,
+                VerifyErrorKind::Misconfigured => BitsErrorKind::Misconfigured,
+            },
+        }
+    }
+
+    /// How the layer would answer a request for this reason; without a device token, as one that is missing.
+    #[must_use]
+    pub fn rejection(&self) -> Rejection {
+        match &self.reason {
+            Reason::RefusedToken => Rejection::RefusedToken,
+            Reason::NoDeviceToken => Rejection::MissingToken,
+            Reason::NoAnswer(error) => error.into(),
+        }
+    }
+}
+
+impl From<VerifyError> for BitsError {
+    fn from(error: VerifyError) -> Self {
+        Self { reason: Reason::NoAnswer(error) }
+    }
+}
+
+impl fmt::Display for BitsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.kind() {
+            BitsErrorKind::RefusedToken => "Apple refused the device token",
+            BitsErrorKind::NoDeviceToken => "the device was admitted by a debug token and has no bits",
+            BitsErrorKind::Throttled => "Apple is asked too often",
+            BitsErrorKind::Unavailable => "no answer to be had",
+            BitsErrorKind::Misconfigured => "credentials or request not accepted",
+        })
+    }
+}
+
+impl fmt::Debug for BitsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BitsError").field("kind", &self.kind()).field("source", &self.source()).finish()
+    }
+}
+
+impl Error for BitsError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match &self.reason {
+            Reason::NoAnswer(error) => error.source(),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bits_query_answered_in_plain_text_means_never_set() {
+        let bits =
+            |bit0, bit1, month: Option<&str>| Some(Bits { bit0, bit1, last_update: month.map(Into::into) });
+        let never = bits(false, false, None);
+        let cases: &[(&str, &str, Option<Bits>)] = &[
+            ("as documented", "Bit State Not Found", never.clone()),
+            ("as seen", "Failed to find bit state", never.clone()),
+            ("white space and case", "  failed to find BIT state\r\n", never.clone()),
+            (
+                "both set",
+                r#"{"bit0":true,"bit1":false,"last_update_time":"2024-02"}"#,
+                bits(true, false, Some("2024-02")),
+            ),
+            (
+                "more members",
+                r#" {"bit1":true,"bit0":false,"x":[],"last_update_time":"2024-12"}"#,
+                bits(false, true, Some("2024-12")),
+            ),
+            ("no month", r#"{"bit0":true,"bit1":true}"#, bits(true, true, None)),
+            ("month null", r#"{"bit0":true,"bit1":true,"last_update_time":null}"#, bits(true, true, None)),
+            ("month odd", r#"{"bit0":true,"bit1":true,"last_update_time":"today"}"#, None),
+            ("month a number", r#"{"bit0":true,"bit1":true,"last_update_time":202402}"#, None),
+            ("a bit missing", r#"{"bit0":true,"last_update_time":"2024-02"}"#, None),
+            ("a bit a number", r#"{"bit0":1,"bit1":0,"last_update_time":"2024-02"}"#, None),
+            ("empty", "", None),
+            ("an array", "[]", None),
+            ("a page", "<html>", None),
+            ("cut off", r#"{"bit0":true,"#, None),
+        ];
+        for (name, body, expected) in cases {
+            assert_eq!(Bits::read(body.as_bytes()), *expected, "{name}");
+        }
+        assert_eq!(Bits::read(b"\xff"), None);
+    }
+
+    #[test]
+    fn kinds() {
+        let cases = [
+            (BitsError::REFUSED_TOKEN, BitsErrorKind::RefusedToken, 401, false),
+            (BitsError::NO_DEVICE_TOKEN, BitsErrorKind::NoDeviceToken, 401, false),
+            (VerifyError::throttled(None, "x").into(), BitsErrorKind::Throttled, 503, true),
+            (VerifyError::unavailable("x").into(), BitsErrorKind::Unavailable, 503, true),
+            (VerifyError::misconfigured("x").into(), BitsErrorKind::Misconfigured, 500, true),
+        ];
+        for (error, kind, status, has_source) in cases {
+            assert_eq!(error.kind(), kind);
+            assert_eq!(error.rejection().status(), status, "{kind:?}");
+            assert_eq!(error.source().is_some(), has_source, "{kind:?}");
+        }
+    }
+}

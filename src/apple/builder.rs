@@ -1,0 +1,307 @@
+//! How a client is put together.
+
+use std::{
+    error::Error,
+    fmt,
+    net::{Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, Response, Uri, uri::Scheme};
+use tower_service::Service;
+
+use crate::{
+    BoxError,
+    apple::{
+        AppleClient,
+        client::{Client, Endpoints},
+        credentials::Credentials,
+        limit::Limit,
+        transport::{ErasedTransport, Tower},
+        wire::Question,
+    },
+    routing::Environment,
+};
+
+/// Puts an [`AppleClient`] together.
+#[derive(Clone)]
+#[must_use]
+pub struct AppleClientBuilder {
+    credentials: Credentials,
+    production: String,
+    development: String,
+    transport: Option<Arc<dyn ErasedTransport>>,
+    attempt_timeout: Duration,
+    total_timeout: Duration,
+    in_flight_limit: usize,
+    waiting_limit: usize,
+    retry: bool,
+}
+
+impl AppleClientBuilder {
+    pub(super) fn new(credentials: Credentials) -> Self {
+        Self {
+            credentials,
+            production: "https://api.devicecheck.apple.com".to_owned(),
+            development: "https://api.development.devicecheck.apple.com".to_owned(),
+            transport: None,
+            attempt_timeout: Duration::from_secs(3),
+            total_timeout: Duration::from_secs(5),
+            in_flight_limit: 256,
+            waiting_limit: 4096,
+            retry: true,
+        }
+    }
+
+    /// Where the server of an environment is, for a proxy or a fake: `https`, or `http` to a loopback
+    /// address. It may have a path, to which those of Apple's are appended. Default: Apple's hosts.
+    pub fn base_url(mut self, environment: Environment, url: impl AsRef<str>) -> Self {
+        match environment {
+            Environment::Production => self.production = url.as_ref().to_owned(),
+            Environment::Development => self.development = url.as_ref().to_owned(),
+        }
+        self
+    }
+
+    /// How requests reach Apple: any tower service, with whatever layers you like. Default: a
+    /// `ReqwestTransport`, where the feature `reqwest` is on.
+    ///
+    /// It must not follow redirects. Answers over 4 KiB count as none, but only the transport can stop
+    /// reading them. Each request is sent by a clone of its own.
+    pub fn transport<S>(mut self, transport: S) -> Self
+    where
+        S: Service<Request<Bytes>, Response = Response<Bytes>> + Clone + Send + Sync + 'static,
+        S::Error: Into<BoxError>,
+        S::Future: Send,
+    {
+        self.transport = Some(Arc::new(Tower(transport)));
+        self
+    }
+
+    /// How long one attempt may take. Default: 3 seconds.
+    ///
+    /// Deadlines hold inside a tokio runtime, which must have its time driver on, and with the feature
+    /// `tokio`. Elsewhere they are the transport's to keep.
+    pub const fn attempt_timeout(mut self, timeout: Duration) -> Self {
+        self.attempt_timeout = timeout;
+        self
+    }
+
+    /// How long a call may take with all its attempts and the time that it waits for a slot. Default:
+    /// 5 seconds. See [`attempt_timeout`](Self::attempt_timeout).
+    pub const fn total_timeout(mut self, timeout: Duration) -> Self {
+        self.total_timeout = timeout;
+        self
+    }
+
+    /// How many calls may be under way at once. More wait for a slot, except on wasm, where they fail.
+    /// Default: 256.
+    pub const fn in_flight_limit(mut self, limit: usize) -> Self {
+        self.in_flight_limit = limit;
+        self
+    }
+
+    /// How many calls may wait for a slot. More fail at once, as
+    /// [`Unavailable`](crate::VerifyErrorKind::Unavailable). Default: 4,096.
+    pub const fn waiting_limit(mut self, limit: usize) -> Self {
+        self.waiting_limit = limit;
+        self
+    }
+
+    /// Whether a call is tried a second time, at once, when there was no connection, or on status 502, 503
+    /// or 504 without `Retry-After`. Default: `true`.
+    pub const fn retry(mut self, retry: bool) -> Self {
+        self.retry = retry;
+        self
+    }
+
+    /// The client.
+    ///
+    /// # Errors
+    ///
+    /// If a base URL cannot be used, a timeout or the in-flight limit is zero, or if there is no transport.
+    pub fn build(self) -> Result<AppleClient, ClientError> {
+        let zero = [
+            (self.attempt_timeout.is_zero(), "attempt timeout"),
+            (self.total_timeout.is_zero(), "total timeout"),
+            (self.in_flight_limit == 0, "in-flight limit"),
+        ];
+        if let Some((_, name)) = zero.iter().find(|(is_zero, _)| *is_zero) {
+            return Err(ClientError::new(format!("the {name} is zero, so that no call could succeed")));
+        }
+        let production = endpoints(Environment::Production, &self.production)?;
+        let development = endpoints(Environment::Development, &self.development)?;
+        let transport = match self.transport {
+            Some(transport) => transport,
+            None => default_transport(self.attempt_timeout)?,
+        };
+        Ok(AppleClient::from(Client {
+            team_id: self.credentials.team_id().into(),
+            credentials: self.credentials.into(),
+            production,
+            development,
+            transport,
+            attempt_timeout: self.attempt_timeout,
+            total_timeout: self.total_timeout,
+            limit: Limit::new(self.in_flight_limit, self.waiting_limit),
+            retry: self.retry,
+        }))
+    }
+}
+
+impl fmt::Debug for AppleClientBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AppleClientBuilder")
+            .field("credentials", &self.credentials)
+            .field("attempt_timeout", &self.attempt_timeout)
+            .field("total_timeout", &self.total_timeout)
+            .field("in_flight_limit", &self.in_flight_limit)
+            .field("waiting_limit", &self.waiting_limit)
+            .field("retry", &self.retry)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(feature = "reqwest", not(target_arch = "wasm32")))]
+fn default_transport(attempt_timeout: Duration) -> Result<Arc<dyn ErasedTransport>, ClientError> {
+    use crate::apple::reqwest_transport::ReqwestTransport;
+
+    let transport = ReqwestTransport::with_attempt_timeout(attempt_timeout)?;
+    Ok(Arc::new(Tower(transport)))
+}
+
+#[cfg(not(all(feature = "reqwest", not(target_arch = "wasm32"))))]
+fn default_transport(_: Duration) -> Result<Arc<dyn ErasedTransport>, ClientError> {
+    Err(ClientError::new(
+        "there is no transport: give one to `AppleClientBuilder::transport`, or turn on the feature `reqwest`, \
+         which wasm does not have",
+    ))
+}
+
+/// The endpoints under a base URL, if it is one to which provider tokens may be sent.
+fn endpoints(environment: Environment, base: &str) -> Result<Endpoints, ClientError> {
+    let base = base.trim();
+    let fail = |reason: &str| ClientError::new(format!("base URL for {environment}: {reason}"));
+    // The parser drops fragments.
+    if base.contains(['?', '#']) {
+        return Err(fail("it has a query or a fragment: remove it"));
+    }
+    let uri: Uri =
+        base.parse().map_err(|error| fail("it is not a URL: write `https://host`").with_source(error))?;
+    let (Some(scheme), Some(authority)) = (uri.scheme(), uri.authority()) else {
+        return Err(fail("it has no scheme or no host: write `https://host`"));
+    };
+    if authority.as_str().contains('@') {
+        return Err(fail("it has a user name, which is not sent: remove it"));
+    }
+    if authority.host().is_empty() {
+        return Err(fail("it has no host: write `https://host`"));
+    }
+    if *scheme == Scheme::HTTP && !is_loopback(authority.host()) {
+        return Err(fail("it is `http`, which only a loopback address may have: write `https://host`"));
+    }
+    if *scheme != Scheme::HTTP && *scheme != Scheme::HTTPS {
+        return Err(fail("its scheme is neither `https` nor `http`: write `https://host`"));
+    }
+    let prefix = uri.path().trim_end_matches('/');
+    let join = |question: Question| {
+        let path = question.path();
+        format!("{scheme}://{authority}{prefix}{path}")
+            .parse()
+            .map_err(|error| fail("it is too long, or not a URL").with_source::<http::uri::InvalidUri>(error))
+    };
+    Ok(Endpoints {
+        validate: join(Question::Validate)?,
+        query_bits: join(Question::QueryBits)?,
+        update_bits: join(Question::UpdateBits { bit0: false, bit1: false })?,
+    })
+}
+
+fn is_loopback(host: &str) -> bool {
+    let ipv6 = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'))
+        .and_then(|host| host.parse::<Ipv6Addr>().ok());
+    host.eq_ignore_ascii_case("localhost")
+        || host.parse::<Ipv4Addr>().is_ok_and(|address| address.is_loopback())
+        || ipv6.is_some_and(|address| address.is_loopback())
+}
+
+/// A client that cannot be made. The text names the cause and the cure.
+#[derive(Debug)]
+pub struct ClientError {
+    message: String,
+    source: Option<BoxError>,
+}
+
+impl ClientError {
+    pub(super) fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), source: None }
+    }
+
+    pub(super) fn with_source<E: Into<BoxError>>(mut self, source: E) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+}
+
+impl fmt::Display for ClientError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl Error for ClientError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match &self.source {
+            Some(source) => Some(&**source),
+            None => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base_urls() {
+        let good: &[(&str, &str)] = &[
+            ("https://api.devicecheck.apple.com", "https://api.devicecheck.apple.com/v1/query_two_bits"),
+            (" https://example.com/ ", "https://example.com/v1/query_two_bits"),
+            ("https://example.com:8443/apple/", "https://example.com:8443/apple/v1/query_two_bits"),
+            ("http://127.0.0.1:80", "http://127.0.0.1:80/v1/query_two_bits"),
+            ("http://127.9.9.9", "http://127.9.9.9/v1/query_two_bits"),
+            ("http://[::1]:8080/a/b", "http://[::1]:8080/a/b/v1/query_two_bits"),
+            ("HTTP://LocalHost:8080", "http://LocalHost:8080/v1/query_two_bits"),
+        ];
+        for (base, expected) in good {
+            let endpoints = endpoints(Environment::Production, base).unwrap();
+            assert_eq!(endpoints.query_bits, *expected, "{base}");
+        }
+        let bad: &[(&str, &str)] = &[
+            ("", "not a URL"),
+            ("https://", "not a URL"),
+            ("https://exa mple.com", "not a URL"),
+            ("api.devicecheck.apple.com", "no scheme"),
+            ("/v1", "no scheme"),
+            ("ftp://example.com", "neither"),
+            ("http://example.com", "loopback"),
+            ("http://10.0.0.1", "loopback"),
+            ("http://127.0.0.1.example.com", "loopback"),
+            ("http://localhost.example.com", "loopback"),
+            ("http://[::2]", "loopback"),
+            ("http://localhost@example.com", "user name"),
+            ("https://user:secret@example.com", "user name"),
+            ("https://example.com/?a", "query"),
+            ("https://example.com/#a", "fragment"),
+        ];
+        for (base, reason) in bad {
+            let error = endpoints(Environment::Development, base).unwrap_err().to_string();
+            assert!(error.contains(reason), "{base}: {error}");
+            assert!(error.contains("development") && !error.contains("secret"), "{base}: {error}");
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! Who we are to Apple: team id, key id, and the private key.
+
+use std::{
+    borrow::Cow,
+    env::{self, VarError},
+    error::Error,
+    fmt,
+    fs::File,
+    io::Read,
+    path::Path,
+    sync::Arc,
+};
+
+use tracing::{Level, event};
+use zeroize::Zeroizing;
+
+use crate::{
+    BoxError,
+    apple::{
+        pem::{self, KeyFault},
+        provider_token::{ProviderTokens, Signer},
+    },
+    clock::Moment,
+    observer::TARGET,
+};
+
+/// Who we are to Apple: the team id, and a private key with its id.
+///
+/// Create the key under Certificates, Identifiers & Profiles > Keys with the DeviceCheck service enabled.
+/// Apple lets you download it once, as `AuthKey_<key id>.p8`. Keys of App Store Connect do not work here.
+///
+/// Every constructor parses the key and signs with it once, so that a bad one fails at start-up. Clones
+/// share the key and the provider token that is signed with it. The key is wiped from memory with the last
+/// clone; the memory of what you pass in is yours to wipe.
+#[derive(Clone)]
+pub struct Credentials {
+    provider_tokens: Arc<ProviderTokens>,
+}
+
+impl Credentials {
+    /// Credentials with the text of a `.p8` file.
+    ///
+    /// White space and quotes around the text are ignored, and line ends may be missing, CRLF, or written as
+    /// `\n`. The base64 between the armour's lines alone will do, and so does base64 of the whole file.
+    ///
+    /// # Errors
+    ///
+    /// If an id is empty or clearly something else, or if the text is not an unencrypted P-256 key in
+    /// PKCS#8 form. The error names the cause and the cure.
+    pub fn from_pem(team_id: &str, key_id: &str, pem: &str) -> Result<Self, CredentialsError> {
+        Self::from_text(team_id, key_id, pem, &Place::ARGUMENTS)
+    }
+
+    /// Credentials with a key in PKCS#8 DER, unencrypted.
+    ///
+    /// # Errors
+    ///
+    /// As for [`from_pem`](Self::from_pem).
+    pub fn from_der(team_id: &str, key_id: &str, pkcs8_der: &[u8]) -> Result<Self, CredentialsError> {
+        let place = Place::ARGUMENTS;
+        pem::check_der(pkcs8_der).map_err(|fault| CredentialsError::key(&place, fault))?;
+        Self::build(team_id, key_id, pkcs8_der, &place)
+    }
+
+    /// Credentials with the `.p8` file at `path`, which is read once, now. Blocks while it reads.
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be read, and as for [`from_pem`](Self::from_pem).
+    pub fn from_pem_file(
+        team_id: &str,
+        key_id: &str,
+        path: impl AsRef<Path>,
+    ) -> Result<Self, CredentialsError> {
+        Self::from_file(team_id, key_id, path.as_ref(), Place::ARGUMENTS)
+    }
+
+    /// Credentials from environment variables:
+    ///
+    /// | variable | value |
+    /// |---|---|
+    /// | `APPLE_JWT_ISS` | the team id, 10 characters |
+    /// | `APPLE_JWT_KID` | the key id, 10 characters |
+    /// | `APPLE_JWT_PRIVATE_KEY` | the text of the `.p8` file, see [`from_pem`](Self::from_pem) |
+    /// | `APPLE_JWT_PRIVATE_KEY_FILE` | or the path to it |
+    ///
+    /// A variable with nothing but white space in it counts as not set.
+    ///
+    /// # Errors
+    ///
+    /// If a variable is not set, if both of the last two are, and as for [`from_pem`](Self::from_pem) and
+    /// [`from_pem_file`](Self::from_pem_file).
+    pub fn from_env() -> Result<Self, CredentialsError> {
+        Self::from_lookup(|name| env::var(name))
+    }
+
+    fn from_lookup(lookup: impl Fn(&str) -> Result<String, VarError>) -> Result<Self, CredentialsError> {
+        let find = |name: &'static str| match lookup(name).map(Zeroizing::new) {
+            Ok(value) if value.trim().is_empty() => Ok(None),
+            Ok(value) => Ok(Some(value)),
+            Err(VarError::NotPresent) => Ok(None),
+            Err(VarError::NotUnicode(_)) => {
+                Err(CredentialsError::new(name, "it is not UTF-8 text: set it to plain ASCII"))
+            }
+        };
+        let require = |name, cure| find(name)?.ok_or_else(|| CredentialsError::new(name, cure));
+        let team_id = require(ISS, "it is not set: set it to your team id (Apple's membership page has it)")?;
+        let key_id = require(
+            KID,
+            "it is not set: set it to the id of your key, the part of AuthKey_<key id>.p8 in brackets",
+        )?;
+        let place = |key| Place { team_id: ISS, key_id: KID, key: Cow::Borrowed(key) };
+        match (find(KEY)?, find(KEY_FILE)?) {
+            (Some(text), None) => Self::from_text(&team_id, &key_id, &text, &place(KEY)),
+            (None, Some(path)) => {
+                let path = Path::new(pem::unquoted(&path));
+                Self::from_file(&team_id, &key_id, path, place(KEY_FILE))
+            }
+            (Some(_), Some(_)) => Err(CredentialsError::new(
+                KEY,
+                "it is set, and so is APPLE_JWT_PRIVATE_KEY_FILE: unset one of them",
+            )),
+            (None, None) => Err(CredentialsError::new(
+                KEY,
+                "neither it nor APPLE_JWT_PRIVATE_KEY_FILE is set: set it to the text of the .p8 file, or the \
+                 other one to the path to it",
+            )),
+        }
+    }
+
+    fn from_file(
+        team_id: &str,
+        key_id: &str,
+        path: &Path,
+        mut place: Place,
+    ) -> Result<Self, CredentialsError> {
+        place.key = format!("{} {}", place.key, path.display()).into();
+        let fail = |reason, source| CredentialsError {
+            place: place.key.clone(),
+            reason: Cow::Borrowed(reason),
+            source,
+        };
+        // With room for all of it from the start: growing would leave copies of the key behind.
+        let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_FILE_LENGTH + 1));
+        File::open(path)
+            .and_then(|file| file.take(MAX_FILE_LENGTH as u64 + 1).read_to_end(&mut bytes))
+            .map_err(|error| {
+                fail("the file cannot be read: check the path and its permissions", Some(error.into()))
+            })?;
+        if bytes.len() > MAX_FILE_LENGTH {
+            return Err(fail("the file is too large for a .p8 file: check the path", None));
+        }
+        let text = std::str::from_utf8(&bytes).map_err(|_| {
+            fail(
+                "the file is not text: use the .p8 file as Apple made it, or `from_der` for one in DER",
+                None,
+            )
+        })?;
+        let credentials = Self::from_text(team_id, key_id, text, &place)?;
+        let named = path.file_stem().and_then(|stem| stem.to_str()?.strip_prefix("AuthKey_"));
+        if named.is_some_and(|named| named != credentials.key_id()) {
+            event!(
+                target: TARGET,
+                Level::WARN,
+                file = %path.display(),
+                key_id = credentials.key_id(),
+                "the file's name is that of a key with another id"
+            );
+        }
+        Ok(credentials)
+    }
+
+    fn from_text(team_id: &str, key_id: &str, text: &str, place: &Place) -> Result<Self, CredentialsError> {
+        let der = pem::der_of_text(text).map_err(|fault| CredentialsError::key(place, fault))?;
+        Self::build(team_id, key_id, &der, place)
+    }
+
+    fn build(team_id: &str, key_id: &str, der: &[u8], place: &Place) -> Result<Self, CredentialsError> {
+        let team_id = check_id(team_id).map_err(|reason| CredentialsError::new(place.team_id, reason))?;
+        let key_id = check_id(key_id).map_err(|reason| CredentialsError::new(place.key_id, reason))?;
+        let signer = Signer::new(team_id, key_id, der);
+        signer.sign(Moment::now().wall).map_err(|_| CredentialsError::key(place, KeyFault::Damaged))?;
+        for (id, name) in [(team_id, place.team_id), (key_id, place.key_id)] {
+            if id.len() != 10 {
+                event!(target: TARGET, Level::WARN, id, "{name} has not 10 characters, as Apple's ids have");
+            }
+        }
+        Ok(Self { provider_tokens: Arc::new(ProviderTokens::new(signer)) })
+    }
+
+    /// The team id.
+    #[must_use]
+    pub fn team_id(&self) -> &str {
+        self.provider_tokens.signer().team_id()
+    }
+
+    /// The key's id.
+    #[must_use]
+    pub fn key_id(&self) -> &str {
+        self.provider_tokens.signer().key_id()
+    }
+
+    pub(super) fn provider_tokens(&self) -> &ProviderTokens {
+        &self.provider_tokens
+    }
+}
+
+impl fmt::Debug for Credentials {
+    // Without the key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials")
+            .field("team_id", &self.team_id())
+            .field("key_id", &self.key_id())
+            .finish_non_exhaustive()
+    }
+}
+
+const ISS: &str = "APPLE_JWT_ISS";
+const KID: &str = "APPLE_JWT_KID";
+const KEY: &str = "APPLE_JWT_PRIVATE_KEY";
+const KEY_FILE: &str = "APPLE_JWT_PRIVATE_KEY_FILE";
+
+/// A `.p8` file has about 260 bytes.
+const MAX_FILE_LENGTH: usize = 64 * 1024;
+
+/// What the parts are called where the operator gave them.
+struct Place {
+    team_id: &'static str,
+    key_id: &'static str,
+    key: Cow<'static, str>,
+}
+
+impl Place {
+    const ARGUMENTS: Self = Self { team_id: "team id", key_id: "key id", key: Cow::Borrowed("private key") };
+}
+
+/// The id without what is around it. Apple's ids are 10 letters and digits; what can be told apart from
+/// every id is an error, and another length is not.
+fn check_id(id: &str) -> Result<&str, &'static str> {
+    let id = pem::unquoted(id);
+    let is_uuid = id.len() == 36 && id.bytes().all(|byte| byte == b'-' || byte.is_ascii_hexdigit());
+    if id.is_empty() {
+        Err("it is empty: Apple's ids have 10 letters and digits")
+    } else if is_uuid {
+        Err(
+            "it is a UUID, as the issuer of App Store Connect keys is: DeviceCheck wants the team id, the id \
+             of a key with the DeviceCheck service, and that key",
+        )
+    } else if id.starts_with("AuthKey_") || id.ends_with(".p8") {
+        Err("it is the name of a key file: the key id is the part between `AuthKey_` and `.p8`")
+    } else if id.contains('.') {
+        Err("it has dots, as bundle ids have: DeviceCheck wants the team id and a key id, and no bundle id")
+    } else if !id.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+        Err("it has characters that are neither letters nor digits, which no id of Apple's has")
+    } else {
+        Ok(id)
+    }
+}
+
+/// Credentials that cannot be used. The text names the cause and the cure, and nothing of the key.
+#[derive(Debug)]
+pub struct CredentialsError {
+    place: Cow<'static, str>,
+    reason: Cow<'static, str>,
+    source: Option<BoxError>,
+}
+
+impl CredentialsError {
+    fn new(place: &'static str, reason: &'static str) -> Self {
+        Self { place: Cow::Borrowed(place), reason: Cow::Borrowed(reason), source: None }
+    }
+
+    fn key(place: &Place, fault: KeyFault) -> Self {
+        Self { place: place.key.clone(), reason: fault.to_string().into(), source: None }
+    }
+
+    pub(super) fn other_team(own: &str, given: &str) -> Self {
+        Self {
+            place: Cow::Borrowed("team id"),
+            reason: format!(
+                "it is {given}, and this client's is {own}: verdicts are cached by team, so make a new client"
+            )
+            .into(),
+            source: None,
+        }
+    }
+}
+
+impl fmt::Display for CredentialsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.place, self.reason)
+    }
+}
+
+impl Error for CredentialsError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match &self.source {
+            Some(source) => Some(&**source),
+            None => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

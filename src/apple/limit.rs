@@ -1,0 +1,103 @@
+//! How many calls to Apple are under way, how many wait, and for how long.
+
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use async_lock::{Semaphore, SemaphoreGuard};
+
+/// Slots for calls to Apple, and a bounded number of waiters for them.
+pub(super) struct Limit {
+    slots: Semaphore,
+    waiting: AtomicUsize,
+    waiting_limit: usize,
+}
+
+/// No slot, and too many wait for one already.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Full;
+
+impl Limit {
+    pub(super) const fn new(in_flight: usize, waiting_limit: usize) -> Self {
+        Self { slots: Semaphore::new(in_flight), waiting: AtomicUsize::new(0), waiting_limit }
+    }
+
+    pub(super) async fn acquire(&self) -> Result<SemaphoreGuard<'_>, Full> {
+        if let Some(slot) = self.slots.try_acquire() {
+            return Ok(slot);
+        }
+        // On wasm a request must not await what another request gives back.
+        if cfg!(target_arch = "wasm32") {
+            return Err(Full);
+        }
+        let _place = Place::take(self).ok_or(Full)?;
+        Ok(self.slots.acquire().await)
+    }
+}
+
+/// A place among those who wait, given up on drop.
+struct Place<'a>(&'a AtomicUsize);
+
+impl<'a> Place<'a> {
+    fn take(limit: &'a Limit) -> Option<Self> {
+        let more = |waiting| (waiting < limit.waiting_limit).then_some(waiting + 1);
+        limit
+            .waiting
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
+            .ok()
+            .map(|_| Self(&limit.waiting))
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The time was over before the future was done.
+#[derive(Debug)]
+pub(super) struct Elapsed;
+
+/// Waits for `future` no longer than `limit`: where tokio's clock runs. Elsewhere for as long as it takes.
+pub(super) async fn within<F: Future>(limit: Duration, future: F) -> Result<F::Output, Elapsed> {
+    #[cfg(all(feature = "tokio", not(target_arch = "wasm32")))]
+    if tokio::runtime::Handle::try_current().is_ok() {
+        return tokio::time::timeout(limit, future).await.map_err(|_| Elapsed);
+    }
+    let _ = limit;
+    Ok(future.await)
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[test]
+    fn waiters_are_counted_and_forgotten() {
+        let limit = Limit::new(1, 1);
+        let slot = limit.acquire().now_or_never().unwrap().unwrap();
+        let mut first = Box::pin(limit.acquire());
+        assert!(first.as_mut().now_or_never().is_none());
+        assert!(matches!(limit.acquire().now_or_never(), Some(Err(Full))));
+        drop(first);
+
+        let mut second = Box::pin(limit.acquire());
+        assert!(second.as_mut().now_or_never().is_none(), "the place is free again");
+        drop(slot);
+        let slot = second.as_mut().now_or_never().unwrap().unwrap();
+        drop(second);
+        assert_eq!(limit.waiting.load(Ordering::Relaxed), 0);
+        drop(slot);
+        assert!(limit.acquire().now_or_never().unwrap().is_ok());
+    }
+
+    #[test]
+    fn without_a_runtime_there_is_no_deadline() {
+        let result = within(Duration::ZERO, std::future::ready(7)).now_or_never();
+        assert!(matches!(result, Some(Ok(7))));
+    }
+}

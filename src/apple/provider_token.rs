@@ -1,0 +1,251 @@
+//! The provider token: the JWT with which we authenticate to Apple, and when it is signed anew.
+
+use std::{
+    error::Error,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use bytes::Bytes;
+use http::HeaderValue;
+use jsonwebtoken::{Algorithm, EncodingKey};
+use tracing::{Level, event};
+use zeroize::Zeroizing;
+
+use crate::{
+    BoxError,
+    clock::{Moment, SystemTime, since_epoch},
+    observer::TARGET,
+};
+
+// Named, because jsonwebtoken's own choice panics when somebody else's crate turns on its other backend.
+#[cfg(feature = "aws-lc-rs")]
+use jsonwebtoken::crypto::aws_lc::DEFAULT_PROVIDER as BACKEND;
+#[cfg(not(feature = "aws-lc-rs"))]
+use jsonwebtoken::crypto::rust_crypto::DEFAULT_PROVIDER as BACKEND;
+
+/// Apple refuses provider tokens older than an hour (its rule for APNs, to which DeviceCheck refers).
+const RENEW_AFTER: Duration = Duration::from_secs(40 * 60);
+/// And may answer 429 to whoever renews more often than this.
+const RENEW_AT_MOST_EVERY: Duration = Duration::from_secs(20 * 60);
+/// For how long a token stays in use that cannot be renewed.
+const USABLE_FOR: Duration = Duration::from_secs(55 * 60);
+/// `iat` lies so far in the past, lest a clock that is a little ahead of Apple's makes it the future.
+const BACKDATING: Duration = Duration::from_secs(5);
+/// A token may come from so far in the wall clock's future before the clock counts as put back.
+const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
+
+/// A private key and whose it is.
+pub(super) struct Signer {
+    team_id: Box<str>,
+    key_id: Box<str>,
+    /// Wipes itself on drop.
+    key: EncodingKey,
+}
+
+impl Signer {
+    /// Takes ids that need no escaping in JSON.
+    pub(super) fn new(team_id: &str, key_id: &str, pkcs8_der: &[u8]) -> Self {
+        Self { team_id: team_id.into(), key_id: key_id.into(), key: EncodingKey::from_ec_der(pkcs8_der) }
+    }
+
+    pub(super) fn team_id(&self) -> &str {
+        &self.team_id
+    }
+
+    pub(super) fn key_id(&self) -> &str {
+        &self.key_id
+    }
+
+    /// `Bearer` and a new JWT, marked sensitive; its memory is wiped with the last clone.
+    pub(super) fn sign(&self, now: SystemTime) -> Result<HeaderValue, SignError> {
+        let header = format!(r#"{{"alg":"ES256","kid":"{}","typ":"JWT"}}"#, self.key_id);
+        let issued_at = since_epoch(now).saturating_sub(BACKDATING).as_secs();
+        let claims = format!(r#"{{"iss":"{}","iat":{issued_at}}}"#, self.team_id);
+        let mut bearer = Zeroizing::new(String::with_capacity(512));
+        bearer.push_str(SCHEME);
+        BASE64_URL_SAFE_NO_PAD.encode_string(header, &mut bearer);
+        bearer.push('.');
+        BASE64_URL_SAFE_NO_PAD.encode_string(claims, &mut bearer);
+        let signature = (BACKEND.signer_factory)(&Algorithm::ES256, &self.key)
+            .map_err(SignError::new)?
+            .try_sign(&bearer.as_bytes()[SCHEME.len()..])
+            .map_err(SignError::new)?;
+        bearer.push('.');
+        BASE64_URL_SAFE_NO_PAD.encode_string(signature, &mut bearer);
+        let bytes = Bytes::from_owner(Wiped(bearer));
+        let mut value = HeaderValue::from_maybe_shared(bytes).map_err(SignError::new)?;
+        value.set_sensitive(true);
+        Ok(value)
+    }
+}
+
+const SCHEME: &str = "Bearer ";
+
+struct Wiped(Zeroizing<String>);
+
+impl AsRef<[u8]> for Wiped {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+}
+
+/// The provider token could not be signed.
+#[derive(Debug)]
+pub(super) struct SignError {
+    source: BoxError,
+}
+
+impl SignError {
+    fn new(source: impl Into<BoxError>) -> Self {
+        Self { source: source.into() }
+    }
+}
+
+impl fmt::Display for SignError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the provider token could not be signed")
+    }
+}
+
+impl Error for SignError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&*self.source)
+    }
+}
+
+/// A provider token. Cloning is cheap.
+#[derive(Clone)]
+pub(super) struct ProviderToken(Arc<Issued>);
+
+struct Issued {
+    header: HeaderValue,
+    at: Moment,
+    /// Signed because Apple had refused the one before.
+    forced: bool,
+}
+
+impl ProviderToken {
+    /// The value of the `Authorization` header.
+    pub(super) fn header(&self) -> HeaderValue {
+        self.0.header.clone()
+    }
+}
+
+/// The one provider token of a key. It is signed under the lock, so that all who wait for it cause one
+/// signature; that takes a fraction of a millisecond.
+pub(super) struct ProviderTokens {
+    signer: Signer,
+    current: Mutex<Option<ProviderToken>>,
+}
+
+impl ProviderTokens {
+    pub(super) const fn new(signer: Signer) -> Self {
+        Self { signer, current: Mutex::new(None) }
+    }
+
+    pub(super) const fn signer(&self) -> &Signer {
+        &self.signer
+    }
+
+    /// The token to use now.
+    pub(super) fn token(&self, now: Moment) -> Result<ProviderToken, SignError> {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        self.current_or_new(&mut current, now)
+    }
+
+    /// The token to use now that Apple has refused this one; `None` if there is no other to be had yet.
+    pub(super) fn replace(
+        &self,
+        refused: &ProviderToken,
+        now: Moment,
+    ) -> Result<Option<ProviderToken>, SignError> {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*current {
+            Some(token) if Arc::ptr_eq(&token.0, &refused.0) => {
+                if !may_force(&token.0, now) {
+                    return Ok(None);
+                }
+                event!(
+                    target: TARGET,
+                    Level::WARN,
+                    key_id = self.signer.key_id(),
+                    "Apple refused the provider token: signing another one"
+                );
+                self.sign(&mut current, now, true).map(Some)
+            }
+            // Another request has seen to it, or the key was rotated.
+            _ => self.current_or_new(&mut current, now).map(Some),
+        }
+    }
+
+    fn current_or_new(
+        &self,
+        current: &mut Option<ProviderToken>,
+        now: Moment,
+    ) -> Result<ProviderToken, SignError> {
+        let Some(token) = current.clone() else {
+            return self.sign(current, now, false);
+        };
+        if !is_due(&token.0, now) {
+            return Ok(token);
+        }
+        match self.sign(current, now, false) {
+            Err(error) if age(&token.0, now) < USABLE_FOR => {
+                event!(
+                    target: TARGET,
+                    Level::WARN,
+                    key_id = self.signer.key_id(),
+                    error = %error.source,
+                    "the provider token could not be renewed: keeping the old one"
+                );
+                Ok(token)
+            }
+            signed => signed,
+        }
+    }
+
+    fn sign(
+        &self,
+        current: &mut Option<ProviderToken>,
+        now: Moment,
+        forced: bool,
+    ) -> Result<ProviderToken, SignError> {
+        let header = self.signer.sign(now.wall)?;
+        event!(target: TARGET, Level::DEBUG, key_id = self.signer.key_id(), forced, "provider token signed");
+        let token = ProviderToken(Arc::new(Issued { header, at: now, forced }));
+        *current = Some(token.clone());
+        Ok(token)
+    }
+}
+
+/// How old the token is, whatever happened to the wall clock.
+fn age(issued: &Issued, now: Moment) -> Duration {
+    now.monotonic.saturating_duration_since(issued.at.monotonic)
+}
+
+/// Whether the token is too old, or from the future, by the clock that Apple's resembles. That happens when
+/// the wall clock is set, and when the machine sleeps, for which the monotonic clock may stand still.
+fn is_stale_by_wall(issued: &Issued, now: Moment) -> bool {
+    match now.wall.duration_since(issued.at.wall) {
+        Ok(age) => age >= RENEW_AFTER,
+        Err(_) => issued.at.wall.duration_since(now.wall).is_ok_and(|ahead| ahead > CLOCK_TOLERANCE),
+    }
+}
+
+/// Whether a token that Apple has not refused is to be renewed.
+fn is_due(issued: &Issued, now: Moment) -> bool {
+    let age = age(issued, now);
+    age >= RENEW_AFTER || (age >= RENEW_AT_MOST_EVERY && is_stale_by_wall(issued, now))
+}
+
+/// Whether a token that Apple has refused may be replaced. One that replaced a refused one may not, before
+/// its time, unless the wall clock explains the refusal.
+fn may_force(issued: &Issued, now: Moment) -> bool {
+    !issued.forced || age(issued, now) >= RENEW_AT_MOST_EVERY || is_stale_by_wall(issued, now)
+}
+
+#[cfg(test)]
+mod tests;

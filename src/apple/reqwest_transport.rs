@@ -1,0 +1,127 @@
+//! The default transport.
+
+use std::{
+    fmt,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::future::BoxFuture;
+use http::{Request, Response};
+use reqwest::redirect::Policy;
+use tower_service::Service;
+
+use crate::apple::{builder::ClientError, transport::TransportError, wire::MAX_ANSWER_LENGTH};
+
+/// Feature `reqwest`: the default transport. rustls with the operating system's root certificates, HTTP/2
+/// where the server speaks it, connections kept alive, no redirects, no cookies.
+///
+/// Proxies are taken from the environment, as reqwest does it: `HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`. It
+/// needs a tokio runtime with time and I/O. Answers over 4 KiB are an error, and are not read to their end.
+/// Cloning is cheap; clones share their connections.
+#[derive(Clone)]
+pub struct ReqwestTransport {
+    client: reqwest::Client,
+}
+
+/// Less than the default deadline of an attempt, so that a second one has time left.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+impl ReqwestTransport {
+    /// A transport with its own connections, and 2 seconds to make one.
+    ///
+    /// # Errors
+    ///
+    /// If TLS cannot be set up, for example because there are no root certificates.
+    pub fn new() -> Result<Self, ClientError> {
+        Self::build(|builder| builder)
+    }
+
+    /// The same, which speaks HTTP/2 without asking the server first. Plain-text HTTP/2 is spoken no other
+    /// way, so this is what a sidecar or a fake Apple on the loopback interface may need.
+    ///
+    /// # Errors
+    ///
+    /// As for [`new`](Self::new).
+    pub fn http2_prior_knowledge() -> Result<Self, ClientError> {
+        Self::build(reqwest::ClientBuilder::http2_prior_knowledge)
+    }
+
+    pub(super) fn with_attempt_timeout(attempt_timeout: Duration) -> Result<Self, ClientError> {
+        Self::build(|builder| builder.connect_timeout(CONNECT_TIMEOUT.min(attempt_timeout)))
+    }
+
+    fn build(
+        change: impl FnOnce(reqwest::ClientBuilder) -> reqwest::ClientBuilder,
+    ) -> Result<Self, ClientError> {
+        let builder = reqwest::Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .redirect(Policy::none())
+            .referer(false)
+            .tcp_nodelay(true)
+            .tcp_keepalive(Duration::from_secs(30))
+            .pool_idle_timeout(Duration::from_secs(90))
+            // Finds out that a connection is dead before a request does.
+            .http2_keep_alive_interval(Duration::from_secs(15))
+            .http2_keep_alive_timeout(Duration::from_secs(5))
+            .http2_keep_alive_while_idle(true);
+        let client = change(builder).build().map_err(|error| {
+            ClientError::new("the HTTP client cannot be set up: check the system's root certificates")
+                .with_source(error)
+        })?;
+        Ok(Self { client })
+    }
+}
+
+impl fmt::Debug for ReqwestTransport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReqwestTransport").finish_non_exhaustive()
+    }
+}
+
+impl Service<Request<Bytes>> for ReqwestTransport {
+    type Response = Response<Bytes>;
+    type Error = TransportError;
+    type Future = BoxFuture<'static, Result<Response<Bytes>, TransportError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), TransportError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Bytes>) -> Self::Future {
+        let client = self.client.clone();
+        Box::pin(async move {
+            // Outside of a runtime, tokio's sockets panic.
+            if tokio::runtime::Handle::try_current().is_err() {
+                return Err(TransportError::other("the reqwest transport needs a tokio runtime"));
+            }
+            send(&client, request).await
+        })
+    }
+}
+
+async fn send(client: &reqwest::Client, request: Request<Bytes>) -> Result<Response<Bytes>, TransportError> {
+    let request = reqwest::Request::try_from(request).map_err(failure)?;
+    let mut response = client.execute(request).await.map_err(failure)?;
+    let mut body = BytesMut::new();
+    while let Some(chunk) = response.chunk().await.map_err(failure)? {
+        if body.len() + chunk.len() > MAX_ANSWER_LENGTH {
+            return Err(TransportError::other("the answer is longer than 4 KiB"));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    let mut answer = Response::new(body.freeze());
+    *answer.status_mut() = response.status();
+    *answer.headers_mut() = std::mem::take(response.headers_mut());
+    Ok(answer)
+}
+
+fn failure(error: reqwest::Error) -> TransportError {
+    // The caller says what was asked of whom, in its own words.
+    let error = error.without_url();
+    if error.is_connect() { TransportError::connect(error) } else { TransportError::other(error) }
+}
+
+#[cfg(test)]
+mod tests;

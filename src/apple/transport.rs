@@ -1,0 +1,128 @@
+//! How requests reach Apple.
+
+use std::{error::Error, fmt, future::poll_fn, io::ErrorKind};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::{Request, Response};
+use tower_service::Service;
+
+use crate::BoxError;
+
+/// A request did not get an answer.
+///
+/// Transports of your own need not use it. It lets them say that a request cannot have reached Apple, and so
+/// may be sent again.
+#[derive(Debug)]
+pub struct TransportError {
+    is_connect: bool,
+    source: BoxError,
+}
+
+impl TransportError {
+    /// There was no connection: the request cannot have reached the server.
+    pub fn connect(source: impl Into<BoxError>) -> Self {
+        Self { is_connect: true, source: source.into() }
+    }
+
+    /// Any other failure: the request may have reached the server.
+    pub fn other(source: impl Into<BoxError>) -> Self {
+        Self { is_connect: false, source: source.into() }
+    }
+
+    /// Whether there was no connection.
+    #[must_use]
+    pub const fn is_connect(&self) -> bool {
+        self.is_connect
+    }
+}
+
+impl fmt::Display for TransportError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.is_connect { "no connection to the server" } else { "no answer from the server" })
+    }
+}
+
+impl Error for TransportError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&*self.source)
+    }
+}
+
+/// Whether the error, or one of its causes, says that the request cannot have reached the server.
+///
+/// A connection that was reset or closed says nothing of the kind.
+pub(super) fn is_connect(error: &(dyn Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(error) = error.downcast_ref::<TransportError>() {
+            return error.is_connect;
+        }
+        if let Some(error) = error.downcast_ref::<std::io::Error>() {
+            let before_sending = matches!(
+                error.kind(),
+                ErrorKind::ConnectionRefused
+                    | ErrorKind::NotConnected
+                    | ErrorKind::AddrNotAvailable
+                    | ErrorKind::HostUnreachable
+                    | ErrorKind::NetworkUnreachable
+                    | ErrorKind::NetworkDown
+            );
+            if before_sending {
+                return true;
+            }
+        }
+        next = error.source();
+    }
+    false
+}
+
+/// A transport as a trait object.
+pub(super) trait ErasedTransport: Send + Sync {
+    fn send(&self, request: Request<Bytes>) -> BoxFuture<'static, Result<Response<Bytes>, BoxError>>;
+}
+
+/// Any tower service as a transport.
+pub(super) struct Tower<S>(pub(super) S);
+
+impl<S> ErasedTransport for Tower<S>
+where
+    S: Service<Request<Bytes>, Response = Response<Bytes>> + Clone + Send + Sync + 'static,
+    S::Error: Into<BoxError>,
+    S::Future: Send,
+{
+    fn send(&self, request: Request<Bytes>) -> BoxFuture<'static, Result<Response<Bytes>, BoxError>> {
+        let mut service = self.0.clone();
+        Box::pin(async move {
+            poll_fn(|cx| service.poll_ready(cx)).await.map_err(Into::into)?;
+            service.call(request).await.map_err(Into::into)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn what_cannot_have_reached_the_server() {
+        let io = |kind: ErrorKind| Box::new(io::Error::from(kind)) as BoxError;
+        let cases: &[(&str, BoxError, bool)] = &[
+            ("our own, connect", TransportError::connect("x").into(), true),
+            ("our own, other", TransportError::other("x").into(), false),
+            ("our own over another", TransportError::other(io(ErrorKind::ConnectionRefused)).into(), false),
+            ("refused", io(ErrorKind::ConnectionRefused), true),
+            ("unreachable", io(ErrorKind::NetworkUnreachable), true),
+            ("reset", io(ErrorKind::ConnectionReset), false),
+            ("closed", io(ErrorKind::UnexpectedEof), false),
+            ("timed out", io(ErrorKind::TimedOut), false),
+            ("a text", "connection refused".into(), false),
+            ("wrapped", crate::VerifyError::unavailable(io(ErrorKind::ConnectionRefused)).into(), true),
+        ];
+        for (name, error, expected) in cases {
+            assert_eq!(is_connect(&**error), *expected, "{name}");
+        }
+    }
+}

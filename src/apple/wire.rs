@@ -1,0 +1,243 @@
+//! What goes to Apple and what comes back: the request, and the one table of answers.
+
+use std::{error::Error, fmt, time::Duration};
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri,
+    header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER},
+};
+use uuid::Uuid;
+use web_time::UNIX_EPOCH;
+use zeroize::Zeroizing;
+
+use crate::{
+    apple::provider_token::ProviderToken,
+    clock::{Moment, SystemTime, since_epoch},
+    routing::Environment,
+    token::DeviceToken,
+    verifier::VerifyError,
+};
+
+/// Apple's answers are short. A longer one is not Apple's.
+pub(super) const MAX_ANSWER_LENGTH: usize = 4 * 1024;
+
+/// What Apple can be asked to do with a token.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Question {
+    Validate,
+    QueryBits,
+    UpdateBits { bit0: bool, bit1: bool },
+}
+
+impl Question {
+    pub(super) const fn path(self) -> &'static str {
+        match self {
+            Self::Validate => "/v1/validate_device_token",
+            Self::QueryBits => "/v1/query_two_bits",
+            Self::UpdateBits { .. } => "/v1/update_two_bits",
+        }
+    }
+
+    /// The request, with a transaction id of its own.
+    pub(super) fn request(
+        self,
+        uri: Uri,
+        provider_token: &ProviderToken,
+        token: &DeviceToken,
+        now: Moment,
+    ) -> Request<Bytes> {
+        let mut request = Request::new(self.body(token, Uuid::new_v4(), now));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = uri;
+        let headers = request.headers_mut();
+        headers.insert(AUTHORIZATION, provider_token.header());
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        request
+    }
+
+    /// Base64, UUIDs and numbers need no escaping. The memory is wiped when the transport lets go of it.
+    fn body(self, token: &DeviceToken, transaction_id: Uuid, now: Moment) -> Bytes {
+        let unpadded = token.expose();
+        let padding = match unpadded.len() % 4 {
+            2 => "==",
+            3 => "=",
+            _ => "",
+        };
+        let bits = match self {
+            Self::UpdateBits { bit0, bit1 } => format!(r#","bit0":{bit0},"bit1":{bit1}"#),
+            _ => String::new(),
+        };
+        let timestamp = since_epoch(now.wall).as_millis();
+        // With room for all of it from the start: growing would leave copies of the token behind.
+        let mut body = Zeroizing::new(Vec::with_capacity(unpadded.len() + 192));
+        for part in [r#"{"device_token":""#, unpadded, padding, r#"","transaction_id":""#] {
+            body.extend_from_slice(part.as_bytes());
+        }
+        body.extend_from_slice(format!(r#"{transaction_id}","timestamp":{timestamp}{bits}}}"#).as_bytes());
+        Bytes::from_owner(Wiped(body))
+    }
+}
+
+struct Wiped(Zeroizing<Vec<u8>>);
+
+impl AsRef<[u8]> for Wiped {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// What an answer means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Class {
+    /// It is as asked.
+    Accepted,
+    /// The device token is not genuine.
+    RefusedDeviceToken,
+    /// Apple does not accept our provider token, or not any more.
+    RefusedProviderToken,
+    /// Apple does not accept the key's rights, or our request.
+    Misconfigured,
+    Throttled,
+    Unavailable,
+}
+
+/// The table: the first row with this status and a phrase that is in the answer, in lower case, decides.
+///
+/// Apple documents the statuses and a name for each fault ("Bad Device Token"); what it sends reads
+/// otherwise ("Missing or incorrectly formatted device token payload", as seen in practice), and holds the
+/// same words. The device token comes before the payload, which its answer mentions too.
+#[rustfmt::skip]
+const TABLE: &[(u16, &str, Class)] = &[
+    (200, "", Class::Accepted),
+    (400, "device token", Class::RefusedDeviceToken),
+    (400, "authorization token", Class::RefusedProviderToken),
+    (400, "authentication_token", Class::RefusedProviderToken),
+    (400, "authentication token", Class::RefusedProviderToken),
+    (400, "time stamp", Class::Misconfigured),
+    (400, "timestamp", Class::Misconfigured),
+    (400, "bits", Class::Misconfigured),
+    (400, "payload", Class::Misconfigured),
+    (401, "authorization token", Class::RefusedProviderToken),
+    (401, "authentication_token", Class::RefusedProviderToken),
+    (401, "", Class::RefusedProviderToken),
+    (403, "forbidden", Class::Misconfigured),
+    (403, "", Class::Misconfigured),
+    // Not among Apple's answers: a base URL that is not Apple's.
+    (404, "", Class::Misconfigured),
+    (405, "", Class::Misconfigured),
+    (429, "", Class::Throttled),
+    // Everything else, an empty or unknown 400 too, says nothing about the token.
+];
+
+fn look_up(status: StatusCode, body: &[u8]) -> (Class, &'static str) {
+    if body.len() > MAX_ANSWER_LENGTH {
+        return (Class::Unavailable, "");
+    }
+    let text = String::from_utf8_lossy(body).to_ascii_lowercase();
+    TABLE
+        .iter()
+        .find(|(known, phrase, _)| *known == status && text.contains(phrase))
+        .map_or((Class::Unavailable, ""), |(_, phrase, class)| (*class, *phrase))
+}
+
+/// An answer that is not as asked. Its text is ours: Apple's could echo the token.
+#[derive(Clone, Debug)]
+pub(super) struct Answer {
+    pub(super) class: Class,
+    pub(super) status: StatusCode,
+    pub(super) has_retry_after: bool,
+    retry_after: Option<Duration>,
+    environment: Environment,
+    path: &'static str,
+    phrase: &'static str,
+    trace_id: Option<Box<str>>,
+}
+
+/// The body of an answer that is as asked, or the answer.
+pub(super) fn read(
+    question: Question,
+    environment: Environment,
+    response: &Response<Bytes>,
+    now: Moment,
+) -> Result<Bytes, Answer> {
+    let (class, phrase) = look_up(response.status(), response.body());
+    if class == Class::Accepted {
+        return Ok(response.body().clone());
+    }
+    let headers = response.headers();
+    Err(Answer {
+        class,
+        status: response.status(),
+        has_retry_after: headers.contains_key(RETRY_AFTER),
+        retry_after: retry_after(headers, now.wall),
+        environment,
+        path: question.path(),
+        phrase,
+        trace_id: trace_id(headers),
+    })
+}
+
+impl Answer {
+    /// How the answer counts once nothing more is tried; `None` if it is a verdict.
+    pub(super) fn into_error(self) -> Option<VerifyError> {
+        let retry_after = self.retry_after;
+        match self.class {
+            Class::Accepted | Class::RefusedDeviceToken => None,
+            Class::RefusedProviderToken | Class::Misconfigured => Some(VerifyError::misconfigured(self)),
+            Class::Throttled => Some(VerifyError::throttled(retry_after, self)),
+            Class::Unavailable => Some(VerifyError::unavailable(self).with_retry_after(retry_after)),
+        }
+    }
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match (self.class, self.status.as_u16()) {
+            (Class::RefusedProviderToken, _) => {
+                "Apple refused the provider token (check team id, key id, that the key is not revoked, and the \
+                 clock)"
+            }
+            (Class::Misconfigured, 403) => {
+                "Apple forbids the request (check that the key has the DeviceCheck service)"
+            }
+            (Class::Misconfigured, 404 | 405) => "the server does not know the request (check the base URL)",
+            (Class::Misconfigured, _) => "Apple does not accept the request (check the clock)",
+            (Class::Throttled, _) => "Apple is asked too often",
+            (Class::Unavailable, 500..) => "Apple has a fault",
+            _ => "the answer is not one that Apple is known to give",
+        })?;
+        write!(f, ": status {} from {}{}", self.status.as_u16(), self.environment, self.path)?;
+        if !self.phrase.is_empty() {
+            write!(f, ", about {:?}", self.phrase)?;
+        }
+        match &self.trace_id {
+            Some(trace_id) => write!(f, ", x-b3-traceid {trace_id}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Error for Answer {}
+
+/// For Apple's support. Seen in practice: hexadecimal.
+fn trace_id(headers: &HeaderMap) -> Option<Box<str>> {
+    let id = headers.get("x-b3-traceid")?.to_str().ok()?;
+    let sane =
+        (1..=64).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    sane.then(|| id.into())
+}
+
+/// `Retry-After` in seconds or as a date.
+fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
+    }
+    let date = httpdate::parse_http_date(text).ok()?;
+    let date = UNIX_EPOCH + date.duration_since(std::time::UNIX_EPOCH).ok()?;
+    Some(date.duration_since(now).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests;

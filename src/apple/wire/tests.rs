@@ -1,0 +1,150 @@
+use super::*;
+
+fn response(status: u16, headers: &[(&'static str, &str)], body: &str) -> Response<Bytes> {
+    let mut response = Response::new(Bytes::from(body.to_owned()));
+    *response.status_mut() = StatusCode::from_u16(status).unwrap();
+    for (name, value) in headers {
+        response.headers_mut().insert(*name, HeaderValue::from_str(value).unwrap());
+    }
+    response
+}
+
+fn class(status: u16, body: &str) -> Class {
+    look_up(StatusCode::from_u16(status).unwrap(), body.as_bytes()).0
+}
+
+#[test]
+fn every_known_answer() {
+    use Class::*;
+    let cases: &[(u16, &str, Class)] = &[
+        (200, "", Accepted),
+        (200, "anything", Accepted),
+        (400, "Bad Device Token", RefusedDeviceToken),
+        (400, "Missing or incorrectly formatted device token payload", RefusedDeviceToken),
+        (
+            400,
+            r#"{"responseCode":"400","responseMessage":"Missing or badly formatted device token payload"}"#,
+            RefusedDeviceToken,
+        ),
+        (400, "Bad Authorization Token", RefusedProviderToken),
+        (400, "Missing or badly formatted authorization token", RefusedProviderToken),
+        (400, "BAD_AUTHENTICATION_TOKEN", RefusedProviderToken),
+        (401, "Invalid Authorization Token", RefusedProviderToken),
+        (401, "Authorization Token Expired", RefusedProviderToken),
+        (401, "Unable to verify authorization token", RefusedProviderToken),
+        (401, "", RefusedProviderToken),
+        (401, "something about a device token", RefusedProviderToken),
+        (400, "Bad Bits", Misconfigured),
+        (400, "Missing or incorrectly formatted bits", Misconfigured),
+        (400, "Bad Timestamp", Misconfigured),
+        (400, "Missing or incorrectly formatted time stamp", Misconfigured),
+        (400, "Bad Payload", Misconfigured),
+        (403, "Forbidden", Misconfigured),
+        (403, "", Misconfigured),
+        (404, "", Misconfigured),
+        (405, "Method Not Allowed", Misconfigured),
+        (429, "Too Many Requests", Throttled),
+        (429, "", Throttled),
+        (400, "", Unavailable),
+        (400, " \n", Unavailable),
+        (400, "device", Unavailable),
+        (400, "token", Unavailable),
+        (400, "<html>Bad Request</html>", Unavailable),
+        (400, "\u{fffd}", Unavailable),
+        (500, "Server Error", Unavailable),
+        (500, "bad device token", Unavailable),
+        (502, "", Unavailable),
+        (503, "Service Unavailable", Unavailable),
+        (504, "", Unavailable),
+        (599, "", Unavailable),
+        (999, "", Unavailable),
+        (100, "", Unavailable),
+        (201, "", Unavailable),
+        (204, "", Unavailable),
+        (206, "", Unavailable),
+        (301, "", Unavailable),
+        (302, "bad device token", Unavailable),
+        (304, "", Unavailable),
+        (402, "", Unavailable),
+        (408, "", Unavailable),
+        (413, "", Unavailable),
+        (418, "bad device token", Unavailable),
+    ];
+    for (status, body, expected) in cases {
+        assert_eq!(class(*status, body), *expected, "{status} {body}");
+        assert_eq!(class(*status, &body.to_uppercase()), *expected, "{status} {body}, upper case");
+    }
+    for status in [200, 400, 401] {
+        let oversized = format!("device token{}", " ".repeat(MAX_ANSWER_LENGTH));
+        assert_eq!(class(status, &oversized), Unavailable, "{status}, over 4 KiB");
+    }
+}
+
+#[test]
+fn errors_say_what_operators_need_and_nothing_of_apples_text() {
+    let trace = "463ac35c9f6413ad48485a3953bb6124";
+    let read = |status, headers: &[(&'static str, &str)], body| {
+        let response = response(status, headers, body);
+        read(Question::Validate, Environment::Development, &response, Moment::now()).unwrap_err()
+    };
+    let answer = read(401, &[("x-b3-traceid", trace)], "Unable to verify authorization token SECRET");
+    assert_eq!(
+        answer.to_string(),
+        "Apple refused the provider token (check team id, key id, that the key is not revoked, and the clock): \
+         status 401 from development/v1/validate_device_token, about \"authorization token\", x-b3-traceid \
+         463ac35c9f6413ad48485a3953bb6124"
+    );
+    for (name, header) in [
+        ("long", "a".repeat(65)),
+        ("empty", String::new()),
+        ("a line", "abc def".to_owned()),
+        ("quoted", "\"SECRET\"".to_owned()),
+    ] {
+        let answer = read(500, &[("x-b3-traceid", &header)], "SECRET");
+        let text = format!("{answer} {answer:?}");
+        assert!(!text.contains("traceid") && !text.contains("SECRET"), "{name}: {text}");
+    }
+}
+
+#[test]
+fn when_to_come_back() {
+    let now = UNIX_EPOCH + Duration::from_secs(784_111_717);
+    let cases: &[(&str, Option<u64>)] = &[
+        ("0", Some(0)),
+        ("120", Some(120)),
+        (" 7 ", Some(7)),
+        ("99999999999999999999999", Some(u64::MAX)),
+        ("Sun, 06 Nov 1994 08:49:37 GMT", Some(60)),
+        ("Sun, 06 Nov 1994 08:00:00 GMT", Some(0)),
+        ("", None),
+        ("-1", None),
+        ("1.5", None),
+        ("soon", None),
+    ];
+    for (text, expected) in cases {
+        let response = response(503, &[("retry-after", text)], "");
+        let found = retry_after(response.headers(), now).map(|time| time.as_secs());
+        assert_eq!(found, *expected, "{text}");
+    }
+}
+
+#[test]
+fn bodies() {
+    let now = Moment { wall: UNIX_EPOCH + Duration::from_millis(1_700_000_000_123), ..Moment::now() };
+    let id = Uuid::nil();
+    let cases: &[(Question, &str, &str, &str)] = &[
+        (Question::Validate, "AgAA", "AgAA", ""),
+        (Question::Validate, "AgA", "AgA=", ""),
+        (Question::QueryBits, "AgA=", "AgA=", ""),
+        (Question::QueryBits, "Ag", "Ag==", ""),
+        (Question::UpdateBits { bit0: true, bit1: false }, "+/+/", "+/+/", r#","bit0":true,"bit1":false"#),
+    ];
+    for (question, token, sent, bits) in cases {
+        let body = question.body(&token.parse().unwrap(), id, now);
+        let expected = format!(
+            r#"{{"device_token":"{sent}","transaction_id":"00000000-0000-0000-0000-000000000000","timestamp":1700000000123{bits}}}"#
+        );
+        assert_eq!(body, expected, "{token}");
+        assert!(serde_json::from_slice::<serde_json::Value>(&body).is_ok(), "{token}");
+    }
+}
