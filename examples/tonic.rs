@@ -64,9 +64,7 @@ async fn serve() -> Result<(), BoxError> {
 
 /// The whole server but for its socket.
 pub(crate) fn app(apple: AppleClient) -> Router<Stack<DeviceCheckLayer, Identity>> {
-    Server::builder()
-        .layer(DeviceCheckLayer::new(apple))
-        .add_service(GreeterServer::new(Greetings))
+    Server::builder().layer(DeviceCheckLayer::new(apple)).add_service(GreeterServer::new(Greetings))
 }
 
 struct Greetings;
@@ -93,7 +91,10 @@ impl Greeter for Greetings {
 
 async fn call(url: &str, token: &str) -> Result<(), BoxError> {
     let reply = greet(url.to_owned(), Some(token)).await??;
-    shared::print(&format!("{} (environment {}, evidence {})", reply.message, reply.environment, reply.evidence));
+    shared::print(&format!(
+        "{} (environment {}, evidence {})",
+        reply.message, reply.environment, reply.evidence
+    ));
     Ok(())
 }
 
@@ -102,10 +103,7 @@ async fn call(url: &str, token: &str) -> Result<(), BoxError> {
 /// # Errors
 ///
 /// The outer one if there is no connection, the inner one if the server refuses.
-pub(crate) async fn greet(
-    url: String,
-    token: Option<&str>,
-) -> Result<Result<GreetReply, Status>, BoxError> {
+pub(crate) async fn greet(url: String, token: Option<&str>) -> Result<Result<GreetReply, Status>, BoxError> {
     let mut client = GreeterClient::connect(url).await?;
     let mut request = Request::new(GreetRequest::default());
     if let Some(token) = token {

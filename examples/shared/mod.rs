@@ -40,11 +40,7 @@ fn start_logging() -> Result<(), BoxError> {
         Some(text) => EnvFilter::try_new(text).map_err(|error| format!("RUST_LOG: {error}"))?,
         None => EnvFilter::new("info"),
     };
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(false)
-        .with_writer(io::stderr)
-        .try_init()
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(io::stderr).try_init()
 }
 
 /// An error and what caused it, in one line.
@@ -117,12 +113,8 @@ pub(crate) struct Apple {
 }
 
 /// Each is unset, or all that is needed to ask Apple is set.
-pub(crate) const CREDENTIALS: [&str; 4] = [
-    "APPLE_JWT_ISS",
-    "APPLE_JWT_KID",
-    "APPLE_JWT_PRIVATE_KEY",
-    "APPLE_JWT_PRIVATE_KEY_FILE",
-];
+pub(crate) const CREDENTIALS: [&str; 4] =
+    ["APPLE_JWT_ISS", "APPLE_JWT_KID", "APPLE_JWT_PRIVATE_KEY", "APPLE_JWT_PRIVATE_KEY_FILE"];
 const URLS: [(Environment, &str); 2] = [
     (Environment::Production, "DEVICECHECK_PRODUCTION_URL"),
     (Environment::Development, "DEVICECHECK_DEVELOPMENT_URL"),
@@ -136,11 +128,7 @@ impl Apple {
         for name in CREDENTIALS.into_iter().chain(URLS.map(|(_, name)| name)) {
             any |= variable(name)?.is_some();
         }
-        if any {
-            Self::real()
-        } else {
-            Self::fake().await
-        }
+        if any { Self::real() } else { Self::fake().await }
     }
 
     fn real() -> Result<Self, BoxError> {
@@ -162,10 +150,7 @@ impl Apple {
             .base_url(Environment::Production, &server.production_url())
             .base_url(Environment::Development, &server.development_url())
             .build()?;
-        Ok(Self {
-            client,
-            fake: Some(server),
-        })
+        Ok(Self { client, fake: Some(server) })
     }
 
     /// The fake Apple, if that is the one that is asked.
