@@ -7,9 +7,12 @@
 
 mod allocations;
 mod api;
+mod gateway;
+mod gateway_memory;
 mod outage;
 mod provider_token;
 mod secrets;
+mod split_key;
 mod support;
 mod tokens;
 mod tower_contract;
