@@ -35,7 +35,10 @@ mod shared;
 use std::{alloc::System, fmt::Write, net::SocketAddr, process::ExitCode, time::Duration};
 
 use axum::serve::ListenerExt;
-use gateway::{Limits, Provider, Providers, Settings, app};
+use gateway::{
+    Limits, Settings, app,
+    target::{Provider, Providers},
+};
 use tower_devicecheck::{
     BoxError, DebugTokens, Environment,
     split_key::{FileKeyStore, KeyStore, Limits as KeyLimits, MemoryKeyStore, Splitter},

@@ -1,10 +1,10 @@
 //! The whole server but for its socket and its settings from the environment.
 
-mod body;
+pub(crate) mod body;
 mod headers;
 mod problem;
 mod proxy;
-mod target;
+pub(crate) mod target;
 
 use std::{sync::Arc, time::Duration};
 
@@ -27,8 +27,11 @@ use tower_devicecheck::{
     split_key::{KeyStore, SplitKeyLayer, TracingKeyObserver, UsageLog},
 };
 
-pub(crate) use self::target::{Provider, Providers};
-use self::{problem::Problem, proxy::Proxy};
+use self::{
+    problem::Problem,
+    proxy::Proxy,
+    target::{Providers, Target},
+};
 
 /// What the operator chooses.
 pub(crate) struct Settings {
@@ -86,7 +89,7 @@ pub(crate) fn app(apple: AppleClient, keys: impl KeyStore, settings: Settings) -
     let split_keys = SplitKeyLayer::new(keys)
         .add_key_header(HeaderName::from_static("x-api-key"))
         .add_key_header(HeaderName::from_static("x-goog-api-key"))
-        .with_project(|head: &request::Parts| head.extensions.get::<target::Target>()?.project.clone())
+        .with_project(|head: &request::Parts| head.extensions.get::<Target>()?.project.clone())
         .with_observer((TracingKeyObserver, Arc::clone(&usage)));
     let mut app = Router::new()
         .route("/v1/{provider}/{*path}", on(METHODS, proxy::forward).fallback(|| async { Problem::METHOD }))
@@ -135,7 +138,7 @@ async fn resolve(
     if announced.and_then(|text| text.parse().ok()).is_some_and(|length: usize| length > limits.body) {
         return Problem::TOO_LARGE.into_response();
     }
-    match target::Target::of(request.uri(), request.headers(), &providers) {
+    match Target::of(request.uri(), request.headers(), &providers) {
         Ok(target) => {
             *request.uri_mut() = target.path.clone();
             request.extensions_mut().insert(target);

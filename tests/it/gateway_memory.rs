@@ -79,6 +79,17 @@ fn occurrences(bytes: &[u8], text: &[u8]) -> usize {
 
 #[tokio::test]
 async fn no_whole_key_is_left_in_the_memory_after_a_request() {
+    memory_after_requests("0", 0).await;
+}
+
+#[tokio::test]
+async fn a_connection_that_is_kept_keeps_one_copy_of_the_key() {
+    // The last request, in the HTTP client's write buffer. Not ours to wipe, and why none is kept by default.
+    memory_after_requests("1", 1).await;
+}
+
+/// Starts the gateway, lets it keep so many connections, and looks for more copies of a key than `left`.
+async fn memory_after_requests(idle_connections: &str, left: usize) {
     // The provider: says that it has the request, and holds the response back.
     let (arrived, release) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
     let handler = {
@@ -100,7 +111,8 @@ async fn no_whole_key_is_left_in_the_memory_after_a_request() {
 
     // Nobody tells the gateway the key: it has the server part from the file, the client part from requests.
     let key = format!("sk-proj-{}", "marker".to_owned() + &uuid::Uuid::new_v4().simple().to_string());
-    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("memory-{}", std::process::id()));
+    let folder =
+        PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("memory-{left}-{}", std::process::id()));
     fs::create_dir_all(&folder).unwrap();
     let file = folder.join("keys.json");
     let store = FileKeyStore::open_or_create(&file).unwrap();
@@ -117,6 +129,7 @@ async fn no_whole_key_is_left_in_the_memory_after_a_request() {
         ("DEVICECHECK_DEVELOPMENT_URL", &apple.development_url()),
         ("KEYS_FILE", file.to_str().unwrap()),
         ("OPENAI_URL", &provider),
+        ("IDLE_CONNECTIONS", idle_connections),
     ]);
     let log = std::thread::spawn(move || {
         let mut text = String::new();
@@ -149,7 +162,7 @@ async fn no_whole_key_is_left_in_the_memory_after_a_request() {
         assert_eq!(text, format!("{} characters", "Bearer ".len() + key.len()));
         // The client may see the end before the gateway has closed its connection to the provider.
         let over = Instant::now();
-        while scan().unwrap() > 0 {
+        while scan().unwrap() > left {
             assert!(over.elapsed() < Duration::from_secs(10), "round {round}: the key is still there");
             tokio::task::yield_now().await;
         }
