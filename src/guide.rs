@@ -11,3 +11,9 @@ pub mod operating {}
 
 #[doc = include_str!("../docs/from-bearologics.md")]
 pub mod from_bearologics {}
+
+#[doc = include_str!("../docs/split-keys.md")]
+pub mod split_keys {}
+
+#[doc = include_str!("../docs/from-proxed.md")]
+pub mod from_proxed {}
