@@ -48,6 +48,6 @@ impl HttpBody for Upload {
 
     /// As the client announced it, so that the provider gets a `Content-Length` where we got one.
     fn size_hint(&self) -> SizeHint {
-        self.length.clone()
+        self.length
     }
 }

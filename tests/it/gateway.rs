@@ -119,15 +119,15 @@ async fn code(response: reqwest::Response) -> String {
     problem["code"].as_str().unwrap_or("no problem").to_owned()
 }
 
-type Pieces = mpsc::UnboundedSender<Result<Frame<Bytes>, Infallible>>;
+type Piece = Result<Frame<Bytes>, Infallible>;
 
 /// A body that the test sends piece by piece.
-fn piecemeal() -> (Pieces, StreamBody<mpsc::UnboundedReceiver<Result<Frame<Bytes>, Infallible>>>) {
+fn piecemeal() -> (mpsc::UnboundedSender<Piece>, StreamBody<mpsc::UnboundedReceiver<Piece>>) {
     let (sender, receiver) = mpsc::unbounded();
     (sender, StreamBody::new(receiver))
 }
 
-fn piece(text: &'static str) -> Result<Frame<Bytes>, Infallible> {
+fn piece(text: &'static str) -> Piece {
     Ok(Frame::data(Bytes::from_static(text.as_bytes())))
 }
 
