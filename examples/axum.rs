@@ -6,6 +6,7 @@
 //! | `GET /bits` | the device's two bits, as Apple keeps them for the team |
 //! | `PUT /bits` | sets them: `{"bit0": true, "bit1": false}` |
 //! | `GET /health` | `ok`, for anybody |
+//! | anything else | 404, and Apple is not asked: the layer is a `route_layer` |
 //!
 //! | variable | value |
 //! |---|---|
@@ -46,10 +47,7 @@ async fn serve() -> Result<(), BoxError> {
     let apple = Apple::from_env().await?;
     let listener = shared::listen().await?;
     let address = listener.local_addr()?;
-    shared::announce(
-        address,
-        &apple.curl_hints(address, settings.routing.environment()),
-    );
+    shared::announce(address, &apple.curl_hints(address, settings.routing.environment()));
     axum::serve(listener, app(apple.client.clone(), settings))
         .with_graceful_shutdown(shared::ctrl_c())
         .await?;
@@ -58,27 +56,23 @@ async fn serve() -> Result<(), BoxError> {
 
 /// The whole server but for its socket.
 pub(crate) fn app(apple: AppleClient, settings: Settings) -> Router {
-    let Settings {
-        routing,
-        enforcement,
-    } = settings;
-    let gate = DeviceCheckLayer::new(apple.clone())
-        .with_routing(move |head: &request::Parts| match head.uri.path() {
+    let Settings { routing, enforcement } = settings;
+    let gate = DeviceCheckLayer::new(apple.clone()).with_routing(move |head: &request::Parts| {
+        match head.uri.path() {
             "/health" => Route::Exempt,
             _ => routing.route(head),
-        });
+        }
+    });
     let root = match enforcement {
         Enforcement::Monitor => get(outcome),
         _ => get(device),
     };
     // There are no bits without a device, so this route is protected even while the others are not.
-    let bits = Router::new()
-        .route("/bits", get(query_bits).put(update_bits))
-        .route_layer(gate.clone());
+    let bits = Router::new().route("/bits", get(query_bits).put(update_bits)).route_layer(gate.clone());
     Router::new()
         .route("/", root)
         .route("/health", get(|| async { "ok" }))
-        .layer(gate.with_enforcement(enforcement))
+        .route_layer(gate.with_enforcement(enforcement))
         .merge(bits)
         .with_state(apple)
 }
@@ -92,10 +86,7 @@ pub(crate) struct Settings {
 
 impl Settings {
     fn from_env() -> Result<Self, BoxError> {
-        Self::parse(
-            shared::variable("ROUTING")?.as_deref(),
-            shared::variable("ENFORCEMENT")?.as_deref(),
-        )
+        Self::parse(shared::variable("ROUTING")?.as_deref(), shared::variable("ENFORCEMENT")?.as_deref())
     }
 
     /// A misspelt name must not quietly mean the default.
@@ -108,10 +99,7 @@ impl Settings {
                 return Err(format!("ENFORCEMENT: {other:?} is neither \"enforce\" nor \"monitor\"").into());
             }
         };
-        Ok(Self {
-            routing,
-            enforcement,
-        })
+        Ok(Self { routing, enforcement })
     }
 }
 
@@ -186,7 +174,10 @@ async fn outcome(Extension(outcome): Extension<DeviceOutcome>) -> Json<Value> {
     Json(answer)
 }
 
-async fn query_bits(State(apple): State<AppleClient>, device: VerifiedDevice) -> Result<Json<Value>, Failure> {
+async fn query_bits(
+    State(apple): State<AppleClient>,
+    device: VerifiedDevice,
+) -> Result<Json<Value>, Failure> {
     let bits = apple.query_bits(&device).await?;
     Ok(Json(json!({
         "bit0": bits.bit0(),

@@ -36,7 +36,7 @@ async fn main() -> ExitCode {
 }
 
 async fn serve() -> Result<(), BoxError> {
-    let own_key = shared::CREDENTIALS.into_iter().any(|name| std::env::var_os(name).is_some());
+    let own_key = shared::any_is_set(shared::CREDENTIALS)?;
     let apple = if own_key { with_own_key()? } else { FakeApple::new() };
 
     let production = address("LISTEN", SocketAddr::from(([127, 0, 0, 1], 3000))).await?;
@@ -55,13 +55,8 @@ async fn serve() -> Result<(), BoxError> {
         development: shared::local_url(server.address(Environment::Development)),
         orders: shared::local_url(orders.local_addr()?),
     };
-    shared::announce(
-        server.address(Environment::Production),
-        &hints(&apple, &urls, own_key),
-    );
-    axum::serve(orders, app(apple))
-        .with_graceful_shutdown(shared::ctrl_c())
-        .await?;
+    shared::announce(server.address(Environment::Production), &hints(&apple, &urls, own_key));
+    axum::serve(orders, app(apple)).with_graceful_shutdown(shared::ctrl_c()).await?;
     server.shutdown().await;
     Ok(())
 }
@@ -107,11 +102,7 @@ pub(crate) struct Urls {
 
 /// What a back end needs to ask this Apple. A key that the operator brought is not printed.
 pub(crate) fn hints(apple: &FakeApple, urls: &Urls, own_key: bool) -> String {
-    let Urls {
-        production,
-        development,
-        orders,
-    } = urls;
+    let Urls { production, development, orders } = urls;
     let credentials = if own_key {
         "# the APPLE_JWT_* variables that this process has, and:\n".to_owned()
     } else {
@@ -170,10 +161,7 @@ struct NewToken {
     device: Option<String>,
 }
 
-async fn token(
-    State(apple): State<FakeApple>,
-    Query(order): Query<NewToken>,
-) -> Result<String, BadOrder> {
+async fn token(State(apple): State<FakeApple>, Query(order): Query<NewToken>) -> Result<String, BadOrder> {
     let environment = match order.environment {
         None => Environment::Production,
         Some(name) => name.parse().map_err(bad_order)?,
@@ -192,10 +180,7 @@ struct Outage {
     delay_ms: Option<u64>,
 }
 
-async fn outage(
-    State(apple): State<FakeApple>,
-    Query(order): Query<Outage>,
-) -> Result<StatusCode, BadOrder> {
+async fn outage(State(apple): State<FakeApple>, Query(order): Query<Outage>) -> Result<StatusCode, BadOrder> {
     let reply = match (order.status, order.fault.as_deref()) {
         (Some(status @ 200..=599), None) => Reply::status(status),
         (Some(status), None) => return Err(bad_order(format!("status {status} is not within 200 and 599"))),

@@ -40,11 +40,7 @@ fn start_logging() -> Result<(), BoxError> {
         Some(text) => EnvFilter::try_new(text).map_err(|error| format!("RUST_LOG: {error}"))?,
         None => EnvFilter::new("info"),
     };
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(false)
-        .with_writer(io::stderr)
-        .try_init()
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(io::stderr).try_init()
 }
 
 /// An error and what caused it, in one line.
@@ -70,6 +66,15 @@ pub(crate) fn variable(name: &str) -> Result<Option<String>, BoxError> {
         Err(VarError::NotPresent) => Ok(None),
         Err(VarError::NotUnicode(_)) => Err(format!("{name}: it is not UTF-8 text").into()),
     }
+}
+
+pub(crate) fn any_is_set<const N: usize>(names: [&str; N]) -> Result<bool, BoxError> {
+    for name in names {
+        if variable(name)?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The listener that `LISTEN` asks for, `127.0.0.1:3000` by default.
@@ -116,13 +121,10 @@ pub(crate) struct Apple {
     fake: Option<FakeAppleServer>,
 }
 
-/// Each is unset, or all that is needed to ask Apple is set.
-pub(crate) const CREDENTIALS: [&str; 4] = [
-    "APPLE_JWT_ISS",
-    "APPLE_JWT_KID",
-    "APPLE_JWT_PRIVATE_KEY",
-    "APPLE_JWT_PRIVATE_KEY_FILE",
-];
+/// Who we are to Apple.
+pub(crate) const CREDENTIALS: [&str; 4] =
+    ["APPLE_JWT_ISS", "APPLE_JWT_KID", "APPLE_JWT_PRIVATE_KEY", "APPLE_JWT_PRIVATE_KEY_FILE"];
+/// What is asked in the place of Apple's two servers.
 const URLS: [(Environment, &str); 2] = [
     (Environment::Production, "DEVICECHECK_PRODUCTION_URL"),
     (Environment::Development, "DEVICECHECK_DEVELOPMENT_URL"),
@@ -132,11 +134,8 @@ impl Apple {
     /// With the `APPLE_JWT_*` variables set, Apple, or what `DEVICECHECK_PRODUCTION_URL` and
     /// `DEVICECHECK_DEVELOPMENT_URL` name; with none of all these, a fake Apple on the loopback interface.
     pub(crate) async fn from_env() -> Result<Self, BoxError> {
-        let mut any = false;
-        for name in CREDENTIALS.into_iter().chain(URLS.map(|(_, name)| name)) {
-            any |= variable(name)?.is_some();
-        }
-        if any {
+        if any_is_set(CREDENTIALS)? || any_is_set(URLS.map(|(_, name)| name))? {
+            // Where some are missing, this says which.
             Self::real()
         } else {
             Self::fake().await
@@ -162,10 +161,7 @@ impl Apple {
             .base_url(Environment::Production, &server.production_url())
             .base_url(Environment::Development, &server.development_url())
             .build()?;
-        Ok(Self {
-            client,
-            fake: Some(server),
-        })
+        Ok(Self { client, fake: Some(server) })
     }
 
     /// The fake Apple, if that is the one that is asked.

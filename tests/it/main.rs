@@ -5,6 +5,11 @@
 
 mod allocations;
 mod api;
+#[cfg(feature = "reqwest")]
+mod examples;
+mod generated;
+#[cfg(feature = "reqwest")]
+mod protocols;
 mod provider_token;
 mod secrets;
 mod support;
