@@ -15,20 +15,20 @@ use moka::future::Cache;
 use sha2::{Digest, Sha256};
 use tower::Service;
 
-pub const TOKEN_HEADER: HeaderName = HeaderName::from_static("x-apple-device-token");
+pub(crate) const TOKEN_HEADER: HeaderName = HeaderName::from_static("x-apple-device-token");
 
 /// What the afternoon layer leaves in the extensions.
 #[derive(Clone)]
-pub struct Verified {
-    pub digest: [u8; 32],
+pub(crate) struct Verified {
+    _digest: [u8; 32],
 }
 
 /// Asks Apple; the error stands for everything that can go wrong.
-pub trait Verify: Send + Sync + 'static {
+pub(crate) trait Verify: Send + Sync + 'static {
     fn verify(&self, token: HeaderValue) -> impl Future<Output = Result<bool, ()>> + Send;
 }
 
-pub struct Afternoon<S, V> {
+pub(crate) struct Afternoon<S, V> {
     inner: S,
     shared: Arc<Shared<V>>,
 }
@@ -39,7 +39,7 @@ struct Shared<V> {
 }
 
 impl<S, V> Afternoon<S, V> {
-    pub fn new(inner: S, verifier: V) -> Self {
+    pub(crate) fn new(inner: S, verifier: V) -> Self {
         let verdicts = Cache::builder().max_capacity(100_000).time_to_live(Duration::from_secs(300)).build();
         Self { inner, shared: Arc::new(Shared { verifier, verdicts }) }
     }
@@ -88,7 +88,7 @@ where
             };
             match verdict {
                 Ok(true) => {
-                    request.extensions_mut().insert(Verified { digest });
+                    request.extensions_mut().insert(Verified { _digest: digest });
                     inner.call(request).await
                 }
                 Ok(false) => Ok(answer(StatusCode::UNAUTHORIZED)),

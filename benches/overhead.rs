@@ -4,7 +4,13 @@
 //! ratios hold on a noisy machine even where the nanoseconds do not. Requests are made outside of the time
 //! that is taken, with a header value that shares its buffer, as an HTTP server makes it.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs, reason = "a benchmark")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::needless_pass_by_value,
+    clippy::print_stdout,
+    missing_docs,
+    reason = "a benchmark"
+)]
 
 mod baseline;
 
@@ -23,6 +29,7 @@ use http_body_util::Empty;
 use tower::{Layer, Service, service_fn};
 use tower_devicecheck::{
     DeviceCheckLayer, DeviceToken, DeviceVerifier, Environment, Route, Verdict, VerifiedDevice, VerifyError,
+    testing::tokens,
 };
 
 const BATCH: usize = 2_000;
@@ -55,7 +62,7 @@ fn bare(request: Request<()>) -> Ready<Result<Response<Empty<Bytes>>, Infallible
     ready(Ok(Response::new(Empty::new())))
 }
 
-fn tokens(count: usize) -> Vec<HeaderValue> {
+fn header_values(count: usize) -> Vec<HeaderValue> {
     (0..count).map(|_| HeaderValue::from_maybe_shared(Bytes::from(tokens::realistic())).unwrap()).collect()
 }
 
@@ -106,7 +113,7 @@ fn main() {
 
     let genuine = || DeviceCheckLayer::new(Instantly(Verdict::Genuine));
     let refused = || DeviceCheckLayer::new(Instantly(Verdict::Refused));
-    let one = tokens(1);
+    let one = header_values(1);
     let bare_service = || service_fn(bare as Bare);
     let exempt = |_: &request::Parts| Route::Exempt;
     let uncached = genuine().without_cache();

@@ -11,7 +11,7 @@ use http_body_util::Full;
 use pin_project_lite::pin_project;
 
 pin_project! {
-    /// The body of a [`DeviceCheck`](crate::DeviceCheck)'s response: the inner service's, or a rejection's
+    /// The body of the response of one of this crate's services: the inner service's, or a rejection's
     /// bytes.
     #[derive(Debug)]
     pub struct ResponseBody<B> {

@@ -30,6 +30,10 @@ impl Moment {
 }
 
 /// Time since the Unix epoch; zero for a clock that stands before it.
+#[cfg_attr(
+    not(any(feature = "memory-cache", feature = "aws-lc-rs", feature = "rust-crypto")),
+    allow(dead_code)
+)]
 pub(crate) fn since_epoch(time: SystemTime) -> Duration {
     time.duration_since(UNIX_EPOCH).unwrap_or_default()
 }

@@ -13,7 +13,7 @@ use http::{Request, Response, request};
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
-use crate::{body::ResponseBody, layer::Gate, pipeline::Decision};
+use crate::{body::ResponseBody, layer::Gate};
 
 pin_project! {
     /// The response future of [`DeviceCheck`](crate::DeviceCheck).
@@ -26,51 +26,13 @@ pin_project! {
         S: Service<Request<B>>,
     {
         #[pin]
-        state: State<S, B>,
+        slow: Slow<S, B, Gate>,
     }
-}
-
-pin_project! {
-    #[project = StateProj]
-    enum State<S, B>
-    where
-        S: Service<Request<B>>,
-    {
-        /// Waits for the decision. Only the check is boxed: the request and the inner service wait beside
-        /// it, so that nothing is demanded of their types.
-        Resolving { decision: BoxFuture<'static, Decision>, gate: Arc<Gate>, waiting: Option<Waiting<S, B>> },
-        /// Admitted; the inner service becomes ready.
-        Readying { waiting: Option<Waiting<S, B>> },
-        Forwarding { #[pin] future: S::Future },
-        Rejected { response: Option<Response<Bytes>> },
-    }
-}
-
-/// An unready service and the request that it may get.
-struct Waiting<S, B> {
-    inner: S,
-    head: request::Parts,
-    body: B,
 }
 
 impl<S: Service<Request<B>>, B> ResponseFuture<S, B> {
-    pub(crate) const fn forwarding(future: S::Future) -> Self {
-        Self { state: State::Forwarding { future } }
-    }
-
-    pub(crate) const fn rejected(response: Response<Bytes>) -> Self {
-        Self { state: State::Rejected { response: Some(response) } }
-    }
-
-    pub(crate) fn resolving(
-        decision: BoxFuture<'static, Decision>,
-        gate: Arc<Gate>,
-        inner: S,
-        head: request::Parts,
-        body: B,
-    ) -> Self {
-        let waiting = Some(Waiting { inner, head, body });
-        Self { state: State::Resolving { decision, gate, waiting } }
+    pub(crate) const fn new(slow: Slow<S, B, Gate>) -> Self {
+        Self { slow }
     }
 }
 
@@ -81,53 +43,122 @@ where
     type Output = Result<Response<ResponseBody<ResBody>>, S::Error>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut state = self.project().state;
+        self.project().slow.poll(cx)
+    }
+}
+
+/// Carries a decision out on the request that it is about.
+pub(crate) trait Conclude {
+    type Decision;
+
+    /// Returns the response to a request that shall not reach the inner service.
+    fn conclude(&self, decision: Self::Decision, head: &mut request::Parts) -> Option<Response<Bytes>>;
+}
+
+pin_project! {
+    /// From a decision that may take time to the inner service.
+    #[project = SlowProj]
+    pub(crate) enum Slow<S, B, G>
+    where
+        S: Service<Request<B>>,
+        G: Conclude,
+    {
+        /// Waits for the decision. Only that is boxed: the request and the inner service wait beside it, so
+        /// that nothing is demanded of their types.
+        Resolving { decision: BoxFuture<'static, G::Decision>, gate: Arc<G>, waiting: Option<Waiting<S, B>> },
+        /// Admitted; the inner service becomes ready.
+        Readying { waiting: Option<Waiting<S, B>> },
+        Forwarding { #[pin] future: S::Future },
+        Rejected { response: Option<Response<Bytes>> },
+    }
+}
+
+/// An unready service and the request that it may get.
+pub(crate) struct Waiting<S, B> {
+    inner: S,
+    head: request::Parts,
+    body: B,
+}
+
+impl<S: Service<Request<B>>, B, G: Conclude> Slow<S, B, G> {
+    pub(crate) const fn forwarding(future: S::Future) -> Self {
+        Self::Forwarding { future }
+    }
+
+    pub(crate) const fn rejected(response: Response<Bytes>) -> Self {
+        Self::Rejected { response: Some(response) }
+    }
+
+    pub(crate) fn resolving(
+        decision: BoxFuture<'static, G::Decision>,
+        gate: Arc<G>,
+        inner: S,
+        head: request::Parts,
+        body: B,
+    ) -> Self {
+        let waiting = Some(Waiting { inner, head, body });
+        Self::Resolving { decision, gate, waiting }
+    }
+
+    /// The name of the state, for `Debug`.
+    pub(crate) const fn state(&self) -> &'static str {
+        match self {
+            Self::Resolving { .. } => "Resolving",
+            Self::Readying { .. } => "Readying",
+            Self::Forwarding { .. } => "Forwarding",
+            Self::Rejected { .. } => "Rejected",
+        }
+    }
+}
+
+impl<S, B, G, ResBody> Future for Slow<S, B, G>
+where
+    S: Service<Request<B>, Response = Response<ResBody>>,
+    G: Conclude,
+{
+    type Output = Result<Response<ResponseBody<ResBody>>, S::Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         loop {
-            let next = match state.as_mut().project() {
-                StateProj::Resolving { decision, gate, waiting } => {
+            let next = match self.as_mut().project() {
+                SlowProj::Resolving { decision, gate, waiting } => {
                     let decision = ready!(decision.as_mut().poll(cx));
                     match waiting.take() {
                         Some(mut request) => match gate.conclude(decision, &mut request.head) {
-                            None => State::Readying { waiting: Some(request) },
-                            Some(response) => State::Rejected { response: Some(response) },
+                            None => Self::Readying { waiting: Some(request) },
+                            Some(response) => Self::Rejected { response: Some(response) },
                         },
-                        None => State::Rejected { response: None },
+                        None => Self::Rejected { response: None },
                     }
                 }
-                StateProj::Readying { waiting } => {
+                SlowProj::Readying { waiting } => {
                     if let Some(request) = waiting {
                         ready!(request.inner.poll_ready(cx))?;
                     }
                     match waiting.take() {
                         Some(Waiting { mut inner, head, body }) => {
-                            State::Forwarding { future: inner.call(Request::from_parts(head, body)) }
+                            Self::Forwarding { future: inner.call(Request::from_parts(head, body)) }
                         }
-                        None => State::Rejected { response: None },
+                        None => Self::Rejected { response: None },
                     }
                 }
-                StateProj::Forwarding { future } => {
+                SlowProj::Forwarding { future } => {
                     let response = ready!(future.poll(cx))?;
                     return Poll::Ready(Ok(response.map(ResponseBody::inner)));
                 }
                 #[allow(clippy::expect_used, reason = "a future's own contract: no input leads here")]
-                StateProj::Rejected { response } => {
+                SlowProj::Rejected { response } => {
                     let response = response.take().expect("polled after completion");
                     return Poll::Ready(Ok(response.map(ResponseBody::rejection)));
                 }
             };
-            state.set(next);
+            self.set(next);
         }
     }
 }
 
 impl<S: Service<Request<B>>, B> fmt::Debug for ResponseFuture<S, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = match &self.state {
-            State::Resolving { .. } => "Resolving",
-            State::Readying { .. } => "Readying",
-            State::Forwarding { .. } => "Forwarding",
-            State::Rejected { .. } => "Rejected",
-        };
-        f.debug_struct("ResponseFuture").field("state", &state).finish_non_exhaustive()
+        f.debug_struct("ResponseFuture").field("state", &self.slow.state()).finish_non_exhaustive()
     }
 }

@@ -187,7 +187,7 @@ impl fmt::Debug for Event<'_> {
 /// Fields: `outcome`, `environment`, `evidence`, `digest`, `latency_us` (microseconds), and `error` with its
 /// causes.
 #[derive(Clone, Copy, Debug, Default)]
-#[non_exhaustive]
+#[allow(clippy::exhaustive_structs, reason = "a unit struct, to be named as a value")]
 pub struct TracingObserver;
 
 /// The target of every `tracing` event of this crate.
@@ -233,7 +233,7 @@ impl Observer for TracingObserver {
 }
 
 /// An error and its causes on one line.
-struct Chain<'a>(&'a (dyn std::error::Error + 'static));
+pub(crate) struct Chain<'a>(pub(crate) &'a (dyn std::error::Error + 'static));
 
 impl fmt::Display for Chain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

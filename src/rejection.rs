@@ -3,13 +3,10 @@
 use std::{error::Error, fmt, time::Duration};
 
 use bytes::Bytes;
-use http::{
-    HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
-    header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
-    request,
-};
+use http::{Response, StatusCode, request};
 
 use crate::{
+    problem::Problem,
     token::MalformedToken,
     verifier::{VerifyError, VerifyErrorKind},
 };
@@ -188,65 +185,36 @@ where
 /// type of the request, which gRPC-Web clients understand too. Both say the class of the rejection, and
 /// nothing of what Apple said.
 #[derive(Clone, Copy, Debug, Default)]
-#[non_exhaustive]
+#[allow(clippy::exhaustive_structs, reason = "a unit struct, to be named as a value")]
 pub struct ProblemDetails;
 
 impl RejectionResponse for ProblemDetails {
     fn response(&self, rejection: &Rejection, head: &request::Parts) -> Response<Bytes> {
-        let mut response = match grpc_content_type(&head.headers) {
-            Some(content_type) => grpc_response(rejection, content_type.clone()),
-            None => problem(rejection),
+        let Row { variant, code, title, status, grpc_status } = row(rejection);
+        let problem = Problem {
+            page: "enum.Rejection.html",
+            variant,
+            code,
+            title,
+            detail: match rejection {
+                Rejection::MalformedToken(reason) => Some(reason.as_str()),
+                _ => None,
+            },
+            status,
+            grpc_status,
+            challenge: "DeviceCheck",
+            retry_after: rejection.retry_after(),
         };
-        let headers = response.headers_mut();
-        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if let Some(retry_after) = rejection.retry_after() {
-            headers.insert(RETRY_AFTER, retry_after.as_secs().into());
-        }
-        response
+        problem.response(&head.headers)
     }
-}
-
-fn problem(rejection: &Rejection) -> Response<Bytes> {
-    let Row { variant, code, title, status, .. } = row(rejection);
-    let detail = match rejection {
-        Rejection::MalformedToken(reason) => format!(r#","detail":"{reason}""#),
-        _ => String::new(),
-    };
-    // Every part is a literal of this crate that needs no escaping.
-    let body = format!(
-        r#"{{"type":"https://docs.rs/tower-devicecheck/latest/tower_devicecheck/enum.Rejection.html#variant.{variant}","title":"{title}","status":{status},"code":"{code}"{detail}}}"#,
-        status = status.as_u16(),
-    );
-    let mut response = Response::new(Bytes::from(body));
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-    if status == StatusCode::UNAUTHORIZED {
-        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("DeviceCheck"));
-    }
-    response
-}
-
-fn grpc_content_type(headers: &HeaderMap) -> Option<&HeaderValue> {
-    headers.get(CONTENT_TYPE).filter(|value| {
-        let prefix = b"application/grpc";
-        value.as_bytes().get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
-    })
-}
-
-fn grpc_response(rejection: &Rejection, content_type: HeaderValue) -> Response<Bytes> {
-    let Row { title, grpc_status, .. } = row(rejection);
-    let mut response = Response::new(Bytes::new());
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, content_type);
-    headers.insert(HeaderName::from_static("grpc-status"), u16::from(grpc_status).into());
-    headers.insert(HeaderName::from_static("grpc-message"), HeaderValue::from_static(title));
-    response
 }
 
 #[cfg(test)]
 mod tests {
-    use http::Request;
+    use http::{
+        Request,
+        header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
+    };
 
     use super::*;
 

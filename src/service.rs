@@ -14,7 +14,7 @@ use crate::{
     body::ResponseBody,
     cache::{CachedVerdict, VerdictKey},
     clock::{Instant, SystemTime},
-    future::ResponseFuture,
+    future::{Conclude, ResponseFuture, Slow},
     layer::{Enforcement, Gate},
     observer::Event,
     pipeline::{Decision, Inquiry, resolve},
@@ -85,20 +85,19 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let (mut head, body) = request.into_parts();
-        match self.gate.admit(&mut head) {
-            Admission::Admitted => {
-                ResponseFuture::forwarding(self.inner.call(Request::from_parts(head, body)))
-            }
+        let future = match self.gate.admit(&mut head) {
+            Admission::Admitted => Slow::forwarding(self.inner.call(Request::from_parts(head, body))),
             Admission::Rejected(response) => {
                 self.give_up_readiness();
-                ResponseFuture::rejected(response)
+                Slow::rejected(response)
             }
             Admission::Unknown(inquiry) => {
                 self.give_up_readiness();
                 let decision = Box::pin(resolve(Arc::clone(&self.gate), inquiry));
-                ResponseFuture::resolving(decision, Arc::clone(&self.gate), self.inner.clone(), head, body)
+                Slow::resolving(decision, Arc::clone(&self.gate), self.inner.clone(), head, body)
             }
-        }
+        };
+        ResponseFuture::new(future)
     }
 }
 
@@ -224,10 +223,13 @@ impl Gate {
         }
         refused.filter(|_| !unknown)
     }
+}
 
-    /// Reports a decision and carries it out on the request. Returns the response to a request that shall
-    /// not reach the inner service.
-    pub(crate) fn conclude(&self, decision: Decision, head: &mut request::Parts) -> Option<Response<Bytes>> {
+impl Conclude for Gate {
+    type Decision = Decision;
+
+    /// Reports a decision and carries it out on the request.
+    fn conclude(&self, decision: Decision, head: &mut request::Parts) -> Option<Response<Bytes>> {
         self.config.observer.decision(&Event::from(&decision));
         match (decision.outcome, self.config.enforcement) {
             (Ok(device), Enforcement::Enforce) => {
@@ -253,7 +255,7 @@ impl Gate {
 }
 
 /// Undoes the removal of credentials, and marks as sensitive every value that had been removed or changed.
-fn put_back(mut original: HeaderMap, headers: &mut HeaderMap) {
+pub(crate) fn put_back(mut original: HeaderMap, headers: &mut HeaderMap) {
     for (name, value) in &mut original {
         if headers.get(name) != Some(value) {
             value.set_sensitive(true);

@@ -64,11 +64,10 @@ impl Candidate {
         if text.len() > MAX_TOKEN_LENGTH {
             return Err(MalformedToken::TooLong);
         }
-        let unpadded = match text {
-            [unpadded @ .., b'=', b'='] | [unpadded @ .., b'='] => unpadded,
-            _ => return Ok(text),
+        let ([unpadded @ .., b'=', b'='] | [unpadded @ .., b'=']) = text else {
+            return Ok(text);
         };
-        let canonical_padding = text.len() % 4 == 0 && !unpadded.is_empty();
+        let canonical_padding = text.len().is_multiple_of(4) && !unpadded.is_empty();
         if canonical_padding { Ok(unpadded) } else { Err(MalformedToken::NotCanonical) }
     }
 }

@@ -122,8 +122,14 @@ impl TokenSource for BearerToken {
 
 const SCHEME: &str = "Bearer ";
 
-fn is_bearer(value: &HeaderValue) -> bool {
+pub(crate) fn is_bearer(value: &HeaderValue) -> bool {
     value.as_bytes().get(..SCHEME.len()).is_some_and(|start| start.eq_ignore_ascii_case(SCHEME.as_bytes()))
+}
+
+/// What follows the scheme in a value for which [`is_bearer`] holds.
+#[cfg(feature = "split-key")]
+pub(crate) fn after_scheme(value: &HeaderValue) -> &[u8] {
+    value.as_bytes().get(SCHEME.len()..).unwrap_or_default()
 }
 
 /// Removes every value of a header and returns it if it was the only one.

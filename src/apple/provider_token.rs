@@ -59,10 +59,10 @@ impl Signer {
         &self.key_id
     }
 
-    /// `Bearer` and a new JWT, marked sensitive; its memory is wiped with the last clone.
-    pub(super) fn sign(&self, now: SystemTime) -> Result<HeaderValue, SignError> {
+    /// `Bearer` and a new JWT, marked sensitive; its memory is wiped with the last clone. `issued_at` is in
+    /// seconds since the Unix epoch.
+    pub(super) fn sign(&self, issued_at: u64) -> Result<HeaderValue, SignError> {
         let header = format!(r#"{{"alg":"ES256","kid":"{}","typ":"JWT"}}"#, self.key_id);
-        let issued_at = since_epoch(now).saturating_sub(BACKDATING).as_secs();
         let claims = format!(r#"{{"iss":"{}","iat":{issued_at}}}"#, self.team_id);
         let mut bearer = Zeroizing::new(String::with_capacity(512));
         bearer.push_str(SCHEME);
@@ -122,6 +122,8 @@ pub(super) struct ProviderToken(Arc<Issued>);
 
 struct Issued {
     header: HeaderValue,
+    /// What it says of itself, in seconds since the Unix epoch.
+    issued_at: u64,
     at: Moment,
     /// Signed because Apple had refused the one before.
     forced: bool,
@@ -213,11 +215,23 @@ impl ProviderTokens {
         now: Moment,
         forced: bool,
     ) -> Result<ProviderToken, SignError> {
-        let header = self.signer.sign(now.wall)?;
+        let previous = current.as_ref().map(|token| token.0.issued_at);
+        let issued_at = issued_at(now.wall, previous);
+        let header = self.signer.sign(issued_at)?;
         event!(target: TARGET, Level::DEBUG, key_id = self.signer.key_id(), forced, "provider token signed");
-        let token = ProviderToken(Arc::new(Issued { header, at: now, forced }));
+        let token = ProviderToken(Arc::new(Issued { header, issued_at, at: now, forced }));
         *current = Some(token.clone());
         Ok(token)
+    }
+}
+
+/// The `iat` of a token signed now: a little in the past, and not that of the one before. Signatures may be
+/// deterministic, and then nothing else tells a token from a refused one of the same second.
+fn issued_at(now: SystemTime, previous: Option<u64>) -> u64 {
+    let earliest = since_epoch(now).saturating_sub(BACKDATING).as_secs();
+    match previous {
+        Some(previous) if (earliest..earliest + BACKDATING.as_secs()).contains(&previous) => previous + 1,
+        _ => earliest,
     }
 }
 

@@ -45,8 +45,7 @@ fn the_service_asks_nothing_of_the_bodies() {
 
     let layer: DeviceCheckLayer = crate::support::Apple::new().layer();
     let service = layer.layer(service_fn(async |request: http::Request<Odd>| {
-        Ok::<_, std::convert::Infallible>(request.map(|_| ()).body().to_owned())
-            .map(|()| http::Response::new(Odd(std::rc::Rc::new(0))))
+        Ok::<_, std::convert::Infallible>(http::Response::new(request.into_body()))
     }));
     is_service(&service);
 }

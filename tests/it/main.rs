@@ -3,11 +3,14 @@
 //! A test called `rNN_…` holds one fault that was seen in comparable systems; `r13_` has several. Every test
 //! of behaviour also says how often Apple was asked.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, reason = "tests")]
+
 mod allocations;
 mod api;
 #[cfg(feature = "reqwest")]
 mod examples;
 mod generated;
+mod outage;
 #[cfg(feature = "reqwest")]
 mod protocols;
 mod provider_token;

@@ -23,8 +23,7 @@ fn later(moment: Moment, by: Duration) -> Moment {
 #[test]
 fn the_token_is_a_jwt_as_apple_wants_it() {
     let tokens = tokens();
-    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_005);
-    let value = tokens.signer().sign(now).unwrap();
+    let value = tokens.signer().sign(1_700_000_000).unwrap();
     assert!(value.is_sensitive());
     let jwt = value.to_str().unwrap().strip_prefix("Bearer ").unwrap();
     let parts: Vec<&str> = jwt.split('.').collect();
@@ -45,7 +44,25 @@ fn a_key_without_its_public_half_signs_too() {
             "MEECAQAwEwYHKoZIzj0CAQYIKoZIzj0DAQcEJzAlAgEBBCAHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBw==",
         )
         .unwrap();
-    assert!(Signer::new("T", "K", &der).sign(SystemTime::UNIX_EPOCH).is_ok());
+    assert!(Signer::new("T", "K", &der).sign(0).is_ok());
+}
+
+#[test]
+fn no_two_tokens_in_a_row_are_the_same() {
+    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000);
+    let cases: &[(&str, Option<u64>, u64)] = &[
+        ("the first", None, 995),
+        ("one of long ago", Some(5), 995),
+        ("a second ago", Some(994), 995),
+        ("in the same second", Some(995), 996),
+        ("and again", Some(996), 997),
+        ("never in the future", Some(1_000), 995),
+        ("before the clock was put back", Some(5_000), 995),
+    ];
+    for (name, previous, expected) in cases {
+        assert_eq!(issued_at(now, *previous), *expected, "{name}");
+    }
+    assert_eq!(issued_at(SystemTime::UNIX_EPOCH, None), 0);
 }
 
 #[test]
@@ -115,7 +132,7 @@ fn when_a_token_is_renewed() {
         ),
     ];
     for (name, forced, now, due, may_be_forced) in cases {
-        let issued = Issued { header: HeaderValue::from_static("x"), at, forced: *forced };
+        let issued = Issued { header: HeaderValue::from_static("x"), issued_at: 0, at, forced: *forced };
         assert_eq!(is_due(&issued, *now), *due, "{name}");
         assert_eq!(may_force(&issued, *now), *may_be_forced, "{name}");
     }

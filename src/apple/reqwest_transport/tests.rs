@@ -25,7 +25,8 @@ async fn get(url: &str) -> Result<Response<Bytes>, TransportError> {
 
 #[tokio::test]
 async fn answers() {
-    let cases: &[(&str, &[u8], bool, Option<(u16, &str)>)] = &[
+    type Case = (&'static str, &'static [u8], bool, Option<(u16, &'static str)>);
+    let cases: &[Case] = &[
         ("a short one", b"HTTP/1.1 400 Bad\r\ncontent-length: 3\r\n\r\nabc", false, Some((400, "abc"))),
         (
             "a redirect is not followed",

@@ -1,0 +1,13 @@
+//! Longer texts, for those who run a server with this crate. There is nothing to call here.
+
+#[doc = include_str!("../docs/ordering.md")]
+pub mod ordering {}
+
+#[doc = include_str!("../docs/threat-model.md")]
+pub mod threat_model {}
+
+#[doc = include_str!("../docs/operating.md")]
+pub mod operating {}
+
+#[doc = include_str!("../docs/from-bearologics.md")]
+pub mod from_bearologics {}

@@ -1,0 +1,110 @@
+//! The whole key, while a request needs it.
+
+use std::{fmt, sync::Arc};
+
+use bytes::Bytes;
+use http::HeaderValue;
+use zeroize::Zeroizing;
+
+use crate::split_key::{
+    Metadata, SplitId, Version,
+    error::{SplitKeyError, SplitKeyErrorKind},
+};
+
+/// Key material on its way. Its capacity is reserved before it is filled: what grows leaves copies behind.
+pub(super) type KeyBytes = Zeroizing<Vec<u8>>;
+
+/// The provider's API key: the extension that the inner service finds.
+///
+/// All clones share one copy of the key, and so do the header values made of them by
+/// [`header_value`](Self::header_value). It is wiped when the last one is dropped. `Debug` shows nothing of
+/// it.
+#[derive(Clone)]
+pub struct ApiKey {
+    value: HeaderValue,
+    project: Arc<str>,
+    provider: Arc<str>,
+    metadata: Metadata,
+}
+
+impl ApiKey {
+    pub(super) fn new(
+        key: KeyBytes,
+        project: Arc<str>,
+        provider: Arc<str>,
+        metadata: Metadata,
+    ) -> Result<Self, SplitKeyError> {
+        if key.is_empty() || !key.iter().all(u8::is_ascii_graphic) {
+            return Err(SplitKeyErrorKind::NotOpened.into());
+        }
+        let value = sensitive(key).ok_or(SplitKeyErrorKind::NotOpened)?;
+        Ok(Self { value, project, provider, metadata })
+    }
+
+    /// The key. Copies of it are the caller's to wipe.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        // Visible ASCII, so this is never the empty string.
+        self.value.to_str().unwrap_or_default()
+    }
+
+    /// The key as the value of a header, such as `x-api-key`, marked sensitive. Nothing is copied.
+    #[must_use]
+    pub fn header_value(&self) -> HeaderValue {
+        self.value.clone()
+    }
+
+    /// `Bearer` and the key, for the header `Authorization`, marked sensitive. A copy that is wiped when the
+    /// last clone of the value is dropped.
+    #[must_use]
+    pub fn bearer_value(&self) -> HeaderValue {
+        let scheme = b"Bearer ";
+        let key = self.value.as_bytes();
+        let mut value = Zeroizing::new(Vec::with_capacity(scheme.len() + key.len()));
+        value.extend_from_slice(scheme);
+        value.extend_from_slice(key);
+        sensitive(value).unwrap_or_else(|| self.header_value())
+    }
+
+    /// The project to which it belongs.
+    #[must_use]
+    pub fn project(&self) -> &str {
+        &self.project
+    }
+
+    /// The name of the provider to which it may be sent.
+    #[must_use]
+    pub fn provider(&self) -> &str {
+        &self.provider
+    }
+
+    /// The split that it was put together from.
+    #[must_use]
+    pub const fn split(&self) -> SplitId {
+        self.metadata.split()
+    }
+
+    /// How it had been split.
+    #[must_use]
+    pub const fn version(&self) -> Version {
+        self.metadata.version()
+    }
+}
+
+/// A header value that owns the text, and wipes it.
+fn sensitive(text: KeyBytes) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_maybe_shared(Bytes::from_owner(text)).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
+impl fmt::Debug for ApiKey {
+    // The whole secret: never printed.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ApiKey")
+            .field("project", &self.project)
+            .field("provider", &self.provider)
+            .field("metadata", &self.metadata)
+            .finish_non_exhaustive()
+    }
+}

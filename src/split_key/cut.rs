@@ -1,0 +1,123 @@
+//! Version 1, the format of Proxed.AI: a cut.
+//!
+//! The server part is the head of the key and a salt, the client part its tail and the same salt. It is no
+//! secret sharing: whoever holds a part knows the characters in it, and nothing but the salt tells whether
+//! two parts belong together.
+
+use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
+
+use crate::split_key::{
+    ClientPart, Metadata, Provider, ServerPart,
+    api_key::KeyBytes,
+    error::{SplitKeyError, SplitKeyErrorKind},
+    random::Random,
+};
+
+/// The fewest characters of the key, its prefix not counted, that each side lacks.
+pub(super) const LACKING: usize = 12;
+/// Lower-case hexadecimal digits.
+const SALT: usize = 16;
+
+/// Cuts a key anywhere between [`LACKING`] characters after its prefix and as many before its end.
+pub(super) fn cut(
+    key: &str,
+    provider: &Provider,
+    metadata: Metadata,
+    random: &mut dyn Random,
+) -> Result<(ServerPart, ClientPart), SplitKeyError> {
+    let prefix = provider.prefix_length(key)?;
+    let choices = (key.len() - prefix + 1)
+        .checked_sub(2 * LACKING)
+        .filter(|choices| *choices > 0)
+        .and_then(|choices| u32::try_from(choices).ok())
+        .ok_or(SplitKeyErrorKind::TooShort)?;
+    let at = prefix + LACKING + random.below(choices)? as usize;
+    let mut salt = [0; SALT / 2];
+    random.fill(&mut salt)?;
+    let salt = format!("{:016x}", u64::from_be_bytes(salt));
+
+    let mut server = String::with_capacity(at + SALT);
+    server.push_str(&key[..at]);
+    server.push_str(&salt);
+    let mut client = Zeroizing::new(Vec::with_capacity(key.len() - at + SALT));
+    client.extend_from_slice(&key.as_bytes()[at..]);
+    client.extend_from_slice(salt.as_bytes());
+    Ok((ServerPart::new(server)?, ClientPart::new(&client, metadata)?))
+}
+
+/// Joins the parts. They may have been cut anywhere, as Proxed's own code does.
+pub(super) fn join(
+    server: &ServerPart,
+    client: &ClientPart,
+    provider: Option<&Provider>,
+) -> Result<KeyBytes, SplitKeyError> {
+    let (head, tail) = halves(server, client)?;
+    let mut key = Zeroizing::new(Vec::with_capacity(head.len() + tail.len()));
+    key.extend_from_slice(head);
+    key.extend_from_slice(tail);
+    if let Some(provider) = provider {
+        let text = std::str::from_utf8(&key).map_err(|_| SplitKeyErrorKind::NotOpened)?;
+        provider.prefix_length(text).map_err(|_| SplitKeyErrorKind::NotOpened)?;
+    }
+    Ok(key)
+}
+
+/// The head and the tail of the key.
+fn halves<'a>(server: &'a ServerPart, client: &'a ClientPart) -> Result<(&'a [u8], &'a [u8]), SplitKeyError> {
+    let unsalted = |part: &'a [u8]| part.split_last_chunk::<SALT>().ok_or(SplitKeyErrorKind::NotOpened);
+    let (head, server_salt) = unsalted(server.expose().as_bytes())?;
+    let (tail, client_salt) = unsalted(client.secret())?;
+    // The salt of the server part must be one. The client's is compared with it, and so needs no check.
+    let is_salt = server_salt.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let equal = bool::from(server_salt.ct_eq(client_salt));
+    if is_salt && equal { Ok((head, tail)) } else { Err(SplitKeyErrorKind::NotOpened.into()) }
+}
+
+/// How many characters of a key the parts of a version 1 pair keep from each side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CutLint {
+    unknown_to_server: usize,
+    unknown_to_client: usize,
+}
+
+impl CutLint {
+    /// How many characters of the key whoever holds the server part does not know.
+    #[must_use]
+    pub const fn unknown_to_server(&self) -> usize {
+        self.unknown_to_server
+    }
+
+    /// How many characters of the key whoever holds the client part does not know. The prefix, which
+    /// everybody knows, does not count.
+    #[must_use]
+    pub const fn unknown_to_client(&self) -> usize {
+        self.unknown_to_client
+    }
+
+    /// Whether each side lacks at least 12 characters, as with every pair that this crate makes.
+    #[must_use]
+    pub const fn is_sound(&self) -> bool {
+        self.unknown_to_server >= LACKING && self.unknown_to_client >= LACKING
+    }
+}
+
+/// Tells how many characters a version 1 pair leaves secret on each side.
+///
+/// # Errors
+///
+/// [`NotOpened`](SplitKeyErrorKind::NotOpened) if the parts do not belong together or make no key of this
+/// provider; [`Malformed`](SplitKeyErrorKind::Malformed) if the client part is not of version 1.
+pub fn lint(server: &ServerPart, client: &ClientPart, provider: &Provider) -> Result<CutLint, SplitKeyError> {
+    if client.metadata().version() != crate::split_key::Version::Cut {
+        return Err(SplitKeyErrorKind::Malformed.into());
+    }
+    let (head, _) = halves(server, client)?;
+    let key = join(server, client, Some(provider))?;
+    let text = std::str::from_utf8(&key).map_err(|_| SplitKeyErrorKind::NotOpened)?;
+    let prefix = provider.prefix_length(text)?;
+    Ok(CutLint {
+        unknown_to_server: key.len() - head.len().max(prefix),
+        unknown_to_client: head.len().saturating_sub(prefix),
+    })
+}

@@ -1,0 +1,98 @@
+//! What can go wrong when keys are split, opened and managed.
+
+use std::{error::Error, fmt};
+
+use crate::{BoxError, split_key::StoreError};
+
+/// A key could not be split, opened or managed. Says nothing of the key.
+#[derive(Debug)]
+pub struct SplitKeyError {
+    kind: SplitKeyErrorKind,
+    source: Option<BoxError>,
+}
+
+/// What went wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum SplitKeyErrorKind {
+    /// A text is not metadata, a split id, a client part or a server part.
+    Malformed,
+    /// A project id is empty, too long, or holds more than visible ASCII characters.
+    InvalidProject,
+    /// An API key is empty, too long, or holds more than visible ASCII characters.
+    InvalidKey,
+    /// An API key has not the format of its provider.
+    WrongFormat,
+    /// There is no provider of that name.
+    UnknownProvider,
+    /// An API key is too short to be cut so that each side lacks enough of it.
+    TooShort,
+    /// The parts do not belong together, or to this project.
+    NotOpened,
+    /// The store has no record of that project and split.
+    NotFound,
+    /// The key is revoked, which is final.
+    Revoked,
+    /// Others changed the record at the same time, again and again.
+    Conflict,
+    /// The store failed.
+    Store,
+    /// The operating system gave no random bytes.
+    Randomness,
+}
+
+impl SplitKeyError {
+    pub(super) const fn new(kind: SplitKeyErrorKind) -> Self {
+        Self { kind, source: None }
+    }
+
+    pub(super) fn with_source(kind: SplitKeyErrorKind, source: impl Into<BoxError>) -> Self {
+        let source = Some(source.into());
+        Self { kind, source }
+    }
+
+    /// What went wrong.
+    #[must_use]
+    pub const fn kind(&self) -> SplitKeyErrorKind {
+        self.kind
+    }
+}
+
+impl From<SplitKeyErrorKind> for SplitKeyError {
+    fn from(kind: SplitKeyErrorKind) -> Self {
+        Self::new(kind)
+    }
+}
+
+impl From<StoreError> for SplitKeyError {
+    fn from(error: StoreError) -> Self {
+        let kind = if error.is_conflict() { SplitKeyErrorKind::Conflict } else { SplitKeyErrorKind::Store };
+        Self::with_source(kind, error)
+    }
+}
+
+impl fmt::Display for SplitKeyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.kind {
+            SplitKeyErrorKind::Malformed => "not a part of a split key",
+            SplitKeyErrorKind::InvalidProject => "a project id must have 1 to 128 visible ASCII characters",
+            SplitKeyErrorKind::InvalidKey => "an API key must have 1 to 4096 visible ASCII characters",
+            SplitKeyErrorKind::WrongFormat => "the API key has not the format of its provider",
+            SplitKeyErrorKind::UnknownProvider => "there is no provider of that name",
+            SplitKeyErrorKind::TooShort => "the API key is too short to be cut",
+            SplitKeyErrorKind::NotOpened => "the parts do not belong together",
+            SplitKeyErrorKind::NotFound => "there is no such key",
+            SplitKeyErrorKind::Revoked => "the key is revoked",
+            SplitKeyErrorKind::Conflict => "others changed the key at the same time",
+            SplitKeyErrorKind::Store => "the key store failed",
+            SplitKeyErrorKind::Randomness => "the operating system gave no random bytes",
+        })
+    }
+}
+
+impl Error for SplitKeyError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        let source = self.source.as_deref()?;
+        Some(source)
+    }
+}

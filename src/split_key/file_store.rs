@@ -1,0 +1,319 @@
+//! Records in one JSON file.
+
+use std::{
+    ffi::OsString,
+    fmt,
+    fs::{self, File, Metadata, OpenOptions},
+    io::{self, Read, Write},
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use crate::{
+    clock::Instant,
+    split_key::{KeyRecord, KeyStore, SplitId, StoreError, store::Records},
+};
+
+/// The largest file that is read, in bytes.
+const MAX_FILE: u64 = 16 * 1024 * 1024;
+/// How old a file's time of change must be to tell its contents from those of the next change: coarser than
+/// the clocks of all common file systems.
+const SETTLED: Duration = Duration::from_secs(2);
+
+/// Records in one JSON file: for a single server, or a file that is mounted into many.
+///
+/// * Reading: all records are in memory. At most once a second ([`with_check_interval`]) a request looks,
+///   without leaving its thread, whether the file is another one than before (one `stat` call), and reads it
+///   again if so. So a revocation takes effect within that time. Put the file on a local disk. While it
+///   cannot be read, or holds anything but records, every request is answered with
+///   [`Unavailable`](crate::split_key::KeyRejection::Unavailable).
+/// * Writing, by the operations of operators: to a file beside it, which is flushed to the disk and then takes
+///   its place. Whatever happens meanwhile, the file holds the old or the new records, whole. The calling
+///   thread is blocked until the disk has them. Writers, of other processes too, wait for each other, by a
+///   lock on a file beside it (`.lock`).
+///
+/// A new file is readable by its owner only; one that is there keeps its permissions.
+///
+/// [`with_check_interval`]: Self::with_check_interval
+pub struct FileKeyStore {
+    path: PathBuf,
+    check_interval: Duration,
+    loaded: Mutex<Loaded>,
+}
+
+struct Loaded {
+    records: Result<Records, String>,
+    /// What the file looked like when it was read; `None` if it must be read again in any case.
+    seen: Option<Seen>,
+    checked_at: Instant,
+}
+
+/// Tells one state of a file from another.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Seen {
+    modified: SystemTime,
+    length: u64,
+    inode: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Contents<R> {
+    /// The version of this form.
+    format: u32,
+    keys: Vec<R>,
+}
+
+const FORMAT: u32 = 1;
+
+impl FileKeyStore {
+    /// Reads the records from an existing file.
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be read or holds anything but records.
+    pub fn open(path: impl Into<PathBuf>) -> Result<Self, StoreError> {
+        let path = path.into();
+        let (records, seen) = read(&path).map_err(StoreError::unavailable)?;
+        Ok(Self {
+            path,
+            check_interval: Duration::from_secs(1),
+            loaded: Mutex::new(Loaded { records: Ok(records), seen, checked_at: Instant::now() }),
+        })
+    }
+
+    /// Reads the records from a file, or makes one without records if there is none.
+    ///
+    /// # Errors
+    ///
+    /// If the file can be neither read nor made, or holds anything but records.
+    pub fn open_or_create(path: impl Into<PathBuf>) -> Result<Self, StoreError> {
+        let path = path.into();
+        let create = || {
+            let _lock = lock(&path)?;
+            // Another process may have been faster.
+            if !path.try_exists()? {
+                write(&path, &Records::default())?;
+            }
+            io::Result::Ok(())
+        };
+        create().map_err(StoreError::unavailable)?;
+        Self::open(path)
+    }
+
+    /// For how long requests trust that the file is the same. Default: 1 second.
+    #[must_use]
+    pub const fn with_check_interval(mut self, interval: Duration) -> Self {
+        self.check_interval = interval;
+        self
+    }
+
+    /// The records as of the last look at the file, which is now if it is time.
+    fn current(&self) -> MutexGuard<'_, Loaded> {
+        let mut loaded = self.loaded();
+        if loaded.checked_at.elapsed() >= self.check_interval {
+            loaded.refresh(&self.path);
+        }
+        loaded
+    }
+
+    fn loaded(&self) -> MutexGuard<'_, Loaded> {
+        // Whatever panics under the lock has replaced the records or has not.
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn put(&self, changes: Vec<KeyRecord>) -> Result<(), StoreError> {
+        let _lock = lock(&self.path).map_err(StoreError::unavailable)?;
+        let (mut records, _) = read(&self.path).map_err(StoreError::unavailable)?;
+        records.put(changes)?;
+        write(&self.path, &records).map_err(StoreError::unavailable)?;
+        *self.loaded() = Loaded {
+            records: Ok(records),
+            // Read again when next looked at: others may write in the moment after the lock is gone.
+            seen: None,
+            checked_at: Instant::now(),
+        };
+        Ok(())
+    }
+}
+
+impl Loaded {
+    fn refresh(&mut self, path: &Path) {
+        self.checked_at = Instant::now();
+        let is_same = |seen| fs::metadata(path).is_ok_and(|metadata| Seen::from(metadata) == seen);
+        if self.seen.is_some_and(is_same) {
+            return;
+        }
+        (self.records, self.seen) = match read(path) {
+            Ok((records, seen)) => (Ok(records), seen),
+            Err(error) => (Err(error.to_string()), None),
+        };
+    }
+
+    fn records(&self) -> Result<&Records, StoreError> {
+        self.records.as_ref().map_err(|error| StoreError::unavailable(error.clone()))
+    }
+}
+
+impl KeyStore for FileKeyStore {
+    async fn get(&self, project: &str, split: SplitId) -> Result<Option<KeyRecord>, StoreError> {
+        Ok(self.current().records()?.get(project, split).cloned())
+    }
+
+    async fn put(&self, records: Vec<KeyRecord>) -> Result<(), StoreError> {
+        Self::put(self, records)
+    }
+
+    async fn list(&self) -> Result<Vec<KeyRecord>, StoreError> {
+        let mut loaded = self.loaded();
+        loaded.refresh(&self.path);
+        Ok(loaded.records()?.iter().cloned().collect())
+    }
+}
+
+impl From<Metadata> for Seen {
+    fn from(metadata: Metadata) -> Self {
+        #[cfg(unix)]
+        let inode = std::os::unix::fs::MetadataExt::ino(&metadata);
+        #[cfg(not(unix))]
+        let inode = 0;
+        Self {
+            // A platform without the time of change still has the length.
+            modified: metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH),
+            length: metadata.len(),
+            inode,
+        }
+    }
+}
+
+/// Reads the file, and what it looked like if the next change is sure to look different.
+fn read(path: &Path) -> io::Result<(Records, Option<Seen>)> {
+    let now = SystemTime::now();
+    let mut file = File::open(path)?;
+    let metadata = file.metadata()?;
+    if metadata.len() > MAX_FILE {
+        return Err(io::Error::other("the key file is too large"));
+    }
+    let seen = Seen::from(metadata);
+    let capacity = usize::try_from(seen.length).map_err(io::Error::other)?;
+    let mut bytes = Zeroizing::new(vec![0; capacity]);
+    file.read_exact(&mut bytes)?;
+    let records = parse(&bytes)?;
+    let settled = now.duration_since(seen.modified).is_ok_and(|age| age >= SETTLED);
+    Ok((records, settled.then_some(seen)))
+}
+
+fn parse(bytes: &[u8]) -> io::Result<Records> {
+    let contents: Contents<KeyRecord> = serde_json::from_slice(bytes).map_err(|error| {
+        // What serde says may quote the file.
+        io::Error::other(format!(
+            "the key file is not right at line {}, column {}",
+            error.line(),
+            error.column()
+        ))
+    })?;
+    if contents.format != FORMAT {
+        return Err(io::Error::other("the key file has a format that is not known"));
+    }
+    let mut records = Records::default();
+    for record in contents.keys {
+        records
+            .add(record)
+            .ok_or_else(|| io::Error::other("the key file has two records of one project and split"))?;
+    }
+    Ok(records)
+}
+
+fn beside(path: &Path, extension: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(extension);
+    PathBuf::from(name)
+}
+
+/// Waits until no other writer is at work. The lock goes with the file that is returned.
+fn lock(path: &Path) -> io::Result<File> {
+    let file = options().create(true).truncate(false).open(beside(path, ".lock"))?;
+    file.lock()?;
+    Ok(file)
+}
+
+fn options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.write(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options
+}
+
+/// Puts these records in the place of the file, of which there is the old or the new one at any time. Under
+/// the lock.
+fn write(path: &Path, records: &Records) -> io::Result<()> {
+    let contents = Contents { format: FORMAT, keys: records.iter().collect() };
+    let mut length = Length(0);
+    serde_json::to_writer_pretty(&mut length, &contents)?;
+    let mut bytes = Zeroizing::new(Vec::with_capacity(length.0 + 1));
+    serde_json::to_writer_pretty(&mut *bytes, &contents)?;
+    bytes.push(b'\n');
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(io::Error::other("the key file would be too large"));
+    }
+
+    // The file that a link points to is replaced, not the link.
+    let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let temporary = beside(&target, ".tmp");
+    // What a writer that was killed has left.
+    match fs::remove_file(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = options().create_new(true).open(&temporary)?;
+    if let Ok(present) = fs::metadata(&target) {
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::{MetadataExt, fchown};
+            // Only root may give files away; anyone else owns the new file as it owned the old one.
+            let _ = fchown(&file, Some(present.uid()), Some(present.gid()));
+        }
+        file.set_permissions(present.permissions())?;
+    }
+    file.write_all(&bytes)?;
+    file.sync_all()?;
+    fs::rename(&temporary, &target)?;
+    // On unix the new name is on the disk only when the folder is.
+    #[cfg(unix)]
+    if let Some(folder) = target.parent() {
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        File::open(folder)?.sync_all()?;
+    }
+    Ok(())
+}
+
+/// Counts, so that the text can be written where it needs not grow.
+struct Length(usize);
+
+impl Write for Length {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl fmt::Debug for FileKeyStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FileKeyStore")
+            .field("path", &self.path)
+            .field("check_interval", &self.check_interval)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

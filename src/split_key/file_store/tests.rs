@@ -1,0 +1,154 @@
+use super::*;
+use crate::split_key::{KeyState, Limits, Splitter, retire, revoke, tests::KEYS};
+
+/// A folder of the test's own, gone with it.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let mut suffix = [0; 8];
+        getrandom::fill(&mut suffix).unwrap();
+        let name = format!("tower-devicecheck-{name}-{:x}", u64::from_le_bytes(suffix));
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    fn file(&self) -> PathBuf {
+        self.0.join("keys.json")
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn store(folder: &Folder) -> FileKeyStore {
+    FileKeyStore::open_or_create(folder.file()).unwrap().with_check_interval(Duration::ZERO)
+}
+
+async fn issue(store: &FileKeyStore) -> SplitId {
+    let (provider, key) = KEYS[0];
+    let split = Splitter::new().issue(store, "project", provider, key, Limits::none()).await;
+    split.unwrap().record().split()
+}
+
+#[tokio::test]
+async fn what_is_written_is_read_by_others() {
+    let folder = Folder::new("others");
+    let (writer, reader) = (store(&folder), store(&folder));
+    let split = issue(&writer).await;
+    let state = async |store: &FileKeyStore| store.get("project", split).await.unwrap().unwrap().state();
+    assert_eq!(state(&writer).await, KeyState::Active);
+    assert_eq!(state(&reader).await, KeyState::Active);
+    revoke(&reader, "project", split).await.unwrap();
+    assert_eq!(state(&writer).await, KeyState::Revoked);
+    assert_eq!(writer.list().await.unwrap().len(), 1);
+    assert!(writer.get("another", split).await.unwrap().is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_file_is_looked_at_once_in_an_interval() {
+    let folder = Folder::new("interval");
+    let writer = store(&folder);
+    let reader = FileKeyStore::open(folder.file()).unwrap();
+    let split = issue(&writer).await;
+    assert!(reader.get("project", split).await.unwrap().is_none());
+    tokio::time::advance(Duration::from_millis(999)).await;
+    assert!(reader.get("project", split).await.unwrap().is_none());
+    tokio::time::advance(Duration::from_millis(1)).await;
+    assert!(reader.get("project", split).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn a_file_that_is_not_right_is_an_error_until_it_is() {
+    let folder = Folder::new("broken");
+    let store = store(&folder);
+    let split = issue(&store).await;
+    let good = fs::read_to_string(folder.file()).unwrap();
+    let (start, _) = good.split_at(good.len() / 2);
+    let cases = [
+        ("empty", String::new()),
+        ("half", start.to_owned()),
+        ("another format", good.replace("\"format\": 1", "\"format\": 2")),
+        ("not a project id", good.replace("project", "pro\u{fffd}ect")),
+    ];
+    for (name, text) in cases {
+        fs::write(folder.file(), text).unwrap();
+        assert!(store.get("project", split).await.is_err(), "{name}");
+        assert!(store.list().await.is_err(), "{name}");
+        assert!(revoke(&store, "project", split).await.is_err(), "{name}");
+        fs::write(folder.file(), &good).unwrap();
+        assert!(store.get("project", split).await.unwrap().is_some(), "{name}");
+    }
+    fs::remove_file(folder.file()).unwrap();
+    assert!(store.get("project", split).await.is_err());
+    assert!(FileKeyStore::open(folder.file()).is_err());
+}
+
+#[tokio::test]
+async fn errors_quote_nothing_of_the_file() {
+    let folder = Folder::new("quotes");
+    fs::write(folder.file(), r#"{"format":1,"keys":[{"project":"MARKER","MARKER":"MARKER"}]}"#).unwrap();
+    let error = FileKeyStore::open(folder.file()).unwrap_err();
+    let text = format!("{error:?} {error} {}", std::error::Error::source(&error).unwrap());
+    assert!(!text.contains("MARKER"), "{text}");
+    assert!(text.contains("line 1"), "{text}");
+}
+
+#[tokio::test]
+async fn what_a_killed_writer_leaves_disturbs_nobody() {
+    let folder = Folder::new("killed");
+    let store = store(&folder);
+    let split = issue(&store).await;
+    let temporary = fs::canonicalize(folder.file()).unwrap();
+    fs::write(beside(&temporary, ".tmp"), "{\"format\": 1, \"ke").unwrap();
+    assert!(FileKeyStore::open(folder.file()).is_ok());
+    revoke(&store, "project", split).await.unwrap();
+    assert!(!beside(&temporary, ".tmp").exists());
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn permissions_and_links() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    let folder = Folder::new("permissions");
+    let first = store(&folder);
+    let mode = || fs::metadata(folder.file()).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(), 0o600);
+    fs::set_permissions(folder.file(), fs::Permissions::from_mode(0o640)).unwrap();
+    let split = issue(&first).await;
+    assert_eq!(mode(), 0o640);
+
+    let link = folder.0.join("link.json");
+    symlink(folder.file(), &link).unwrap();
+    let linked = FileKeyStore::open(&link).unwrap();
+    revoke(&linked, "project", split).await.unwrap();
+    assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    let found = first.get("project", split).await.unwrap().unwrap();
+    assert_eq!(found.state(), KeyState::Revoked);
+}
+
+#[test]
+fn writers_do_not_lose_the_work_of_others() {
+    let folder = Folder::new("writers");
+    let split = futures_util::FutureExt::now_or_never(issue(&store(&folder))).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                // Each with an open file of its own, as other processes have.
+                let store = store(&folder);
+                for _ in 0..5 {
+                    let _ = futures_util::FutureExt::now_or_never(issue(&store)).unwrap();
+                }
+            });
+        }
+    });
+    let until = crate::clock::SystemTime::now();
+    let store = store(&folder);
+    let retired = retire(&store, "project", split, until);
+    assert_eq!(futures_util::FutureExt::now_or_never(retired).unwrap().unwrap().revision(), 1);
+    assert_eq!(FileKeyStore::open(folder.file()).unwrap().current().records().unwrap().iter().count(), 21);
+}

@@ -1,0 +1,183 @@
+//! What a key may be used for.
+
+use std::fmt;
+
+use http::Method;
+
+use crate::clock::SystemTime;
+
+/// What a key may be used for, beyond being used from a genuine device. By default, everything.
+///
+/// ```
+/// use http::Method;
+/// use tower_devicecheck::split_key::Limits;
+///
+/// let limits = Limits::none()
+///     .with_methods([Method::POST])
+///     .with_paths(["/v1/openai/chat/completions", "/v1/openai/responses/*"]);
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    paths: Option<Vec<String>>,
+    methods: Option<Vec<Method>>,
+    expires_at: Option<SystemTime>,
+}
+
+/// A limit that a request does not meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Limit {
+    /// The key may not be used with this method.
+    Method,
+    /// The key may not be used on this path.
+    Path,
+    /// The key's time is over.
+    Expiry,
+}
+
+impl Limit {
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Method => "the key may not be used with this method",
+            Self::Path => "the key may not be used on this path",
+            Self::Expiry => "the key has expired",
+        }
+    }
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl std::error::Error for Limit {}
+
+impl Limits {
+    /// No limits.
+    #[must_use]
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// Allows these paths only. A path that ends in `/*` stands for all that begin with what comes before
+    /// the star; any other stands for itself. None at all allows nothing. Default: every path.
+    ///
+    /// A path is compared as the layer sees it, so without what a router has stripped from it. One that holds
+    /// `.` or `..` segments, a backslash, or such characters percent-encoded is never allowed: others might
+    /// read it as another path.
+    #[must_use]
+    pub fn with_paths(mut self, paths: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.paths = Some(paths.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Allows these methods only. Default: every method.
+    #[must_use]
+    pub fn with_methods(mut self, methods: impl IntoIterator<Item = Method>) -> Self {
+        self.methods = Some(methods.into_iter().collect());
+        self
+    }
+
+    /// Allows use until then. Default: for ever.
+    #[must_use]
+    pub const fn with_expiry(mut self, expires_at: SystemTime) -> Self {
+        self.expires_at = Some(expires_at);
+        self
+    }
+
+    /// The allowed paths; `None` for every path.
+    #[must_use]
+    pub fn paths(&self) -> Option<&[String]> {
+        self.paths.as_deref()
+    }
+
+    /// The allowed methods; `None` for every method.
+    #[must_use]
+    pub fn methods(&self) -> Option<&[Method]> {
+        self.methods.as_deref()
+    }
+
+    /// When the key expires, if ever.
+    #[must_use]
+    pub const fn expires_at(&self) -> Option<SystemTime> {
+        self.expires_at
+    }
+
+    /// Checks a request against all limits.
+    ///
+    /// # Errors
+    ///
+    /// The first limit that it does not meet.
+    pub fn check(&self, method: &Method, path: &str, now: SystemTime) -> Result<(), Limit> {
+        if self.expires_at.is_some_and(|expires_at| now >= expires_at) {
+            return Err(Limit::Expiry);
+        }
+        if self.methods.as_ref().is_some_and(|methods| !methods.contains(method)) {
+            return Err(Limit::Method);
+        }
+        match &self.paths {
+            Some(paths) if !is_plain(path) || !paths.iter().any(|allowed| covers(allowed, path)) => {
+                Err(Limit::Path)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn covers(allowed: &str, path: &str) -> bool {
+    match allowed.strip_suffix('*') {
+        Some(start) if start.ends_with('/') => path.starts_with(start),
+        _ => allowed == path,
+    }
+}
+
+/// Whether a path means the same to everybody.
+fn is_plain(path: &str) -> bool {
+    let lower = path.to_ascii_lowercase();
+    let ambiguous = ["%2e", "%2f", "%5c", "\\"];
+    !ambiguous.iter().any(|text| lower.contains(text))
+        && !path.split('/').any(|segment| segment == "." || segment == "..")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn checks() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000);
+        let paths = || Limits::none().with_paths(["/v1/chat", "/v1/files/*"]);
+        let post = || Limits::none().with_methods([Method::POST]);
+        type Row = (&'static str, Limits, Method, &'static str, Result<(), Limit>);
+        let cases: &[Row] = &[
+            ("no limits", Limits::none(), Method::GET, "/a/../b", Ok(())),
+            ("the path", paths(), Method::GET, "/v1/chat", Ok(())),
+            ("below the path", paths(), Method::GET, "/v1/chat/x", Err(Limit::Path)),
+            ("beside the path", paths(), Method::GET, "/v1/chatx", Err(Limit::Path)),
+            ("under a star", paths(), Method::GET, "/v1/files/a/b", Ok(())),
+            ("the folder of a star", paths(), Method::GET, "/v1/files", Err(Limit::Path)),
+            ("beside a star", paths(), Method::GET, "/v1/filesystem", Err(Limit::Path)),
+            ("dots", paths(), Method::GET, "/v1/files/../chat", Err(Limit::Path)),
+            ("encoded dots", paths(), Method::GET, "/v1/files/%2E%2e/chat", Err(Limit::Path)),
+            ("an encoded slash", paths(), Method::GET, "/v1/files/..%2fchat", Err(Limit::Path)),
+            ("dots in a name", paths(), Method::GET, "/v1/files/a..b.txt", Ok(())),
+            ("no paths", Limits::none().with_paths([""; 0]), Method::GET, "/", Err(Limit::Path)),
+            ("the method", post(), Method::POST, "/", Ok(())),
+            ("another method", post(), Method::GET, "/", Err(Limit::Method)),
+            (
+                "just before the end",
+                Limits::none().with_expiry(now + Duration::from_millis(1)),
+                Method::GET,
+                "/",
+                Ok(()),
+            ),
+            ("at the end", Limits::none().with_expiry(now), Method::GET, "/", Err(Limit::Expiry)),
+        ];
+        for (name, limits, method, path, expected) in cases {
+            assert_eq!(limits.check(method, path, now), *expected, "{name}");
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Feature `split-key`: API keys that exist whole nowhere, behind the gate.
+//!
+//! An app talks to an AI provider through your server. The provider's API key is split: the app holds the
+//! [client part](ClientPart), your database the [server part](ServerPart). [`SplitKeyLayer`] puts the key
+//! together for one request at a time, and only for a [`VerifiedDevice`](crate::VerifiedDevice): it belongs
+//! inside of [`DeviceCheckLayer`](crate::DeviceCheckLayer).
+//!
+//! ```
+//! use http::{HeaderName, Request};
+//! use tower::ServiceBuilder;
+//! use tower_devicecheck::{
+//!     BearerToken, DeviceCheckLayer, DeviceVerifier, HeaderToken,
+//!     split_key::{ApiKey, FileKeyStore, SplitKeyLayer, StoreError},
+//! };
+//!
+//! # fn stack(apple: impl DeviceVerifier) -> Result<(), StoreError> {
+//! // What a Proxed client sends: the device token in a header of its own, or after the client part.
+//! let gate = DeviceCheckLayer::new(apple)
+//!     .with_token_source(HeaderToken::new(HeaderName::from_static("x-device-token")))
+//!     .add_token_source(BearerToken::new());
+//! let stack = ServiceBuilder::new()
+//!     .layer(gate)
+//!     .layer(SplitKeyLayer::new(FileKeyStore::open("keys.json")?));
+//! # let _ = stack.service(());
+//! # Ok(())
+//! # }
+//!
+//! /// Inside of both.
+//! fn authorize<B>(request: &mut Request<B>) {
+//!     if let Some(key) = request.extensions_mut().remove::<ApiKey>() {
+//!         request.headers_mut().insert("authorization", key.bearer_value());
+//!     }
+//! }
+//! ```
+//!
+//! # The two versions
+//!
+//! | | server part | client part | each alone tells |
+//! |---|---|---|---|
+//! | [version 2](Version::Sealed), the default | the key, sealed with XChaCha20-Poly1305 under the client part, metadata and project as associated data | 32 random bytes | nothing |
+//! | [version 1](Version::Cut), Proxed.AI's | prefix, head of the key, salt | tail of the key, the same salt | its characters |
+//!
+//! Both client parts end in a dot and [`Metadata`], so that a client need not know which it has. Version 1 is
+//! for migration: a changed character in a version 1 part goes unnoticed, unless it is in the salt, and what
+//! remains unknown may be little; [`lint`] tells how little.
+//!
+//! # What a client sends
+//!
+//! The client part in `x-ai-key`, or in `Authorization: Bearer <client part>.<device token>`, of which the
+//! gate takes the device token away ([`BearerToken`](crate::BearerToken)); the project in `x-project-id`, or
+//! [anywhere else](SplitKeyLayer::with_project). These headers are removed before the inner service.
+//!
+//! # In the memory
+//!
+//! What this module owns of a key is wiped when the request is over. The buffers in which an HTTP server
+//! received the client part, and in which an HTTP client sent the key, are not its to wipe.
+
+mod api_key;
+mod cut;
+mod error;
+#[cfg(not(target_arch = "wasm32"))]
+mod file_store;
+mod future;
+mod layer;
+mod limits;
+mod metadata;
+mod observer;
+mod parts;
+mod provider;
+mod random;
+mod record;
+mod rejection;
+mod sealed;
+mod service;
+mod splitter;
+mod store;
+mod suspicion;
+mod usage;
+
+#[cfg(not(target_arch = "wasm32"))]
+pub use self::file_store::FileKeyStore;
+pub use self::{
+    api_key::ApiKey,
+    cut::{CutLint, lint},
+    error::{SplitKeyError, SplitKeyErrorKind},
+    future::SplitKeyFuture,
+    layer::SplitKeyLayer,
+    limits::{Limit, Limits},
+    metadata::{Metadata, SplitId, Version},
+    observer::{KeyEvent, KeyObserver, KeyOutcome, SuspicionKind, SuspiciousUse, TracingKeyObserver},
+    parts::{ClientPart, MAX_KEY_LENGTH, ServerPart},
+    provider::{Provider, Providers},
+    record::{KeyRecord, KeyState},
+    rejection::{KeyRejection, KeyRejectionResponse},
+    service::SplitKey,
+    splitter::{Split, Splitter, retire, revoke},
+    store::{KeyStore, MemoryKeyStore, StoreError},
+    suspicion::Suspicion,
+    usage::UsageLog,
+};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,329 @@
+//! Who is told about the use of keys.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use tracing::{Level, event};
+
+use crate::{
+    clock::{Moment, SystemTime},
+    observer::{Chain, TARGET},
+    split_key::{KeyRejection, Limit, Metadata, SplitId, StoreError, Version},
+    token::TokenDigest,
+};
+
+/// Is told about every use of a key, and about uses that look suspicious.
+///
+/// Called on the task that serves the request: it must not block. A request that its client abandons while
+/// its key is looked up is not reported, and neither are CORS preflights. [`TracingKeyObserver`] is the default; to keep it beside another
+/// one, give the layer both: `with_observer((TracingKeyObserver, usage_log))`.
+#[diagnostic::on_unimplemented(note = "implement `used`")]
+pub trait KeyObserver: Send + Sync + 'static {
+    /// A request was given its key, or was refused it.
+    fn used(&self, event: &KeyEvent);
+
+    /// Something about the use of a key is suspicious. Default: nothing.
+    fn suspicious(&self, event: &SuspiciousUse) {
+        let _ = event;
+    }
+}
+
+/// Both are told, the left one first.
+impl<A: KeyObserver, B: KeyObserver> KeyObserver for (A, B) {
+    fn used(&self, event: &KeyEvent) {
+        self.0.used(event);
+        self.1.used(event);
+    }
+
+    fn suspicious(&self, event: &SuspiciousUse) {
+        self.0.suspicious(event);
+        self.1.suspicious(event);
+    }
+}
+
+impl<O: KeyObserver> KeyObserver for Arc<O> {
+    fn used(&self, event: &KeyEvent) {
+        O::used(self, event);
+    }
+
+    fn suspicious(&self, event: &SuspiciousUse) {
+        O::suspicious(self, event);
+    }
+}
+
+/// What came of the use of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum KeyOutcome {
+    /// The request reaches the inner service with the key.
+    Opened,
+    /// The same, with a key that retires soon: a client that has not moved to the new split yet.
+    OpenedRetiring,
+    /// No client part, or no project id.
+    Missing,
+    /// What cannot be a client part or a project id, or two different ones.
+    Malformed,
+    /// The store has no such split.
+    Unknown,
+    /// A client part that does not open this split.
+    Mismatch,
+    /// The right client part, but its key's time to retire has come.
+    Retired,
+    /// The right client part, but its key is revoked.
+    Revoked,
+    /// The right client part, used for what it may not be used for.
+    LimitNotMet(Limit),
+    /// The key is blocked for a while because its use is suspicious. Nothing was looked up.
+    #[non_exhaustive]
+    Blocked {
+        /// When it is released.
+        retry_after: Duration,
+    },
+    /// The store failed.
+    StoreFailed,
+    /// Nobody verified the device.
+    Unverified,
+}
+
+impl KeyOutcome {
+    /// `opened`, `opened_retiring`, `missing`, `malformed`, `unknown`, `mismatch`, `retired`, `revoked`,
+    /// `limit_not_met`, `blocked`, `store_failed` or `unverified`.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Opened => "opened",
+            Self::OpenedRetiring => "opened_retiring",
+            Self::Missing => "missing",
+            Self::Malformed => "malformed",
+            Self::Unknown => "unknown",
+            Self::Mismatch => "mismatch",
+            Self::Retired => "retired",
+            Self::Revoked => "revoked",
+            Self::LimitNotMet(_) => "limit_not_met",
+            Self::Blocked { .. } => "blocked",
+            Self::StoreFailed => "store_failed",
+            Self::Unverified => "unverified",
+        }
+    }
+
+    /// How the request is answered; `None` where it reaches the inner service.
+    #[must_use]
+    pub const fn rejection(&self) -> Option<KeyRejection> {
+        Some(match self {
+            Self::Opened | Self::OpenedRetiring => return None,
+            Self::Missing => KeyRejection::MissingKey,
+            Self::Malformed | Self::Unknown | Self::Mismatch | Self::Retired | Self::Revoked => {
+                KeyRejection::InvalidKey
+            }
+            Self::LimitNotMet(limit) => KeyRejection::LimitNotMet(*limit),
+            Self::Blocked { retry_after } => KeyRejection::Blocked { retry_after: *retry_after },
+            Self::StoreFailed => KeyRejection::Unavailable { retry_after: Duration::from_secs(5) },
+            Self::Unverified => KeyRejection::Unverified,
+        })
+    }
+}
+
+/// One use of a key.
+#[derive(Debug)]
+pub struct KeyEvent {
+    pub(super) project: Option<Arc<str>>,
+    pub(super) provider: Option<Arc<str>>,
+    pub(super) metadata: Option<Metadata>,
+    pub(super) device: Option<TokenDigest>,
+    pub(super) outcome: KeyOutcome,
+    pub(super) error: Option<StoreError>,
+    pub(super) started: Moment,
+}
+
+impl KeyEvent {
+    /// What came of it.
+    #[must_use]
+    pub const fn outcome(&self) -> KeyOutcome {
+        self.outcome
+    }
+
+    /// The project that the client names: 1 to 128 visible ASCII characters, and anything at all unless
+    /// [`provider`](Self::provider) is there. `None` where it names none.
+    #[must_use]
+    pub fn project(&self) -> Option<&str> {
+        self.project.as_deref()
+    }
+
+    /// The provider of the key; `None` where the store has no such split, or was not asked.
+    #[must_use]
+    pub fn provider(&self) -> Option<&str> {
+        self.provider.as_deref()
+    }
+
+    /// The split that the client names; `None` where it names none.
+    #[must_use]
+    pub fn split(&self) -> Option<SplitId> {
+        self.metadata.map(|metadata| metadata.split())
+    }
+
+    /// How the key is split, by what the client says; `None` where it says nothing.
+    #[must_use]
+    pub fn version(&self) -> Option<Version> {
+        self.metadata.map(|metadata| metadata.version())
+    }
+
+    /// The digest of the device token; `None` without a verified device.
+    #[must_use]
+    pub const fn device(&self) -> Option<TokenDigest> {
+        self.device
+    }
+
+    /// Why the store failed, for the operator's eyes.
+    #[must_use]
+    pub const fn error(&self) -> Option<&StoreError> {
+        self.error.as_ref()
+    }
+
+    /// When the request came.
+    #[must_use]
+    pub const fn at(&self) -> SystemTime {
+        self.started.wall
+    }
+
+    /// How long it took, up to now.
+    #[must_use]
+    pub fn latency(&self) -> Duration {
+        self.started.monotonic.elapsed()
+    }
+}
+
+/// What is suspicious.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SuspicionKind {
+    /// One client part was used with more device tokens than the threshold, within one window.
+    ManyDevices,
+    /// One split was refused more often than the threshold, within one window.
+    ManyRefusals,
+    /// The right client part of a retired key is in use. Once in a window.
+    RetiredPart,
+    /// The right client part of a revoked key is in use. Once in a window.
+    RevokedPart,
+}
+
+impl SuspicionKind {
+    /// `many_devices`, `many_refusals`, `retired_part` or `revoked_part`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ManyDevices => "many_devices",
+            Self::ManyRefusals => "many_refusals",
+            Self::RetiredPart => "retired_part",
+            Self::RevokedPart => "revoked_part",
+        }
+    }
+}
+
+/// A use of a key that is suspicious.
+#[derive(Clone, Debug)]
+pub struct SuspiciousUse {
+    pub(super) kind: SuspicionKind,
+    pub(super) project: Arc<str>,
+    pub(super) split: SplitId,
+    pub(super) device: Option<TokenDigest>,
+    pub(super) blocked_for: Option<Duration>,
+}
+
+impl SuspiciousUse {
+    /// What is suspicious about it.
+    #[must_use]
+    pub const fn kind(&self) -> SuspicionKind {
+        self.kind
+    }
+
+    /// The project that the client names.
+    #[must_use]
+    pub fn project(&self) -> &str {
+        &self.project
+    }
+
+    /// The split that the client names.
+    #[must_use]
+    pub const fn split(&self) -> SplitId {
+        self.split
+    }
+
+    /// The digest of the device token of the request that reached the threshold.
+    #[must_use]
+    pub const fn device(&self) -> Option<TokenDigest> {
+        self.device
+    }
+
+    /// For how long the split is blocked from now on; `None` if it is not.
+    #[must_use]
+    pub const fn blocked_for(&self) -> Option<Duration> {
+        self.blocked_for
+    }
+}
+
+/// The default observer: `tracing` events under the target `tower_devicecheck`.
+///
+/// | level | what |
+/// |---|---|
+/// | error | a request without a verified device |
+/// | warn | a failure of the store; everything suspicious |
+/// | info | a request that was given its key |
+/// | debug | every other refusal: the client's doing, and not to fill our logs with |
+///
+/// Fields: `outcome` or `suspicion`, `project`, `provider`, `split`, `version`, `device` (the digest of the
+/// device token), `latency_us` (microseconds), `blocked_s` (seconds), and `error` with its causes.
+#[derive(Clone, Copy, Debug, Default)]
+#[allow(clippy::exhaustive_structs, reason = "users name it beside an observer of their own")]
+pub struct TracingKeyObserver;
+
+impl KeyObserver for TracingKeyObserver {
+    fn used(&self, event: &KeyEvent) {
+        // A level is fixed at its call site, hence a macro.
+        macro_rules! used {
+            ($level:expr, $message:literal) => {
+                event!(
+                    target: TARGET,
+                    $level,
+                    outcome = event.outcome.as_str(),
+                    project = event.project(),
+                    provider = event.provider(),
+                    split = event.split().map(tracing::field::display),
+                    version = event.version().map(Version::number),
+                    device = event.device.map(tracing::field::display),
+                    error = event.error().map(|error| tracing::field::display(Chain(error))),
+                    latency_us = u64::try_from(event.latency().as_micros()).unwrap_or(u64::MAX),
+                    $message
+                )
+            };
+        }
+        match event.outcome {
+            KeyOutcome::Opened | KeyOutcome::OpenedRetiring => used!(Level::INFO, "key opened"),
+            KeyOutcome::StoreFailed => used!(Level::WARN, "key refused: the key store failed"),
+            KeyOutcome::Unverified => {
+                used!(
+                    Level::ERROR,
+                    "key refused: no verified device; is `DeviceCheckLayer` outside of `SplitKeyLayer`?"
+                );
+            }
+            _ => used!(Level::DEBUG, "key refused"),
+        }
+    }
+
+    fn suspicious(&self, event: &SuspiciousUse) {
+        event!(
+            target: TARGET,
+            Level::WARN,
+            suspicion = event.kind.as_str(),
+            project = event.project(),
+            split = %event.split,
+            device = event.device.map(tracing::field::display),
+            blocked_s = event.blocked_for.map(|time| time.as_secs()),
+            "suspicious use of a key"
+        );
+    }
+}
+
+impl fmt::Display for KeyOutcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}

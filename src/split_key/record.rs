@@ -1,0 +1,260 @@
+//! What a key store keeps of a split key.
+
+use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use web_time::UNIX_EPOCH;
+
+use crate::{
+    clock::{SystemTime, since_epoch},
+    split_key::{
+        Limits, Metadata, ServerPart, SplitId,
+        error::{SplitKeyError, SplitKeyErrorKind},
+        parts::is_visible,
+    },
+};
+
+/// The longest project id, in characters.
+pub(super) const MAX_PROJECT_LENGTH: usize = 128;
+
+/// Whether a key may be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum KeyState {
+    /// It may.
+    Active,
+    /// It may until a time, while clients move to another split.
+    #[non_exhaustive]
+    Retiring {
+        /// From then on, it is retired.
+        until: SystemTime,
+    },
+    /// It may not, and never will.
+    Revoked,
+}
+
+/// What the server keeps of one split key. It does not give the key away.
+///
+/// `Debug` shows everything but the server part. `Serialize` writes all of it, in the form that
+/// `FileKeyStore` has on disk. Cloning is cheap.
+#[derive(Clone, Debug)]
+pub struct KeyRecord {
+    project: Arc<str>,
+    provider: Arc<str>,
+    metadata: Metadata,
+    server_part: ServerPart,
+    state: KeyState,
+    limits: Arc<Limits>,
+    revision: u64,
+}
+
+impl KeyRecord {
+    /// An active record without limits, of a key that was split already. To split one, use
+    /// [`Splitter`](crate::split_key::Splitter).
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidProject`](SplitKeyErrorKind::InvalidProject) if the project id has not 1 to 128 visible ASCII
+    /// characters.
+    pub fn new(
+        project: &str,
+        provider: &str,
+        metadata: Metadata,
+        server_part: ServerPart,
+    ) -> Result<Self, SplitKeyError> {
+        Ok(Self {
+            project: project_id(project)?,
+            provider: provider.into(),
+            metadata,
+            server_part,
+            state: KeyState::Active,
+            limits: Arc::default(),
+            revision: 0,
+        })
+    }
+
+    /// The same with other limits.
+    #[must_use]
+    pub fn with_limits(mut self, limits: Limits) -> Self {
+        self.limits = Arc::new(limits);
+        self
+    }
+
+    /// The next revision, in this state. [`KeyStore::put`](crate::split_key::KeyStore::put) takes it if the
+    /// store still has this revision.
+    #[must_use]
+    pub fn changed_to(&self, state: KeyState) -> Self {
+        Self { state, revision: self.revision.saturating_add(1), ..self.clone() }
+    }
+
+    /// The project to which the key belongs.
+    #[must_use]
+    pub fn project(&self) -> &str {
+        &self.project
+    }
+
+    pub(super) const fn shared_project(&self) -> &Arc<str> {
+        &self.project
+    }
+
+    /// The name of the provider to which the key may be sent.
+    #[must_use]
+    pub fn provider(&self) -> &str {
+        &self.provider
+    }
+
+    pub(super) const fn shared_provider(&self) -> &Arc<str> {
+        &self.provider
+    }
+
+    /// Version, time of creation and split id, as the client part has them.
+    #[must_use]
+    pub const fn metadata(&self) -> Metadata {
+        self.metadata
+    }
+
+    /// The name of the split within its project.
+    #[must_use]
+    pub const fn split(&self) -> SplitId {
+        self.metadata.split()
+    }
+
+    /// The server's half of the key.
+    #[must_use]
+    pub const fn server_part(&self) -> &ServerPart {
+        &self.server_part
+    }
+
+    /// Whether the key may be used.
+    #[must_use]
+    pub const fn state(&self) -> KeyState {
+        self.state
+    }
+
+    /// What the key may be used for.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    pub(super) fn shared_limits(&self) -> Arc<Limits> {
+        Arc::clone(&self.limits)
+    }
+
+    /// How often the record was changed. Zero for a new one.
+    #[must_use]
+    pub const fn revision(&self) -> u64 {
+        self.revision
+    }
+}
+
+/// Checks a project id.
+pub(super) fn project_id(text: &str) -> Result<Arc<str>, SplitKeyError> {
+    if text.is_empty() || text.len() > MAX_PROJECT_LENGTH || !is_visible(text) {
+        return Err(SplitKeyErrorKind::InvalidProject.into());
+    }
+    Ok(text.into())
+}
+
+/// A record in JSON. A field that is not known is an error: it may be a limit with a slip of the pen.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Json<'a> {
+    #[serde(borrow)]
+    project: Cow<'a, str>,
+    #[serde(borrow)]
+    provider: Cow<'a, str>,
+    metadata: Cow<'a, str>,
+    // Borrowed, so that no copy of it stays behind.
+    #[serde(borrow)]
+    server_part: Cow<'a, str>,
+    state: JsonState,
+    #[serde(default)]
+    revision: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    allowed_paths: Option<Vec<String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    allowed_methods: Option<Vec<String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    expires_at_ms: Option<u64>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+enum JsonState {
+    Active,
+    Retiring { until_ms: u64 },
+    Revoked,
+}
+
+impl Serialize for KeyRecord {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let methods = self.limits.methods();
+        let json = Json {
+            project: Cow::Borrowed(&self.project),
+            provider: Cow::Borrowed(&self.provider),
+            metadata: Cow::Owned(self.metadata.to_string()),
+            server_part: Cow::Borrowed(self.server_part.expose()),
+            state: match self.state {
+                KeyState::Active => JsonState::Active,
+                KeyState::Retiring { until } => JsonState::Retiring { until_ms: to_millis(until) },
+                KeyState::Revoked => JsonState::Revoked,
+            },
+            revision: self.revision,
+            allowed_paths: self.limits.paths().map(<[_]>::to_vec),
+            allowed_methods: methods.map(|methods| methods.iter().map(ToString::to_string).collect()),
+            expires_at_ms: self.limits.expires_at().map(to_millis),
+        };
+        json.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for KeyRecord {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let json = Json::deserialize(deserializer)?;
+        let server_part = ServerPart::new(json.server_part.into_owned()).map_err(de::Error::custom)?;
+        let metadata = json.metadata.parse().map_err(de::Error::custom)?;
+        let record = Self::new(&json.project, &json.provider, metadata, server_part);
+        let mut limits = Limits::none();
+        if let Some(paths) = json.allowed_paths {
+            limits = limits.with_paths(paths);
+        }
+        if let Some(methods) = json.allowed_methods {
+            let methods: Result<Vec<_>, _> = methods.iter().map(|method| method.parse()).collect();
+            limits = limits.with_methods(methods.map_err(|_| de::Error::custom("not an HTTP method"))?);
+        }
+        if let Some(millis) = json.expires_at_ms {
+            limits = limits.with_expiry(from_millis(millis)?);
+        }
+        Ok(Self {
+            state: match json.state {
+                JsonState::Active => KeyState::Active,
+                JsonState::Retiring { until_ms } => KeyState::Retiring { until: from_millis(until_ms)? },
+                JsonState::Revoked => KeyState::Revoked,
+            },
+            revision: json.revision,
+            ..record.map_err(de::Error::custom)?.with_limits(limits)
+        })
+    }
+}
+
+fn to_millis(time: SystemTime) -> u64 {
+    u64::try_from(since_epoch(time).as_millis()).unwrap_or(u64::MAX)
+}
+
+fn from_millis<E: de::Error>(millis: u64) -> Result<SystemTime, E> {
+    UNIX_EPOCH
+        .checked_add(Duration::from_millis(millis))
+        .ok_or_else(|| E::custom("a time beyond what the clock can express"))
+}
+
+/// `active`, `retiring` or `revoked`.
+impl fmt::Display for KeyState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Active => "active",
+            Self::Retiring { .. } => "retiring",
+            Self::Revoked => "revoked",
+        })
+    }
+}

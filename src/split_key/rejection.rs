@@ -1,0 +1,196 @@
+//! Why a request was not given its key, and how that is answered.
+
+use std::{error::Error, fmt, time::Duration};
+
+use bytes::Bytes;
+use http::{Response, StatusCode, request};
+
+use crate::{problem::Problem, rejection::ProblemDetails, split_key::Limit};
+
+/// Why a request was not given its key. It is also in the extensions of the response.
+///
+/// | rejection | HTTP | gRPC | `Retry-After` |
+/// |---|---|---|---|
+/// | [`MissingKey`](Self::MissingKey) | 401 | 16 `UNAUTHENTICATED` | |
+/// | [`InvalidKey`](Self::InvalidKey) | 401 | 16 `UNAUTHENTICATED` | |
+/// | [`LimitNotMet`](Self::LimitNotMet) | 403 | 7 `PERMISSION_DENIED` | |
+/// | [`Blocked`](Self::Blocked) | 429 | 8 `RESOURCE_EXHAUSTED` | until the release |
+/// | [`Unavailable`](Self::Unavailable) | 503 | 14 `UNAVAILABLE` | 5 s |
+/// | [`Unverified`](Self::Unverified) | 500 | 13 `INTERNAL` | |
+///
+/// A 401 carries `WWW-Authenticate: SplitKey`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum KeyRejection {
+    /// The request holds no client part, or no project id.
+    MissingKey,
+    /// The client part opens no key that may be used: it is malformed, unknown, of another key or project,
+    /// retired or revoked. The response does not tell which. Nor does the work behind it, unless the client
+    /// part is malformed, which its sender can see without asking.
+    InvalidKey,
+    /// The client part is right, but the key may not be used for this request.
+    LimitNotMet(Limit),
+    /// The key is blocked for a while because its use is suspicious.
+    #[non_exhaustive]
+    Blocked {
+        /// When the client may come back.
+        retry_after: Duration,
+    },
+    /// The key store failed.
+    #[non_exhaustive]
+    Unavailable {
+        /// When the client may come back.
+        retry_after: Duration,
+    },
+    /// Nobody verified the device: there is no [`DeviceCheckLayer`](crate::DeviceCheckLayer) outside of this
+    /// layer, the route is exempt, or that layer only monitors. The operator must act.
+    Unverified,
+}
+
+/// The columns of the table.
+struct Row {
+    variant: &'static str,
+    code: &'static str,
+    title: &'static str,
+    status: StatusCode,
+    grpc_status: u8,
+}
+
+#[rustfmt::skip]
+const fn row(rejection: &KeyRejection) -> Row {
+    let (variant, code, title, status, grpc_status) = match rejection {
+        KeyRejection::MissingKey => ("MissingKey", "missing_key", "No key", StatusCode::UNAUTHORIZED, 16),
+        KeyRejection::InvalidKey => ("InvalidKey", "invalid_key", "Invalid key", StatusCode::UNAUTHORIZED, 16),
+        KeyRejection::LimitNotMet(_) => ("LimitNotMet", "limit_not_met", "Key not allowed here", StatusCode::FORBIDDEN, 7),
+        KeyRejection::Blocked { .. } => ("Blocked", "key_blocked", "Key blocked for a while", StatusCode::TOO_MANY_REQUESTS, 8),
+        KeyRejection::Unavailable { .. } => ("Unavailable", "keys_unavailable", "Keys unavailable", StatusCode::SERVICE_UNAVAILABLE, 14),
+        KeyRejection::Unverified => ("Unverified", "device_unverified", "Device not verified", StatusCode::INTERNAL_SERVER_ERROR, 13),
+    };
+    Row { variant, code, title, status, grpc_status }
+}
+
+impl KeyRejection {
+    /// A name for machines: `missing_key`, `invalid_key`, `limit_not_met`, `key_blocked`,
+    /// `keys_unavailable` or `device_unverified`.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        row(self).code
+    }
+
+    /// The HTTP status: 401, 403, 429, 503 or 500.
+    #[must_use]
+    pub const fn status(&self) -> StatusCode {
+        row(self).status
+    }
+
+    /// The gRPC status code: 16, 7, 8, 14 or 13.
+    #[must_use]
+    pub const fn grpc_status(&self) -> u8 {
+        row(self).grpc_status
+    }
+
+    /// When the client may come back, in whole seconds; `None` where waiting does not help.
+    #[must_use]
+    pub const fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Blocked { retry_after } | Self::Unavailable { retry_after } => Some(*retry_after),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for KeyRejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(row(self).title)
+    }
+}
+
+impl Error for KeyRejection {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::LimitNotMet(limit) => Some(limit),
+            _ => None,
+        }
+    }
+}
+
+/// Makes the response to a request that was not given its key. Implemented by [`ProblemDetails`] and
+/// closures `Fn(&KeyRejection, &request::Parts) -> Response<Bytes>`.
+#[diagnostic::on_unimplemented(
+    note = "use `ProblemDetails` or a closure `Fn(&KeyRejection, &request::Parts) -> Response<Bytes>`"
+)]
+pub trait KeyRejectionResponse: Send + Sync + 'static {
+    /// The response to one request. `head` is its head, without the credentials that were read from it.
+    fn response(&self, rejection: &KeyRejection, head: &request::Parts) -> Response<Bytes>;
+}
+
+impl<F> KeyRejectionResponse for F
+where
+    F: Fn(&KeyRejection, &request::Parts) -> Response<Bytes> + Send + Sync + 'static,
+{
+    fn response(&self, rejection: &KeyRejection, head: &request::Parts) -> Response<Bytes> {
+        self(rejection, head)
+    }
+}
+
+/// As for [`Rejection`](crate::Rejection): the `detail` says which limit is not met.
+impl KeyRejectionResponse for ProblemDetails {
+    fn response(&self, rejection: &KeyRejection, head: &request::Parts) -> Response<Bytes> {
+        let Row { variant, code, title, status, grpc_status } = row(rejection);
+        let problem = Problem {
+            page: "split_key/enum.KeyRejection.html",
+            variant,
+            code,
+            title,
+            detail: match rejection {
+                KeyRejection::LimitNotMet(limit) => Some(limit.as_str()),
+                _ => None,
+            },
+            status,
+            grpc_status,
+            challenge: "SplitKey",
+            retry_after: rejection.retry_after(),
+        };
+        problem.response(&head.headers)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{Request, header::CONTENT_TYPE};
+
+    use super::*;
+
+    #[test]
+    fn the_table() {
+        let retry_after = Duration::from_secs(7);
+        type Row = (KeyRejection, u16, u8, Option<&'static str>, &'static str);
+        let cases: &[Row] = &[
+            (KeyRejection::MissingKey, 401, 16, None, "missing_key"),
+            (KeyRejection::InvalidKey, 401, 16, None, "invalid_key"),
+            (KeyRejection::LimitNotMet(Limit::Path), 403, 7, None, "limit_not_met"),
+            (KeyRejection::Blocked { retry_after }, 429, 8, Some("7"), "key_blocked"),
+            (KeyRejection::Unavailable { retry_after }, 503, 14, Some("7"), "keys_unavailable"),
+            (KeyRejection::Unverified, 500, 13, None, "device_unverified"),
+        ];
+        for (rejection, status, grpc, retry_after, code) in cases {
+            let head = |content_type| {
+                let request = Request::builder().header(CONTENT_TYPE, content_type);
+                request.body(()).unwrap().into_parts().0
+            };
+            let response = ProblemDetails.response(rejection, &head("application/json"));
+            assert_eq!(response.status(), *status, "{code}");
+            let header = |name| response.headers().get(name).map(|value| value.to_str().unwrap());
+            assert_eq!(header("retry-after"), *retry_after, "{code}");
+            assert_eq!(header("www-authenticate"), (*status == 401).then_some("SplitKey"), "{code}");
+            let problem: serde_json::Value = serde_json::from_slice(response.body()).unwrap();
+            assert_eq!(problem["code"], *code);
+            assert_eq!(problem["title"], rejection.to_string(), "{code}");
+            assert_eq!(problem.get("detail").is_some(), rejection.source().is_some(), "{code}");
+
+            let response = ProblemDetails.response(rejection, &head("application/grpc"));
+            assert_eq!(response.status(), 200, "{code}");
+            assert_eq!(response.headers()["grpc-status"], grpc.to_string(), "{code}");
+        }
+    }
+}

@@ -1,0 +1,487 @@
+use std::{
+    convert::Infallible,
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use http::{HeaderMap, Method, StatusCode};
+use http_body_util::{BodyExt, Empty};
+use tower::{Layer, ServiceBuilder, ServiceExt, service_fn};
+
+use super::*;
+use crate::{
+    BearerToken, DeviceCheckLayer, DeviceToken, DeviceVerifier, Environment, Evidence, HeaderToken, Verdict,
+    VerifyError,
+    clock::SystemTime,
+    split_key::{
+        KeyObserver, KeyRecord, KeyRejection, KeyStore, Limit, MemoryKeyStore, Split, SplitId, SplitKeyLayer,
+        Splitter, StoreError, Suspicion, SuspicionKind, SuspiciousUse, UsageLog, tests::KEYS,
+    },
+};
+
+type Body = Empty<Bytes>;
+
+/// Says what it got.
+#[derive(Default)]
+struct Inner {
+    calls: AtomicUsize,
+    headers: Mutex<HeaderMap>,
+}
+
+/// Notes what happens.
+#[derive(Default)]
+struct Notes {
+    outcomes: Mutex<Vec<KeyOutcome>>,
+    suspicions: Mutex<Vec<(SuspicionKind, Option<Duration>)>>,
+}
+
+impl KeyObserver for Notes {
+    fn used(&self, event: &KeyEvent) {
+        self.outcomes.lock().unwrap().push(event.outcome());
+    }
+
+    fn suspicious(&self, event: &SuspiciousUse) {
+        let note = (event.kind(), event.blocked_for());
+        self.suspicions.lock().unwrap().push(note);
+    }
+}
+
+/// A store that can be broken.
+struct Fragile {
+    store: MemoryKeyStore,
+    gets: AtomicUsize,
+}
+
+impl KeyStore for Fragile {
+    async fn get(&self, project: &str, split: SplitId) -> Result<Option<KeyRecord>, StoreError> {
+        self.gets.fetch_add(1, Ordering::Relaxed);
+        if project == "down" {
+            return Err(StoreError::unavailable("pulled the plug"));
+        }
+        self.store.get(project, split).await
+    }
+
+    async fn put(&self, records: Vec<KeyRecord>) -> Result<(), StoreError> {
+        self.store.put(records).await
+    }
+
+    async fn list(&self) -> Result<Vec<KeyRecord>, StoreError> {
+        self.store.list().await
+    }
+}
+
+struct Fixture {
+    store: Arc<Fragile>,
+    notes: Arc<Notes>,
+    inner: Arc<Inner>,
+    layer: SplitKeyLayer,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let store = Arc::new(Fragile { store: MemoryKeyStore::new(), gets: AtomicUsize::new(0) });
+        let notes = Arc::new(Notes::default());
+        let layer = SplitKeyLayer::new(Arc::clone(&store)).with_observer(Arc::clone(&notes));
+        Self { store, notes, inner: Arc::default(), layer }
+    }
+
+    /// A key in a state and with limits.
+    async fn key(&self, state: KeyState, limits: Limits) -> Split {
+        let (provider, key) = KEYS[0];
+        let split = Splitter::new().issue(&self.store, "project", provider, key, limits).await.unwrap();
+        if state != KeyState::Active {
+            self.store.put(vec![split.record().changed_to(state)]).await.unwrap();
+        }
+        split
+    }
+
+    async fn send(&self, request: Request<Body>) -> Response<Bytes> {
+        let inner = Arc::clone(&self.inner);
+        let service = service_fn(move |request: Request<Body>| {
+            let inner = Arc::clone(&inner);
+            async move {
+                inner.calls.fetch_add(1, Ordering::Relaxed);
+                *inner.headers.lock().unwrap() = request.headers().clone();
+                let key = request.extensions().get::<ApiKey>();
+                let body = key.map_or_else(|| "no key".to_owned(), |key| key.expose().to_owned());
+                Ok::<_, Infallible>(Response::new(http_body_util::Full::from(body)))
+            }
+        });
+        let response = self.layer.layer(service).oneshot(request).await.unwrap();
+        let (head, body) = response.into_parts();
+        Response::from_parts(head, body.collect().await.unwrap().to_bytes())
+    }
+
+    fn outcome(&self) -> Option<KeyOutcome> {
+        self.notes.outcomes.lock().unwrap().pop()
+    }
+
+    fn suspicions(&self) -> Vec<(SuspicionKind, Option<Duration>)> {
+        std::mem::take(&mut self.notes.suspicions.lock().unwrap())
+    }
+}
+
+fn device(text: &str) -> VerifiedDevice {
+    let token: DeviceToken = text.parse().unwrap();
+    let digest = token.digest();
+    VerifiedDevice::new(token, digest, Environment::Production, Evidence::Apple, SystemTime::now())
+}
+
+fn request(headers: &[(&str, &str)]) -> Request<Body> {
+    let mut request = Request::post("/v1/chat").extension(device("AgAA"));
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    request.body(Body::new()).unwrap()
+}
+
+fn with(client_part: &str) -> Request<Body> {
+    request(&[("x-ai-key", client_part), ("x-project-id", "project")])
+}
+
+fn bearer(client_part: &str) -> String {
+    format!("Bearer {client_part}")
+}
+
+#[tokio::test]
+async fn where_credentials_are_found() {
+    let fixture = Fixture::new();
+    let split = fixture.key(KeyState::Active, Limits::none()).await;
+    let part = split.client_part().expose();
+    let other = fixture.key(KeyState::Active, Limits::none()).await;
+    let other = other.client_part().expose();
+    let project = ("x-project-id", "project");
+    type Row<'a> = (&'a str, Vec<(&'a str, &'a str)>, KeyOutcome);
+    let (key, authorization) = (("x-ai-key", part), &*bearer(part));
+    let other_bearer = &*bearer(other);
+    let cases: Vec<Row<'_>> = vec![
+        ("header", vec![key, project], KeyOutcome::Opened),
+        ("bearer", vec![("authorization", authorization), project], KeyOutcome::Opened),
+        ("both, the same", vec![key, ("authorization", authorization), project], KeyOutcome::Opened),
+        ("both, different", vec![key, ("authorization", other_bearer), project], KeyOutcome::Malformed),
+        ("repeated", vec![key, key, project], KeyOutcome::Malformed),
+        (
+            "repeated bearer",
+            vec![("authorization", authorization), ("authorization", authorization), project],
+            KeyOutcome::Malformed,
+        ),
+        ("two projects", vec![key, project, project], KeyOutcome::Malformed),
+        ("no project", vec![key], KeyOutcome::Missing),
+        ("an empty project", vec![key, ("x-project-id", "")], KeyOutcome::Malformed),
+        ("no client part", vec![project], KeyOutcome::Missing),
+        ("another scheme", vec![("authorization", "Basic x"), project], KeyOutcome::Missing),
+        ("nothing in it", vec![("x-ai-key", ""), project], KeyOutcome::Malformed),
+        ("no metadata", vec![("x-ai-key", "sk-whole-key"), project], KeyOutcome::Malformed),
+    ];
+    for (name, headers, outcome) in cases {
+        let calls = fixture.inner.calls.load(Ordering::Relaxed);
+        let response = fixture.send(request(&headers)).await;
+        assert_eq!(fixture.outcome(), Some(outcome), "{name}");
+        let opened = outcome == KeyOutcome::Opened;
+        assert_eq!(response.status() == StatusCode::OK, opened, "{name}");
+        let called = fixture.inner.calls.load(Ordering::Relaxed) - calls;
+        assert_eq!(called, usize::from(opened), "{name}");
+        if opened {
+            assert_eq!(*response.body(), KEYS[0].1, "{name}");
+            assert!(fixture.inner.headers.lock().unwrap().is_empty(), "{name}");
+        }
+    }
+
+    // A bearer token beside the header is the user's own.
+    let jwt = "Bearer eyJhbGciOiJub25lIn0.e30.c2ln";
+    fixture.send(request(&[key, ("authorization", jwt), project])).await;
+    assert_eq!(fixture.outcome(), Some(KeyOutcome::Opened));
+    assert_eq!(fixture.inner.headers.lock().unwrap()["authorization"], jwt);
+}
+
+#[tokio::test]
+async fn one_uniform_401() {
+    let fixture = Fixture::new();
+    let now = SystemTime::now();
+    let hour = Duration::from_secs(3600);
+    let active = fixture.key(KeyState::Active, Limits::none()).await;
+    let other = fixture.key(KeyState::Active, Limits::none()).await;
+    let retiring = fixture.key(KeyState::Retiring { until: now + hour }, Limits::none()).await;
+    let retired = fixture.key(KeyState::Retiring { until: now - hour }, Limits::none()).await;
+    let revoked = fixture.key(KeyState::Revoked, Limits::none()).await;
+    let (provider, key) = KEYS[0];
+    let unknown = Splitter::new().split("project", provider, key).unwrap();
+    let mixed = format!(
+        "{}.{}",
+        other.client_part().expose().split_once('.').unwrap().0,
+        active.client_part().metadata()
+    );
+    let text = |split: &Split| split.client_part().expose().to_owned();
+    let cases = [
+        ("active", text(&active), KeyOutcome::Opened),
+        ("retiring", text(&retiring), KeyOutcome::OpenedRetiring),
+        ("retired", text(&retired), KeyOutcome::Retired),
+        ("revoked", text(&revoked), KeyOutcome::Revoked),
+        ("unknown", text(&unknown), KeyOutcome::Unknown),
+        ("mixed", mixed, KeyOutcome::Mismatch),
+        ("malformed", "sk.x".to_owned(), KeyOutcome::Malformed),
+    ];
+    let mut bodies = Vec::new();
+    for (name, part, outcome) in cases {
+        let response = fixture.send(with(&part)).await;
+        assert_eq!(fixture.outcome(), Some(outcome), "{name}");
+        if response.status() == StatusCode::OK {
+            continue;
+        }
+        assert_eq!(response.status(), 401, "{name}");
+        assert_eq!(response.headers()["www-authenticate"], "SplitKey", "{name}");
+        assert_eq!(response.extensions().get(), Some(&KeyRejection::InvalidKey), "{name}");
+        let (head, body) = response.into_parts();
+        bodies.push((head.headers, body));
+    }
+    assert_eq!(bodies.len(), 5);
+    assert!(bodies.iter().all(|body| *body == bodies[0]));
+    let kinds = [SuspicionKind::RetiredPart, SuspicionKind::RevokedPart].map(|kind| (kind, None));
+    assert_eq!(fixture.suspicions(), kinds);
+}
+
+#[tokio::test]
+async fn other_rejections() {
+    let fixture = Fixture::new();
+    let limits = Limits::none().with_methods([Method::GET]);
+    let limited = fixture.key(KeyState::Active, limits).await;
+    let part = limited.client_part().expose();
+    let down = request(&[("x-ai-key", part), ("x-project-id", "down")]);
+    let mut unverified = with(part);
+    unverified.extensions_mut().remove::<VerifiedDevice>();
+    let cases = [
+        ("limit", with(part), 403, "limit_not_met", KeyOutcome::LimitNotMet(Limit::Method)),
+        ("store down", down, 503, "keys_unavailable", KeyOutcome::StoreFailed),
+        ("no device", unverified, 500, "device_unverified", KeyOutcome::Unverified),
+    ];
+    for (name, mut request, status, code, outcome) in cases {
+        // Nobody else's key is passed on.
+        request.extensions_mut().insert(opened(&limited));
+        let response = fixture.send(request).await;
+        assert_eq!(response.status(), status, "{name}");
+        let problem: serde_json::Value = serde_json::from_slice(response.body()).unwrap();
+        assert_eq!(problem["code"], code, "{name}");
+        assert_eq!(fixture.outcome(), Some(outcome), "{name}");
+        assert!(!String::from_utf8_lossy(response.body()).contains("plug"), "{name}");
+    }
+    assert_eq!(fixture.inner.calls.load(Ordering::Relaxed), 0);
+}
+
+fn opened(split: &Split) -> ApiKey {
+    Splitter::new().open(split.record(), split.client_part()).unwrap()
+}
+
+#[tokio::test]
+async fn switches() {
+    let mut fixture = Fixture::new();
+    let split = fixture.key(KeyState::Active, Limits::none()).await;
+    let part = split.client_part().expose();
+    fixture.layer = fixture
+        .layer
+        .clone()
+        .with_dangerous_unverified_devices(true)
+        .with_forwarded_credentials(true)
+        .add_key_header(HeaderName::from_static("x-api-key"))
+        .with_project(|head| head.uri.path().split('/').nth(3).map(ToOwned::to_owned));
+    let send = async |path: &str, headers: &[(&str, &str)]| {
+        let mut request = request(headers);
+        request.extensions_mut().remove::<VerifiedDevice>();
+        *request.uri_mut() = path.parse().unwrap();
+        fixture.send(request).await;
+        fixture.outcome()
+    };
+    let key = ("x-api-key", part);
+    assert_eq!(send("/v1/openai/project/chat", &[key]).await, Some(KeyOutcome::Opened));
+    assert!(fixture.inner.headers.lock().unwrap()["x-api-key"].is_sensitive());
+    let project = ("x-project-id", "project");
+    assert_eq!(send("/v1/openai/project/chat", &[key, project]).await, Some(KeyOutcome::Opened));
+    assert_eq!(send("/v1/openai/other/chat", &[key, project]).await, Some(KeyOutcome::Malformed));
+    assert_eq!(send("/v1", &[key, project]).await, Some(KeyOutcome::Opened));
+    assert_eq!(send("/v1", &[key]).await, Some(KeyOutcome::Missing));
+}
+
+#[tokio::test]
+async fn a_preflight_passes_without_a_key() {
+    let fixture = Fixture::new();
+    let split = fixture.key(KeyState::Active, Limits::none()).await;
+    let mut preflight = with(split.client_part().expose());
+    preflight.extensions_mut().insert(opened(&split));
+    *preflight.method_mut() = Method::OPTIONS;
+    let response = fixture.send(preflight).await;
+    assert_eq!(response.status(), StatusCode::OK, "a plain OPTIONS with a key");
+    assert_eq!(fixture.outcome(), Some(KeyOutcome::Opened));
+
+    let preflight = Request::options("/v1/chat")
+        .header("origin", "https://example.com")
+        .header("access-control-request-method", "POST")
+        .header("x-ai-key", split.client_part().expose())
+        .extension(opened(&split))
+        .body(Body::new());
+    let response = fixture.send(preflight.unwrap()).await;
+    assert_eq!(*response.body(), "no key");
+    assert!(!fixture.inner.headers.lock().unwrap().contains_key("x-ai-key"));
+    assert_eq!(fixture.outcome(), None);
+}
+
+/// Believes every token.
+struct Gullible;
+
+impl DeviceVerifier for Gullible {
+    async fn verify(&self, _: &DeviceToken, _: Environment) -> Result<Verdict, VerifyError> {
+        Ok(Verdict::Genuine)
+    }
+
+    fn scope(&self) -> &str {
+        "gullible"
+    }
+}
+
+#[tokio::test]
+async fn behind_the_gate_in_both_forms() {
+    let fixture = Fixture::new();
+    let gate = DeviceCheckLayer::new(Gullible)
+        .with_token_source(HeaderToken::new(HeaderName::from_static("x-device-token")))
+        .add_token_source(BearerToken::new());
+    let seen = |request: Request<Body>| async move {
+        let key = request.extensions().get::<ApiKey>().map(|key| key.expose().to_owned());
+        let headers = request.headers().len();
+        Ok::<_, Infallible>(Response::new(http_body_util::Full::from(format!(
+            "{} {headers}",
+            key.unwrap_or_default()
+        ))))
+    };
+    let service = ServiceBuilder::new().layer(gate).layer(fixture.layer.clone()).service(service_fn(seen));
+    // A client part of version 1 with dots in it, as API keys with dots have.
+    let dotted = format!("any.{}.key", "dots.".repeat(20));
+    let splitter = Splitter::new().with_version(Version::Cut);
+    let providers = crate::split_key::Providers::default().with(crate::split_key::Provider::new("any"));
+    let split = splitter
+        .with_providers(providers)
+        .issue(&fixture.store, "project", "any", &dotted, Limits::none())
+        .await
+        .unwrap();
+    let part = split.client_part().expose();
+    let bearer = format!("Bearer {part}.AgAA");
+    let cases: [&[(&str, &str)]; 2] = [
+        &[("x-ai-key", part), ("x-device-token", "AgAA"), ("x-project-id", "project")],
+        &[("authorization", &bearer), ("x-project-id", "project")],
+    ];
+    for headers in cases {
+        let mut request = request(headers);
+        request.extensions_mut().clear();
+        let response = service.clone().oneshot(request).await.unwrap();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(body, format!("{dotted} 0"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn blocking_and_release() {
+    let mut fixture = Fixture::new();
+    let minute = Duration::from_secs(60);
+    fixture.layer = fixture
+        .layer
+        .clone()
+        .with_suspicion(Suspicion::new().with_max_devices(2).with_max_refusals(3).with_blocking(minute));
+    let used = fixture.key(KeyState::Active, Limits::none()).await;
+    let quiet = fixture.key(KeyState::Active, Limits::none()).await;
+    let from = |split: &Split, token: &str| {
+        let mut request = with(split.client_part().expose());
+        request.extensions_mut().insert(device(token));
+        request
+    };
+    for token in ["AQAA", "AQAA", "AgAA", "AgAA"] {
+        assert_eq!(fixture.send(from(&used, token)).await.status(), 200);
+    }
+    assert!(fixture.suspicions().is_empty());
+    assert_eq!(fixture.send(from(&used, "AwAA")).await.status(), 200);
+    assert_eq!(fixture.suspicions(), [(SuspicionKind::ManyDevices, Some(minute))]);
+
+    tokio::time::advance(Duration::from_millis(500)).await;
+    let gets = fixture.store.gets.load(Ordering::Relaxed);
+    let response = fixture.send(from(&used, "AQAA")).await;
+    assert_eq!(response.status(), 429);
+    assert_eq!(response.headers()["retry-after"], "60");
+    assert_eq!(fixture.store.gets.load(Ordering::Relaxed), gets);
+    assert_eq!(fixture.send(from(&quiet, "AQAA")).await.status(), 200, "another split");
+    tokio::time::advance(minute).await;
+    assert_eq!(fixture.send(from(&used, "AQAA")).await.status(), 200, "released");
+    assert!(fixture.suspicions().is_empty());
+
+    // A split that the store does not have is blocked as well, so that this does not tell.
+    let (provider, key) = KEYS[0];
+    let unknown = Splitter::new().split("project", provider, key).unwrap();
+    for expected in [401, 401, 401, 401, 429] {
+        assert_eq!(fixture.send(from(&unknown, "AQAA")).await.status(), expected);
+    }
+    assert_eq!(fixture.suspicions(), [(SuspicionKind::ManyRefusals, Some(minute))]);
+    tokio::time::advance(minute).await;
+    assert_eq!(fixture.send(from(&unknown, "AQAA")).await.status(), 401);
+}
+
+#[tokio::test]
+async fn suspicion_alone_blocks_nothing() {
+    let mut fixture = Fixture::new();
+    fixture.layer = fixture.layer.clone().with_suspicion(Suspicion::new().with_max_refusals(0));
+    let (provider, key) = KEYS[0];
+    let unknown = Splitter::new().split("project", provider, key).unwrap();
+    for _ in 0..5 {
+        assert_eq!(fixture.send(with(unknown.client_part().expose())).await.status(), 401);
+    }
+    // Once in a window.
+    assert_eq!(fixture.suspicions(), [(SuspicionKind::ManyRefusals, None)]);
+}
+
+#[tokio::test]
+async fn usage() {
+    let mut fixture = Fixture::new();
+    let log = Arc::new(UsageLog::with_capacity(1));
+    fixture.layer = fixture.layer.clone().with_observer(Arc::clone(&log));
+    let limits = Limits::none().with_paths(["/v1/chat"]);
+    let split = fixture.key(KeyState::Active, limits).await;
+    let part = split.client_part().expose();
+    fixture.send(with(part)).await;
+    fixture.send(with(part)).await;
+    let mut elsewhere = with(part);
+    *elsewhere.uri_mut() = "/v1/files".parse().unwrap();
+    fixture.send(elsewhere).await;
+    fixture.send(request(&[])).await;
+    let usage: serde_json::Value = serde_json::from_str(&log.to_json()).unwrap();
+    let entry = &usage["entries"][0];
+    assert_eq!(entry["project"], "project");
+    assert_eq!(entry["split"], split.record().split().to_string());
+    assert_eq!(entry["provider"], "openai");
+    assert_eq!(entry["version"], 2);
+    assert_eq!(entry["opened"], 2);
+    assert_eq!(entry["limited"], 1);
+    assert_eq!(entry["refused"], 0);
+    assert!(entry["last_used"].as_u64().unwrap() > 0);
+    assert_eq!(usage["unattributed"], 1);
+
+    let other = fixture.key(KeyState::Active, Limits::none()).await;
+    fixture.send(with(other.client_part().expose())).await;
+    let usage: serde_json::Value = serde_json::from_str(&log.to_json()).unwrap();
+    assert_eq!(usage["entries"].as_array().unwrap().len(), 1);
+    let opened = usage["entries"][0]["opened"].as_u64().unwrap();
+    assert_eq!(opened + usage["dropped"].as_u64().unwrap(), 4);
+}
+
+#[tokio::test]
+async fn a_slow_store_holds_no_readiness() {
+    let fixture = Fixture::new();
+    let split = fixture.key(KeyState::Active, Limits::none()).await;
+    let limited = ServiceBuilder::new()
+        .layer(fixture.layer.clone())
+        .concurrency_limit(1)
+        .service_fn(|_: Request<Body>| async { Ok::<_, Infallible>(Response::new(Body::new())) });
+    // Two at once, where the inner service takes one.
+    let mut one = limited.clone();
+    let first = one.ready().await.unwrap().call(with(split.client_part().expose()));
+    let mut other = limited.clone();
+    let second = other.ready().await.unwrap().call(with(split.client_part().expose()));
+    assert_eq!(second.await.unwrap().status(), 200);
+    assert_eq!(first.await.unwrap().status(), 200);
+}

@@ -1,0 +1,290 @@
+//! Splitting, opening and managing keys.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{
+    clock::SystemTime,
+    split_key::{
+        ApiKey, ClientPart, KeyRecord, KeyState, KeyStore, Limits, Metadata, Providers, SplitId, Version,
+        cut,
+        error::{SplitKeyError, SplitKeyErrorKind},
+        random::{OsRandom, Random},
+        record::project_id,
+        sealed,
+    },
+};
+
+/// How often an operation begins anew when another one changed the same record meanwhile.
+const ATTEMPTS: usize = 8;
+
+/// Splits API keys, and manages them in a store.
+///
+/// ```
+/// use std::{sync::Arc, time::Duration};
+/// use tower_devicecheck::split_key::{KeyStore, Limits, MemoryKeyStore, SplitKeyError, Splitter, revoke};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), SplitKeyError> {
+/// let store = MemoryKeyStore::new();
+/// let splitter = Splitter::new();
+/// let key = "sk-proj-not-a-real-key";
+/// let first = splitter.issue(&store, "my-app", "openai", key, Limits::none()).await?;
+/// println!("{}", first.client_part().expose()); // into the app
+///
+/// // Both work for two weeks.
+/// let overlap = Duration::from_secs(14 * 24 * 60 * 60);
+/// let second = splitter.rotate(&store, "my-app", first.record().split(), key, overlap).await?;
+/// revoke(&store, "my-app", first.record().split()).await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug, Default)]
+#[must_use]
+pub struct Splitter {
+    providers: Providers,
+    version: Version,
+}
+
+/// A key that was split: what the server keeps, and what the client gets.
+#[derive(Clone, Debug)]
+pub struct Split {
+    record: KeyRecord,
+    client_part: ClientPart,
+}
+
+impl Split {
+    /// What the server keeps.
+    #[must_use]
+    pub const fn record(&self) -> &KeyRecord {
+        &self.record
+    }
+
+    /// What the client gets. It is nowhere else: neither the record nor the store can bring it back.
+    #[must_use]
+    pub const fn client_part(&self) -> &ClientPart {
+        &self.client_part
+    }
+}
+
+impl Splitter {
+    /// Version 2 for keys of the default [`Providers`].
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Knows these providers. Default: [`Providers::default`].
+    pub fn with_providers(mut self, providers: Providers) -> Self {
+        self.providers = providers;
+        self
+    }
+
+    /// Splits in this way. Default: [`Version::Sealed`].
+    pub const fn with_version(mut self, version: Version) -> Self {
+        self.version = version;
+        self
+    }
+
+    /// Splits a key, and stores nothing. The record has no limits.
+    ///
+    /// # Errors
+    ///
+    /// If the project id, the provider or the key is not right, if the key is too short to be cut (version
+    /// 1), or if there is no randomness.
+    pub fn split(&self, project: &str, provider: &str, api_key: &str) -> Result<Split, SplitKeyError> {
+        self.split_at(project, provider, api_key, SystemTime::now(), &mut OsRandom)
+    }
+
+    pub(super) fn split_at(
+        &self,
+        project: &str,
+        provider: &str,
+        api_key: &str,
+        now: SystemTime,
+        random: &mut dyn Random,
+    ) -> Result<Split, SplitKeyError> {
+        let project = project_id(project)?;
+        let provider = self.providers.find(provider)?;
+        provider.prefix_length(api_key)?;
+        let metadata = Metadata::new(self.version, now, SplitId::new(random.next_u32()?));
+        let (server_part, client_part) = match self.version {
+            Version::Cut => cut::cut(api_key, provider, metadata, random)?,
+            Version::Sealed => sealed::seal(api_key, &project, metadata, random)?,
+        };
+        Ok(Split {
+            record: KeyRecord::new(&project, &provider.shared_name(), metadata, server_part)?,
+            client_part,
+        })
+    }
+
+    /// Puts the key together, whatever the record's state and limits.
+    ///
+    /// # Errors
+    ///
+    /// [`NotOpened`](SplitKeyErrorKind::NotOpened) if the parts do not belong together.
+    pub fn open(&self, record: &KeyRecord, client_part: &ClientPart) -> Result<ApiKey, SplitKeyError> {
+        open(&self.providers, record, client_part)
+    }
+
+    /// Splits a key and puts the record into the store.
+    ///
+    /// # Errors
+    ///
+    /// As for [`split`](Self::split), or if the store fails.
+    pub async fn issue(
+        &self,
+        store: &impl KeyStore,
+        project: &str,
+        provider: &str,
+        api_key: &str,
+        limits: Limits,
+    ) -> Result<Split, SplitKeyError> {
+        retried(async || {
+            let split = self.split(project, provider, api_key)?.limited(limits.clone());
+            store.put(vec![split.record.clone()]).await?;
+            Ok(split)
+        })
+        .await
+    }
+
+    /// Issues a new split with the provider and limits of an old one, for the same API key or another, and
+    /// lets the old one retire: from now on both work, after `overlap` only the new one. One that retires
+    /// earlier already, or is revoked, remains so.
+    ///
+    /// The store alone does not have the old API key. Whoever has its client part gets it by
+    /// [`open`](Self::open).
+    ///
+    /// # Errors
+    ///
+    /// [`NotFound`](SplitKeyErrorKind::NotFound) if there is no old one; otherwise as for
+    /// [`issue`](Self::issue). Then the old one is as it was.
+    pub async fn rotate(
+        &self,
+        store: &impl KeyStore,
+        project: &str,
+        split: SplitId,
+        api_key: &str,
+        overlap: Duration,
+    ) -> Result<Split, SplitKeyError> {
+        retried(async || {
+            let old = find(store, project, split).await?;
+            let new = self.split(project, old.provider(), api_key)?.limited(old.limits().clone());
+            let mut changes = vec![new.record.clone()];
+            let until = SystemTime::now().checked_add(overlap);
+            changes.extend(until.and_then(|until| retiring(&old, until)));
+            store.put(changes).await?;
+            Ok(new)
+        })
+        .await
+    }
+}
+
+impl Split {
+    fn limited(mut self, limits: Limits) -> Self {
+        self.record = self.record.with_limits(limits);
+        self
+    }
+}
+
+/// Lets a key be used until then, which may be later than what was said before.
+///
+/// # Errors
+///
+/// [`NotFound`](SplitKeyErrorKind::NotFound) if there is no such key, [`Revoked`](SplitKeyErrorKind::Revoked)
+/// if it is revoked, or if the store fails.
+pub async fn retire(
+    store: &impl KeyStore,
+    project: &str,
+    split: SplitId,
+    until: SystemTime,
+) -> Result<KeyRecord, SplitKeyError> {
+    change(store, project, split, |state| match state {
+        KeyState::Revoked => Err(SplitKeyErrorKind::Revoked.into()),
+        _ => Ok(KeyState::Retiring { until }),
+    })
+    .await
+}
+
+/// Lets a key be used no more. To revoke one again changes nothing.
+///
+/// # Errors
+///
+/// [`NotFound`](SplitKeyErrorKind::NotFound) if there is no such key, or if the store fails.
+pub async fn revoke(
+    store: &impl KeyStore,
+    project: &str,
+    split: SplitId,
+) -> Result<KeyRecord, SplitKeyError> {
+    change(store, project, split, |_| Ok(KeyState::Revoked)).await
+}
+
+async fn change(
+    store: &impl KeyStore,
+    project: &str,
+    split: SplitId,
+    next: impl Fn(KeyState) -> Result<KeyState, SplitKeyError>,
+) -> Result<KeyRecord, SplitKeyError> {
+    retried(async || {
+        let record = find(store, project, split).await?;
+        let state = next(record.state())?;
+        if state == record.state() {
+            return Ok(record);
+        }
+        let record = record.changed_to(state);
+        store.put(vec![record.clone()]).await?;
+        Ok(record)
+    })
+    .await
+}
+
+/// The change that lets a record retire, if it is one.
+fn retiring(record: &KeyRecord, until: SystemTime) -> Option<KeyRecord> {
+    match record.state() {
+        KeyState::Active => Some(record.changed_to(KeyState::Retiring { until })),
+        KeyState::Retiring { until: earlier } if earlier > until => {
+            Some(record.changed_to(KeyState::Retiring { until }))
+        }
+        KeyState::Retiring { .. } | KeyState::Revoked => None,
+    }
+}
+
+async fn find(store: &impl KeyStore, project: &str, split: SplitId) -> Result<KeyRecord, SplitKeyError> {
+    let found = store.get(project, split).await?;
+    found.ok_or(SplitKeyErrorKind::NotFound.into())
+}
+
+/// Runs an operation anew as long as others get in its way.
+async fn retried<T>(operation: impl AsyncFn() -> Result<T, SplitKeyError>) -> Result<T, SplitKeyError> {
+    let mut attempts = ATTEMPTS;
+    loop {
+        attempts -= 1;
+        match operation().await {
+            Err(error) if error.kind() == SplitKeyErrorKind::Conflict && attempts > 0 => {}
+            result => return result,
+        }
+    }
+}
+
+/// Puts a key together.
+pub(super) fn open(
+    providers: &Providers,
+    record: &KeyRecord,
+    client_part: &ClientPart,
+) -> Result<ApiKey, SplitKeyError> {
+    let key = match client_part.metadata().version() {
+        Version::Cut => {
+            let provider = providers.get(record.provider());
+            cut::join(record.server_part(), client_part, provider)
+        }
+        Version::Sealed => sealed::open(record.server_part(), client_part, record.project()),
+    };
+    // After the attempt, so that the time does not tell.
+    if client_part.metadata() != record.metadata() {
+        return Err(SplitKeyErrorKind::NotOpened.into());
+    }
+    ApiKey::new(
+        key?,
+        Arc::clone(record.shared_project()),
+        Arc::clone(record.shared_provider()),
+        record.metadata(),
+    )
+}

@@ -1,0 +1,229 @@
+//! Where records are kept.
+
+use std::{
+    collections::BTreeMap,
+    error::Error,
+    fmt,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use futures_util::future::BoxFuture;
+
+use crate::{
+    BoxError,
+    split_key::{KeyRecord, SplitId},
+};
+
+/// Keeps the server's halves of split keys. [`MemoryKeyStore`] and `FileKeyStore` are in this crate.
+///
+/// ```
+/// use tower_devicecheck::split_key::{KeyRecord, KeyStore, MemoryKeyStore, SplitId, StoreError};
+///
+/// /// Keys that nobody can change.
+/// struct Frozen(MemoryKeyStore);
+///
+/// impl KeyStore for Frozen {
+///     async fn get(&self, project: &str, split: SplitId) -> Result<Option<KeyRecord>, StoreError> {
+///         self.0.get(project, split).await
+///     }
+///
+///     async fn put(&self, _: Vec<KeyRecord>) -> Result<(), StoreError> {
+///         Err(StoreError::unavailable("these keys do not change"))
+///     }
+///
+///     async fn list(&self) -> Result<Vec<KeyRecord>, StoreError> {
+///         self.0.list().await
+///     }
+/// }
+/// ```
+#[diagnostic::on_unimplemented(
+    note = "use `FileKeyStore` or `MemoryKeyStore`, or implement `get`, `put`, `list`"
+)]
+pub trait KeyStore: Send + Sync + 'static {
+    /// The record of a split. `project` and `split` come from the client and may be anything.
+    ///
+    /// Asked once for every request; it must end by itself, for the layer sets no deadline. When the client
+    /// goes away, the future is dropped.
+    ///
+    /// # Errors
+    ///
+    /// If the store cannot say. The request is answered with
+    /// [`Unavailable`](crate::split_key::KeyRejection::Unavailable).
+    fn get(
+        &self,
+        project: &str,
+        split: SplitId,
+    ) -> impl Future<Output = Result<Option<KeyRecord>, StoreError>> + Send;
+
+    /// Writes all of these records or none, whatever happens meanwhile.
+    ///
+    /// A record of revision 0 must be new to the store; one of revision `n` takes the place of revision
+    /// `n - 1` of the same project and split. If the future is dropped, the records are written or not.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::conflict`] if the store has another revision of one of them; any other error if the
+    /// store failed.
+    fn put(&self, records: Vec<KeyRecord>) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Every record, in any order. For operators, not on the way of requests.
+    ///
+    /// # Errors
+    ///
+    /// If the store cannot say.
+    fn list(&self) -> impl Future<Output = Result<Vec<KeyRecord>, StoreError>> + Send;
+}
+
+impl<K: KeyStore> KeyStore for Arc<K> {
+    fn get(
+        &self,
+        project: &str,
+        split: SplitId,
+    ) -> impl Future<Output = Result<Option<KeyRecord>, StoreError>> + Send {
+        K::get(self, project, split)
+    }
+
+    fn put(&self, records: Vec<KeyRecord>) -> impl Future<Output = Result<(), StoreError>> + Send {
+        K::put(self, records)
+    }
+
+    fn list(&self) -> impl Future<Output = Result<Vec<KeyRecord>, StoreError>> + Send {
+        K::list(self)
+    }
+}
+
+/// What the layer needs of a [`KeyStore`], as a trait object.
+pub(super) trait ErasedKeyStore: Send + Sync {
+    fn get<'a>(
+        &'a self,
+        project: &'a str,
+        split: SplitId,
+    ) -> BoxFuture<'a, Result<Option<KeyRecord>, StoreError>>;
+}
+
+impl<K: KeyStore> ErasedKeyStore for K {
+    fn get<'a>(
+        &'a self,
+        project: &'a str,
+        split: SplitId,
+    ) -> BoxFuture<'a, Result<Option<KeyRecord>, StoreError>> {
+        Box::pin(KeyStore::get(self, project, split))
+    }
+}
+
+/// A key store failed, or has another revision than the one to be replaced.
+#[derive(Debug)]
+pub struct StoreError {
+    conflict: bool,
+    source: BoxError,
+}
+
+impl StoreError {
+    /// The store cannot say or cannot keep. The cause must hold no secret: it is logged.
+    pub fn unavailable(source: impl Into<BoxError>) -> Self {
+        Self { conflict: false, source: source.into() }
+    }
+
+    /// The store has another revision of a record than the one that was to be replaced.
+    #[must_use]
+    pub fn conflict() -> Self {
+        Self { conflict: true, source: "another revision".into() }
+    }
+
+    /// Whether it was a [`conflict`](Self::conflict).
+    #[must_use]
+    pub const fn is_conflict(&self) -> bool {
+        self.conflict
+    }
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.conflict {
+            "the key store has another revision of the record"
+        } else {
+            "the key store failed"
+        })
+    }
+}
+
+impl Error for StoreError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&*self.source)
+    }
+}
+
+/// Records by project and split.
+#[derive(Clone, Default)]
+pub(super) struct Records(BTreeMap<Arc<str>, BTreeMap<SplitId, KeyRecord>>);
+
+impl Records {
+    pub(super) fn get(&self, project: &str, split: SplitId) -> Option<&KeyRecord> {
+        self.0.get(project)?.get(&split)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &KeyRecord> {
+        self.0.values().flat_map(BTreeMap::values)
+    }
+
+    /// Adds a record as it is. `None` if there is one of the same project and split.
+    pub(super) fn add(&mut self, record: KeyRecord) -> Option<()> {
+        let project = self.0.entry(Arc::clone(record.shared_project())).or_default();
+        project.insert(record.split(), record).is_none().then_some(())
+    }
+
+    /// [`KeyStore::put`]. On a conflict nothing is changed.
+    pub(super) fn put(&mut self, records: Vec<KeyRecord>) -> Result<(), StoreError> {
+        let mut changed = self.clone();
+        for record in records {
+            let present = changed.get(record.project(), record.split());
+            let next = match present {
+                Some(present) => present.revision().checked_add(1),
+                None => Some(0),
+            };
+            if next != Some(record.revision()) {
+                return Err(StoreError::conflict());
+            }
+            let project = changed.0.entry(Arc::clone(record.shared_project())).or_default();
+            project.insert(record.split(), record);
+        }
+        *self = changed;
+        Ok(())
+    }
+}
+
+/// Records in the memory of this process, gone with it. For tests, and for keys that come from elsewhere at
+/// each start.
+#[derive(Default)]
+pub struct MemoryKeyStore(RwLock<Records>);
+
+impl MemoryKeyStore {
+    /// No records yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl KeyStore for MemoryKeyStore {
+    async fn get(&self, project: &str, split: SplitId) -> Result<Option<KeyRecord>, StoreError> {
+        let records = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        Ok(records.get(project, split).cloned())
+    }
+
+    async fn put(&self, records: Vec<KeyRecord>) -> Result<(), StoreError> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).put(records)
+    }
+
+    async fn list(&self) -> Result<Vec<KeyRecord>, StoreError> {
+        let records = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        Ok(records.iter().cloned().collect())
+    }
+}
+
+impl fmt::Debug for MemoryKeyStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let records = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        f.debug_struct("MemoryKeyStore").field("records", &records.iter().count()).finish()
+    }
+}

@@ -1,0 +1,137 @@
+//! The real client over real sockets: crowds and outages. That answers come in time is tested where time
+//! stands still, with the other verdicts.
+
+use std::time::Duration;
+
+use futures::future::{join_all, poll_immediate};
+use http::{StatusCode, header::RETRY_AFTER};
+use tower_devicecheck::{
+    AppleClient, DeviceCheckLayer, Environment, Evidence, ReqwestTransport,
+    testing::{FakeApple, FakeAppleServer, Reply},
+};
+
+use crate::support::App;
+
+async fn start() -> (FakeAppleServer, App) {
+    let fake = FakeApple::new();
+    let server = fake.serve().await.unwrap();
+    let client = AppleClient::builder(fake.credentials())
+        .base_url(Environment::Production, server.production_url())
+        .base_url(Environment::Development, server.development_url())
+        .build()
+        .unwrap();
+    let app = App::new(&DeviceCheckLayer::new(client));
+    (server, app)
+}
+
+#[tokio::test]
+async fn five_hundred_requests_with_one_new_token_make_one_call() {
+    let (server, app) = start().await;
+    let apple = server.apple();
+    let token = apple.genuine_token(Environment::Production);
+    apple.script(Reply::normal().delay(Duration::from_millis(50)));
+    let statuses = join_all((0..500).map(|_| app.status(&token))).await;
+    assert!(statuses.iter().all(|status| *status == StatusCode::OK));
+    assert_eq!((apple.calls(), server.connections(), app.inner.calls()), (1, 1, 500));
+}
+
+#[tokio::test]
+async fn a_thousand_tokens_at_once_make_one_provider_token() {
+    let (server, app) = start().await;
+    let apple = server.apple();
+    let tokens: Vec<_> = (0..1_000).map(|_| apple.genuine_token(Environment::Production)).collect();
+    let statuses = join_all(tokens.iter().map(|token| app.status(token))).await;
+    assert!(statuses.iter().all(|status| *status == StatusCode::OK), "{statuses:?}");
+    assert_eq!((apple.calls(), apple.provider_tokens()), (1_000, 1));
+}
+
+#[tokio::test]
+async fn five_hundred_tokens_at_once_share_a_connection_where_the_server_speaks_http2() {
+    let fake = FakeApple::new();
+    let server = fake.serve().await.unwrap();
+    let client = AppleClient::builder(fake.credentials())
+        .base_url(Environment::Production, server.production_url())
+        .transport(ReqwestTransport::http2_prior_knowledge().unwrap())
+        .build()
+        .unwrap();
+    let app = App::new(&DeviceCheckLayer::new(client));
+    let tokens: Vec<_> = (0..500).map(|_| fake.genuine_token(Environment::Production)).collect();
+    let statuses = join_all(tokens.iter().map(|token| app.status(token))).await;
+    assert!(statuses.iter().all(|status| *status == StatusCode::OK), "{statuses:?}");
+    assert_eq!((fake.calls(), server.connections(), fake.provider_tokens()), (500, 1, 1));
+}
+
+#[tokio::test]
+async fn a_crowd_waits_for_the_first_answer_before_it_opens_connections() {
+    let (server, app) = start().await;
+    let apple = server.apple();
+    apple.always(Reply::hang());
+    let tokens: Vec<_> = (0..50).map(|_| apple.genuine_token(Environment::Production)).collect();
+    let mut crowd: Vec<_> = tokens.iter().map(|token| Box::pin(app.status(token))).collect();
+    while apple.calls() == 0 {
+        for request in &mut crowd {
+            assert!(poll_immediate(request).await.is_none());
+        }
+        tokio::task::yield_now().await;
+    }
+    assert_eq!((apple.calls(), server.connections()), (1, 1));
+    drop(crowd);
+
+    apple.clear();
+    let statuses = join_all(tokens.iter().map(|token| app.status(token))).await;
+    assert!(statuses.iter().all(|status| *status == StatusCode::OK), "{statuses:?}");
+    assert_eq!(apple.calls(), 51);
+}
+
+#[tokio::test]
+async fn an_outage_is_503_in_time_and_service_returns_by_itself() {
+    let (server, app) = start().await;
+    let apple = server.apple();
+    let remembered = apple.genuine_token(Environment::Production);
+    assert_eq!(app.status(&remembered).await, StatusCode::OK);
+
+    let replies = [
+        ("500", Reply::status(500)),
+        ("503", Reply::status(503)),
+        ("reset", Reply::reset()),
+        ("hang", Reply::hang()),
+        ("rubbish", Reply::status(400).body("\u{0}\u{1}rubbish")),
+        ("truncated", Reply::truncated()),
+        ("oversized", Reply::oversized(1 << 20)),
+    ];
+    for (name, reply) in replies {
+        apple.always(reply);
+        let asked = apple.calls();
+        let tokens: Vec<_> = (0..10).map(|_| apple.genuine_token(Environment::Production)).collect();
+        for response in join_all(tokens.iter().map(|token| app.get(token))).await {
+            assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE, "{name}");
+            assert!(response.headers().contains_key(RETRY_AFTER), "{name}");
+        }
+        assert!((10..=20).contains(&(apple.calls() - asked)), "{name}: at most one retry each");
+
+        assert_eq!(app.status(&remembered).await, StatusCode::OK, "{name}: what is remembered is served");
+        assert_eq!(app.evidence(), Evidence::Cache, "{name}");
+
+        apple.clear();
+        assert_eq!(app.status(&tokens[0]).await, StatusCode::OK, "{name}: back by itself");
+    }
+}
+
+#[tokio::test]
+async fn the_plug_is_pulled_and_put_back() {
+    let (mut server, app) = start().await;
+    let apple = server.apple().clone();
+    let (before, after) =
+        (apple.genuine_token(Environment::Production), apple.genuine_token(Environment::Production));
+    assert_eq!(app.status(&before).await, StatusCode::OK);
+
+    server.stop().await;
+    let response = app.get(&after).await;
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(app.status(&before).await, StatusCode::OK);
+    assert_eq!(apple.calls(), 1);
+
+    server.restart().await.unwrap();
+    assert_eq!(app.status(&after).await, StatusCode::OK);
+    assert_eq!(apple.calls(), 2);
+}
