@@ -214,6 +214,6 @@ impl From<BitsError> for Failure {
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let (head, ()) = Request::new(()).into_parts();
-        ProblemDetails::default().response(&self.0, &head).map(Body::from)
+        ProblemDetails.response(&self.0, &head).map(Body::from)
     }
 }

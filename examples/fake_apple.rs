@@ -26,7 +26,7 @@ use serde::Deserialize;
 use shared::variable;
 use tokio::net::{TcpListener, lookup_host};
 use tower_devicecheck::{
-    BoxError, Credentials, Environment,
+    BoxError, Credentials, Environment, UnknownEnvironment,
     testing::{FakeApple, Reply, keys::PrivateKey},
 };
 
@@ -150,8 +150,8 @@ pub(crate) fn app(apple: FakeApple) -> Router {
 
 type BadOrder = (StatusCode, String);
 
-fn bad_order(reason: impl ToString) -> BadOrder {
-    (StatusCode::BAD_REQUEST, reason.to_string())
+fn bad_order(reason: impl Into<String>) -> BadOrder {
+    (StatusCode::BAD_REQUEST, reason.into())
 }
 
 #[derive(Deserialize)]
@@ -164,7 +164,7 @@ struct NewToken {
 async fn token(State(apple): State<FakeApple>, Query(order): Query<NewToken>) -> Result<String, BadOrder> {
     let environment = match order.environment {
         None => Environment::Production,
-        Some(name) => name.parse().map_err(bad_order)?,
+        Some(name) => name.parse().map_err(|error: UnknownEnvironment| bad_order(error.to_string()))?,
     };
     Ok(match order.device {
         None => apple.genuine_token(environment),

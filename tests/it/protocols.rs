@@ -37,7 +37,7 @@ use crate::{
     support::{App, Apple, TOKEN_HEADER, get as get_with},
 };
 
-/// A gRPC server on a socket, with a fake Apple in the process that is given up on after a moment.
+/// A gRPC server on a socket, with a fake Apple in the process.
 struct Grpc {
     fake: FakeApple,
     url: String,
@@ -45,11 +45,15 @@ struct Grpc {
 
 impl Grpc {
     async fn new() -> Self {
+        Self::with_patience(Duration::from_secs(60)).await
+    }
+
+    async fn with_patience(patience: Duration) -> Self {
         let fake = FakeApple::new();
         let client = AppleClient::builder(fake.credentials())
             .transport(fake.transport())
-            .attempt_timeout(Duration::from_millis(50))
-            .total_timeout(Duration::from_millis(100))
+            .attempt_timeout(patience)
+            .total_timeout(patience)
             .build()
             .unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -76,7 +80,7 @@ async fn r22_a_tonic_client_sees_a_status_of_grpc() {
         ("a genuine token", Reply::normal(), genuine(), Code::Ok, 1),
         ("500", Reply::status(500), genuine(), Code::Unavailable, 1),
         ("429", Reply::status(429), genuine(), Code::Unavailable, 1),
-        ("no answer", Reply::hang(), genuine(), Code::Unavailable, 1),
+        ("a broken connection", Reply::reset(), genuine(), Code::Unavailable, 1),
         ("our key is revoked", unverifiable(), genuine(), Code::Internal, 2),
         ("we are forbidden", Reply::status(403), genuine(), Code::Internal, 1),
     ];
@@ -88,6 +92,15 @@ async fn r22_a_tonic_client_sees_a_status_of_grpc() {
     }
     grpc.fake.clear();
     assert_eq!(grpc.call(genuine().as_deref()).await, Code::Ok, "Apple is back");
+}
+
+#[tokio::test]
+async fn r22_a_tonic_client_is_not_left_waiting_for_apple() {
+    let grpc = Grpc::with_patience(Duration::from_millis(20)).await;
+    grpc.fake.always(Reply::hang());
+    let token = grpc.fake.genuine_token(Environment::Production);
+    assert_eq!(grpc.call(Some(&token)).await, Code::Unavailable);
+    assert_eq!(grpc.fake.calls(), 1);
 }
 
 #[tokio::test]
