@@ -7,11 +7,9 @@
 
 mod allocations;
 mod api;
-#[cfg(feature = "reqwest")]
 mod examples;
 mod generated;
 mod outage;
-#[cfg(feature = "reqwest")]
 mod protocols;
 mod provider_token;
 mod secrets;
