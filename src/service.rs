@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, request};
+use http::{HeaderMap, HeaderName, Request, Response, header::Entry, request};
 use tower_service::Service;
 
 use crate::{
@@ -254,11 +254,13 @@ impl Conclude for Gate {
     }
 }
 
-/// Undoes the removal of credentials, and marks as sensitive every value that had been removed or changed.
+/// Undoes the removal of credentials, and marks as sensitive every header that had been removed or changed.
 pub(crate) fn put_back(mut original: HeaderMap, headers: &mut HeaderMap) {
-    for (name, value) in &mut original {
-        if headers.get(name) != Some(value) {
-            value.set_sensitive(true);
+    let is_changed = |name: &&HeaderName| original.get_all(*name) != headers.get_all(*name);
+    let changed: Vec<_> = original.keys().filter(is_changed).cloned().collect();
+    for name in changed {
+        if let Entry::Occupied(mut values) = original.entry(name) {
+            values.iter_mut().for_each(|value| value.set_sensitive(true));
         }
     }
     *headers = original;
