@@ -5,7 +5,8 @@ use std::{fmt, sync::Arc, time::Duration};
 use tower_layer::Layer;
 
 use crate::{
-    cache::VerdictCache,
+    cache::{CachedVerdict, VerdictCache},
+    clock::SystemTime,
     debug_token::DebugTokens,
     erased::{ErasedCache, ErasedVerifier},
     observer::{Observer, TracingObserver},
@@ -77,6 +78,15 @@ impl Config {
             Verdict::Refused => self.refused_time_to_live,
         }
     }
+
+    /// Whether a verdict from the cache is good by this layer's own time to live. A layer with a longer one may
+    /// have put it there.
+    pub(crate) fn is_fresh(&self, cached: &CachedVerdict) -> bool {
+        let time_to_live = self.time_to_live(cached.verdict());
+        // Where the wall clock was put back, only the cache's own time counts.
+        let age = SystemTime::now().duration_since(cached.checked_at()).unwrap_or_default();
+        age < time_to_live
+    }
 }
 
 impl DeviceCheckLayer {
@@ -147,7 +157,8 @@ impl DeviceCheckLayer {
         self.configure(|config| config.cache = None)
     }
 
-    /// For how long a verdict is remembered, counted from the start of the check. Zero: not at all.
+    /// For how long a verdict is remembered, counted from the start of the check. Zero: not at all. Older
+    /// verdicts in a shared cache do not count, whoever put them there.
     /// Default: 5 minutes for [`Verdict::Genuine`], 30 seconds for [`Verdict::Refused`].
     ///
     /// While a genuine verdict is remembered, whoever has captured the token can use it.

@@ -77,8 +77,8 @@ async fn answer(
     if let Some(cache) = &gate.config.cache {
         let key = VerdictKey::new(gate.config.verifier.scope(), environment, token);
         match cache.get(&key).await {
-            Ok(Some(cached)) => return Ok(cached.into()),
-            Ok(None) => {}
+            Ok(Some(cached)) if gate.config.is_fresh(&cached) => return Ok(cached.into()),
+            Ok(_) => {}
             Err(error) => gate.config.observer.cache_error(&error),
         }
     }
@@ -94,7 +94,9 @@ async fn ask(gate: Arc<Gate>, token: DeviceToken, environment: Environment) -> R
     let config = &gate.config;
     let key = VerdictKey::new(config.verifier.scope(), environment, &token);
     // Another request may have asked and finished since this one last looked.
-    if let Some(cached) = config.cache.as_ref().and_then(|cache| cache.peek(&key)) {
+    if let Some(cached) = config.cache.as_ref().and_then(|cache| cache.peek(&key))
+        && config.is_fresh(&cached)
+    {
         return Ok(cached.into());
     }
     let started = Moment::now();

@@ -215,7 +215,8 @@ impl Gate {
         let mut refused = None;
         let mut unknown = false;
         for &environment in route.environments() {
-            match cache.peek(&VerdictKey::of_text(scope, environment, text)) {
+            let found = cache.peek(&VerdictKey::of_text(scope, environment, text));
+            match found.filter(|cached| self.config.is_fresh(cached)) {
                 Some(cached) if cached.verdict() == Verdict::Genuine => return Some((cached, environment)),
                 Some(cached) => refused = Some((cached, environment)),
                 None => unknown = true,
