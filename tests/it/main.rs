@@ -7,6 +7,7 @@
 
 mod allocations;
 mod api;
+mod attacks;
 mod outage;
 mod provider_token;
 mod secrets;
