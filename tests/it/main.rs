@@ -8,6 +8,7 @@
 mod allocations;
 mod api;
 mod attacks;
+mod open_faults;
 mod outage;
 mod provider_token;
 mod secrets;
