@@ -67,7 +67,9 @@ async fn serve() -> Result<(), BoxError> {
 
 /// The whole server but for its socket.
 pub(crate) fn app(apple: AppleClient) -> Router<Stack<DeviceCheckLayer, Identity>> {
-    Server::builder().layer(DeviceCheckLayer::new(apple)).add_service(service())
+    // tonic does not look at a request's method: to it a CORS preflight is a call like any other.
+    let gate = DeviceCheckLayer::new(apple).with_exempt_preflights(false);
+    Server::builder().layer(gate).add_service(service())
 }
 
 /// The service alone, which expects the layer around it.

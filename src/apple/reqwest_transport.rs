@@ -10,7 +10,10 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
-use http::{Request, Response, uri::Authority};
+use http::{
+    Request, Response,
+    uri::{Authority, Scheme},
+};
 use reqwest::redirect::Policy;
 use tower_service::Service;
 
@@ -19,12 +22,15 @@ use crate::apple::{builder::ClientError, transport::TransportError, wire::MAX_AN
 /// Feature `reqwest`: the default transport. rustls with the operating system's root certificates, HTTP/2
 /// where the server speaks it, connections kept alive, no redirects, no cookies.
 ///
-/// Proxies are taken from the environment, as reqwest does it: `HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`. It
-/// needs a tokio runtime with time and I/O. Answers over 4 KiB are an error, and are not read to their end.
-/// Cloning is cheap; clones share their connections.
+/// Proxies are taken from the environment, as reqwest does it: `HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`. Plain
+/// `http` never goes through one. It needs a tokio runtime with time and I/O. Answers over 4 KiB are an error,
+/// and are not read to their end. Cloning is cheap; clones share their connections.
 #[derive(Clone)]
 pub struct ReqwestTransport {
-    client: reqwest::Client,
+    https: reqwest::Client,
+    /// Knows no proxy: `http` is for the loopback interface, and through `HTTP_PROXY` the provider token would
+    /// leave the machine in the clear.
+    http: reqwest::Client,
     cold_start: Arc<ColdStart>,
 }
 
@@ -55,26 +61,29 @@ impl ReqwestTransport {
         Self::build(|builder| builder.connect_timeout(CONNECT_TIMEOUT.min(attempt_timeout)))
     }
 
-    fn build(
-        change: impl FnOnce(reqwest::ClientBuilder) -> reqwest::ClientBuilder,
-    ) -> Result<Self, ClientError> {
-        let builder = reqwest::Client::builder()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .redirect(Policy::none())
-            .referer(false)
-            .tcp_nodelay(true)
-            .tcp_keepalive(Duration::from_secs(30))
-            // Kept warm for the next request, however long that takes.
-            .pool_idle_timeout(None)
-            // Finds out that a connection is dead before a request does.
-            .http2_keep_alive_interval(Duration::from_secs(15))
-            .http2_keep_alive_timeout(Duration::from_secs(5))
-            .http2_keep_alive_while_idle(true);
-        let client = change(builder).build().map_err(|error| {
+    fn build(change: impl Fn(reqwest::ClientBuilder) -> reqwest::ClientBuilder) -> Result<Self, ClientError> {
+        let builder = || {
+            let builder = reqwest::Client::builder()
+                .connect_timeout(CONNECT_TIMEOUT)
+                .redirect(Policy::none())
+                .referer(false)
+                .tcp_nodelay(true)
+                .tcp_keepalive(Duration::from_secs(30))
+                // Kept warm for the next request, however long that takes.
+                .pool_idle_timeout(None)
+                // Finds out that a connection is dead before a request does.
+                .http2_keep_alive_interval(Duration::from_secs(15))
+                .http2_keep_alive_timeout(Duration::from_secs(5))
+                .http2_keep_alive_while_idle(true);
+            change(builder)
+        };
+        let fail = |error| {
             ClientError::new("the HTTP client cannot be set up: check the system's root certificates")
-                .with_source(error)
-        })?;
-        Ok(Self { client, cold_start: Arc::default() })
+                .with_source::<reqwest::Error>(error)
+        };
+        let https = builder().https_only(true).build().map_err(fail)?;
+        let http = builder().no_proxy().build().map_err(fail)?;
+        Ok(Self { https, http, cold_start: Arc::default() })
     }
 }
 
@@ -94,7 +103,9 @@ impl Service<Request<Bytes>> for ReqwestTransport {
     }
 
     fn call(&mut self, request: Request<Bytes>) -> Self::Future {
-        let Self { client, cold_start } = self.clone();
+        let is_https = request.uri().scheme() == Some(&Scheme::HTTPS);
+        let client = if is_https { self.https.clone() } else { self.http.clone() };
+        let cold_start = Arc::clone(&self.cold_start);
         Box::pin(async move {
             // Outside of a runtime, tokio's sockets panic.
             if tokio::runtime::Handle::try_current().is_err() {

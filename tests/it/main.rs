@@ -7,6 +7,7 @@
 
 mod allocations;
 mod api;
+mod attacks;
 mod examples;
 mod generated;
 mod outage;

@@ -10,7 +10,8 @@ use http::{
         ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_REQUEST_METHOD, CONTENT_TYPE, ORIGIN, WWW_AUTHENTICATE,
     },
 };
-use http_body_util::{BodyExt, Empty, Full};
+use http_body::Frame;
+use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
@@ -152,6 +153,30 @@ async fn r23_only_a_true_preflight_passes() {
         assert_eq!(response.status().as_u16(), *status, "{name}");
     }
     assert_eq!((apple.calls(), app.inner.calls()), (0, 1));
+}
+
+#[tokio::test]
+async fn r23_a_forged_preflight_does_not_reach_a_tonic_method() {
+    let grpc = Grpc::new().await;
+    let client = reqwest::Client::builder().no_proxy().http2_prior_knowledge().build().unwrap();
+    for content_type in [None, Some("application/grpc")] {
+        let mut request = client
+            .request(Method::OPTIONS, format!("{}/greeter.Greeter/Greet", grpc.url))
+            .header("origin", "https://example.com")
+            .header("access-control-request-method", "POST")
+            // A stream announces no length.
+            .body(reqwest::Body::wrap(StreamBody::new(futures::stream::iter([Ok::<_, Infallible>(
+                Frame::data(Bytes::from_static(&[0; 5])),
+            )]))));
+        if let Some(content_type) = content_type {
+            request = request.header(CONTENT_TYPE, content_type);
+        }
+        let response = request.send().await.unwrap();
+        let admitted = response.status() == StatusCode::OK
+            && response.headers().get("grpc-status").is_none_or(|status| status == "0");
+        assert!(!admitted, "{content_type:?}: {response:?}");
+    }
+    assert_eq!(grpc.fake.calls(), 0);
 }
 
 #[tokio::test]

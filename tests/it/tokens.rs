@@ -340,6 +340,45 @@ async fn r17_a_failing_cache_is_a_miss_and_is_reported() {
     assert_eq!((apple.calls(), errors.0.get()), (3, 6), "the near cache works on");
 }
 
+/// Never answers.
+struct Hangs;
+
+impl VerdictCache for Hangs {
+    async fn get(&self, _: &VerdictKey<'_>) -> Result<Option<CachedVerdict>, CacheError> {
+        std::future::pending().await
+    }
+
+    async fn put(&self, _: &VerdictKey<'_>, _: CachedVerdict) -> Result<(), CacheError> {
+        std::future::pending().await
+    }
+}
+
+/// Has nothing, and keeps nothing, forever.
+struct HangsOnPut;
+
+impl VerdictCache for HangsOnPut {
+    async fn get(&self, _: &VerdictKey<'_>) -> Result<Option<CachedVerdict>, CacheError> {
+        Ok(None)
+    }
+
+    async fn put(&self, _: &VerdictKey<'_>, _: CachedVerdict) -> Result<(), CacheError> {
+        std::future::pending().await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn r17_a_cache_that_hangs_is_a_miss() {
+    let apple = Apple::new();
+    for (seconds, layer) in [(2, apple.layer().with_cache(Hangs)), (1, apple.layer().with_cache(HangsOnPut))]
+    {
+        let app = App::new(&layer);
+        apple.fake.reset_counts();
+        let started = tokio::time::Instant::now();
+        assert_eq!(app.status(&apple.genuine()).await, StatusCode::OK);
+        assert_eq!((started.elapsed().as_secs(), apple.calls()), (seconds, 1));
+    }
+}
+
 #[tokio::test]
 async fn r18_a_verdict_does_not_answer_for_another_team_or_environment() {
     let cache = Arc::new(MemoryCache::new());
