@@ -6,6 +6,7 @@
 //! | `GET /bits` | the device's two bits, as Apple keeps them for the team |
 //! | `PUT /bits` | sets them: `{"bit0": true, "bit1": false}` |
 //! | `GET /health` | `ok`, for anybody |
+//! | anything else | 404, and Apple is not asked: the layer is a `route_layer` |
 //!
 //! | variable | value |
 //! |---|---|
@@ -71,7 +72,7 @@ pub(crate) fn app(apple: AppleClient, settings: Settings) -> Router {
     Router::new()
         .route("/", root)
         .route("/health", get(|| async { "ok" }))
-        .layer(gate.with_enforcement(enforcement))
+        .route_layer(gate.with_enforcement(enforcement))
         .merge(bits)
         .with_state(apple)
 }
@@ -213,6 +214,6 @@ impl From<BitsError> for Failure {
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let (head, ()) = Request::new(()).into_parts();
-        ProblemDetails::default().response(&self.0, &head).map(Body::from)
+        ProblemDetails.response(&self.0, &head).map(Body::from)
     }
 }

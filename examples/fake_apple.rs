@@ -26,7 +26,7 @@ use serde::Deserialize;
 use shared::variable;
 use tokio::net::{TcpListener, lookup_host};
 use tower_devicecheck::{
-    BoxError, Credentials, Environment,
+    BoxError, Credentials, Environment, UnknownEnvironment,
     testing::{FakeApple, Reply, keys::PrivateKey},
 };
 
@@ -36,7 +36,7 @@ async fn main() -> ExitCode {
 }
 
 async fn serve() -> Result<(), BoxError> {
-    let own_key = shared::CREDENTIALS.into_iter().any(|name| std::env::var_os(name).is_some());
+    let own_key = shared::any_is_set(shared::CREDENTIALS)?;
     let apple = if own_key { with_own_key()? } else { FakeApple::new() };
 
     let production = address("LISTEN", SocketAddr::from(([127, 0, 0, 1], 3000))).await?;
@@ -150,8 +150,8 @@ pub(crate) fn app(apple: FakeApple) -> Router {
 
 type BadOrder = (StatusCode, String);
 
-fn bad_order(reason: impl ToString) -> BadOrder {
-    (StatusCode::BAD_REQUEST, reason.to_string())
+fn bad_order(reason: impl Into<String>) -> BadOrder {
+    (StatusCode::BAD_REQUEST, reason.into())
 }
 
 #[derive(Deserialize)]
@@ -164,7 +164,7 @@ struct NewToken {
 async fn token(State(apple): State<FakeApple>, Query(order): Query<NewToken>) -> Result<String, BadOrder> {
     let environment = match order.environment {
         None => Environment::Production,
-        Some(name) => name.parse().map_err(bad_order)?,
+        Some(name) => name.parse().map_err(|error: UnknownEnvironment| bad_order(error.to_string()))?,
     };
     Ok(match order.device {
         None => apple.genuine_token(environment),

@@ -39,7 +39,9 @@ use tonic::{
     },
 };
 use tower::layer::util::{Identity, Stack};
-use tower_devicecheck::{AppleClient, BoxError, DeviceCheckLayer, Environment, VerifiedDevice};
+use tower_devicecheck::{
+    AppleClient, BoxError, DeviceCheckLayer, Environment, VerifiedDevice, testing::FakeApple,
+};
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -55,7 +57,8 @@ async fn serve() -> Result<(), BoxError> {
     let apple = Apple::from_env().await?;
     let listener = shared::listen().await?;
     let address = listener.local_addr()?;
-    shared::announce(address, &hints(&apple, address));
+    let hints = apple.as_fake().map(|fake| hints(fake, address)).unwrap_or_default();
+    shared::announce(address, &hints);
     app(apple.client.clone())
         .serve_with_incoming_shutdown(TcpIncoming::from(listener), shared::ctrl_c())
         .await?;
@@ -64,7 +67,14 @@ async fn serve() -> Result<(), BoxError> {
 
 /// The whole server but for its socket.
 pub(crate) fn app(apple: AppleClient) -> Router<Stack<DeviceCheckLayer, Identity>> {
-    Server::builder().layer(DeviceCheckLayer::new(apple)).add_service(GreeterServer::new(Greetings))
+    // tonic does not look at a request's method: to it a CORS preflight is a call like any other.
+    let gate = DeviceCheckLayer::new(apple).with_exempt_preflights(false);
+    Server::builder().layer(gate).add_service(service())
+}
+
+/// The service alone, which expects the layer around it.
+pub(crate) fn service() -> GreeterServer<impl Greeter> {
+    GreeterServer::new(Greetings)
 }
 
 struct Greetings;
@@ -116,10 +126,7 @@ pub(crate) async fn greet(url: String, token: Option<&str>) -> Result<Result<Gre
 
 /// How to try the server. curl speaks no gRPC, but it can send the five bytes that frame an empty message and
 /// show the status, which is in the headers or, after a reply, in the trailers.
-pub(crate) fn hints(apple: &Apple, address: SocketAddr) -> String {
-    let Some(fake) = apple.as_fake() else {
-        return String::new();
-    };
+pub(crate) fn hints(fake: &FakeApple, address: SocketAddr) -> String {
     let url = shared::local_url(address);
     let authority = url.trim_start_matches("http://");
     let try_with = |token: String| {

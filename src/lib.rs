@@ -8,8 +8,9 @@
 //! A request's way, and the order never changes:
 //!
 //! 1. The [`RoutingPolicy`] decides which of Apple's two servers to ask, or that the request is exempt.
-//! 2. The [`TokenSource`]s take the token out of the request. Anything but canonical base64 is rejected here.
-//! 3. If the text is one of the [`DebugTokens`], it is admitted under that name.
+//! 2. The [`TokenSource`]s take the token out of the request.
+//! 3. If the text is one of the [`DebugTokens`], the request is admitted under that name. Anything else that is
+//!    not canonical base64 is rejected.
 //! 4. The [cache](cache::VerdictCache) is asked for a verdict that is still good.
 //! 5. The [`DeviceVerifier`], usually an `AppleClient`, asks Apple: once for all requests that hold the same
 //!    token at the same time.

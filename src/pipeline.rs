@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::{
-    cache::{CachedVerdict, VerdictKey},
-    clock::{Instant, Moment, SystemTime},
+    cache::{CacheError, CachedVerdict, VerdictKey},
+    clock::{Instant, Moment, SystemTime, within},
     layer::Gate,
     rejection::Rejection,
     routing::{Environment, Route},
@@ -28,6 +28,13 @@ pub(crate) struct Decision {
     pub(crate) digest: Option<TokenDigest>,
     pub(crate) error: Option<VerifyError>,
     pub(crate) started: Instant,
+}
+
+/// A cache that takes longer has failed: asking Apple would have taken less.
+const CACHE_DEADLINE: Duration = Duration::from_secs(1);
+
+fn too_late() -> CacheError {
+    CacheError::new("no answer within a second")
 }
 
 /// An answer to one question: is this token genuine in this environment?
@@ -76,16 +83,17 @@ async fn answer(
 ) -> Result<Answer, VerifyError> {
     if let Some(cache) = &gate.config.cache {
         let key = VerdictKey::new(gate.config.verifier.scope(), environment, token);
-        match cache.get(&key).await {
-            Ok(Some(cached)) => return Ok(cached.into()),
-            Ok(None) => {}
+        let found = within(CACHE_DEADLINE, cache.get(&key)).await;
+        match found.unwrap_or_else(|_elapsed| Err(too_late())) {
+            Ok(Some(cached)) if gate.config.is_fresh(&cached) => return Ok(cached.into()),
+            Ok(_) => {}
             Err(error) => gate.config.observer.cache_error(&error),
         }
     }
     let ask = ask(Arc::clone(gate), token.clone(), environment);
     match gate.flights.run((environment, digest), ask).await {
         Ok(answer) => answer,
-        Err(_panicked) => Err(VerifyError::unavailable("the verifier panicked")),
+        Err(_panicked) => Err(VerifyError::unavailable("the check panicked")),
     }
 }
 
@@ -94,7 +102,9 @@ async fn ask(gate: Arc<Gate>, token: DeviceToken, environment: Environment) -> R
     let config = &gate.config;
     let key = VerdictKey::new(config.verifier.scope(), environment, &token);
     // Another request may have asked and finished since this one last looked.
-    if let Some(cached) = config.cache.as_ref().and_then(|cache| cache.peek(&key)) {
+    if let Some(cached) = config.cache.as_ref().and_then(|cache| cache.peek(&key))
+        && config.is_fresh(&cached)
+    {
         return Ok(cached.into());
     }
     let started = Moment::now();
@@ -104,7 +114,8 @@ async fn ask(gate: Arc<Gate>, token: DeviceToken, environment: Environment) -> R
         let left = config.time_to_live(verdict).saturating_sub(started.monotonic.elapsed());
         if left > Duration::ZERO {
             let cached = CachedVerdict::new(verdict, key.digest(), started.wall, left);
-            if let Err(error) = cache.put(&key, cached).await {
+            let kept = within(CACHE_DEADLINE, cache.put(&key, cached)).await;
+            if let Err(error) = kept.unwrap_or_else(|_elapsed| Err(too_late())) {
                 config.observer.cache_error(&error);
             }
         }

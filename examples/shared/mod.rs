@@ -68,6 +68,15 @@ pub(crate) fn variable(name: &str) -> Result<Option<String>, BoxError> {
     }
 }
 
+pub(crate) fn any_is_set<const N: usize>(names: [&str; N]) -> Result<bool, BoxError> {
+    for name in names {
+        if variable(name)?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// The listener that `LISTEN` asks for, `127.0.0.1:3000` by default.
 pub(crate) async fn listen() -> Result<TcpListener, BoxError> {
     let address = variable("LISTEN")?.unwrap_or_else(|| "127.0.0.1:3000".to_owned());
@@ -112,9 +121,10 @@ pub(crate) struct Apple {
     fake: Option<FakeAppleServer>,
 }
 
-/// Each is unset, or all that is needed to ask Apple is set.
+/// Who we are to Apple.
 pub(crate) const CREDENTIALS: [&str; 4] =
     ["APPLE_JWT_ISS", "APPLE_JWT_KID", "APPLE_JWT_PRIVATE_KEY", "APPLE_JWT_PRIVATE_KEY_FILE"];
+/// What is asked in the place of Apple's two servers.
 const URLS: [(Environment, &str); 2] = [
     (Environment::Production, "DEVICECHECK_PRODUCTION_URL"),
     (Environment::Development, "DEVICECHECK_DEVELOPMENT_URL"),
@@ -124,11 +134,12 @@ impl Apple {
     /// With the `APPLE_JWT_*` variables set, Apple, or what `DEVICECHECK_PRODUCTION_URL` and
     /// `DEVICECHECK_DEVELOPMENT_URL` name; with none of all these, a fake Apple on the loopback interface.
     pub(crate) async fn from_env() -> Result<Self, BoxError> {
-        let mut any = false;
-        for name in CREDENTIALS.into_iter().chain(URLS.map(|(_, name)| name)) {
-            any |= variable(name)?.is_some();
+        if any_is_set(CREDENTIALS)? || any_is_set(URLS.map(|(_, name)| name))? {
+            // Where some are missing, this says which.
+            Self::real()
+        } else {
+            Self::fake().await
         }
-        if any { Self::real() } else { Self::fake().await }
     }
 
     fn real() -> Result<Self, BoxError> {
@@ -147,8 +158,8 @@ impl Apple {
         let apple = FakeApple::new();
         let server = apple.serve().await?;
         let client = AppleClient::builder(apple.credentials())
-            .base_url(Environment::Production, &server.production_url())
-            .base_url(Environment::Development, &server.development_url())
+            .base_url(Environment::Production, server.production_url())
+            .base_url(Environment::Development, server.development_url())
             .build()?;
         Ok(Self { client, fake: Some(server) })
     }

@@ -7,10 +7,14 @@
 
 mod allocations;
 mod api;
+mod attacks;
+mod examples;
 mod gateway;
 mod gateway_memory;
 mod gateway_paths;
+mod generated;
 mod outage;
+mod protocols;
 mod provider_token;
 mod secrets;
 mod split_key;
