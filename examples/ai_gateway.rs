@@ -190,30 +190,30 @@ fn hints(
                     let bearer = format!("-H 'Authorization: Bearer {part}.{device}'");
                     let chat = format!("{base}/chat/completions");
                     say(&format!(
-                        "\n# OpenAI:\ncurl {chat} {bearer} {json} -d '{{\"model\":\"fake-1\",{ask}}}'\n\
+                        "\n# OpenAI:\ncurl -i {chat} {bearer} {json} -d '{{\"model\":\"fake-1\",{ask}}}'\n\
                          \n# the same as a stream:\n\
-                         curl -N {chat} {bearer} {json} -d '{{\"model\":\"fake-1\",\"stream\":true,{ask}}}'\n\
+                         curl -iN {chat} {bearer} {json} -d '{{\"model\":\"fake-1\",\"stream\":true,{ask}}}'\n\
                          \n# with a header for each credential:\n\
-                         curl {url}/v1/openai/models -H 'X-Project-Id: {PROJECT}' -H 'X-Ai-Key: {part}' \
+                         curl -i {url}/v1/openai/models -H 'X-Project-Id: {PROJECT}' -H 'X-Ai-Key: {part}' \
                          -H 'X-Device-Token: {device}'\n\
                          \n# with a forged device token:\n\
-                         curl {base}/models -H 'Authorization: Bearer {part}.{}'",
+                         curl -i {base}/models -H 'Authorization: Bearer {part}.{}'",
                         fake.forged_token()
                     ));
                 }
                 "anthropic" => say(&format!(
-                    "\n# Anthropic:\ncurl {base}/v1/messages -H 'X-Api-Key: {part}.{device}' {json} \
+                    "\n# Anthropic:\ncurl -i {base}/v1/messages -H 'X-Api-Key: {part}.{device}' {json} \
                      -H 'anthropic-version: 2023-06-01' -d '{{\"model\":\"fake-1\",\"max_tokens\":9,{ask}}}'"
                 )),
                 _ => say(&format!(
-                    "\n# Google:\ncurl {base}/models/fake-1:generateContent -H 'X-Goog-Api-Key: {part}.{device}' \
+                    "\n# Google:\ncurl -i {base}/models/fake-1:generateContent -H 'X-Goog-Api-Key: {part}.{device}' \
                      {json} -d '{{\"contents\":[{{\"parts\":[{{\"text\":\"hello\"}}]}}]}}'"
                 )),
             }
         }
     }
     say(&format!(
-        "\n# how often the keys were used:\ncurl {url}/usage -H 'Authorization: Bearer {admin_token}'"
+        "\n# how often the keys were used:\ncurl -i {url}/usage -H 'Authorization: Bearer {admin_token}'"
     ));
     text
 }
