@@ -39,6 +39,9 @@ fn start(variables: &[(&str, &str)]) -> (Gateway, std::process::ChildStderr) {
         .envs(variables.iter().copied())
         .env("LISTEN", "127.0.0.1:0")
         .env("RUST_LOG", "trace")
+        // Nobody is there. The way to the loopback interface must not lead through it.
+        .env("HTTP_PROXY", "http://127.0.0.1:9")
+        .env("ALL_PROXY", "http://127.0.0.1:9")
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
