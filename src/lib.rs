@@ -115,7 +115,7 @@
 //! | | HTTP | gRPC |
 //! |---|---|---|
 //! | genuine token | the inner service's answer | the same |
-//! | no token, a malformed one, one that Apple refuses | 401 | 16 `UNAUTHENTICATED` |
+//! | no token, a malformed one, one that Apple refuses, one that is spent | 401 | 16 `UNAUTHENTICATED` |
 //! | Apple is down, slow, or asked too often | 503 with `Retry-After` | 14 `UNAVAILABLE` |
 //! | Apple does not accept the server's credentials | 500 | 13 `INTERNAL` |
 //!
@@ -164,12 +164,14 @@ mod future;
 pub mod guide;
 mod layer;
 mod observer;
+mod owner;
 mod pipeline;
 mod problem;
 mod rejection;
 mod routing;
 mod service;
 mod single_flight;
+pub mod single_use;
 #[cfg(feature = "split-key")]
 pub mod split_key;
 #[cfg(feature = "testing")]
@@ -199,6 +201,7 @@ pub use self::{
     future::ResponseFuture,
     layer::{DeviceCheckLayer, Enforcement},
     observer::{Event, Observer, Outcome, TracingObserver},
+    owner::Owner,
     rejection::{ProblemDetails, Rejection, RejectionResponse},
     routing::{Environment, EnvironmentHeader, Route, RoutingPolicy, UnknownEnvironment},
     service::DeviceCheck,

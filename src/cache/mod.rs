@@ -14,6 +14,7 @@ pub use self::{keyed_hash::HashSecret, memory::MemoryCache};
 use crate::{
     BoxError,
     clock::SystemTime,
+    owner::Owner,
     routing::Environment,
     token::{DeviceToken, TokenDigest},
     verdict::Verdict,
@@ -89,6 +90,33 @@ pub trait VerdictCache: Send + Sync + 'static {
         key: &VerdictKey<'_>,
         verdict: CachedVerdict,
     ) -> impl Future<Output = Result<(), CacheError>> + Send;
+
+    /// Asks for the right to ask Apple about a token that the cache does not know, for caches that let only
+    /// one of several processes ask at a time. Default: [`Lease::Ask`], everyone may.
+    ///
+    /// Called once for all concurrent requests of a process with the same token. It may wait for the verdict
+    /// of whoever else asks, but must end by itself; what fails here must let this process ask. A lease that
+    /// is not released, because the process died or all who waited went away, must end by itself, too.
+    fn lease(&self, key: &VerdictKey<'_>, owner: Owner) -> impl Future<Output = Lease> + Send {
+        let _ = (key, owner);
+        std::future::ready(Lease::Ask)
+    }
+
+    /// Gives back the lease of this owner, after the verdict was put or there was none. Default: nothing.
+    fn release(&self, key: &VerdictKey<'_>, owner: Owner) -> impl Future<Output = ()> + Send {
+        let _ = (key, owner);
+        std::future::ready(())
+    }
+}
+
+/// Who asks Apple.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_enums, reason = "either there is a verdict or somebody has to ask")]
+pub enum Lease {
+    /// Nobody else does: ask.
+    Ask,
+    /// Nobody needs to: another process has asked.
+    Known(CachedVerdict),
 }
 
 impl<C: VerdictCache> VerdictCache for Arc<C> {
@@ -109,6 +137,14 @@ impl<C: VerdictCache> VerdictCache for Arc<C> {
         verdict: CachedVerdict,
     ) -> impl Future<Output = Result<(), CacheError>> + Send {
         C::put(self, key, verdict)
+    }
+
+    fn lease(&self, key: &VerdictKey<'_>, owner: Owner) -> impl Future<Output = Lease> + Send {
+        C::lease(self, key, owner)
+    }
+
+    fn release(&self, key: &VerdictKey<'_>, owner: Owner) -> impl Future<Output = ()> + Send {
+        C::release(self, key, owner)
     }
 }
 
@@ -220,12 +256,27 @@ impl CachedVerdict {
 #[derive(Debug)]
 pub struct CacheError {
     source: BoxError,
+    reported: bool,
 }
 
 impl CacheError {
     /// An error with this cause, which must hold no secret: it is logged.
     pub fn new(source: impl Into<BoxError>) -> Self {
-        Self { source: source.into() }
+        Self { source: source.into(), reported: false }
+    }
+
+    /// The same error of a cache that logs its incidents itself, once each and not once per request.
+    #[must_use]
+    pub const fn reported(mut self) -> Self {
+        self.reported = true;
+        self
+    }
+
+    /// Whether the cache has logged the incident already. [`TracingObserver`](crate::TracingObserver) is
+    /// silent about those; observers that count get all of them.
+    #[must_use]
+    pub const fn is_reported(&self) -> bool {
+        self.reported
     }
 }
 

@@ -10,6 +10,7 @@ mod api;
 mod outage;
 mod provider_token;
 mod secrets;
+mod single_use;
 mod support;
 mod tokens;
 mod tower_contract;
