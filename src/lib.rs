@@ -134,6 +134,7 @@
 //! | `rust-crypto` | no | the same, signing in pure Rust. With both, aws-lc signs |
 //! | `tokio` | by `reqwest` | deadlines on calls to Apple |
 //! | `axum` | no | [`VerifiedDevice`] and `Option<VerifiedDevice>` as extractors |
+//! | `redis` | no | `RedisCache` and `RedisReplayGuard`, shared by replicas. Turns on `tokio` |
 //! | `testing` | no | a fake Apple, and builders for tokens and keys, for your tests |
 //!
 //! # Caveats
@@ -167,6 +168,8 @@ mod observer;
 mod owner;
 mod pipeline;
 mod problem;
+#[cfg(feature = "redis")]
+mod redis_link;
 mod rejection;
 mod routing;
 mod service;

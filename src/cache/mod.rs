@@ -4,10 +4,15 @@
 mod keyed_hash;
 #[cfg(feature = "memory-cache")]
 mod memory;
+#[cfg(feature = "redis")]
+mod redis;
 mod tiered;
 
 use std::{error::Error, fmt, sync::Arc, sync::OnceLock, time::Duration};
 
+#[cfg(feature = "redis")]
+#[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "redis")))]
+pub use self::redis::RedisCache;
 pub use self::tiered::Tiered;
 #[cfg(feature = "memory-cache")]
 pub use self::{keyed_hash::HashSecret, memory::MemoryCache};

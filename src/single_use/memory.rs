@@ -13,6 +13,7 @@ use crate::{
     clock::Instant,
     owner::Owner,
     single_use::{Claim, GuardError, ReplayGuard, ReplayKey, Reservation},
+    token::TokenDigest,
 };
 
 /// Remembers tokens in the memory of this process.
@@ -53,7 +54,7 @@ enum State {
     Reserved,
     Spent {
         /// By what a repetition is known, and until when it is let through.
-        retry: Option<([u8; 32], Instant)>,
+        retry: Option<(TokenDigest, Instant)>,
     },
 }
 
@@ -117,7 +118,7 @@ impl MemoryReplayGuard {
     }
 
     fn spend(&self, tokens: &mut Tokens, id: [u8; 32], claim: &Claim, now: Instant) {
-        let retry = claim.retry_key().map(|key| (key, later(now, claim.retry_window())));
+        let retry = claim.retry_digest().map(|key| (key, later(now, claim.retry_window())));
         let ends_at = later(now, self.retention);
         tokens.by_id.insert(id, Entry { owner: claim.owner(), ends_at, state: State::Spent { retry } });
         tokens.spent.push_back((ends_at, id));
@@ -175,8 +176,9 @@ impl ReplayGuard for MemoryReplayGuard {
         let full = tokens.by_id.len().max(tokens.reserved.len()) >= self.capacity;
         match tokens.by_id.get_mut(&id) {
             Some(Entry { owner, state: State::Spent { retry }, .. }) => {
-                let may_repeat =
-                    |(key, until): &([u8; 32], Instant)| claim.retry_key() == Some(*key) && now < *until;
+                let may_repeat = |(key, until): &(TokenDigest, Instant)| {
+                    claim.retry_digest() == Some(*key) && now < *until
+                };
                 if !retry.as_ref().is_some_and(may_repeat) {
                     return Ok(Reservation::Reused);
                 }

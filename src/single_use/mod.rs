@@ -42,10 +42,15 @@
 //! that it gave before.
 
 mod memory;
+#[cfg(feature = "redis")]
+mod redis;
 
 use std::{error::Error, fmt, sync::Arc, time::Duration};
 
 pub use self::memory::MemoryReplayGuard;
+#[cfg(feature = "redis")]
+#[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "redis")))]
+pub use self::redis::RedisReplayGuard;
 use crate::{BoxError, owner::Owner, token::TokenDigest};
 
 /// Remembers which tokens are in use or spent: [`MemoryReplayGuard`] in the process, `RedisReplayGuard`
@@ -249,8 +254,8 @@ impl Claim {
     /// SHA-256 of the request's idempotency key; `None` where there is none, or where retries are not let
     /// through.
     #[must_use]
-    pub fn retry_key(&self) -> Option<[u8; 32]> {
-        self.retry.map(|retry| *retry.key.as_bytes())
+    pub fn retry_digest(&self) -> Option<TokenDigest> {
+        self.retry.map(|retry| retry.key)
     }
 
     /// For how long after a token was spent a repetition of the request is let through.

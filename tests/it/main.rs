@@ -7,8 +7,13 @@
 
 mod allocations;
 mod api;
+mod cache_contract;
 mod outage;
 mod provider_token;
+#[cfg(feature = "redis")]
+mod redis;
+#[cfg(feature = "redis")]
+mod redis_server;
 mod secrets;
 mod single_use;
 mod support;

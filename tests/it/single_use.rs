@@ -25,9 +25,11 @@ fn with_key(token: &str, name: &'static str, key: &str) -> Request<Full<Bytes>> 
 }
 
 /// What every guard must do. `advance` lets time pass.
-pub(crate) async fn contract<F: Future<Output = ()>>(
+pub(crate) async fn contract(
     guard: &impl ReplayGuard,
-    advance: impl Fn(Duration) -> F,
+    lease: Duration,
+    window: Duration,
+    advance: impl AsyncFn(Duration),
 ) {
     use Reservation::{Reserved, Reused};
     let digest = |byte: u8| TokenDigest::from([byte; 32]);
@@ -56,7 +58,7 @@ pub(crate) async fn contract<F: Future<Output = ()>>(
     let (slow, thief, late) = (claim(), claim(), claim());
     assert_eq!(guard.reserve(&key(3), &slow).await.unwrap(), Reserved);
     assert_eq!(guard.reserve(&key(4), &late).await.unwrap(), Reserved);
-    advance(LEASE + Duration::from_millis(50)).await;
+    advance(lease + Duration::from_millis(50)).await;
     assert_eq!(guard.reserve(&key(3), &thief).await.unwrap(), Reserved);
     assert_eq!(guard.confirm(&key(3), &slow).await.unwrap(), Reused, "another has it now");
     assert_eq!(guard.confirm(&key(3), &thief).await.unwrap(), Reserved);
@@ -64,7 +66,6 @@ pub(crate) async fn contract<F: Future<Output = ()>>(
     assert_eq!(guard.reserve(&key(4), &claim()).await.unwrap(), Reused);
 
     // One retry.
-    let window = Duration::from_secs(10);
     let retry = |idempotency_key: &[u8]| claim().with_retry(idempotency_key, window);
     let first = retry(b"a");
     assert_eq!(guard.reserve(&key(5), &first).await.unwrap(), Reserved);
@@ -89,7 +90,7 @@ pub(crate) async fn contract<F: Future<Output = ()>>(
 #[tokio::test(start_paused = true)]
 async fn the_memory_guard_keeps_the_contract_and_forgets_in_time() {
     let guard = MemoryReplayGuard::new().with_lease(LEASE).with_retention(RETENTION);
-    contract(&guard, tokio::time::advance).await;
+    contract(&guard, LEASE, Duration::from_secs(10), tokio::time::advance).await;
     assert!(!guard.is_empty());
     tokio::time::advance(RETENTION).await;
     assert_eq!(guard.len(), 0);
