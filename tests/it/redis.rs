@@ -310,6 +310,7 @@ struct Load {
     started: Instant,
 }
 
+#[allow(clippy::print_stdout, reason = "the timeline is for people")]
 impl Load {
     const APPLE: Duration = Duration::from_millis(20);
     /// For a machine that does something else, too.
