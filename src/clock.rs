@@ -37,3 +37,30 @@ impl Moment {
 pub(crate) fn since_epoch(time: SystemTime) -> Duration {
     time.duration_since(UNIX_EPOCH).unwrap_or_default()
 }
+
+/// The time was over before the future was done.
+#[derive(Debug)]
+pub(crate) struct Elapsed;
+
+/// Waits for `future` no longer than `limit`: where tokio's clock runs. Elsewhere for as long as it takes.
+pub(crate) async fn within<F: Future>(limit: Duration, future: F) -> Result<F::Output, Elapsed> {
+    #[cfg(all(feature = "tokio", not(target_arch = "wasm32")))]
+    if tokio::runtime::Handle::try_current().is_ok() {
+        return tokio::time::timeout(limit, future).await.map_err(|_| Elapsed);
+    }
+    let _ = limit;
+    Ok(future.await)
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[test]
+    fn without_a_runtime_there_is_no_deadline() {
+        let result = within(Duration::ZERO, std::future::ready(7)).now_or_never();
+        assert!(matches!(result, Some(Ok(7))));
+    }
+}

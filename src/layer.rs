@@ -6,7 +6,8 @@ use http::HeaderName;
 use tower_layer::Layer;
 
 use crate::{
-    cache::VerdictCache,
+    cache::{CachedVerdict, VerdictCache},
+    clock::SystemTime,
     debug_token::DebugTokens,
     erased::{ErasedCache, ErasedReplayGuard, ErasedVerifier},
     observer::{Observer, TracingObserver},
@@ -61,6 +62,7 @@ pub(crate) struct Gate {
 pub(crate) struct Config {
     pub(crate) verifier: Arc<dyn ErasedVerifier>,
     pub(crate) routing: Arc<dyn RoutingPolicy>,
+    pub(crate) exempt_preflights: bool,
     pub(crate) token_sources: Vec<Arc<dyn TokenSource>>,
     pub(crate) debug_tokens: Option<Arc<DebugTokens>>,
     pub(crate) memory: Memory,
@@ -100,6 +102,15 @@ impl Config {
             Verdict::Refused => self.refused_time_to_live,
         }
     }
+
+    /// Whether a verdict from the cache is good by this layer's own time to live. A layer with a longer one may
+    /// have put it there.
+    pub(crate) fn is_fresh(&self, cached: &CachedVerdict) -> bool {
+        let time_to_live = self.time_to_live(cached.verdict());
+        // Where the wall clock was put back, only the cache's own time counts.
+        let age = SystemTime::now().duration_since(cached.checked_at()).unwrap_or_default();
+        age < time_to_live
+    }
 }
 
 impl DeviceCheckLayer {
@@ -109,6 +120,7 @@ impl DeviceCheckLayer {
         Self::from_config(Config {
             verifier: Arc::new(verifier),
             routing: Arc::new(Route::Production),
+            exempt_preflights: true,
             token_sources: vec![Arc::new(HeaderToken::default())],
             debug_tokens: None,
             #[cfg(feature = "memory-cache")]
@@ -139,9 +151,19 @@ impl DeviceCheckLayer {
 
     /// Decides for each request which of Apple's servers is asked, if any. Default: [`Route::Production`].
     ///
-    /// True CORS preflights are exempt whatever the policy says.
+    /// True CORS preflights are exempt whatever the policy says; see
+    /// [`with_exempt_preflights`](Self::with_exempt_preflights).
     pub fn with_routing(self, policy: impl RoutingPolicy) -> Self {
         self.configure(|config| config.routing = Arc::new(policy))
+    }
+
+    /// Whether true CORS preflights are exempt: `OPTIONS` with `Origin` and `Access-Control-Request-Method`,
+    /// and nothing that announces a body. Default: `true`.
+    ///
+    /// Anyone can send one. **Turn this off in front of services that do not look at the method, such as
+    /// tonic's**: to them a preflight is a call like any other.
+    pub fn with_exempt_preflights(self, exempt: bool) -> Self {
+        self.configure(|config| config.exempt_preflights = exempt)
     }
 
     /// Finds the token in a request, in the place of all sources so far. Default: [`HeaderToken`] for
@@ -200,7 +222,8 @@ impl DeviceCheckLayer {
         self.configure(|config| config.idempotency_header = name)
     }
 
-    /// For how long a verdict is remembered, counted from the start of the check. Zero: not at all.
+    /// For how long a verdict is remembered, counted from the start of the check. Zero: not at all. Older
+    /// verdicts in a shared cache do not count, whoever put them there.
     /// Default: 5 minutes for [`Verdict::Genuine`], 30 seconds for [`Verdict::Refused`].
     ///
     /// While a genuine verdict is remembered, whoever has captured the token can use it.

@@ -3,14 +3,14 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::{
-    cache::{CachedVerdict, Lease, VerdictKey},
-    clock::{Instant, Moment, SystemTime},
+    cache::{CacheError, CachedVerdict, Lease, VerdictKey},
+    clock::{Instant, Moment, SystemTime, within},
     erased::ErasedReplayGuard,
     layer::{Gate, Memory},
     owner::Owner,
     rejection::Rejection,
     routing::{Environment, Route},
-    single_use::{Claim, ReplayKey, Reservation, Retry},
+    single_use::{Claim, GuardError, ReplayKey, Reservation, Retry},
     token::{DeviceToken, TokenDigest},
     verdict::{Evidence, Verdict, VerifiedDevice},
     verifier::VerifyError,
@@ -33,6 +33,21 @@ pub(crate) struct Decision {
     pub(crate) digest: Option<TokenDigest>,
     pub(crate) error: Option<VerifyError>,
     pub(crate) started: Instant,
+}
+
+/// A cache that takes longer has failed: asking Apple would have taken less.
+const CACHE_DEADLINE: Duration = Duration::from_secs(1);
+
+const TOO_LATE: &str = "no answer within a second";
+
+fn too_late() -> CacheError {
+    CacheError::new(TOO_LATE)
+}
+
+/// The same for a guard, which then withholds the token.
+async fn in_time<T>(answer: impl Future<Output = Result<T, GuardError>>) -> Result<T, GuardError> {
+    let answer = within(CACHE_DEADLINE, answer).await;
+    answer.unwrap_or_else(|_elapsed| Err(GuardError::new(TOO_LATE)))
 }
 
 /// An answer to one question: is this token genuine in this environment?
@@ -98,7 +113,7 @@ async fn spend(
     };
     // A reservation that is made while this future is dropped is given back, too.
     let mut held = Held { guard, key, claim, armed: true };
-    match guard.reserve(&key, claim).await {
+    match in_time(guard.reserve(&key, claim)).await {
         Ok(Reservation::Reserved) => {}
         Ok(Reservation::Reused) => {
             held.armed = false;
@@ -108,7 +123,7 @@ async fn spend(
     }
     let (outcome, environment, error) = check(gate, token, digest, route).await;
     let outcome = match outcome {
-        Ok(device) => match guard.confirm(&key, claim).await {
+        Ok(device) => match in_time(guard.confirm(&key, claim)).await {
             Ok(Reservation::Reserved) => Ok(device),
             Ok(Reservation::Reused) => Err(Rejection::ReusedToken),
             // Whether the token is spent is not known, so it is not given back.
@@ -121,7 +136,7 @@ async fn spend(
         Err(Rejection::RefusedToken) => Err(Rejection::RefusedToken),
         Err(rejection) => {
             // An error means that the reservation lapses by itself.
-            let _ = guard.release(&key, claim).await;
+            let _ = in_time(guard.release(&key, claim)).await;
             Err(rejection)
         }
     };
@@ -154,9 +169,10 @@ async fn answer(
 ) -> Result<Answer, VerifyError> {
     if let Memory::Cache(cache) = &gate.config.memory {
         let key = VerdictKey::new(gate.config.verifier.scope(), environment, token);
-        match cache.get(&key).await {
-            Ok(Some(cached)) => return Ok(cached.into()),
-            Ok(None) => {}
+        let found = within(CACHE_DEADLINE, cache.get(&key)).await;
+        match found.unwrap_or_else(|_elapsed| Err(too_late())) {
+            Ok(Some(cached)) if gate.config.is_fresh(&cached) => return Ok(cached.into()),
+            Ok(_) => {}
             Err(error) => gate.config.observer.cache_error(&error),
         }
     }
@@ -177,11 +193,15 @@ async fn ask(gate: Arc<Gate>, token: DeviceToken, environment: Environment) -> R
         return Ok(Answer { verdict, evidence: Evidence::Apple, checked_at });
     };
     // Another request may have asked and finished since this one last looked.
-    if let Some(cached) = cache.peek(&key) {
+    if let Some(cached) = cache.peek(&key)
+        && config.is_fresh(&cached)
+    {
         return Ok(cached.into());
     }
     let owner = Owner::random();
-    if let Lease::Known(cached) = cache.lease(&key, owner).await {
+    if let Lease::Known(cached) = cache.lease(&key, owner).await
+        && config.is_fresh(&cached)
+    {
         return Ok(cached.into());
     }
     let started = Moment::now();
@@ -191,12 +211,13 @@ async fn ask(gate: Arc<Gate>, token: DeviceToken, environment: Environment) -> R
         let left = config.time_to_live(verdict).saturating_sub(started.monotonic.elapsed());
         if left > Duration::ZERO {
             let cached = CachedVerdict::new(verdict, key.digest(), started.wall, left);
-            if let Err(error) = cache.put(&key, cached).await {
+            let kept = within(CACHE_DEADLINE, cache.put(&key, cached)).await;
+            if let Err(error) = kept.unwrap_or_else(|_elapsed| Err(too_late())) {
                 config.observer.cache_error(&error);
             }
         }
     }
     // After the verdict is there, so that whoever gets the lease next finds it.
-    cache.release(&key, owner).await;
+    let _ = within(CACHE_DEADLINE, cache.release(&key, owner)).await;
     Ok(Answer { verdict: verdict?, evidence: Evidence::Apple, checked_at: started.wall })
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, request};
+use http::{HeaderMap, HeaderName, Request, Response, header::Entry, request};
 use tower_service::Service;
 
 use crate::{
@@ -128,7 +128,11 @@ impl Gate {
         head.extensions.remove::<VerifiedDevice>();
         head.extensions.remove::<DeviceOutcome>();
 
-        let route = if is_preflight(head) { Route::Exempt } else { self.config.routing.route(head) };
+        let route = if self.config.exempt_preflights && is_preflight(head) {
+            Route::Exempt
+        } else {
+            self.config.routing.route(head)
+        };
         let Some(&environment) = route.environments().first() else {
             self.config.observer.decision(&Event::EXEMPT);
             return Admission::Admitted;
@@ -233,7 +237,8 @@ impl Gate {
         let mut refused = None;
         let mut unknown = false;
         for &environment in route.environments() {
-            match cache.peek(&VerdictKey::of_text(scope, environment, text)) {
+            let found = cache.peek(&VerdictKey::of_text(scope, environment, text));
+            match found.filter(|cached| self.config.is_fresh(cached)) {
                 Some(cached) if cached.verdict() == Verdict::Genuine => return Some((cached, environment)),
                 Some(cached) => refused = Some((cached, environment)),
                 None => unknown = true,
@@ -272,11 +277,13 @@ impl Conclude for Gate {
     }
 }
 
-/// Undoes the removal of credentials, and marks as sensitive every value that had been removed or changed.
+/// Undoes the removal of credentials, and marks as sensitive every header that had been removed or changed.
 pub(crate) fn put_back(mut original: HeaderMap, headers: &mut HeaderMap) {
-    for (name, value) in &mut original {
-        if headers.get(name) != Some(value) {
-            value.set_sensitive(true);
+    let is_changed = |name: &&HeaderName| original.get_all(*name) != headers.get_all(*name);
+    let changed: Vec<_> = original.keys().filter(is_changed).cloned().collect();
+    for name in changed {
+        if let Entry::Occupied(mut values) = original.entry(name) {
+            values.iter_mut().for_each(|value| value.set_sensitive(true));
         }
     }
     *headers = original;

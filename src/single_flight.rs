@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn all_share_one_computation() {
+    async fn r13_all_share_one_computation() {
         let flights = flights();
         let runs = Arc::new(AtomicUsize::new(0));
         let (answer, answered) = oneshot::channel();
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_first_caller_leaves_and_the_others_are_served_without_spinning() {
+    async fn r13_the_first_caller_leaves_and_the_others_are_served_without_spinning() {
         let flights = flights();
         let (answer, answered) = oneshot::channel();
         let mut first = Box::pin(flights.run("token", async { answered.await.unwrap() }));
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn all_callers_leave_and_the_slot_is_freed() {
+    async fn r13_all_callers_leave_and_the_slot_is_freed() {
         let flights = flights();
         let (mut answer, answered) = oneshot::channel::<u32>();
         let mut first = Box::pin(flights.run("token", async { answered.await.unwrap() }));
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_reaches_all_who_wait_and_frees_the_slot() {
+    async fn r14_a_panic_reaches_all_who_wait_and_frees_the_slot() {
         let flights = flights();
         let run = || {
             flights.run("token", async {

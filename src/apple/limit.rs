@@ -1,9 +1,6 @@
-//! How many calls to Apple are under way, how many wait, and for how long.
+//! How many calls to Apple are under way, and how many wait.
 
-use std::{
-    sync::atomic::{AtomicUsize, Ordering},
-    time::Duration,
-};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_lock::{Semaphore, SemaphoreGuard};
 
@@ -56,20 +53,6 @@ impl Drop for Place<'_> {
     }
 }
 
-/// The time was over before the future was done.
-#[derive(Debug)]
-pub(super) struct Elapsed;
-
-/// Waits for `future` no longer than `limit`: where tokio's clock runs. Elsewhere for as long as it takes.
-pub(super) async fn within<F: Future>(limit: Duration, future: F) -> Result<F::Output, Elapsed> {
-    #[cfg(all(feature = "tokio", not(target_arch = "wasm32")))]
-    if tokio::runtime::Handle::try_current().is_ok() {
-        return tokio::time::timeout(limit, future).await.map_err(|_| Elapsed);
-    }
-    let _ = limit;
-    Ok(future.await)
-}
-
 #[cfg(test)]
 mod tests {
     use futures_util::FutureExt;
@@ -93,11 +76,5 @@ mod tests {
         assert_eq!(limit.waiting.load(Ordering::Relaxed), 0);
         drop(slot);
         assert!(limit.acquire().now_or_never().unwrap().is_ok());
-    }
-
-    #[test]
-    fn without_a_runtime_there_is_no_deadline() {
-        let result = within(Duration::ZERO, std::future::ready(7)).now_or_never();
-        assert!(matches!(result, Some(Ok(7))));
     }
 }

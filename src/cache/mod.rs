@@ -27,7 +27,8 @@ use crate::{
 
 /// Remembers verdicts: `MemoryCache` in the process, others between processes, [`Tiered`] both.
 ///
-/// Only verdicts are ever put, never the lack of one. A cache that fails counts as one that has nothing.
+/// Only verdicts are ever put, never the lack of one. A cache that fails counts as one that has nothing; under
+/// tokio, so does one that takes longer than a second.
 ///
 /// ```
 /// use std::{collections::HashMap, sync::Mutex, time::Instant};

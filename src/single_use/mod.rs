@@ -56,6 +56,8 @@ use crate::{BoxError, owner::Owner, token::TokenDigest};
 /// Remembers which tokens are in use or spent: [`MemoryReplayGuard`] in the process, `RedisReplayGuard`
 /// between processes.
 ///
+/// Under tokio, a step that takes longer than a second has failed.
+///
 /// ```
 /// use std::{collections::HashMap, sync::Mutex};
 /// use tower_devicecheck::{

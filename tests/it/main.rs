@@ -7,8 +7,12 @@
 
 mod allocations;
 mod api;
+mod attacks;
 mod cache_contract;
+mod examples;
+mod generated;
 mod outage;
+mod protocols;
 mod provider_token;
 #[cfg(feature = "redis")]
 mod redis;

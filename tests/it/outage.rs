@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use futures::future::join_all;
+use futures::future::{join_all, poll_immediate};
 use http::{StatusCode, header::RETRY_AFTER};
 use tower_devicecheck::{
-    AppleClient, DeviceCheckLayer, Environment, Evidence,
+    AppleClient, DeviceCheckLayer, Environment, Evidence, ReqwestTransport,
     testing::{FakeApple, FakeAppleServer, Reply},
 };
 
@@ -43,6 +43,44 @@ async fn a_thousand_tokens_at_once_make_one_provider_token() {
     let statuses = join_all(tokens.iter().map(|token| app.status(token))).await;
     assert!(statuses.iter().all(|status| *status == StatusCode::OK), "{statuses:?}");
     assert_eq!((apple.calls(), apple.provider_tokens()), (1_000, 1));
+}
+
+#[tokio::test]
+async fn five_hundred_tokens_at_once_share_a_connection_where_the_server_speaks_http2() {
+    let fake = FakeApple::new();
+    let server = fake.serve().await.unwrap();
+    let client = AppleClient::builder(fake.credentials())
+        .base_url(Environment::Production, server.production_url())
+        .transport(ReqwestTransport::http2_prior_knowledge().unwrap())
+        .build()
+        .unwrap();
+    let app = App::new(&DeviceCheckLayer::new(client));
+    let tokens: Vec<_> = (0..500).map(|_| fake.genuine_token(Environment::Production)).collect();
+    let statuses = join_all(tokens.iter().map(|token| app.status(token))).await;
+    assert!(statuses.iter().all(|status| *status == StatusCode::OK), "{statuses:?}");
+    assert_eq!((fake.calls(), server.connections(), fake.provider_tokens()), (500, 1, 1));
+}
+
+#[tokio::test]
+async fn a_crowd_waits_for_the_first_answer_before_it_opens_connections() {
+    let (server, app) = start().await;
+    let apple = server.apple();
+    apple.always(Reply::hang());
+    let tokens: Vec<_> = (0..50).map(|_| apple.genuine_token(Environment::Production)).collect();
+    let mut crowd: Vec<_> = tokens.iter().map(|token| Box::pin(app.status(token))).collect();
+    while apple.calls() == 0 {
+        for request in &mut crowd {
+            assert!(poll_immediate(request).await.is_none());
+        }
+        tokio::task::yield_now().await;
+    }
+    assert_eq!((apple.calls(), server.connections()), (1, 1));
+    drop(crowd);
+
+    apple.clear();
+    let statuses = join_all(tokens.iter().map(|token| app.status(token))).await;
+    assert!(statuses.iter().all(|status| *status == StatusCode::OK), "{statuses:?}");
+    assert_eq!(apple.calls(), 51);
 }
 
 #[tokio::test]

@@ -2,7 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures::future::{join_all, poll_immediate};
+use allocation_counter::measure;
+use futures::{
+    executor::block_on,
+    future::{join_all, poll_immediate},
+};
 use http::{HeaderName, HeaderValue, Request, StatusCode};
 use http_body_util::Full;
 use tower_devicecheck::{
@@ -213,23 +217,31 @@ impl DeviceVerifier for ByPrefix {
     }
 }
 
-#[tokio::test]
-async fn r15_a_flood_of_random_tokens_is_bounded_and_displaces_no_genuine_one() {
+#[test]
+fn r15_a_flood_of_random_tokens_is_bounded_and_displaces_no_genuine_one() {
     const FLOOD: u64 = 1_000_000;
     let verifier = ByPrefix::default();
     let cache = Arc::new(MemoryCache::new());
     let app = App::new(&DeviceCheckLayer::new(verifier.clone()).with_cache(Arc::clone(&cache)));
-    assert_eq!(app.status("AgAAAgen").await, StatusCode::OK);
-    for number in 0..FLOOD {
-        // Twelve base64 characters, all different: digits stand for themselves.
-        assert_eq!(app.status(&format!("{number:012}")).await, StatusCode::UNAUTHORIZED);
-    }
+    assert_eq!(block_on(app.status("AgAAAgen")), StatusCode::OK);
+    let memory = measure(|| {
+        for number in 0..FLOOD {
+            // Twelve base64 characters: digits stand for themselves.
+            assert_eq!(block_on(app.status(&format!("{number:012}"))), StatusCode::UNAUTHORIZED);
+        }
+    });
+    println!(
+        "{} kB more after the flood, {} kB at most",
+        memory.bytes_current / 1_000,
+        memory.bytes_max / 1_000
+    );
+    assert!(memory.bytes_max < 3_000_000, "{memory:?}");
     assert!(cache.refused_len() <= MemoryCache::REFUSED, "{}", cache.refused_len());
     assert_eq!(cache.genuine_len(), 1);
 
     let asked = verifier.0.get();
     assert_eq!(asked as u64, FLOOD + 1);
-    assert_eq!(app.status("AgAAAgen").await, StatusCode::OK);
+    assert_eq!(block_on(app.status("AgAAAgen")), StatusCode::OK);
     assert_eq!(app.evidence(), Evidence::Cache);
     assert_eq!((verifier.0.get(), app.inner.calls()), (asked, 2));
 }
@@ -326,6 +338,45 @@ async fn r17_a_failing_cache_is_a_miss_and_is_reported() {
         assert_eq!(app.status(&token).await, StatusCode::OK);
     }
     assert_eq!((apple.calls(), errors.0.get()), (3, 6), "the near cache works on");
+}
+
+/// Never answers.
+struct Hangs;
+
+impl VerdictCache for Hangs {
+    async fn get(&self, _: &VerdictKey<'_>) -> Result<Option<CachedVerdict>, CacheError> {
+        std::future::pending().await
+    }
+
+    async fn put(&self, _: &VerdictKey<'_>, _: CachedVerdict) -> Result<(), CacheError> {
+        std::future::pending().await
+    }
+}
+
+/// Has nothing, and keeps nothing, forever.
+struct HangsOnPut;
+
+impl VerdictCache for HangsOnPut {
+    async fn get(&self, _: &VerdictKey<'_>) -> Result<Option<CachedVerdict>, CacheError> {
+        Ok(None)
+    }
+
+    async fn put(&self, _: &VerdictKey<'_>, _: CachedVerdict) -> Result<(), CacheError> {
+        std::future::pending().await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn r17_a_cache_that_hangs_is_a_miss() {
+    let apple = Apple::new();
+    for (seconds, layer) in [(2, apple.layer().with_cache(Hangs)), (1, apple.layer().with_cache(HangsOnPut))]
+    {
+        let app = App::new(&layer);
+        apple.fake.reset_counts();
+        let started = tokio::time::Instant::now();
+        assert_eq!(app.status(&apple.genuine()).await, StatusCode::OK);
+        assert_eq!((started.elapsed().as_secs(), apple.calls()), (seconds, 1));
+    }
 }
 
 #[tokio::test]

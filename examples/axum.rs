@@ -1,0 +1,219 @@
+//! A protected server with axum: `cargo run --example axum`.
+//!
+//! | request | answer |
+//! |---|---|
+//! | `GET /` | the verified device as JSON |
+//! | `GET /bits` | the device's two bits, as Apple keeps them for the team |
+//! | `PUT /bits` | sets them: `{"bit0": true, "bit1": false}` |
+//! | `GET /health` | `ok`, for anybody |
+//! | anything else | 404, and Apple is not asked: the layer is a `route_layer` |
+//!
+//! | variable | value |
+//! |---|---|
+//! | `APPLE_JWT_ISS`, `APPLE_JWT_KID`, `APPLE_JWT_PRIVATE_KEY` | team id, key id and `.p8` file; without them, a fake Apple in this process is asked |
+//! | `DEVICECHECK_PRODUCTION_URL`, `DEVICECHECK_DEVELOPMENT_URL` | asked in the place of Apple's two servers |
+//! | `LISTEN` | default `127.0.0.1:3000` |
+//! | `ROUTING` | `production` (default), `development`, `fallback` (production, then development) or `header` (the client's `X-Apple-Device-Development` decides) |
+//! | `ENFORCEMENT` | `enforce` (default) or `monitor` (every request reaches the handlers, which see the outcome) |
+//! | `RUST_LOG` | default `info` |
+
+mod shared;
+
+use std::{process::ExitCode, str::FromStr};
+
+use axum::{
+    Json, Router,
+    body::Body,
+    extract::{Extension, State},
+    http::{Request, request},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use shared::Apple;
+use tower_devicecheck::{
+    AppleClient, BitsError, BoxError, DeviceCheckLayer, DeviceOutcome, Enforcement, Environment,
+    EnvironmentHeader, ProblemDetails, Rejection, RejectionResponse, Route, RoutingPolicy, VerifiedDevice,
+};
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    shared::run(serve()).await
+}
+
+async fn serve() -> Result<(), BoxError> {
+    let settings = Settings::from_env()?;
+    let apple = Apple::from_env().await?;
+    let listener = shared::listen().await?;
+    let address = listener.local_addr()?;
+    shared::announce(address, &apple.curl_hints(address, settings.routing.environment()));
+    axum::serve(listener, app(apple.client.clone(), settings))
+        .with_graceful_shutdown(shared::ctrl_c())
+        .await?;
+    Ok(())
+}
+
+/// The whole server but for its socket.
+pub(crate) fn app(apple: AppleClient, settings: Settings) -> Router {
+    let Settings { routing, enforcement } = settings;
+    let gate = DeviceCheckLayer::new(apple.clone()).with_routing(move |head: &request::Parts| {
+        match head.uri.path() {
+            "/health" => Route::Exempt,
+            _ => routing.route(head),
+        }
+    });
+    let root = match enforcement {
+        Enforcement::Monitor => get(outcome),
+        _ => get(device),
+    };
+    // There are no bits without a device, so this route is protected even while the others are not.
+    let bits = Router::new().route("/bits", get(query_bits).put(update_bits)).route_layer(gate.clone());
+    Router::new()
+        .route("/", root)
+        .route("/health", get(|| async { "ok" }))
+        .route_layer(gate.with_enforcement(enforcement))
+        .merge(bits)
+        .with_state(apple)
+}
+
+/// What the operator chooses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Settings {
+    pub(crate) routing: Routing,
+    pub(crate) enforcement: Enforcement,
+}
+
+impl Settings {
+    fn from_env() -> Result<Self, BoxError> {
+        Self::parse(shared::variable("ROUTING")?.as_deref(), shared::variable("ENFORCEMENT")?.as_deref())
+    }
+
+    /// A misspelt name must not quietly mean the default.
+    pub(crate) fn parse(routing: Option<&str>, enforcement: Option<&str>) -> Result<Self, BoxError> {
+        let routing = routing.map_or(Ok(Routing::default()), str::parse)?;
+        let enforcement = match enforcement {
+            None | Some("enforce") => Enforcement::Enforce,
+            Some("monitor") => Enforcement::Monitor,
+            Some(other) => {
+                return Err(format!("ENFORCEMENT: {other:?} is neither \"enforce\" nor \"monitor\"").into());
+            }
+        };
+        Ok(Self { routing, enforcement })
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Routing {
+    /// The operator decides.
+    Fixed(Route),
+    /// The client decides; see the docs of [`EnvironmentHeader`] for the danger.
+    Header,
+}
+
+impl Default for Routing {
+    fn default() -> Self {
+        Self::Fixed(Route::Production)
+    }
+}
+
+impl FromStr for Routing {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "production" => Ok(Self::Fixed(Route::Production)),
+            "development" => Ok(Self::Fixed(Route::Development)),
+            "fallback" => Ok(Self::Fixed(Route::ProductionThenDevelopment)),
+            "header" => Ok(Self::Header),
+            _ => Err(format!(
+                "ROUTING: {name:?} is none of \"production\", \"development\", \"fallback\" and \"header\""
+            )),
+        }
+    }
+}
+
+impl RoutingPolicy for Routing {
+    fn route(&self, head: &request::Parts) -> Route {
+        match self {
+            Self::Fixed(route) => *route,
+            Self::Header => EnvironmentHeader::default().route(head),
+        }
+    }
+}
+
+impl Routing {
+    /// Where a token must be genuine to be admitted without further ado.
+    fn environment(self) -> Environment {
+        match self {
+            Self::Fixed(Route::Development) => Environment::Development,
+            _ => Environment::Production,
+        }
+    }
+}
+
+fn describe(device: &VerifiedDevice) -> Value {
+    json!({
+        "environment": device.environment().as_str(),
+        "evidence": device.evidence().to_string(),
+        "digest": device.digest().to_string(),
+    })
+}
+
+async fn device(device: VerifiedDevice) -> Json<Value> {
+    Json(describe(&device))
+}
+
+/// In the place of [`device`] while the layer only monitors.
+async fn outcome(Extension(outcome): Extension<DeviceOutcome>) -> Json<Value> {
+    let mut answer = match &outcome {
+        DeviceOutcome::Verified(device) => describe(device),
+        _ => json!({}),
+    };
+    answer["outcome"] = outcome.as_str().into();
+    Json(answer)
+}
+
+async fn query_bits(
+    State(apple): State<AppleClient>,
+    device: VerifiedDevice,
+) -> Result<Json<Value>, Failure> {
+    let bits = apple.query_bits(&device).await?;
+    Ok(Json(json!({
+        "bit0": bits.bit0(),
+        "bit1": bits.bit1(),
+        "last_update": bits.last_update(),
+    })))
+}
+
+#[derive(Deserialize, Serialize)]
+struct TwoBits {
+    bit0: bool,
+    bit1: bool,
+}
+
+async fn update_bits(
+    State(apple): State<AppleClient>,
+    device: VerifiedDevice,
+    Json(bits): Json<TwoBits>,
+) -> Result<Json<TwoBits>, Failure> {
+    apple.update_bits(&device, bits.bit0, bits.bit1).await?;
+    Ok(Json(bits))
+}
+
+/// Answers a failure to reach the bits as the layer answers a failure to check the token.
+struct Failure(Rejection);
+
+impl From<BitsError> for Failure {
+    fn from(error: BitsError) -> Self {
+        tracing::warn!("bits: {}", shared::Chain(&error));
+        Self(error.rejection())
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let (head, ()) = Request::new(()).into_parts();
+        ProblemDetails.response(&self.0, &head).map(Body::from)
+    }
+}

@@ -1,0 +1,189 @@
+//! What the examples share: the way they start, and the Apple that they ask.
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "programs for a terminal")]
+#![allow(dead_code, reason = "no example uses all of it")]
+
+use std::{
+    env::{self, VarError},
+    error::Error,
+    fmt,
+    io::{self, Write},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    process::ExitCode,
+};
+
+use tokio::net::TcpListener;
+use tower_devicecheck::{
+    AppleClient, BoxError, Credentials, Environment,
+    testing::{FakeApple, FakeAppleServer},
+};
+use tracing_subscriber::EnvFilter;
+
+/// What `main` does in every example: logs to stderr as `RUST_LOG` says (default `info`), runs, and tells
+/// what went wrong.
+pub(crate) async fn run(example: impl Future<Output = Result<(), BoxError>>) -> ExitCode {
+    let outcome = match start_logging() {
+        Ok(()) => example.await,
+        Err(error) => Err(error),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", Chain(&*error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start_logging() -> Result<(), BoxError> {
+    let filter = match variable("RUST_LOG")? {
+        Some(text) => EnvFilter::try_new(text).map_err(|error| format!("RUST_LOG: {error}"))?,
+        None => EnvFilter::new("info"),
+    };
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(io::stderr).try_init()
+}
+
+/// An error and what caused it, in one line.
+pub(crate) struct Chain<'a>(pub(crate) &'a dyn Error);
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut source = self.0.source();
+        while let Some(error) = source {
+            write!(f, ": {error}")?;
+            source = error.source();
+        }
+        Ok(())
+    }
+}
+
+/// An environment variable. One with nothing but white space in it counts as not set.
+pub(crate) fn variable(name: &str) -> Result<Option<String>, BoxError> {
+    match env::var(name) {
+        Ok(value) if value.trim().is_empty() => Ok(None),
+        Ok(value) => Ok(Some(value)),
+        Err(VarError::NotPresent) => Ok(None),
+        Err(VarError::NotUnicode(_)) => Err(format!("{name}: it is not UTF-8 text").into()),
+    }
+}
+
+pub(crate) fn any_is_set<const N: usize>(names: [&str; N]) -> Result<bool, BoxError> {
+    for name in names {
+        if variable(name)?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The listener that `LISTEN` asks for, `127.0.0.1:3000` by default.
+pub(crate) async fn listen() -> Result<TcpListener, BoxError> {
+    let address = variable("LISTEN")?.unwrap_or_else(|| "127.0.0.1:3000".to_owned());
+    TcpListener::bind(address.trim())
+        .await
+        .map_err(|error| format!("LISTEN: cannot listen on {address}: {error}").into())
+}
+
+/// Prints the address, the first line on stdout, and then `hints` about how to try the server.
+pub(crate) fn announce(address: SocketAddr, hints: &str) {
+    print(&format!("listening on http://{address}"));
+    if !hints.is_empty() {
+        print(&format!("\n{}", hints.trim_end()));
+    }
+}
+
+/// Prints to stdout. Not to a pipe that is closed: whoever started the server may read its first line only.
+pub(crate) fn print(text: &str) {
+    let _ = writeln!(io::stdout(), "{text}");
+}
+
+/// The URL at which a client on this machine finds the server.
+pub(crate) fn local_url(mut address: SocketAddr) -> String {
+    if address.ip().is_unspecified() {
+        address.set_ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    }
+    format!("http://{address}")
+}
+
+/// Ends when the user presses Ctrl-C.
+pub(crate) async fn ctrl_c() {
+    if let Err(error) = tokio::signal::ctrl_c().await {
+        tracing::error!("cannot listen for Ctrl-C: {error}");
+        std::future::pending().await
+    }
+}
+
+/// The client, and the fake Apple where it asks that.
+pub(crate) struct Apple {
+    pub(crate) client: AppleClient,
+    /// Stops when it is dropped.
+    fake: Option<FakeAppleServer>,
+}
+
+/// Who we are to Apple.
+pub(crate) const CREDENTIALS: [&str; 4] =
+    ["APPLE_JWT_ISS", "APPLE_JWT_KID", "APPLE_JWT_PRIVATE_KEY", "APPLE_JWT_PRIVATE_KEY_FILE"];
+/// What is asked in the place of Apple's two servers.
+const URLS: [(Environment, &str); 2] = [
+    (Environment::Production, "DEVICECHECK_PRODUCTION_URL"),
+    (Environment::Development, "DEVICECHECK_DEVELOPMENT_URL"),
+];
+
+impl Apple {
+    /// With the `APPLE_JWT_*` variables set, Apple, or what `DEVICECHECK_PRODUCTION_URL` and
+    /// `DEVICECHECK_DEVELOPMENT_URL` name; with none of all these, a fake Apple on the loopback interface.
+    pub(crate) async fn from_env() -> Result<Self, BoxError> {
+        if any_is_set(CREDENTIALS)? || any_is_set(URLS.map(|(_, name)| name))? {
+            // Where some are missing, this says which.
+            Self::real()
+        } else {
+            Self::fake().await
+        }
+    }
+
+    fn real() -> Result<Self, BoxError> {
+        let mut client = AppleClient::builder(Credentials::from_env()?);
+        for (environment, name) in URLS {
+            if let Some(url) = variable(name)? {
+                tracing::info!(%environment, url, "asking this in Apple's place");
+                client = client.base_url(environment, url.trim());
+            }
+        }
+        let client = client.build()?;
+        Ok(Self { client, fake: None })
+    }
+
+    pub(crate) async fn fake() -> Result<Self, BoxError> {
+        let apple = FakeApple::new();
+        let server = apple.serve().await?;
+        let client = AppleClient::builder(apple.credentials())
+            .base_url(Environment::Production, server.production_url())
+            .base_url(Environment::Development, server.development_url())
+            .build()?;
+        Ok(Self { client, fake: Some(server) })
+    }
+
+    /// The fake Apple, if that is the one that is asked.
+    pub(crate) fn as_fake(&self) -> Option<&FakeApple> {
+        self.fake.as_ref().map(FakeAppleServer::apple)
+    }
+
+    /// How to try a server whose clients speak plain HTTP: one request that is admitted, and one that is
+    /// not. Empty where Apple is the real one, which nobody can fake a token for.
+    pub(crate) fn curl_hints(&self, address: SocketAddr, environment: Environment) -> String {
+        let Some(fake) = self.as_fake() else {
+            return String::new();
+        };
+        let url = local_url(address);
+        let curl = |token| format!("curl -i -H 'X-Apple-Device-Token: {token}' {url}/");
+        format!(
+            "{NO_CREDENTIALS}\n\n# with a genuine token:\n{}\n\n# with a forged one:\n{}\n",
+            curl(fake.genuine_token(environment)),
+            curl(fake.forged_token()),
+        )
+    }
+}
+
+pub(crate) const NO_CREDENTIALS: &str =
+    "No APPLE_JWT_* variables are set, so a fake Apple in this process is asked. Try, in another terminal:";
