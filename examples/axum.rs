@@ -52,19 +52,14 @@ async fn serve() -> Result<(), BoxError> {
     let listener = shared::listen().await?;
     let address = listener.local_addr()?;
     shared::announce(address, &apple.curl_hints(address, settings.routing.environment()));
-    axum::serve(listener, protected(gate, apple.client.clone(), settings))
+    axum::serve(listener, app(gate, apple.client.clone(), settings))
         .with_graceful_shutdown(shared::ctrl_c())
         .await?;
     Ok(())
 }
 
-/// The whole server but for its socket, with the layer's defaults.
-pub(crate) fn app(apple: AppleClient, settings: Settings) -> Router {
-    protected(DeviceCheckLayer::new(apple.clone()), apple, settings)
-}
-
-/// The same behind a layer that remembers what the operator wants.
-fn protected(gate: DeviceCheckLayer, apple: AppleClient, settings: Settings) -> Router {
+/// The whole server but for its socket. `gate` and the handlers ask the same Apple.
+pub(crate) fn app(gate: DeviceCheckLayer, apple: AppleClient, settings: Settings) -> Router {
     let Settings { routing, enforcement } = settings;
     let gate = gate.with_routing(move |head: &request::Parts| match head.uri.path() {
         "/health" => Route::Exempt,

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     cache::{CacheError, CachedVerdict, Lease, VerdictKey},
-    clock::{Instant, Moment, SystemTime, within},
+    clock::{Instant, Moment, SystemTime, Waited, within},
     erased::ErasedReplayGuard,
     layer::{Gate, Memory},
     owner::Owner,
@@ -167,6 +167,7 @@ async fn answer(
     digest: TokenDigest,
     environment: Environment,
 ) -> Result<Answer, VerifyError> {
+    let mut waited = Waited::none();
     if let Memory::Cache(cache) = &gate.config.memory {
         let key = VerdictKey::new(gate.config.verifier.scope(), environment, token);
         let found = within(CACHE_DEADLINE, cache.get(&key)).await;
@@ -175,8 +176,9 @@ async fn answer(
             Ok(_) => {}
             Err(error) => gate.config.observer.cache_error(&error),
         }
+        waited = key.waited().clone();
     }
-    let ask = ask(Arc::clone(gate), token.clone(), environment);
+    let ask = ask(Arc::clone(gate), token.clone(), environment, waited);
     match gate.flights.run((environment, digest), ask).await {
         Ok(answer) => answer,
         Err(_panicked) => Err(VerifyError::unavailable("the verifier panicked")),
@@ -184,9 +186,14 @@ async fn answer(
 }
 
 /// Asks the verifier, and remembers its verdict.
-async fn ask(gate: Arc<Gate>, token: DeviceToken, environment: Environment) -> Result<Answer, VerifyError> {
+async fn ask(
+    gate: Arc<Gate>,
+    token: DeviceToken,
+    environment: Environment,
+    waited: Waited,
+) -> Result<Answer, VerifyError> {
     let config = &gate.config;
-    let key = VerdictKey::new(config.verifier.scope(), environment, &token);
+    let key = VerdictKey::new(config.verifier.scope(), environment, &token).with_waited(waited);
     let Memory::Cache(cache) = &config.memory else {
         let checked_at = SystemTime::now();
         let verdict = config.verifier.verify(&token, environment).await?;

@@ -18,7 +18,10 @@ use redis::{
 };
 use tracing::{info, warn};
 
-use crate::{clock::Instant, observer::TARGET};
+use crate::{
+    clock::{Instant, Waited},
+    observer::TARGET,
+};
 
 /// For how long one request waits for Redis in all.
 pub(crate) const DEFAULT_DEADLINE: Duration = Duration::from_millis(50);
@@ -34,8 +37,8 @@ const QUIET: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub(crate) struct Link<C> {
     connection: C,
-    /// For one command.
-    limit: Duration,
+    /// For all commands of one request.
+    deadline: Duration,
     health: Arc<Health>,
 }
 
@@ -49,41 +52,67 @@ pub(crate) enum Kind {
 impl<C: Clone> Link<C> {
     /// `what` it is that uses Redis, for the log.
     pub(crate) fn new(connection: C, what: &'static str) -> Self {
-        Self { connection, limit: DEFAULT_DEADLINE, health: Arc::new(Health::new(what)) }
+        Self { connection, deadline: DEFAULT_DEADLINE, health: Arc::new(Health::new(what)) }
     }
 
-    /// Sets the deadline of a request that sends at most `rounds` commands, one after the other.
-    pub(crate) fn set_deadline(&mut self, deadline: Duration, rounds: u32) {
-        self.limit = deadline / rounds;
+    pub(crate) const fn set_deadline(&mut self, deadline: Duration) {
+        self.deadline = deadline;
     }
 
     pub(crate) fn connection(&self) -> C {
         self.connection.clone()
     }
 
-    /// Runs a command within its share of the deadline, unless Redis is known not to answer.
+    /// Runs a command within what its request has left of the deadline, unless Redis is known not to answer.
     pub(crate) async fn run<T>(
         &self,
         kind: Kind,
+        waited: &Waited,
         command: impl Future<Output = RedisResult<T>>,
     ) -> Result<T, LinkError> {
         if !self.health.may_try() {
             return Err(LinkError::Down);
         }
-        let result = match tokio::time::timeout(self.limit, command).await {
+        let started = Instant::now();
+        let left = self.deadline.saturating_sub(waited.get());
+        let result = match tokio::time::timeout(left, command).await {
             Ok(result) => result.map_err(LinkError::Redis),
-            Err(_) => Err(LinkError::Late(self.limit)),
+            Err(_) => Err(LinkError::Late(self.deadline)),
         };
+        waited.add(started.elapsed());
         match &result {
             Ok(_) => self.health.succeeded(kind),
-            Err(error) => self.health.failed(kind, error),
+            Err(error) => self.health.failed(kind, error, started),
         }
         result
     }
 
+    /// Runs a command to its end, within a whole deadline, and waits for that for what the request has left.
+    /// What was learnt is shared even if the request has no more time, or nobody waits for it any more.
+    pub(crate) async fn run_on<T: Send + 'static>(
+        &self,
+        kind: Kind,
+        waited: &Waited,
+        command: impl Future<Output = RedisResult<T>> + Send + 'static,
+    ) -> Result<T, LinkError>
+    where
+        C: Send + Sync + 'static,
+    {
+        let started = Instant::now();
+        let left = self.deadline.saturating_sub(waited.get());
+        let link = self.clone();
+        let task = tokio::spawn(async move { link.run(kind, &Waited::none(), command).await });
+        let result = tokio::time::timeout(left, task).await;
+        waited.add(started.elapsed());
+        match result {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) | Err(_) => Err(LinkError::Late(self.deadline)),
+        }
+    }
+
     /// Redis answered, but not what this crate wrote.
     pub(crate) fn rubbish(&self) -> LinkError {
-        self.health.failed(Kind::Read, &LinkError::Rubbish);
+        self.health.failed(Kind::Read, &LinkError::Rubbish, Instant::now());
         LinkError::Rubbish
     }
 }
@@ -102,15 +131,22 @@ pub(crate) async fn connect(
     if tokio::runtime::Handle::try_current().is_err() {
         return Err((ErrorKind::Client, "must be called in a tokio runtime").into());
     }
-    // The connection below tries for ever and does not say why it fails. This tells the operator.
-    if let Err(error) = client.get_multiplexed_async_connection().await {
-        warn!(target: TARGET, error = %error, "no connection to Redis for the {what} yet");
-    }
     let config = ConnectionManagerConfig::new()
         .set_number_of_retries(usize::MAX)
         .set_min_delay(Duration::from_millis(50))
         .set_max_delay(Duration::from_millis(200));
-    client.get_connection_manager_lazy(config)
+    // The manager tries for ever and does not say why it fails: that is found out beside it.
+    let reachable = client.get_multiplexed_async_connection().await.map(drop);
+    let mut manager = client.get_connection_manager_lazy(config)?;
+    let reachable = match reachable {
+        // Now, and not when the first requests are waiting.
+        Ok(()) => redis::cmd("PING").query_async::<String>(&mut manager).await.map(drop),
+        unreachable => unreachable,
+    };
+    if let Err(error) = reachable {
+        warn!(target: TARGET, error = %error, "no connection to Redis for the {what} yet");
+    }
+    Ok(manager)
 }
 
 /// Why there is no answer from Redis.
@@ -164,6 +200,8 @@ struct Health {
     origin: Instant,
     /// When the next command may try, in milliseconds since the origin; zero while Redis answers.
     next_try: AtomicU64,
+    /// When Redis last answered, in milliseconds since the origin.
+    answered: AtomicU64,
     unreachable: Incident,
     reads: Incident,
     writes: Incident,
@@ -175,15 +213,20 @@ impl Health {
             what,
             origin: Instant::now(),
             next_try: AtomicU64::new(0),
+            answered: AtomicU64::new(0),
             unreachable: Incident::default(),
             reads: Incident::default(),
             writes: Incident::default(),
         }
     }
 
+    /// Milliseconds since the origin.
+    fn millis(&self, time: Instant) -> u64 {
+        u64::try_from(time.saturating_duration_since(self.origin).as_millis()).unwrap_or(u64::MAX)
+    }
+
     fn next_probe(&self) -> u64 {
-        let next = self.origin.elapsed() + PROBE_INTERVAL;
-        u64::try_from(next.as_millis()).unwrap_or(u64::MAX)
+        self.millis(Instant::now() + PROBE_INTERVAL)
     }
 
     fn may_try(&self) -> bool {
@@ -192,7 +235,7 @@ impl Health {
             return true;
         }
         // Of all who are due, one goes.
-        self.origin.elapsed().as_millis() >= u128::from(next)
+        self.millis(Instant::now()) >= next
             && self
                 .next_try
                 .compare_exchange(next, self.next_probe(), Ordering::Relaxed, Ordering::Relaxed)
@@ -206,22 +249,35 @@ impl Health {
         }
     }
 
-    fn failed(&self, kind: Kind, error: &LinkError) {
+    fn failed(&self, kind: Kind, error: &LinkError, started: Instant) {
         let unreachable = error.is_unreachable();
+        // One command of many may be late when this machine is busy. If none was answered meanwhile, it is
+        // Redis.
+        let only_late = matches!(error, LinkError::Late(_))
+            && self.answered.load(Ordering::Relaxed) > self.millis(started);
+        if unreachable && !only_late {
+            self.next_try.store(self.next_probe(), Ordering::Relaxed);
+        } else if !unreachable {
+            self.answers();
+        }
         let incident = if unreachable { &self.unreachable } else { self.incident(kind) };
-        self.next_try.store(if unreachable { self.next_probe() } else { 0 }, Ordering::Relaxed);
         if incident.begins() {
             warn!(target: TARGET, error = %error, "Redis fails the {}; further failures are not logged", self.what);
         }
     }
 
     fn succeeded(&self, kind: Kind) {
-        self.next_try.store(0, Ordering::Relaxed);
+        self.answers();
         for incident in [&self.unreachable, self.incident(kind)] {
             if incident.ends() {
                 info!(target: TARGET, "Redis serves the {} again", self.what);
             }
         }
+    }
+
+    fn answers(&self) {
+        self.answered.store(self.millis(Instant::now()), Ordering::Relaxed);
+        self.next_try.store(0, Ordering::Relaxed);
     }
 }
 
@@ -261,25 +317,35 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_outage_costs_one_request_in_a_while() {
         let link = Link::new((), "test");
-        assert!(link.run(Kind::Read, async { Ok(()) }).await.is_ok());
-        let failed = link.run::<()>(Kind::Read, async { Err(io_error()) }).await;
+        assert!(link.run(Kind::Read, &Waited::none(), async { Ok(()) }).await.is_ok());
+        let failed = link.run::<()>(Kind::Read, &Waited::none(), async { Err(io_error()) }).await;
         assert!(matches!(failed, Err(LinkError::Redis(_))));
-        assert!(matches!(link.run(Kind::Write, async { Ok(()) }).await, Err(LinkError::Down)));
+        assert!(matches!(
+            link.run(Kind::Write, &Waited::none(), async { Ok(()) }).await,
+            Err(LinkError::Down)
+        ));
 
         tokio::time::advance(PROBE_INTERVAL).await;
         let probe = tokio::spawn({
             let link = link.clone();
-            async move { link.run(Kind::Read, std::future::pending::<RedisResult<()>>()).await.is_err() }
+            async move {
+                link.run(Kind::Read, &Waited::none(), std::future::pending::<RedisResult<()>>())
+                    .await
+                    .is_err()
+            }
         });
         tokio::task::yield_now().await;
-        assert!(matches!(link.run(Kind::Read, async { Ok(()) }).await, Err(LinkError::Down)), "one goes");
+        assert!(
+            matches!(link.run(Kind::Read, &Waited::none(), async { Ok(()) }).await, Err(LinkError::Down)),
+            "one goes"
+        );
         let started = Instant::now();
         assert!(probe.await.unwrap());
         assert_eq!(started.elapsed(), DEFAULT_DEADLINE);
 
         tokio::time::advance(PROBE_INTERVAL).await;
-        assert!(link.run(Kind::Read, async { Ok(()) }).await.is_ok());
-        assert!(link.run(Kind::Write, async { Ok(()) }).await.is_ok());
+        assert!(link.run(Kind::Read, &Waited::none(), async { Ok(()) }).await.is_ok());
+        assert!(link.run(Kind::Write, &Waited::none(), async { Ok(()) }).await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]
@@ -287,10 +353,39 @@ mod tests {
         let link = Link::new((), "test");
         let declined = || RedisError::from((ErrorKind::UnexpectedReturnType, "x"));
         for _ in 0..3 {
-            let failed = link.run::<()>(Kind::Write, async { Err(declined()) }).await;
+            let failed = link.run::<()>(Kind::Write, &Waited::none(), async { Err(declined()) }).await;
             assert!(matches!(failed, Err(LinkError::Redis(_))));
         }
-        assert!(link.run(Kind::Read, async { Ok(()) }).await.is_ok());
+        assert!(link.run(Kind::Read, &Waited::none(), async { Ok(()) }).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_waits_for_one_deadline_in_all() {
+        let link = Link::new((), "test");
+        let waited = Waited::none();
+        let started = Instant::now();
+        let slow = async {
+            tokio::time::sleep(Duration::from_millis(30)).await;
+            Ok(())
+        };
+        assert!(link.run(Kind::Read, &waited, slow).await.is_ok());
+        let hangs = std::future::pending::<RedisResult<()>>();
+        assert!(matches!(link.run(Kind::Write, &waited, hangs).await, Err(LinkError::Late(_))));
+        assert_eq!(started.elapsed(), DEFAULT_DEADLINE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_late_command_of_many_is_not_an_outage() {
+        let link = Link::new((), "test");
+        let waited = Waited::none();
+        let late = link.run(Kind::Read, &waited, std::future::pending::<RedisResult<()>>());
+        let others = async {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            link.run(Kind::Read, &Waited::none(), async { Ok(()) }).await
+        };
+        let (late, others) = tokio::join!(late, others);
+        assert!(late.is_err() && others.is_ok());
+        assert!(link.run(Kind::Read, &Waited::none(), async { Ok(()) }).await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]

@@ -18,7 +18,7 @@ pub use self::tiered::Tiered;
 pub use self::{keyed_hash::HashSecret, memory::MemoryCache};
 use crate::{
     BoxError,
-    clock::SystemTime,
+    clock::{SystemTime, Waited},
     owner::Owner,
     routing::Environment,
     token::{DeviceToken, TokenDigest},
@@ -162,6 +162,9 @@ pub struct VerdictKey<'a> {
     environment: Environment,
     text: &'a [u8],
     digest: OnceLock<TokenDigest>,
+    /// How long this request has waited for a shared cache.
+    #[cfg_attr(not(feature = "redis"), allow(dead_code))]
+    waited: Waited,
 }
 
 impl<'a> VerdictKey<'a> {
@@ -172,7 +175,17 @@ impl<'a> VerdictKey<'a> {
     }
 
     pub(crate) const fn of_text(scope: &'a str, environment: Environment, text: &'a [u8]) -> Self {
-        Self { scope, environment, text, digest: OnceLock::new() }
+        Self { scope, environment, text, digest: OnceLock::new(), waited: Waited::none() }
+    }
+
+    /// The same key, later in the same request.
+    pub(crate) fn with_waited(mut self, waited: Waited) -> Self {
+        self.waited = waited;
+        self
+    }
+
+    pub(crate) const fn waited(&self) -> &Waited {
+        &self.waited
     }
 
     /// Whose verdict it is: [`DeviceVerifier::scope`](crate::DeviceVerifier::scope).

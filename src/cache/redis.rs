@@ -12,9 +12,9 @@ use web_time::UNIX_EPOCH;
 
 use crate::{
     cache::{CacheError, CachedVerdict, Lease, VerdictCache, VerdictKey},
-    clock::{Instant, SystemTime, since_epoch},
+    clock::{Instant, SystemTime, Waited, since_epoch},
     owner::Owner,
-    redis_link::{self, DEFAULT_DEADLINE, Kind, Link, LinkError},
+    redis_link::{self, Kind, Link, LinkError},
     routing::Environment,
     verdict::Verdict,
 };
@@ -63,7 +63,6 @@ use crate::{
 #[derive(Clone)]
 pub struct RedisCache<C = ConnectionManager> {
     link: Link<C>,
-    deadline: Duration,
     prefix: Arc<str>,
     seal: Seal,
     lease: Option<Duration>,
@@ -90,14 +89,12 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> RedisCache<C> {
     /// [`ConnectionManager`] do; one that does not reconnect by itself stays lost when it is lost.
     #[must_use]
     pub fn new(connection: C) -> Self {
-        let cache = Self {
+        Self {
             link: Link::new(connection, WHAT),
-            deadline: DEFAULT_DEADLINE,
             prefix: "tower-devicecheck".into(),
             seal: Seal::new(&[]),
             lease: None,
-        };
-        cache.with_deadline(DEFAULT_DEADLINE)
+        }
     }
 
     /// What every key begins with, followed by a colon. No braces. Default: `tower-devicecheck`.
@@ -107,16 +104,13 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> RedisCache<C> {
         self
     }
 
-    /// For how long one request waits for Redis in all, apart from the time for which another replica asks
-    /// Apple in its place. Default: 50 ms.
+    /// For how long one request waits for Redis in all, before and after Apple is asked. Default: 50 ms.
     ///
-    /// A request sends two commands, one before and one after Apple is asked, and with [fleet-wide single
-    /// flight](Self::with_fleet_single_flight) four: each gets an equal share.
+    /// A verdict is written even if no time is left: the request then does not wait for it. With [fleet-wide
+    /// single flight](Self::with_fleet_single_flight) each look for the lease has a deadline of its own.
     #[must_use]
     pub fn with_deadline(mut self, deadline: Duration) -> Self {
-        self.deadline = deadline;
-        let rounds = if self.lease.is_some() { 4 } else { 2 };
-        self.link.set_deadline(deadline, rounds);
+        self.link.set_deadline(deadline);
         self
     }
 
@@ -141,8 +135,7 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> RedisCache<C> {
     #[must_use]
     pub fn with_fleet_single_flight(mut self, lease: Duration) -> Self {
         self.lease = Some(lease);
-        let deadline = self.deadline;
-        self.with_deadline(deadline)
+        self
     }
 
     // The digest in braces is what a cluster chooses the node by: a verdict and its lease are on one.
@@ -178,7 +171,10 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> RedisCache<C> {
         commands.arg("NX").arg("PX").arg(millis(lease).max(1));
         // After the lease, for its last holder gave it up after it had put the verdict.
         commands.cmd("GETRANGE").arg(self.verdict_name(key)).arg(0).arg(Value::LENGTH);
-        let answer = self.link.run(Kind::Write, async move { commands.query_async(&mut connection).await });
+        // One deadline for each look: what lies between them is the time of whoever asks Apple.
+        let waited = Waited::none();
+        let answer =
+            self.link.run(Kind::Write, &waited, async move { commands.query_async(&mut connection).await });
         let (leased, value): (bool, Vec<u8>) = answer.await?;
         Ok(match self.open(key, &value).unwrap_or(None) {
             Some(verdict) => Turn::Known { verdict, leased },
@@ -205,7 +201,9 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> VerdictCache for RedisCa
         let mut command = redis::cmd("GETRANGE");
         // One byte more than a value has, and no more, whatever is there.
         command.arg(self.verdict_name(key)).arg(0).arg(Value::LENGTH);
-        let answer = self.link.run(Kind::Read, async move { command.query_async(&mut connection).await });
+        let answer = self
+            .link
+            .run(Kind::Read, key.waited(), async move { command.query_async(&mut connection).await });
         let value: Vec<u8> = answer.await.map_err(reported)?;
         self.open(key, &value).map_err(reported)
     }
@@ -225,7 +223,9 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> VerdictCache for RedisCa
         let mut command = redis::cmd("SET");
         command.arg(self.verdict_name(key)).arg(&self.seal.close(key, &value)[..]);
         command.arg("PX").arg(time_to_live);
-        let answer = self.link.run(Kind::Write, async move { command.query_async(&mut connection).await });
+        let answer = self
+            .link
+            .run_on(Kind::Write, key.waited(), async move { command.query_async(&mut connection).await });
         answer.await.map_err(reported)
     }
 
@@ -263,7 +263,9 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> VerdictCache for RedisCa
         let mut connection = self.link.connection();
         let mut command = redis::cmd("EVAL");
         command.arg(RELEASE).arg(1).arg(self.lease_name(key)).arg(owner.to_string());
-        let answer = self.link.run(Kind::Write, async move { command.query_async(&mut connection).await });
+        let answer = self
+            .link
+            .run_on(Kind::Write, key.waited(), async move { command.query_async(&mut connection).await });
         // A lease that is not given back ends by itself.
         let _: Result<u8, LinkError> = answer.await;
     }
@@ -274,7 +276,6 @@ impl<C> fmt::Debug for RedisCache<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisCache")
             .field("prefix", &self.prefix)
-            .field("deadline", &self.deadline)
             .field("lease", &self.lease)
             .finish_non_exhaustive()
     }

@@ -51,7 +51,7 @@ pub use self::memory::MemoryReplayGuard;
 #[cfg(feature = "redis")]
 #[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "redis")))]
 pub use self::redis::RedisReplayGuard;
-use crate::{BoxError, owner::Owner, token::TokenDigest};
+use crate::{BoxError, clock::Waited, owner::Owner, token::TokenDigest};
 
 /// Remembers which tokens are in use or spent: [`MemoryReplayGuard`] in the process, `RedisReplayGuard`
 /// between processes.
@@ -215,10 +215,13 @@ impl<'a> ReplayKey<'a> {
 }
 
 /// One request's claim to a token.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Claim {
     owner: Owner,
     retry: Option<Retry>,
+    /// How long this request has waited for the guard.
+    #[cfg_attr(not(feature = "redis"), allow(dead_code))]
+    waited: Waited,
 }
 
 /// By what a repetition of a request is known, and for how long.
@@ -232,7 +235,7 @@ impl Claim {
     /// A claim of a request without an idempotency key.
     #[must_use]
     pub const fn new(owner: Owner) -> Self {
-        Self { owner, retry: None }
+        Self { owner, retry: None, waited: Waited::none() }
     }
 
     /// The same claim of a request with this idempotency key, which may be repeated once within `window`
@@ -242,7 +245,7 @@ impl Claim {
         self.with(Some(Retry { key: TokenDigest::of(idempotency_key), window }))
     }
 
-    pub(crate) const fn with(mut self, retry: Option<Retry>) -> Self {
+    pub(crate) fn with(mut self, retry: Option<Retry>) -> Self {
         self.retry = retry;
         self
     }

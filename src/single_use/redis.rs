@@ -8,7 +8,7 @@ use redis::{
 };
 
 use crate::{
-    redis_link::{self, DEFAULT_DEADLINE, Kind, Link, LinkError},
+    redis_link::{self, Kind, Link, LinkError},
     single_use::{
         Claim, GuardError, ReplayGuard, ReplayKey, Reservation,
         memory::{DEFAULT_LEASE, DEFAULT_RETENTION},
@@ -71,22 +71,18 @@ impl RedisReplayGuard {
 
 const WHAT: &str = "replay guard";
 
-/// A request reserves, and confirms or releases.
-const ROUNDS: u32 = 2;
-
 impl<C: ConnectionLike + Clone + Send + Sync + 'static> RedisReplayGuard<C> {
     /// A guard on a connection that you have already. Clones of it must share one connection, as those of
     /// [`ConnectionManager`] do; one that does not reconnect by itself stays lost when it is lost.
     #[must_use]
     pub fn new(connection: C) -> Self {
-        let guard = Self {
+        Self {
             link: Link::new(connection, WHAT),
             prefix: "tower-devicecheck".into(),
             lease: DEFAULT_LEASE,
             retention: DEFAULT_RETENTION,
             admit_without_redis: false,
-        };
-        guard.with_deadline(DEFAULT_DEADLINE)
+        }
     }
 
     /// What every key begins with, followed by a colon. No braces. Default: `tower-devicecheck`.
@@ -96,11 +92,10 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> RedisReplayGuard<C> {
         self
     }
 
-    /// For how long one request waits for Redis in all. Default: 50 ms. A request sends two commands, one
-    /// before and one after Apple is asked: each gets half of it.
+    /// For how long one request waits for Redis in all, before and after Apple is asked. Default: 50 ms.
     #[must_use]
     pub fn with_deadline(mut self, deadline: Duration) -> Self {
-        self.link.set_deadline(deadline, ROUNDS);
+        self.link.set_deadline(deadline);
         self
     }
 
@@ -137,13 +132,20 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> RedisReplayGuard<C> {
     }
 
     /// Runs a script on a token. Its answer is whether the token is this claim's.
-    async fn run(&self, key: &ReplayKey<'_>, script: &str, arguments: &[&str]) -> Result<bool, LinkError> {
+    async fn run(
+        &self,
+        key: &ReplayKey<'_>,
+        claim: &Claim,
+        script: &str,
+        arguments: &[&str],
+    ) -> Result<bool, LinkError> {
         let mut command = redis::cmd("EVAL");
         // The digest in braces is what a cluster chooses the node by.
         let name = format!("{}:use1:{}:{{{}}}", self.prefix, key.scope(), key.digest());
         command.arg(script).arg(1).arg(name).arg(arguments);
         let mut connection = self.link.connection();
-        self.link.run(Kind::Write, async move { command.query_async(&mut connection).await }).await
+        let answer = async move { command.query_async(&mut connection).await };
+        self.link.run(Kind::Write, &claim.waited, answer).await
     }
 
     fn judge(&self, answer: Result<bool, LinkError>) -> Result<Reservation, GuardError> {
@@ -199,7 +201,7 @@ return 1";
 impl<C: ConnectionLike + Clone + Send + Sync + 'static> ReplayGuard for RedisReplayGuard<C> {
     async fn reserve(&self, key: &ReplayKey<'_>, claim: &Claim) -> Result<Reservation, GuardError> {
         let arguments = [&*claim.owner().to_string(), &retry_key(claim), &millis(self.lease)];
-        self.judge(self.run(key, RESERVE, &arguments).await)
+        self.judge(self.run(key, claim, RESERVE, &arguments).await)
     }
 
     async fn confirm(&self, key: &ReplayKey<'_>, claim: &Claim) -> Result<Reservation, GuardError> {
@@ -209,18 +211,20 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> ReplayGuard for RedisRep
             &millis(claim.retry_window()),
             &millis(self.retention),
         ];
-        self.judge(self.run(key, CONFIRM, &arguments).await)
+        self.judge(self.run(key, claim, CONFIRM, &arguments).await)
     }
 
     async fn release(&self, key: &ReplayKey<'_>, claim: &Claim) -> Result<(), GuardError> {
-        let answer = self.run(key, RELEASE, &[&claim.owner().to_string()]).await;
+        let answer = self.run(key, claim, RELEASE, &[&claim.owner().to_string()]).await;
         answer.map(drop).map_err(GuardError::new)
     }
 
     fn abandon(&self, key: &ReplayKey<'_>, claim: &Claim) {
         // Without a runtime, as when the process ends, the reservation lapses by itself.
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        let (guard, scope, digest, claim) = (self.clone(), key.scope().to_owned(), key.digest(), *claim);
+        let (guard, scope, digest) = (self.clone(), key.scope().to_owned(), key.digest());
+        // Nobody waits for it any more.
+        let claim = Claim::new(claim.owner());
         runtime.spawn(async move {
             let _ = guard.release(&ReplayKey::new(&scope, digest), &claim).await;
         });
