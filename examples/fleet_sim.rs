@@ -8,7 +8,12 @@
 //! that answer.
 
 #![allow(clippy::print_stdout, reason = "a program for a terminal")]
-#![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "estimates")]
+#![allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "estimates"
+)]
 
 use std::{
     cmp::Reverse,
@@ -25,8 +30,8 @@ const TIME_TO_LIVE: Time = 300 * SECOND;
 const APPLE: Time = 150 * MILLISECOND;
 /// Bytes for a verdict in a `MemoryCache`; measured by a test of this crate.
 const IN_PROCESS: f64 = 100.0;
-/// Bytes for a verdict in Redis 7, key and overhead included; measured with `INFO memory`.
-const IN_REDIS: f64 = 264.0;
+/// Bytes for a verdict or a spent token in Redis 7, key and overhead included; measured with `INFO memory`.
+const IN_REDIS: f64 = 277.0;
 
 #[derive(Clone, Copy)]
 struct Fleet {
@@ -126,6 +131,8 @@ fn simulate(fleet: Fleet) -> Outcome {
                 }
                 Some(check) if check.is_under_way(now) => {
                     outcome.waits += 1;
+                    // The caches are asked before the wait.
+                    outcome.round_trips += u64::from(fleet.sharing != Sharing::Nothing);
                     continue;
                 }
                 _ => {}
@@ -192,7 +199,9 @@ fn main() {
     for (rate, replicas) in fleets {
         for (reuse, spread, uses) in uses {
             for (name, sharing) in sharings {
-                if replicas == 1 && sharing != Sharing::Nothing {
+                let alone = replicas == 1 && sharing != Sharing::Nothing;
+                // With single use, all requests but one of a token are refused: the app makes one for each.
+                if alone || (reuse > 1 && sharing == Sharing::SingleUse) {
                     continue;
                 }
                 row(&Fleet { rate, replicas, reuse, spread, sharing }, name, uses);
@@ -222,7 +231,7 @@ fn row(fleet: &Fleet, name: &str, uses: &str) {
     };
     let hits = (outcome.local_hits + outcome.shared_hits + outcome.waits) as f64 / requests * 100.0;
     println!(
-        "| {} | {} | {uses} | {name} | {calls:.0} | {:.0} | {hits:.1} % | {:.0} | {process:.0} | {redis:.0} |",
+        "| {} | {} | {uses} | {name} | {calls:.0} | {:.0} | {hits:.1} % | {:.0} | {process:.1} | {redis:.0} |",
         fleet.rate,
         fleet.replicas,
         calls * APPLE as f64 / SECOND as f64,

@@ -11,3 +11,6 @@ pub mod operating {}
 
 #[doc = include_str!("../docs/from-bearologics.md")]
 pub mod from_bearologics {}
+
+#[doc = include_str!("../docs/scaling.md")]
+pub mod scaling {}
