@@ -15,6 +15,9 @@
 //! | `LISTEN` | default `127.0.0.1:3000` |
 //! | `ROUTING` | `production` (default), `development`, `fallback` (production, then development) or `header` (the client's `X-Apple-Device-Development` decides) |
 //! | `ENFORCEMENT` | `enforce` (default) or `monitor` (every request reaches the handlers, which see the outcome) |
+//! | `REDIS_URL` | Redis or Valkey, shared with other copies of this server (build with `--features redis`); default: this process remembers verdicts for itself |
+//! | `SINGLE_USE` | `1`: a token admits one request |
+//! | `FLEET_SINGLE_FLIGHT` | `1`: of all copies that share a Redis one asks Apple about a token |
 //! | `RUST_LOG` | default `info` |
 
 mod shared;
@@ -45,23 +48,22 @@ async fn main() -> ExitCode {
 async fn serve() -> Result<(), BoxError> {
     let settings = Settings::from_env()?;
     let apple = Apple::from_env().await?;
+    let gate = shared::remembering(DeviceCheckLayer::new(apple.client.clone())).await?;
     let listener = shared::listen().await?;
     let address = listener.local_addr()?;
     shared::announce(address, &apple.curl_hints(address, settings.routing.environment()));
-    axum::serve(listener, app(apple.client.clone(), settings))
+    axum::serve(listener, app(gate, apple.client.clone(), settings))
         .with_graceful_shutdown(shared::ctrl_c())
         .await?;
     Ok(())
 }
 
-/// The whole server but for its socket.
-pub(crate) fn app(apple: AppleClient, settings: Settings) -> Router {
+/// The whole server but for its socket. `gate` and the handlers ask the same Apple.
+pub(crate) fn app(gate: DeviceCheckLayer, apple: AppleClient, settings: Settings) -> Router {
     let Settings { routing, enforcement } = settings;
-    let gate = DeviceCheckLayer::new(apple.clone()).with_routing(move |head: &request::Parts| {
-        match head.uri.path() {
-            "/health" => Route::Exempt,
-            _ => routing.route(head),
-        }
+    let gate = gate.with_routing(move |head: &request::Parts| match head.uri.path() {
+        "/health" => Route::Exempt,
+        _ => routing.route(head),
     });
     let root = match enforcement {
         Enforcement::Monitor => get(outcome),

@@ -11,7 +11,10 @@ pub(crate) use tokio::time::Instant;
 #[cfg(not(all(feature = "tokio", not(target_arch = "wasm32"))))]
 pub(crate) use web_time::Instant;
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 use web_time::UNIX_EPOCH;
 
 /// One reading of both clocks. Decisions about time take it as an argument, which makes them pure.
@@ -31,11 +34,39 @@ impl Moment {
 
 /// Time since the Unix epoch; zero for a clock that stands before it.
 #[cfg_attr(
-    not(any(feature = "memory-cache", feature = "aws-lc-rs", feature = "rust-crypto")),
+    not(any(feature = "memory-cache", feature = "redis", feature = "aws-lc-rs", feature = "rust-crypto")),
     allow(dead_code)
 )]
 pub(crate) fn since_epoch(time: SystemTime) -> Duration {
     time.duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// How long one request has waited for something, to be kept within one limit over several steps.
+#[derive(Debug, Default)]
+#[cfg_attr(not(feature = "redis"), allow(dead_code))]
+pub(crate) struct Waited(AtomicU64);
+
+impl Waited {
+    pub(crate) const fn none() -> Self {
+        Self(AtomicU64::new(0))
+    }
+}
+
+#[cfg_attr(not(feature = "redis"), allow(dead_code))]
+impl Waited {
+    pub(crate) fn get(&self) -> Duration {
+        Duration::from_micros(self.0.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn add(&self, time: Duration) {
+        self.0.fetch_add(u64::try_from(time.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+}
+
+impl Clone for Waited {
+    fn clone(&self) -> Self {
+        Self(AtomicU64::new(self.0.load(Ordering::Relaxed)))
+    }
 }
 
 /// The time was over before the future was done.

@@ -3,8 +3,10 @@
 use futures_util::future::BoxFuture;
 
 use crate::{
-    cache::{CacheError, CachedVerdict, VerdictCache, VerdictKey},
+    cache::{CacheError, CachedVerdict, Lease, VerdictCache, VerdictKey},
+    owner::Owner,
     routing::Environment,
+    single_use::{Claim, GuardError, ReplayGuard, ReplayKey, Reservation},
     token::DeviceToken,
     verdict::Verdict,
     verifier::{DeviceVerifier, VerifyError},
@@ -42,6 +44,8 @@ pub(crate) trait ErasedCache: Send + Sync {
         key: &'a VerdictKey<'_>,
         verdict: CachedVerdict,
     ) -> BoxFuture<'a, Result<(), CacheError>>;
+    fn lease<'a>(&'a self, key: &'a VerdictKey<'_>, owner: Owner) -> BoxFuture<'a, Lease>;
+    fn release<'a>(&'a self, key: &'a VerdictKey<'_>, owner: Owner) -> BoxFuture<'a, ()>;
 }
 
 impl<C: VerdictCache> ErasedCache for C {
@@ -62,5 +66,62 @@ impl<C: VerdictCache> ErasedCache for C {
         verdict: CachedVerdict,
     ) -> BoxFuture<'a, Result<(), CacheError>> {
         Box::pin(VerdictCache::put(self, key, verdict))
+    }
+
+    fn lease<'a>(&'a self, key: &'a VerdictKey<'_>, owner: Owner) -> BoxFuture<'a, Lease> {
+        Box::pin(VerdictCache::lease(self, key, owner))
+    }
+
+    fn release<'a>(&'a self, key: &'a VerdictKey<'_>, owner: Owner) -> BoxFuture<'a, ()> {
+        Box::pin(VerdictCache::release(self, key, owner))
+    }
+}
+
+pub(crate) trait ErasedReplayGuard: Send + Sync {
+    fn reserve<'a>(
+        &'a self,
+        key: &'a ReplayKey<'_>,
+        claim: &'a Claim,
+    ) -> BoxFuture<'a, Result<Reservation, GuardError>>;
+    fn confirm<'a>(
+        &'a self,
+        key: &'a ReplayKey<'_>,
+        claim: &'a Claim,
+    ) -> BoxFuture<'a, Result<Reservation, GuardError>>;
+    fn release<'a>(
+        &'a self,
+        key: &'a ReplayKey<'_>,
+        claim: &'a Claim,
+    ) -> BoxFuture<'a, Result<(), GuardError>>;
+    fn abandon(&self, key: &ReplayKey<'_>, claim: &Claim);
+}
+
+impl<G: ReplayGuard> ErasedReplayGuard for G {
+    fn reserve<'a>(
+        &'a self,
+        key: &'a ReplayKey<'_>,
+        claim: &'a Claim,
+    ) -> BoxFuture<'a, Result<Reservation, GuardError>> {
+        Box::pin(ReplayGuard::reserve(self, key, claim))
+    }
+
+    fn confirm<'a>(
+        &'a self,
+        key: &'a ReplayKey<'_>,
+        claim: &'a Claim,
+    ) -> BoxFuture<'a, Result<Reservation, GuardError>> {
+        Box::pin(ReplayGuard::confirm(self, key, claim))
+    }
+
+    fn release<'a>(
+        &'a self,
+        key: &'a ReplayKey<'_>,
+        claim: &'a Claim,
+    ) -> BoxFuture<'a, Result<(), GuardError>> {
+        Box::pin(ReplayGuard::release(self, key, claim))
+    }
+
+    fn abandon(&self, key: &ReplayKey<'_>, claim: &Claim) {
+        ReplayGuard::abandon(self, key, claim);
     }
 }

@@ -17,3 +17,6 @@ pub mod split_keys {}
 
 #[doc = include_str!("../docs/from-proxed.md")]
 pub mod from_proxed {}
+
+#[doc = include_str!("../docs/scaling.md")]
+pub mod scaling {}

@@ -2,19 +2,21 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
+use http::HeaderName;
 use tower_layer::Layer;
 
 use crate::{
     cache::{CachedVerdict, VerdictCache},
     clock::SystemTime,
     debug_token::DebugTokens,
-    erased::{ErasedCache, ErasedVerifier},
+    erased::{ErasedCache, ErasedReplayGuard, ErasedVerifier},
     observer::{Observer, TracingObserver},
     pipeline::Answer,
     rejection::{ProblemDetails, RejectionResponse},
     routing::{Environment, Route, RoutingPolicy},
     service::DeviceCheck,
     single_flight::SingleFlight,
+    single_use::ReplayGuard,
     token::TokenDigest,
     token_source::{HeaderToken, TokenSource},
     verdict::Verdict,
@@ -63,13 +65,34 @@ pub(crate) struct Config {
     pub(crate) exempt_preflights: bool,
     pub(crate) token_sources: Vec<Arc<dyn TokenSource>>,
     pub(crate) debug_tokens: Option<Arc<DebugTokens>>,
-    pub(crate) cache: Option<Arc<dyn ErasedCache>>,
+    pub(crate) memory: Memory,
+    pub(crate) retry_window: Duration,
+    pub(crate) idempotency_header: HeaderName,
     genuine_time_to_live: Duration,
     refused_time_to_live: Duration,
     pub(crate) enforcement: Enforcement,
     pub(crate) forward_credentials: bool,
     pub(crate) rejection_response: Arc<dyn RejectionResponse>,
     pub(crate) observer: Arc<dyn Observer>,
+}
+
+/// What is remembered of tokens. A verdict that is remembered admits the next request with the same token,
+/// which is what single use forbids: there is one or the other.
+#[derive(Clone)]
+pub(crate) enum Memory {
+    Nothing,
+    Cache(Arc<dyn ErasedCache>),
+    SingleUse(Arc<dyn ErasedReplayGuard>),
+}
+
+impl Memory {
+    const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Nothing => "nothing",
+            Self::Cache(_) => "verdicts",
+            Self::SingleUse(_) => "single use",
+        }
+    }
 }
 
 impl Config {
@@ -101,9 +124,11 @@ impl DeviceCheckLayer {
             token_sources: vec![Arc::new(HeaderToken::default())],
             debug_tokens: None,
             #[cfg(feature = "memory-cache")]
-            cache: Some(Arc::new(crate::cache::MemoryCache::new())),
+            memory: Memory::Cache(Arc::new(crate::cache::MemoryCache::new())),
             #[cfg(not(feature = "memory-cache"))]
-            cache: None,
+            memory: Memory::Nothing,
+            retry_window: Duration::ZERO,
+            idempotency_header: HeaderName::from_static("idempotency-key"),
             genuine_time_to_live: Duration::from_secs(5 * 60),
             refused_time_to_live: Duration::from_secs(30),
             enforcement: Enforcement::Enforce,
@@ -158,15 +183,43 @@ impl DeviceCheckLayer {
         self.configure(|config| config.debug_tokens = Some(Arc::new(tokens)))
     }
 
-    /// Remembers verdicts. Default: a `MemoryCache` of the layer's own where the feature `memory-cache` is
-    /// on, nothing otherwise.
+    /// Remembers verdicts, in the place of [single use](Self::with_single_use). Default: a `MemoryCache` of
+    /// the layer's own where the feature `memory-cache` is on, nothing otherwise.
     pub fn with_cache(self, cache: impl VerdictCache) -> Self {
-        self.configure(|config| config.cache = Some(Arc::new(cache)))
+        self.configure(|config| config.memory = Memory::Cache(Arc::new(cache)))
     }
 
-    /// Asks Apple about every request, but for requests with the same token at the same time.
+    /// Remembers neither verdicts nor tokens: asks Apple about every request, but once for requests with the
+    /// same token at the same time.
     pub fn without_cache(self) -> Self {
-        self.configure(|config| config.cache = None)
+        self.configure(|config| config.memory = Memory::Nothing)
+    }
+
+    /// Lets each token admit one request: the next one with it is a
+    /// [`ReusedToken`](crate::Rejection::ReusedToken), and Apple is not asked. See [the module's
+    /// docs](crate::single_use).
+    ///
+    /// This takes the place of the cache, and [`with_cache`](Self::with_cache) and
+    /// [`without_cache`](Self::without_cache) take the place of this: a verdict that is remembered admits a
+    /// second request, which is what a guard is there to refuse. Routes that need one and routes that need
+    /// the other get a layer each.
+    pub fn with_single_use(self, guard: impl ReplayGuard) -> Self {
+        self.configure(|config| config.memory = Memory::SingleUse(Arc::new(guard)))
+    }
+
+    /// For how long after a token was spent *one* more request with it is let through if both hold the same
+    /// idempotency key. Matters to [single use](Self::with_single_use) only. Default: zero, none is.
+    ///
+    /// Whoever has captured a request has the key, too.
+    pub fn with_retry_window(self, window: Duration) -> Self {
+        self.configure(|config| config.retry_window = window)
+    }
+
+    /// The header in which a client sends the idempotency key. Default: `Idempotency-Key`.
+    ///
+    /// It is left in the request. One that is empty or repeated counts as none.
+    pub fn with_idempotency_header(self, name: HeaderName) -> Self {
+        self.configure(|config| config.idempotency_header = name)
     }
 
     /// For how long a verdict is remembered, counted from the start of the check. Zero: not at all. Older
@@ -227,7 +280,7 @@ impl fmt::Debug for Gate {
             .field("scope", &config.verifier.scope())
             .field("token_sources", &config.token_sources.len())
             .field("debug_tokens", &config.debug_tokens)
-            .field("cache", &config.cache.is_some())
+            .field("remembers", &config.memory.as_str())
             .field("genuine_time_to_live", &config.genuine_time_to_live)
             .field("refused_time_to_live", &config.refused_time_to_live)
             .field("enforcement", &config.enforcement)

@@ -116,7 +116,7 @@
 //! | | HTTP | gRPC |
 //! |---|---|---|
 //! | genuine token | the inner service's answer | the same |
-//! | no token, a malformed one, one that Apple refuses | 401 | 16 `UNAUTHENTICATED` |
+//! | no token, a malformed one, one that Apple refuses, one that is spent | 401 | 16 `UNAUTHENTICATED` |
 //! | Apple is down, slow, or asked too often | 503 with `Retry-After` | 14 `UNAVAILABLE` |
 //! | Apple does not accept the server's credentials | 500 | 13 `INTERNAL` |
 //!
@@ -136,6 +136,7 @@
 //! | `tokio` | by `reqwest` | deadlines on calls to Apple |
 //! | `axum` | no | [`VerifiedDevice`] and `Option<VerifiedDevice>` as extractors |
 //! | `split-key` | no | `split_key`: API keys in two parts, put together for verified devices only |
+//! | `redis` | no | `RedisCache` and `RedisReplayGuard`, shared by replicas. Turns on `tokio` |
 //! | `testing` | no | a fake Apple, and builders for tokens and keys, for your tests |
 //!
 //! # Caveats
@@ -166,12 +167,16 @@ mod future;
 pub mod guide;
 mod layer;
 mod observer;
+mod owner;
 mod pipeline;
 mod problem;
+#[cfg(feature = "redis")]
+mod redis_link;
 mod rejection;
 mod routing;
 mod service;
 mod single_flight;
+pub mod single_use;
 #[cfg(feature = "split-key")]
 pub mod split_key;
 #[cfg(feature = "testing")]
@@ -201,6 +206,7 @@ pub use self::{
     future::ResponseFuture,
     layer::{DeviceCheckLayer, Enforcement},
     observer::{Event, Observer, Outcome, TracingObserver},
+    owner::Owner,
     rejection::{ProblemDetails, Rejection, RejectionResponse},
     routing::{Environment, EnvironmentHeader, Route, RoutingPolicy, UnknownEnvironment},
     service::DeviceCheck,

@@ -193,7 +193,7 @@ impl fmt::Debug for Event<'_> {
 /// | level | what |
 /// |---|---|
 /// | error | a request rejected because Apple does not accept our credentials |
-/// | warn | a request rejected because there is no verdict; a failure of the cache; an admission by a debug token |
+/// | warn | a request rejected because there is no verdict; a failure of the cache that it has not logged itself; an admission by a debug token |
 /// | debug | every other admission and rejection: the client's doing, and not to fill our logs with |
 /// | trace | exempt requests |
 ///
@@ -242,7 +242,9 @@ impl Observer for TracingObserver {
     }
 
     fn cache_error(&self, error: &CacheError) {
-        event!(target: TARGET, Level::WARN, error = %Chain(error), "verdict cache failed");
+        if !error.is_reported() {
+            event!(target: TARGET, Level::WARN, error = %Chain(error), "verdict cache failed");
+        }
     }
 }
 

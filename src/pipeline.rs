@@ -3,11 +3,14 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::{
-    cache::{CacheError, CachedVerdict, VerdictKey},
-    clock::{Instant, Moment, SystemTime, within},
-    layer::Gate,
+    cache::{CacheError, CachedVerdict, Lease, VerdictKey},
+    clock::{Instant, Moment, SystemTime, Waited, within},
+    erased::ErasedReplayGuard,
+    layer::{Gate, Memory},
+    owner::Owner,
     rejection::Rejection,
     routing::{Environment, Route},
+    single_use::{Claim, GuardError, ReplayKey, Reservation, Retry},
     token::{DeviceToken, TokenDigest},
     verdict::{Evidence, Verdict, VerifiedDevice},
     verifier::VerifyError,
@@ -18,6 +21,8 @@ pub(crate) struct Inquiry {
     pub(crate) token: DeviceToken,
     pub(crate) route: Route,
     pub(crate) started: Instant,
+    /// By what a repetition of the request is known, where one is let through.
+    pub(crate) retry: Option<Retry>,
 }
 
 /// What was decided about a request, and on what grounds.
@@ -33,8 +38,16 @@ pub(crate) struct Decision {
 /// A cache that takes longer has failed: asking Apple would have taken less.
 const CACHE_DEADLINE: Duration = Duration::from_secs(1);
 
+const TOO_LATE: &str = "no answer within a second";
+
 fn too_late() -> CacheError {
-    CacheError::new("no answer within a second")
+    CacheError::new(TOO_LATE)
+}
+
+/// The same for a guard, which then withholds the token.
+async fn in_time<T>(answer: impl Future<Output = Result<T, GuardError>>) -> Result<T, GuardError> {
+    let answer = within(CACHE_DEADLINE, answer).await;
+    answer.unwrap_or_else(|_elapsed| Err(GuardError::new(TOO_LATE)))
 }
 
 /// An answer to one question: is this token genuine in this environment?
@@ -51,27 +64,100 @@ impl From<CachedVerdict> for Answer {
     }
 }
 
-/// Asks one environment after the other until one accepts the token. Only a refusal leads to the next one.
+/// The changing parts of a [`Decision`]: outcome, environment, error.
+type Outcome = (Result<VerifiedDevice, Rejection>, Environment, Option<VerifyError>);
+
+/// Decides about a token that this process does not remember.
 pub(crate) async fn resolve(gate: Arc<Gate>, inquiry: Inquiry) -> Decision {
-    let Inquiry { token, route, started } = inquiry;
+    let Inquiry { token, route, started, retry } = inquiry;
     let digest = token.digest();
-    let decision = |outcome, environment, error| {
-        let digest = Some(digest);
-        Decision { outcome, environment, digest, error, started }
+    let claim = Claim::new(Owner::random()).with(retry);
+    let (outcome, environment, error) = match &gate.config.memory {
+        Memory::SingleUse(guard) => spend(&gate, guard, token, digest, route, &claim).await,
+        Memory::Cache(_) | Memory::Nothing => check(&gate, token, digest, route).await,
     };
+    Decision { outcome, environment, digest: Some(digest), error, started }
+}
+
+/// Asks one environment after the other until one accepts the token. Only a refusal leads to the next one.
+async fn check(gate: &Arc<Gate>, token: DeviceToken, digest: TokenDigest, route: Route) -> Outcome {
     let mut last = Environment::Production;
     for &environment in route.environments() {
         last = environment;
-        match answer(&gate, &token, digest, environment).await {
+        match answer(gate, &token, digest, environment).await {
             Ok(Answer { verdict: Verdict::Refused, .. }) => {}
             Ok(Answer { verdict: Verdict::Genuine, evidence, checked_at }) => {
                 let device = VerifiedDevice::new(token, digest, environment, evidence, checked_at);
-                return decision(Ok(device), environment, None);
+                return (Ok(device), environment, None);
             }
-            Err(error) => return decision(Err(Rejection::from(&error)), environment, Some(error)),
+            Err(error) => return (Err(Rejection::from(&error)), environment, Some(error)),
         }
     }
-    decision(Err(Rejection::RefusedToken), last, None)
+    (Err(Rejection::RefusedToken), last, None)
+}
+
+/// The same for a token that admits one request only.
+async fn spend(
+    gate: &Arc<Gate>,
+    guard: &Arc<dyn ErasedReplayGuard>,
+    token: DeviceToken,
+    digest: TokenDigest,
+    route: Route,
+    claim: &Claim,
+) -> Outcome {
+    let first = route.environments().first().copied().unwrap_or(Environment::Production);
+    let key = ReplayKey::new(gate.config.verifier.scope(), digest);
+    let unavailable = |error, environment| {
+        let error = VerifyError::unavailable(error);
+        (Err(Rejection::from(&error)), environment, Some(error))
+    };
+    // A reservation that is made while this future is dropped is given back, too.
+    let mut held = Held { guard, key, claim, armed: true };
+    match in_time(guard.reserve(&key, claim)).await {
+        Ok(Reservation::Reserved) => {}
+        Ok(Reservation::Reused) => {
+            held.armed = false;
+            return (Err(Rejection::ReusedToken), first, None);
+        }
+        Err(error) => return unavailable(error, first),
+    }
+    let (outcome, environment, error) = check(gate, token, digest, route).await;
+    let outcome = match outcome {
+        Ok(device) => match in_time(guard.confirm(&key, claim)).await {
+            Ok(Reservation::Reserved) => Ok(device),
+            Ok(Reservation::Reused) => Err(Rejection::ReusedToken),
+            // Whether the token is spent is not known, so it is not given back.
+            Err(error) => {
+                held.armed = false;
+                return unavailable(error, environment);
+            }
+        },
+        // Asking again about a token that Apple refused is worth nothing to anybody: let it lapse.
+        Err(Rejection::RefusedToken) => Err(Rejection::RefusedToken),
+        Err(rejection) => {
+            // An error means that the reservation lapses by itself.
+            let _ = in_time(guard.release(&key, claim)).await;
+            Err(rejection)
+        }
+    };
+    held.armed = false;
+    (outcome, environment, error)
+}
+
+/// A reservation, given back on drop while it is armed.
+struct Held<'a> {
+    guard: &'a Arc<dyn ErasedReplayGuard>,
+    key: ReplayKey<'a>,
+    claim: &'a Claim,
+    armed: bool,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        if self.armed {
+            self.guard.abandon(&self.key, self.claim);
+        }
+    }
 }
 
 /// The cache's answer, or the one that all requests with this token wait for together.
@@ -81,7 +167,8 @@ async fn answer(
     digest: TokenDigest,
     environment: Environment,
 ) -> Result<Answer, VerifyError> {
-    if let Some(cache) = &gate.config.cache {
+    let mut waited = Waited::none();
+    if let Memory::Cache(cache) = &gate.config.memory {
         let key = VerdictKey::new(gate.config.verifier.scope(), environment, token);
         let found = within(CACHE_DEADLINE, cache.get(&key)).await;
         match found.unwrap_or_else(|_elapsed| Err(too_late())) {
@@ -89,8 +176,9 @@ async fn answer(
             Ok(_) => {}
             Err(error) => gate.config.observer.cache_error(&error),
         }
+        waited = key.waited().clone();
     }
-    let ask = ask(Arc::clone(gate), token.clone(), environment);
+    let ask = ask(Arc::clone(gate), token.clone(), environment, waited);
     match gate.flights.run((environment, digest), ask).await {
         Ok(answer) => answer,
         Err(_panicked) => Err(VerifyError::unavailable("the check panicked")),
@@ -98,18 +186,34 @@ async fn answer(
 }
 
 /// Asks the verifier, and remembers its verdict.
-async fn ask(gate: Arc<Gate>, token: DeviceToken, environment: Environment) -> Result<Answer, VerifyError> {
+async fn ask(
+    gate: Arc<Gate>,
+    token: DeviceToken,
+    environment: Environment,
+    waited: Waited,
+) -> Result<Answer, VerifyError> {
     let config = &gate.config;
-    let key = VerdictKey::new(config.verifier.scope(), environment, &token);
+    let key = VerdictKey::new(config.verifier.scope(), environment, &token).with_waited(waited);
+    let Memory::Cache(cache) = &config.memory else {
+        let checked_at = SystemTime::now();
+        let verdict = config.verifier.verify(&token, environment).await?;
+        return Ok(Answer { verdict, evidence: Evidence::Apple, checked_at });
+    };
     // Another request may have asked and finished since this one last looked.
-    if let Some(cached) = config.cache.as_ref().and_then(|cache| cache.peek(&key))
+    if let Some(cached) = cache.peek(&key)
+        && config.is_fresh(&cached)
+    {
+        return Ok(cached.into());
+    }
+    let owner = Owner::random();
+    if let Lease::Known(cached) = cache.lease(&key, owner).await
         && config.is_fresh(&cached)
     {
         return Ok(cached.into());
     }
     let started = Moment::now();
-    let verdict = config.verifier.verify(&token, environment).await?;
-    if let Some(cache) = &config.cache {
+    let verdict = config.verifier.verify(&token, environment).await;
+    if let Ok(verdict) = verdict {
         // Apple's answer describes the token as it was when it was sent.
         let left = config.time_to_live(verdict).saturating_sub(started.monotonic.elapsed());
         if left > Duration::ZERO {
@@ -120,5 +224,7 @@ async fn ask(gate: Arc<Gate>, token: DeviceToken, environment: Environment) -> R
             }
         }
     }
-    Ok(Answer { verdict, evidence: Evidence::Apple, checked_at: started.wall })
+    // After the verdict is there, so that whoever gets the lease next finds it.
+    let _ = within(CACHE_DEADLINE, cache.release(&key, owner)).await;
+    Ok(Answer { verdict: verdict?, evidence: Evidence::Apple, checked_at: started.wall })
 }

@@ -18,6 +18,7 @@ use crate::{
 /// | [`MissingToken`](Self::MissingToken) | 401 | 16 `UNAUTHENTICATED` | |
 /// | [`MalformedToken`](Self::MalformedToken) | 401 | 16 `UNAUTHENTICATED` | |
 /// | [`RefusedToken`](Self::RefusedToken) | 401 | 16 `UNAUTHENTICATED` | |
+/// | [`ReusedToken`](Self::ReusedToken) | 401 | 16 `UNAUTHENTICATED` | |
 /// | [`Throttled`](Self::Throttled) | 503 | 14 `UNAVAILABLE` | 1 to 300 s |
 /// | [`Unavailable`](Self::Unavailable) | 503 | 14 `UNAVAILABLE` | 1 to 5 s |
 /// | [`Misconfigured`](Self::Misconfigured) | 500 | 13 `INTERNAL` | |
@@ -32,6 +33,9 @@ pub enum Rejection {
     MalformedToken(MalformedToken),
     /// Apple says that the token is not genuine, just now or a short while ago.
     RefusedToken,
+    /// The token admits one request, and another has it: see [`single_use`](crate::single_use). Apple was not
+    /// asked, or said that the token is genuine when another request had taken it meanwhile.
+    ReusedToken,
     /// Apple says that it is asked too often.
     #[non_exhaustive]
     Throttled {
@@ -64,6 +68,7 @@ const fn row(rejection: &Rejection) -> Row {
         Rejection::MissingToken => ("MissingToken", "missing_token", "No device token", 401, 16),
         Rejection::MalformedToken(_) => ("MalformedToken", "malformed_token", "Malformed device token", 401, 16),
         Rejection::RefusedToken => ("RefusedToken", "refused_token", "Device token refused", 401, 16),
+        Rejection::ReusedToken => ("ReusedToken", "reused_token", "Device token used before", 401, 16),
         Rejection::Throttled { .. } => ("Throttled", "throttled", "Too many device checks", 503, 14),
         Rejection::Unavailable { .. } => ("Unavailable", "unavailable", "Device check unavailable", 503, 14),
         Rejection::Misconfigured => ("Misconfigured", "misconfigured", "Device check misconfigured", 500, 13),
@@ -77,8 +82,8 @@ const fn row(rejection: &Rejection) -> Row {
 }
 
 impl Rejection {
-    /// A name for machines: `missing_token`, `malformed_token`, `refused_token`, `throttled`, `unavailable`
-    /// or `misconfigured`.
+    /// A name for machines: `missing_token`, `malformed_token`, `refused_token`, `reused_token`,
+    /// `throttled`, `unavailable` or `misconfigured`.
     #[must_use]
     pub const fn code(&self) -> &'static str {
         row(self).code
@@ -231,6 +236,7 @@ mod tests {
             (Rejection::MissingToken, 401, 16, None, "missing_token"),
             (MalformedToken::Empty.into(), 401, 16, None, "malformed_token"),
             (Rejection::RefusedToken, 401, 16, None, "refused_token"),
+            (Rejection::ReusedToken, 401, 16, None, "reused_token"),
             (error(VerifyError::throttled(None, "x")), 503, 14, Some(5), "throttled"),
             (error(VerifyError::throttled(Some(seconds(0)), "x")), 503, 14, Some(1), "throttled"),
             (error(VerifyError::throttled(Some(seconds(60)), "x")), 503, 14, Some(60), "throttled"),

@@ -15,11 +15,12 @@ use crate::{
     cache::{CachedVerdict, VerdictKey},
     clock::{Instant, SystemTime},
     future::{Conclude, ResponseFuture, Slow},
-    layer::{Enforcement, Gate},
+    layer::{Enforcement, Gate, Memory},
     observer::Event,
     pipeline::{Decision, Inquiry, resolve},
     rejection::Rejection,
     routing::{Environment, Route, is_preflight},
+    single_use::Retry,
     token::{Candidate, DeviceToken, MalformedToken, TokenDigest},
     verdict::{DeviceOutcome, Evidence, Verdict, VerifiedDevice},
 };
@@ -138,7 +139,9 @@ impl Gate {
         };
         let started = Instant::now();
         let (outcome, digest) = match self.judge(head, route, environment) {
-            Ok(Judgement::Unknown(token)) => return Admission::Unknown(Inquiry { token, route, started }),
+            Ok(Judgement::Unknown(token)) => {
+                return Admission::Unknown(Inquiry { token, route, started, retry: self.retry(head) });
+            }
             Ok(Judgement::Known(outcome, digest)) => (outcome, Some(digest)),
             Err(rejection) => (Err(rejection), None),
         };
@@ -212,9 +215,24 @@ impl Gate {
         })
     }
 
+    /// By what a repetition of the request is known, where one is let through.
+    fn retry(&self, head: &request::Parts) -> Option<Retry> {
+        let window = self.config.retry_window;
+        if window.is_zero() || !matches!(self.config.memory, Memory::SingleUse(_)) {
+            return None;
+        }
+        let mut values = head.headers.get_all(&self.config.idempotency_header).iter();
+        match (values.next(), values.next()) {
+            (Some(key), None) if !key.is_empty() => {
+                Some(Retry { key: TokenDigest::of(key.as_bytes()), window })
+            }
+            _ => None,
+        }
+    }
+
     /// What this process remembers of a token: that one environment accepted it, or that all refused it.
     fn peek(&self, text: &[u8], route: Route) -> Option<(CachedVerdict, Environment)> {
-        let cache = self.config.cache.as_ref()?;
+        let Memory::Cache(cache) = &self.config.memory else { return None };
         let scope = self.config.verifier.scope();
         let mut refused = None;
         let mut unknown = false;

@@ -14,7 +14,8 @@ use std::{
 
 use tokio::net::TcpListener;
 use tower_devicecheck::{
-    AppleClient, BoxError, Credentials, Environment,
+    AppleClient, BoxError, Credentials, DeviceCheckLayer, Environment,
+    single_use::MemoryReplayGuard,
     testing::{FakeApple, FakeAppleServer},
 };
 use tracing_subscriber::EnvFilter;
@@ -75,6 +76,61 @@ pub(crate) fn any_is_set<const N: usize>(names: [&str; N]) -> Result<bool, BoxEr
         }
     }
     Ok(false)
+}
+
+/// An environment variable that is on (`1` or `true`) or off (`0`, `false` or not set).
+pub(crate) fn switch(name: &str) -> Result<bool, BoxError> {
+    match variable(name)?.as_deref().map(str::trim) {
+        None | Some("0" | "false") => Ok(false),
+        Some("1" | "true") => Ok(true),
+        Some(other) => Err(format!("{name}: {other:?} is neither \"1\" nor \"0\"").into()),
+    }
+}
+
+/// Lets the layer remember what `REDIS_URL`, `SINGLE_USE` and `FLEET_SINGLE_FLIGHT` say. By default it
+/// remembers verdicts in the memory of this process.
+pub(crate) async fn remembering(layer: DeviceCheckLayer) -> Result<DeviceCheckLayer, BoxError> {
+    let (single_use, fleet) = (switch("SINGLE_USE")?, switch("FLEET_SINGLE_FLIGHT")?);
+    match variable("REDIS_URL")? {
+        Some(url) => remembering_in_redis(layer, url.trim(), single_use, fleet).await,
+        None if fleet => Err("FLEET_SINGLE_FLIGHT needs REDIS_URL".into()),
+        None if single_use => Ok(layer.with_single_use(MemoryReplayGuard::new())),
+        None => Ok(layer),
+    }
+}
+
+#[cfg(feature = "redis")]
+async fn remembering_in_redis(
+    layer: DeviceCheckLayer,
+    url: &str,
+    single_use: bool,
+    fleet: bool,
+) -> Result<DeviceCheckLayer, BoxError> {
+    use std::time::Duration;
+    use tower_devicecheck::{
+        cache::{MemoryCache, RedisCache, Tiered},
+        single_use::RedisReplayGuard,
+    };
+
+    if single_use {
+        // Of all requests with one token one is let through to Apple: nothing is left to share.
+        return Ok(layer.with_single_use(RedisReplayGuard::connect(url).await?));
+    }
+    let mut cache = RedisCache::connect(url).await?;
+    if fleet {
+        cache = cache.with_fleet_single_flight(Duration::from_secs(2));
+    }
+    Ok(layer.with_cache(Tiered::new(MemoryCache::new(), cache)))
+}
+
+#[cfg(not(feature = "redis"))]
+async fn remembering_in_redis(
+    _: DeviceCheckLayer,
+    _: &str,
+    _: bool,
+    _: bool,
+) -> Result<DeviceCheckLayer, BoxError> {
+    Err("REDIS_URL: build the example with --features redis".into())
 }
 
 /// The listener that `LISTEN` asks for, `127.0.0.1:3000` by default.

@@ -4,16 +4,22 @@
 mod keyed_hash;
 #[cfg(feature = "memory-cache")]
 mod memory;
+#[cfg(feature = "redis")]
+mod redis;
 mod tiered;
 
 use std::{error::Error, fmt, sync::Arc, sync::OnceLock, time::Duration};
 
+#[cfg(feature = "redis")]
+#[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "redis")))]
+pub use self::redis::RedisCache;
 pub use self::tiered::Tiered;
 #[cfg(feature = "memory-cache")]
 pub use self::{keyed_hash::HashSecret, memory::MemoryCache};
 use crate::{
     BoxError,
-    clock::SystemTime,
+    clock::{SystemTime, Waited},
+    owner::Owner,
     routing::Environment,
     token::{DeviceToken, TokenDigest},
     verdict::Verdict,
@@ -90,6 +96,33 @@ pub trait VerdictCache: Send + Sync + 'static {
         key: &VerdictKey<'_>,
         verdict: CachedVerdict,
     ) -> impl Future<Output = Result<(), CacheError>> + Send;
+
+    /// Asks for the right to ask Apple about a token that the cache does not know, for caches that let only
+    /// one of several processes ask at a time. Default: [`Lease::Ask`], everyone may.
+    ///
+    /// Called once for all concurrent requests of a process with the same token. It may wait for the verdict
+    /// of whoever else asks, but must end by itself; what fails here must let this process ask. A lease that
+    /// is not released, because the process died or all who waited went away, must end by itself, too.
+    fn lease(&self, key: &VerdictKey<'_>, owner: Owner) -> impl Future<Output = Lease> + Send {
+        let _ = (key, owner);
+        std::future::ready(Lease::Ask)
+    }
+
+    /// Gives back the lease of this owner, after the verdict was put or there was none. Default: nothing.
+    fn release(&self, key: &VerdictKey<'_>, owner: Owner) -> impl Future<Output = ()> + Send {
+        let _ = (key, owner);
+        std::future::ready(())
+    }
+}
+
+/// Who asks Apple.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_enums, reason = "either there is a verdict or somebody has to ask")]
+pub enum Lease {
+    /// Nobody else does: ask.
+    Ask,
+    /// Nobody needs to: another process has asked.
+    Known(CachedVerdict),
 }
 
 impl<C: VerdictCache> VerdictCache for Arc<C> {
@@ -111,6 +144,14 @@ impl<C: VerdictCache> VerdictCache for Arc<C> {
     ) -> impl Future<Output = Result<(), CacheError>> + Send {
         C::put(self, key, verdict)
     }
+
+    fn lease(&self, key: &VerdictKey<'_>, owner: Owner) -> impl Future<Output = Lease> + Send {
+        C::lease(self, key, owner)
+    }
+
+    fn release(&self, key: &VerdictKey<'_>, owner: Owner) -> impl Future<Output = ()> + Send {
+        C::release(self, key, owner)
+    }
 }
 
 /// What a verdict is about: a token, the environment that was asked, and whose credentials asked.
@@ -121,6 +162,9 @@ pub struct VerdictKey<'a> {
     environment: Environment,
     text: &'a [u8],
     digest: OnceLock<TokenDigest>,
+    /// How long this request has waited for a shared cache.
+    #[cfg_attr(not(feature = "redis"), allow(dead_code))]
+    waited: Waited,
 }
 
 impl<'a> VerdictKey<'a> {
@@ -131,7 +175,17 @@ impl<'a> VerdictKey<'a> {
     }
 
     pub(crate) const fn of_text(scope: &'a str, environment: Environment, text: &'a [u8]) -> Self {
-        Self { scope, environment, text, digest: OnceLock::new() }
+        Self { scope, environment, text, digest: OnceLock::new(), waited: Waited::none() }
+    }
+
+    /// The same key, later in the same request.
+    pub(crate) fn with_waited(mut self, waited: Waited) -> Self {
+        self.waited = waited;
+        self
+    }
+
+    pub(crate) const fn waited(&self) -> &Waited {
+        &self.waited
     }
 
     /// Whose verdict it is: [`DeviceVerifier::scope`](crate::DeviceVerifier::scope).
@@ -221,12 +275,27 @@ impl CachedVerdict {
 #[derive(Debug)]
 pub struct CacheError {
     source: BoxError,
+    reported: bool,
 }
 
 impl CacheError {
     /// An error with this cause, which must hold no secret: it is logged.
     pub fn new(source: impl Into<BoxError>) -> Self {
-        Self { source: source.into() }
+        Self { source: source.into(), reported: false }
+    }
+
+    /// The same error of a cache that logs its incidents itself, once each and not once per request.
+    #[must_use]
+    pub const fn reported(mut self) -> Self {
+        self.reported = true;
+        self
+    }
+
+    /// Whether the cache has logged the incident already. [`TracingObserver`](crate::TracingObserver) is
+    /// silent about those; observers that count get all of them.
+    #[must_use]
+    pub const fn is_reported(&self) -> bool {
+        self.reported
     }
 }
 

@@ -1,6 +1,9 @@
 //! Two caches as one.
 
-use crate::cache::{CacheError, CachedVerdict, VerdictCache, VerdictKey};
+use crate::{
+    cache::{CacheError, CachedVerdict, Lease, VerdictCache, VerdictKey},
+    owner::Owner,
+};
 
 /// A near cache in front of a far one: a verdict found in the far cache is put into the near one for the
 /// time that it has left.
@@ -42,5 +45,18 @@ impl<Near: VerdictCache, Far: VerdictCache> VerdictCache for Tiered<Near, Far> {
         let near = self.near.put(key, verdict).await;
         self.far.put(key, verdict).await?;
         near
+    }
+
+    /// The far cache's lease: it is the one that others share.
+    async fn lease(&self, key: &VerdictKey<'_>, owner: Owner) -> Lease {
+        let lease = self.far.lease(key, owner).await;
+        if let Lease::Known(found) = lease {
+            let _ = self.near.put(key, found).await;
+        }
+        lease
+    }
+
+    async fn release(&self, key: &VerdictKey<'_>, owner: Owner) {
+        self.far.release(key, owner).await;
     }
 }

@@ -6,8 +6,9 @@ use http_body_util::Full;
 use tower::{Layer, service_fn};
 use tower_devicecheck::{
     AppleClient, Candidate, Credentials, DeviceCheck, DeviceCheckLayer, DeviceOutcome, DeviceToken,
-    Environment, Event, Rejection, ResponseBody, Route, TokenDigest, VerifiedDevice, VerifyError,
+    Environment, Event, Owner, Rejection, ResponseBody, Route, TokenDigest, VerifiedDevice, VerifyError,
     cache::{CacheError, CachedVerdict, MemoryCache, Tiered, VerdictKey},
+    single_use::{Claim, GuardError, MemoryReplayGuard, ReplayKey},
 };
 
 fn shared<T: Send + Sync + 'static>() {}
@@ -33,6 +34,16 @@ fn auto_traits() {
     shared::<CacheError>();
     shared::<Event<'static>>();
     shared::<MemoryCache>();
+    shared::<MemoryReplayGuard>();
+    shared::<Claim>();
+    shared::<GuardError>();
+    cloned::<Owner>();
+    cloned::<ReplayKey<'static>>();
+    #[cfg(feature = "redis")]
+    {
+        cloned::<tower_devicecheck::cache::RedisCache>();
+        cloned::<tower_devicecheck::single_use::RedisReplayGuard>();
+    }
     shared::<VerdictKey<'static>>();
 }
 

@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 use tonic::transport::server::TcpIncoming;
 use tower::ServiceExt;
 use tower_devicecheck::{
-    Credentials, DeviceToken, DeviceVerifier, Environment, Verdict,
+    Credentials, DeviceCheckLayer, DeviceToken, DeviceVerifier, Environment, Verdict,
     testing::{Endpoint, FakeApple, Reply},
 };
 
@@ -122,7 +122,11 @@ async fn check_over_a_socket(name: &str, apple: &shared::Apple, address: SocketA
 async fn axum_over_a_socket() {
     let apple = shared::Apple::fake().await.unwrap();
     let (listener, address) = socket().await;
-    let app = axum_example::app(apple.client.clone(), Settings::default());
+    let app = axum_example::app(
+        DeviceCheckLayer::new(apple.client.clone()),
+        apple.client.clone(),
+        Settings::default(),
+    );
     tokio::spawn(axum::serve(listener, app).into_future());
     check_over_a_socket("axum", &apple, address).await;
 }
@@ -167,7 +171,7 @@ async fn axum_routing() {
     for (routing, with_header, production, development, calls) in cases {
         let headers: &[_] = if *with_header { &[(DEVELOPMENT_HEADER, "true")] } else { &[] };
         let apple = Apple::new();
-        let app = axum_example::app(apple.client.clone(), settings(routing, "enforce"));
+        let app = axum_example::app(apple.layer(), apple.client.clone(), settings(routing, "enforce"));
         for (environment, status) in
             [(Environment::Production, production), (Environment::Development, development)]
         {
@@ -188,7 +192,7 @@ async fn axum_routing() {
 #[tokio::test]
 async fn axum_monitoring() {
     let apple = Apple::new();
-    let app = axum_example::app(apple.client.clone(), settings("production", "monitor"));
+    let app = axum_example::app(apple.layer(), apple.client.clone(), settings("production", "monitor"));
     let (genuine, forged) = (apple.genuine(), apple.fake.forged_token());
     let cases: &[(&str, Option<&str>, &str, u16, usize)] = &[
         ("genuine", Some(&genuine), "verified", 200, 1),
@@ -234,7 +238,7 @@ fn axum_settings() {
 #[tokio::test]
 async fn axum_bits() {
     let apple = Apple::new();
-    let app = axum_example::app(apple.client.clone(), Settings::default());
+    let app = axum_example::app(apple.layer(), apple.client.clone(), Settings::default());
     let token = apple.genuine();
     let headers = [(TOKEN_HEADER, &*token), ("content-type", "application/json")];
     let query = || request("GET", "/bits", &headers, "");

@@ -8,6 +8,7 @@
 mod allocations;
 mod api;
 mod attacks;
+mod cache_contract;
 mod examples;
 mod gateway;
 mod gateway_memory;
@@ -16,7 +17,12 @@ mod generated;
 mod outage;
 mod protocols;
 mod provider_token;
+#[cfg(feature = "redis")]
+mod redis;
+#[cfg(feature = "redis")]
+mod redis_server;
 mod secrets;
+mod single_use;
 mod split_key;
 mod split_key_tool;
 mod support;

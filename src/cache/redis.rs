@@ -1,0 +1,439 @@
+//! A cache that replicas share.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use hmac::{Hmac, KeyInit, Mac};
+use redis::{
+    IntoConnectionInfo, RedisResult,
+    aio::{ConnectionLike, ConnectionManager},
+};
+use sha2::Sha256;
+use web_time::UNIX_EPOCH;
+
+use crate::{
+    cache::{CacheError, CachedVerdict, Lease, VerdictCache, VerdictKey},
+    clock::{Instant, SystemTime, Waited, since_epoch},
+    owner::Owner,
+    redis_link::{self, Kind, Link, LinkError},
+    routing::Environment,
+    verdict::Verdict,
+};
+
+/// Verdicts in Redis or Valkey, shared by all replicas that use the same server and prefix.
+///
+/// Put a [`MemoryCache`](crate::cache::MemoryCache) in front of it, so that a token that this process knows
+/// costs no round trip:
+///
+/// ```no_run
+/// use tower_devicecheck::{
+///     DeviceCheckLayer,
+///     cache::{MemoryCache, RedisCache, Tiered},
+/// };
+///
+/// # async fn layer(apple: impl tower_devicecheck::DeviceVerifier) -> redis::RedisResult<DeviceCheckLayer> {
+/// let shared = RedisCache::connect("redis://127.0.0.1/").await?.with_prefix("my-api");
+/// let layer = DeviceCheckLayer::new(apple).with_cache(Tiered::new(MemoryCache::new(), shared));
+/// # Ok(layer)
+/// # }
+/// ```
+///
+/// # When Redis fails
+///
+/// Slow, down, restarting, read-only, out of memory or answering nonsense, it counts as a cache that has
+/// nothing: Apple is asked. A request waits for Redis no longer than the [deadline](Self::with_deadline).
+/// While Redis does not answer, one request in 100 ms tries whether it does again, and the others do not wait
+/// for it at all. Each incident is logged once at level warn when it begins and once at level info when it is
+/// over; [`Observer::cache_error`](crate::Observer::cache_error) hears of every failure.
+///
+/// # What is kept, and who can change it
+///
+/// The key holds prefix, scope, environment and the token's SHA-256, the value the verdict and its times, in
+/// 50 bytes: who reads Redis learns no token. A value that this version has not written under this very key is
+/// not believed. **Whoever can write to Redis and knows this crate can write a verdict that is believed,
+/// unless values are authenticated** by [`with_secret`](Self::with_secret).
+///
+/// Times are the replicas' wall clocks: one that is ahead forgets verdicts early, and none keeps one for
+/// longer than its time to live.
+///
+/// # TLS, passwords, clusters
+///
+/// They are the `redis` crate's: `rediss://` addresses work when its feature `tokio-rustls-comp` is on, and
+/// [`new`](Self::new) takes any of its asynchronous connections, those to clusters too. Needs Redis 6 or any
+/// Valkey.
+#[derive(Clone)]
+pub struct RedisCache<C = ConnectionManager> {
+    link: Link<C>,
+    prefix: Arc<str>,
+    seal: Seal,
+    lease: Option<Duration>,
+}
+
+impl RedisCache {
+    /// A cache on a connection of its own to the server at this address, such as `redis://:password@host/`.
+    ///
+    /// A server that cannot be reached now is logged and tried again for as long as it takes. Waits about a
+    /// second for it at most.
+    ///
+    /// # Errors
+    ///
+    /// If the address cannot be understood, or outside of a tokio runtime.
+    pub async fn connect(server: impl IntoConnectionInfo + Send) -> RedisResult<Self> {
+        Ok(Self::new(redis_link::connect(server, WHAT).await?))
+    }
+}
+
+const WHAT: &str = "verdict cache";
+
+impl<C: ConnectionLike + Clone + Send + Sync + 'static> RedisCache<C> {
+    /// A cache on a connection that you have already. Clones of it must share one connection, as those of
+    /// [`ConnectionManager`] do; one that does not reconnect by itself stays lost when it is lost.
+    #[must_use]
+    pub fn new(connection: C) -> Self {
+        Self {
+            link: Link::new(connection, WHAT),
+            prefix: "tower-devicecheck".into(),
+            seal: Seal::new(&[]),
+            lease: None,
+        }
+    }
+
+    /// What every key begins with, followed by a colon. No braces. Default: `tower-devicecheck`.
+    #[must_use]
+    pub fn with_prefix(mut self, prefix: &str) -> Self {
+        self.prefix = prefix.into();
+        self
+    }
+
+    /// For how long one request waits for Redis in all, before and after Apple is asked. Default: 50 ms.
+    ///
+    /// A verdict is written even if no time is left: the request then does not wait for it. With [fleet-wide
+    /// single flight](Self::with_fleet_single_flight) each look for the lease has a deadline of its own.
+    #[must_use]
+    pub fn with_deadline(mut self, deadline: Duration) -> Self {
+        self.link.set_deadline(deadline);
+        self
+    }
+
+    /// Authenticates values with HMAC-SHA-256, so that who can write to Redis but does not know this secret
+    /// can make no verdict. All replicas need the same one; 32 random bytes are a good one.
+    ///
+    /// It does not keep them from deleting verdicts, nor from putting one back that was good before within
+    /// its time to live.
+    #[must_use]
+    pub fn with_secret(mut self, secret: &[u8]) -> Self {
+        self.seal = Seal::new(secret);
+        self
+    }
+
+    /// Lets one replica ask about a token at a time, so that a token that arrives at all replicas at once
+    /// makes one call to Apple. Default: each replica asks for itself.
+    ///
+    /// Whoever asks holds a lease for `lease`; give it about twice the time that Apple usually takes to
+    /// answer, such as 2 seconds. The others look for the verdict every 10 to 50 ms. When the lease ends
+    /// without one, because its holder died, one of them gets it; who has waited for `lease` in all asks Apple
+    /// in any case.
+    #[must_use]
+    pub fn with_fleet_single_flight(mut self, lease: Duration) -> Self {
+        self.lease = Some(lease);
+        self
+    }
+
+    // The digest in braces is what a cluster chooses the node by: a verdict and its lease are on one.
+
+    fn verdict_name(&self, key: &VerdictKey<'_>) -> String {
+        let (scope, environment) = (key.scope(), letter(key.environment()));
+        format!("{}:v1:{scope}:{environment}:{{{}}}", self.prefix, key.digest())
+    }
+
+    fn lease_name(&self, key: &VerdictKey<'_>) -> String {
+        let (scope, environment) = (key.scope(), letter(key.environment()));
+        format!("{}:lease1:{scope}:{environment}:{{{}}}", self.prefix, key.digest())
+    }
+
+    /// No value is `None`, a strange one an error.
+    fn open(&self, key: &VerdictKey<'_>, value: &[u8]) -> Result<Option<CachedVerdict>, LinkError> {
+        if value.is_empty() {
+            return Ok(None);
+        }
+        let sealed = self.seal.open(key, value).ok_or_else(|| self.link.rubbish())?;
+        Ok(sealed.at(since_epoch(SystemTime::now()), key))
+    }
+
+    async fn try_lease(
+        &self,
+        key: &VerdictKey<'_>,
+        owner: Owner,
+        lease: Duration,
+    ) -> Result<Turn, LinkError> {
+        let mut connection = self.link.connection();
+        let mut commands = redis::pipe();
+        commands.cmd("SET").arg(self.lease_name(key)).arg(owner.to_string());
+        commands.arg("NX").arg("PX").arg(millis(lease).max(1));
+        // After the lease, for its last holder gave it up after it had put the verdict.
+        commands.cmd("GETRANGE").arg(self.verdict_name(key)).arg(0).arg(Value::LENGTH);
+        // One deadline for each look: what lies between them is the time of whoever asks Apple.
+        let waited = Waited::none();
+        let answer =
+            self.link.run(Kind::Write, &waited, async move { commands.query_async(&mut connection).await });
+        let (leased, value): (bool, Vec<u8>) = answer.await?;
+        Ok(match self.open(key, &value).unwrap_or(None) {
+            Some(verdict) => Turn::Known { verdict, leased },
+            None if leased => Turn::Mine,
+            None => Turn::Others,
+        })
+    }
+}
+
+/// Who asks, as of now.
+enum Turn {
+    Mine,
+    Others,
+    Known { verdict: CachedVerdict, leased: bool },
+}
+
+/// Deletes a lease that is still its owner's.
+const RELEASE: &str =
+    "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0";
+
+impl<C: ConnectionLike + Clone + Send + Sync + 'static> VerdictCache for RedisCache<C> {
+    async fn get(&self, key: &VerdictKey<'_>) -> Result<Option<CachedVerdict>, CacheError> {
+        let mut connection = self.link.connection();
+        let mut command = redis::cmd("GETRANGE");
+        // One byte more than a value has, and no more, whatever is there.
+        command.arg(self.verdict_name(key)).arg(0).arg(Value::LENGTH);
+        let answer = self
+            .link
+            .run(Kind::Read, key.waited(), async move { command.query_async(&mut connection).await });
+        let value: Vec<u8> = answer.await.map_err(reported)?;
+        self.open(key, &value).map_err(reported)
+    }
+
+    async fn put(&self, key: &VerdictKey<'_>, verdict: CachedVerdict) -> Result<(), CacheError> {
+        let time_to_live = millis(verdict.time_to_live());
+        if time_to_live == 0 {
+            return Ok(());
+        }
+        let now = millis(since_epoch(SystemTime::now()));
+        let value = Value {
+            verdict: verdict.verdict(),
+            checked_at: millis(since_epoch(verdict.checked_at())),
+            expires_at: now.saturating_add(time_to_live),
+        };
+        let mut connection = self.link.connection();
+        let mut command = redis::cmd("SET");
+        command.arg(self.verdict_name(key)).arg(&self.seal.close(key, &value)[..]);
+        command.arg("PX").arg(time_to_live);
+        let answer = self
+            .link
+            .run_on(Kind::Write, key.waited(), async move { command.query_async(&mut connection).await });
+        answer.await.map_err(reported)
+    }
+
+    async fn lease(&self, key: &VerdictKey<'_>, owner: Owner) -> Lease {
+        let Some(lease) = self.lease else { return Lease::Ask };
+        let started = Instant::now();
+        let mut jitter = owner.as_bytes().iter().cycle();
+        let mut pause = Duration::from_millis(10);
+        loop {
+            match self.try_lease(key, owner, lease).await {
+                Ok(Turn::Known { verdict, leased }) => {
+                    if leased {
+                        self.release(key, owner).await;
+                    }
+                    return Lease::Known(verdict);
+                }
+                Ok(Turn::Others) => {}
+                Ok(Turn::Mine) | Err(_) => return Lease::Ask,
+            }
+            // Between a half and the whole of it, so that the replicas do not look all at once.
+            let part = 128 + u32::from(*jitter.next().unwrap_or(&0)) / 2;
+            let wait = pause * part / 256;
+            if started.elapsed() + wait >= lease {
+                return Lease::Ask;
+            }
+            tokio::time::sleep(wait).await;
+            pause = (pause * 2).min(Duration::from_millis(50));
+        }
+    }
+
+    async fn release(&self, key: &VerdictKey<'_>, owner: Owner) {
+        if self.lease.is_none() {
+            return;
+        }
+        let mut connection = self.link.connection();
+        let mut command = redis::cmd("EVAL");
+        command.arg(RELEASE).arg(1).arg(self.lease_name(key)).arg(owner.to_string());
+        let answer = self
+            .link
+            .run_on(Kind::Write, key.waited(), async move { command.query_async(&mut connection).await });
+        // A lease that is not given back ends by itself.
+        let _: Result<u8, LinkError> = answer.await;
+    }
+}
+
+impl<C> fmt::Debug for RedisCache<C> {
+    // Without the connection, which holds a password, and the secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisCache")
+            .field("prefix", &self.prefix)
+            .field("lease", &self.lease)
+            .finish_non_exhaustive()
+    }
+}
+
+fn reported(error: LinkError) -> CacheError {
+    CacheError::new(error).reported()
+}
+
+const fn letter(environment: Environment) -> char {
+    match environment {
+        Environment::Production => 'p',
+        Environment::Development => 'd',
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// What a value says. In Redis: the version (1 byte), `G` or `R`, both times (8 bytes each, the most
+/// significant first), and the seal (32 bytes).
+#[derive(Debug, PartialEq, Eq)]
+struct Value {
+    verdict: Verdict,
+    /// Milliseconds since the Unix epoch.
+    checked_at: u64,
+    /// Milliseconds since the Unix epoch.
+    expires_at: u64,
+}
+
+impl Value {
+    const VERSION: u8 = 1;
+    const SAID: usize = 18;
+    const LENGTH: usize = Self::SAID + 32;
+
+    /// The verdict at this time since the Unix epoch, unless its time is over.
+    fn at(&self, now: Duration, key: &VerdictKey<'_>) -> Option<CachedVerdict> {
+        // No clock that is behind makes more of a verdict than it was.
+        let longest = self.expires_at.saturating_sub(self.checked_at);
+        let left = self.expires_at.saturating_sub(millis(now)).min(longest);
+        let checked_at = UNIX_EPOCH.checked_add(Duration::from_millis(self.checked_at))?;
+        let left = (left > 0).then(|| Duration::from_millis(left))?;
+        Some(CachedVerdict::new(self.verdict, key.digest(), checked_at, left))
+    }
+}
+
+/// Binds a value to its key and, where there is a secret, to those who know it.
+#[derive(Clone)]
+struct Seal(Hmac<Sha256>);
+
+impl Seal {
+    fn new(secret: &[u8]) -> Self {
+        #[allow(clippy::expect_used, reason = "HMAC takes keys of any length")]
+        Self(Hmac::new_from_slice(secret).expect("any length"))
+    }
+
+    /// The parts have fixed lengths but for the scope, which comes last.
+    fn over(&self, key: &VerdictKey<'_>, said: &[u8]) -> Hmac<Sha256> {
+        self.0
+            .clone()
+            .chain_update(b"tower-devicecheck verdict")
+            .chain_update(said)
+            .chain_update([u8::from(key.environment() == Environment::Development)])
+            .chain_update(key.digest().as_bytes())
+            .chain_update(key.scope())
+    }
+
+    fn close(&self, key: &VerdictKey<'_>, value: &Value) -> [u8; Value::LENGTH] {
+        let mut bytes = [0; Value::LENGTH];
+        bytes[0] = Value::VERSION;
+        bytes[1] = match value.verdict {
+            Verdict::Genuine => b'G',
+            Verdict::Refused => b'R',
+        };
+        bytes[2..10].copy_from_slice(&value.checked_at.to_be_bytes());
+        bytes[10..Value::SAID].copy_from_slice(&value.expires_at.to_be_bytes());
+        let seal = self.over(key, &bytes[..Value::SAID]).finalize().into_bytes();
+        bytes[Value::SAID..].copy_from_slice(&seal);
+        bytes
+    }
+
+    /// `None` for everything that was not closed under this key with this secret.
+    fn open(&self, key: &VerdictKey<'_>, bytes: &[u8]) -> Option<Value> {
+        let bytes: &[u8; Value::LENGTH] = bytes.try_into().ok()?;
+        let (said, seal) = bytes.split_first_chunk::<{ Value::SAID }>()?;
+        self.over(key, said).verify_slice(seal).ok()?;
+        let [Value::VERSION, verdict, times @ ..] = said else { return None };
+        let verdict = match verdict {
+            b'G' => Verdict::Genuine,
+            b'R' => Verdict::Refused,
+            _ => return None,
+        };
+        let (checked_at, expires_at) = times.split_first_chunk::<8>()?;
+        Some(Value {
+            verdict,
+            checked_at: u64::from_be_bytes(*checked_at),
+            expires_at: u64::from_be_bytes(expires_at.try_into().ok()?),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::token::DeviceToken;
+
+    fn value() -> Value {
+        Value { verdict: Verdict::Genuine, checked_at: 1_000, expires_at: 301_000 }
+    }
+
+    #[test]
+    fn a_value_opens_under_its_key_and_secret_only() {
+        let token: DeviceToken = "AgAA".parse().unwrap();
+        let other: DeviceToken = "AgAB".parse().unwrap();
+        let key = VerdictKey::new("TEAM", Environment::Production, &token);
+        for secret in [&b""[..], b"secret"] {
+            let seal = Seal::new(secret);
+            let bytes = seal.close(&key, &value());
+            assert_eq!(seal.open(&key, &bytes), Some(value()));
+
+            assert_eq!(Seal::new(b"another").open(&key, &bytes), None);
+            for (scope, environment, token) in [
+                ("TEAN", Environment::Production, &token),
+                ("TEAM", Environment::Development, &token),
+                ("TEAM", Environment::Production, &other),
+            ] {
+                assert_eq!(seal.open(&VerdictKey::new(scope, environment, token), &bytes), None);
+            }
+            for index in 0..bytes.len() {
+                let mut changed = bytes;
+                changed[index] ^= 1;
+                assert_eq!(seal.open(&key, &changed), None, "byte {index}");
+                assert_eq!(seal.open(&key, &bytes[..index]), None, "{index} bytes");
+            }
+            assert_eq!(seal.open(&key, &[&bytes[..], b"!"].concat()), None, "more bytes");
+        }
+    }
+
+    #[test]
+    fn time_to_live() {
+        let token: DeviceToken = "AgAA".parse().unwrap();
+        let key = VerdictKey::new("TEAM", Environment::Production, &token);
+        let cases: &[(&str, u64, Option<u64>)] = &[
+            ("fresh", 1_000, Some(300_000)),
+            ("later", 300_999, Some(1)),
+            ("over", 301_000, None),
+            ("long over", 999_999_999, None),
+            ("a clock that is behind", 0, Some(300_000)),
+        ];
+        for (name, now, left) in cases {
+            let found = value().at(Duration::from_millis(*now), &key);
+            let expected = left.map(Duration::from_millis);
+            assert_eq!(found.map(|verdict| verdict.time_to_live()), expected, "{name}");
+        }
+        let backwards = Value { checked_at: 301_000, ..value() };
+        assert_eq!(backwards.at(Duration::ZERO, &key), None, "checked after it ended");
+        let endless = Value { checked_at: u64::MAX, expires_at: u64::MAX, ..value() };
+        assert_eq!(endless.at(Duration::ZERO, &key), None);
+    }
+}

@@ -1,0 +1,36 @@
+//! Who holds a lease or a reservation.
+
+use std::fmt;
+
+use uuid::Uuid;
+
+/// A random name for whoever holds a lease or a reservation, so that nobody else gives it back.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Owner(Uuid);
+
+impl Owner {
+    /// A new name: 122 random bits from the operating system.
+    #[must_use]
+    pub fn random() -> Self {
+        Self(Uuid::new_v4())
+    }
+
+    /// The name's bytes.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; 16] {
+        self.0.as_bytes()
+    }
+}
+
+/// 32 lower-case hexadecimal digits.
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.simple().fmt(f)
+    }
+}
+
+impl fmt::Debug for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Owner({self})")
+    }
+}

@@ -1,0 +1,241 @@
+//! A guard in the memory of this process.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fmt,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use sha2::{Digest, Sha256};
+
+use crate::{
+    clock::Instant,
+    owner::Owner,
+    single_use::{Claim, GuardError, ReplayGuard, ReplayKey, Reservation},
+    token::TokenDigest,
+};
+
+/// Remembers tokens in the memory of this process.
+///
+/// Bounded. When it is full of tokens that are reserved or spent and not yet due to be forgotten, it does not
+/// forget one early, for that one could be replayed: it fails, and requests with further tokens are answered
+/// with [`Unavailable`](crate::Rejection::Unavailable). Give it room for the genuine tokens of the
+/// [retention time](Self::with_retention) and the refused ones of the [lease](Self::with_lease). A token takes
+/// about 200 bytes.
+///
+/// Its memory goes with the process: after a restart a token can be used again for as long as Apple accepts
+/// it.
+pub struct MemoryReplayGuard {
+    capacity: usize,
+    lease: Duration,
+    retention: Duration,
+    tokens: Mutex<Tokens>,
+}
+
+#[derive(Default)]
+struct Tokens {
+    by_id: HashMap<[u8; 32], Entry>,
+    /// When which entry ends, in two queues because each has one duration and so stays in order. An entry
+    /// that has ended or changed since leaves a stale line.
+    reserved: VecDeque<(Instant, [u8; 32])>,
+    spent: VecDeque<(Instant, [u8; 32])>,
+}
+
+#[derive(Clone, Copy)]
+struct Entry {
+    owner: Owner,
+    ends_at: Instant,
+    state: State,
+}
+
+#[derive(Clone, Copy)]
+enum State {
+    Reserved,
+    Spent {
+        /// By what a repetition is known, and until when it is let through.
+        retry: Option<(TokenDigest, Instant)>,
+    },
+}
+
+impl MemoryReplayGuard {
+    /// The default number of tokens that are remembered.
+    pub const TOKENS: usize = 1_000_000;
+
+    /// A guard that remembers [`TOKENS`](Self::TOKENS) tokens.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::with_capacity(Self::TOKENS)
+    }
+
+    /// A guard that remembers so many tokens. It takes memory as it needs it.
+    #[must_use]
+    pub fn with_capacity(tokens: usize) -> Self {
+        Self {
+            capacity: tokens,
+            lease: DEFAULT_LEASE,
+            retention: DEFAULT_RETENTION,
+            tokens: Mutex::default(),
+        }
+    }
+
+    /// For how long a token stays reserved that is neither confirmed nor released. Default: 30 seconds.
+    ///
+    /// Keep it longer than the deadline for Apple's answer.
+    #[must_use]
+    pub const fn with_lease(mut self, lease: Duration) -> Self {
+        self.lease = lease;
+        self
+    }
+
+    /// For how long a spent token is remembered. Default: 1 hour.
+    ///
+    /// It should be longer than Apple accepts a token. Apple does not say how long that is; developers have
+    /// seen half a minute.
+    #[must_use]
+    pub const fn with_retention(mut self, retention: Duration) -> Self {
+        self.retention = retention;
+        self
+    }
+
+    /// The number of tokens that are reserved or spent.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        let mut tokens = self.tokens();
+        tokens.forget(Instant::now());
+        tokens.by_id.len()
+    }
+
+    /// Whether no token is reserved or spent.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn tokens(&self) -> MutexGuard<'_, Tokens> {
+        // Nothing that runs under the lock can leave the tokens half changed.
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn spend(&self, tokens: &mut Tokens, id: [u8; 32], claim: &Claim, now: Instant) {
+        let retry = claim.retry_digest().map(|key| (key, later(now, claim.retry_window())));
+        let ends_at = later(now, self.retention);
+        tokens.by_id.insert(id, Entry { owner: claim.owner(), ends_at, state: State::Spent { retry } });
+        tokens.spent.push_back((ends_at, id));
+    }
+}
+
+/// Default times, here and in Redis.
+pub(super) const DEFAULT_LEASE: Duration = Duration::from_secs(30);
+pub(super) const DEFAULT_RETENTION: Duration = Duration::from_secs(60 * 60);
+
+/// Adding to an instant can overflow; a century is as good as any longer time.
+fn later(now: Instant, duration: Duration) -> Instant {
+    now + duration.min(Duration::from_secs(100 * 365 * 24 * 60 * 60))
+}
+
+impl Tokens {
+    /// Removes what has ended. Each entry is looked at once for each time that it was made or changed.
+    fn forget(&mut self, now: Instant) {
+        for queue in [&mut self.reserved, &mut self.spent] {
+            while let Some((_, id)) = queue.pop_front_if(|(ends_at, _)| *ends_at <= now) {
+                if self.by_id.get(&id).is_some_and(|entry| entry.ends_at <= now) {
+                    self.by_id.remove(&id);
+                }
+            }
+        }
+    }
+
+    fn release(&mut self, id: &[u8; 32], owner: Owner) {
+        if let Some(Entry { owner: holder, state: State::Reserved, .. }) = self.by_id.get(id)
+            && *holder == owner
+        {
+            self.by_id.remove(id);
+        }
+    }
+}
+
+/// A token and scope in 32 bytes. The length keeps scope and digest apart.
+fn id(key: &ReplayKey<'_>) -> [u8; 32] {
+    let length = key.scope().len() as u64;
+    Sha256::new()
+        .chain_update(length.to_be_bytes())
+        .chain_update(key.scope())
+        .chain_update(key.digest().as_bytes())
+        .finalize()
+        .into()
+}
+
+impl ReplayGuard for MemoryReplayGuard {
+    async fn reserve(&self, key: &ReplayKey<'_>, claim: &Claim) -> Result<Reservation, GuardError> {
+        let id = id(key);
+        let mut tokens = self.tokens();
+        let now = Instant::now();
+        tokens.forget(now);
+        // A released token leaves a line in the queue, which takes room until it is due.
+        let full = tokens.by_id.len().max(tokens.reserved.len()) >= self.capacity;
+        match tokens.by_id.get_mut(&id) {
+            Some(Entry { owner, state: State::Spent { retry }, .. }) => {
+                let may_repeat = |(key, until): &(TokenDigest, Instant)| {
+                    claim.retry_digest() == Some(*key) && now < *until
+                };
+                if !retry.as_ref().is_some_and(may_repeat) {
+                    return Ok(Reservation::Reused);
+                }
+                *retry = None;
+                *owner = claim.owner();
+                Ok(Reservation::Reserved)
+            }
+            Some(Entry { state: State::Reserved, .. }) => Ok(Reservation::Reused),
+            None if full => Err(GuardError::new("the replay guard is full")),
+            None => {
+                let ends_at = later(now, self.lease);
+                let entry = Entry { owner: claim.owner(), ends_at, state: State::Reserved };
+                tokens.by_id.insert(id, entry);
+                tokens.reserved.push_back((ends_at, id));
+                Ok(Reservation::Reserved)
+            }
+        }
+    }
+
+    async fn confirm(&self, key: &ReplayKey<'_>, claim: &Claim) -> Result<Reservation, GuardError> {
+        let id = id(key);
+        let mut tokens = self.tokens();
+        let now = Instant::now();
+        tokens.forget(now);
+        match tokens.by_id.get(&id) {
+            Some(entry) if entry.owner != claim.owner() => Ok(Reservation::Reused),
+            // The one retry of a spent token: it stays spent.
+            Some(Entry { state: State::Spent { .. }, .. }) => Ok(Reservation::Reserved),
+            Some(_) | None => {
+                self.spend(&mut tokens, id, claim, now);
+                Ok(Reservation::Reserved)
+            }
+        }
+    }
+
+    async fn release(&self, key: &ReplayKey<'_>, claim: &Claim) -> Result<(), GuardError> {
+        self.abandon(key, claim);
+        Ok(())
+    }
+
+    fn abandon(&self, key: &ReplayKey<'_>, claim: &Claim) {
+        self.tokens().release(&id(key), claim.owner());
+    }
+}
+
+impl Default for MemoryReplayGuard {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for MemoryReplayGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryReplayGuard")
+            .field("capacity", &self.capacity)
+            .field("lease", &self.lease)
+            .field("retention", &self.retention)
+            .finish_non_exhaustive()
+    }
+}

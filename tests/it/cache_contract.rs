@@ -1,0 +1,89 @@
+//! What every cache must do, run for each of them.
+
+use std::{sync::Arc, time::Duration};
+
+use tower_devicecheck::{
+    DeviceToken, Environment, Owner, Verdict,
+    cache::{CachedVerdict, Lease, MemoryCache, Tiered, VerdictCache, VerdictKey},
+    testing::FakeApple,
+};
+use web_time::{SystemTime, UNIX_EPOCH};
+
+const TEAM: &str = "TEAM123456";
+const MINUTE: Duration = Duration::from_secs(60);
+
+fn token() -> DeviceToken {
+    FakeApple::new().forged_token().parse().unwrap()
+}
+
+/// `advance` lets time pass.
+pub(crate) async fn contract(cache: &impl VerdictCache, advance: impl AsyncFn(Duration)) {
+    let (token, other) = (token(), token());
+    let key = VerdictKey::new(TEAM, Environment::Production, &token);
+    // Caches keep milliseconds.
+    let checked_at = UNIX_EPOCH
+        + Duration::from_millis(
+            u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap(),
+        );
+    let verdict = |verdict, time_to_live| CachedVerdict::new(verdict, key.digest(), checked_at, time_to_live);
+
+    assert_eq!(cache.get(&key).await.unwrap(), None, "nothing yet");
+    for expected in [Verdict::Genuine, Verdict::Refused, Verdict::Genuine] {
+        cache.put(&key, verdict(expected, MINUTE)).await.unwrap();
+        let found = cache.get(&key).await.unwrap().expect("it was put just now");
+        assert_eq!(found.verdict(), expected, "the newest verdict counts");
+        assert_eq!(found.digest(), key.digest());
+        assert_eq!(found.checked_at(), checked_at);
+        assert!(found.time_to_live() <= MINUTE && found.time_to_live() > MINUTE / 2);
+        assert!(cache.peek(&key).is_none_or(|peeked| peeked.verdict() == expected));
+    }
+    for (name, other) in [
+        ("another team", VerdictKey::new("TEAM654321", Environment::Production, &token)),
+        ("no team", VerdictKey::new("", Environment::Production, &token)),
+        ("another environment", VerdictKey::new(TEAM, Environment::Development, &token)),
+        ("another token", VerdictKey::new(TEAM, Environment::Production, &other)),
+    ] {
+        assert_eq!(cache.get(&other).await.unwrap(), None, "{name}");
+        assert_eq!(cache.peek(&other), None, "{name}");
+    }
+
+    let short = Duration::from_millis(200);
+    cache.put(&key, verdict(Verdict::Genuine, short)).await.unwrap();
+    advance(short * 2).await;
+    assert_eq!(cache.get(&key).await.unwrap(), None, "its time is over");
+    assert_eq!(cache.peek(&key), None, "its time is over");
+    let third = self::token();
+    let key = VerdictKey::new(TEAM, Environment::Production, &third);
+    cache.put(&key, verdict(Verdict::Genuine, Duration::ZERO)).await.unwrap();
+    assert_eq!(cache.get(&key).await.unwrap(), None, "no time at all");
+
+    let owner = Owner::random();
+    assert_eq!(cache.lease(&key, owner).await, Lease::Ask);
+    cache.release(&key, owner).await;
+    assert_eq!(cache.lease(&key, Owner::random()).await, Lease::Ask);
+}
+
+#[tokio::test(start_paused = true)]
+async fn memory() {
+    contract(&MemoryCache::new(), tokio::time::advance).await;
+    contract(&Arc::new(MemoryCache::with_capacity(100, 100)), tokio::time::advance).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn tiered() {
+    contract(&Tiered::new(MemoryCache::new(), MemoryCache::new()), tokio::time::advance).await;
+}
+
+#[tokio::test]
+async fn tiered_fills_the_near_cache_from_the_far_one() {
+    let (near, far) = (Arc::new(MemoryCache::new()), Arc::new(MemoryCache::new()));
+    let cache = Tiered::new(Arc::clone(&near), Arc::clone(&far));
+    let token = token();
+    let key = VerdictKey::new(TEAM, Environment::Production, &token);
+    far.put(&key, CachedVerdict::new(Verdict::Genuine, key.digest(), SystemTime::now(), MINUTE))
+        .await
+        .unwrap();
+    assert!(near.peek(&key).is_none());
+    assert!(cache.get(&key).await.unwrap().is_some());
+    assert!(near.peek(&key).is_some());
+}

@@ -1,0 +1,522 @@
+//! Replicas that share a Redis: a real server, which is killed, frozen and lied to.
+
+use std::{
+    io,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use futures::{FutureExt, future::join_all};
+use http::StatusCode;
+use redis::{AsyncCommands, aio::MultiplexedConnection};
+use tokio::{io::AsyncWriteExt, net::TcpListener};
+use tower_devicecheck::{
+    DeviceCheckLayer, Environment, Evidence, Owner, Rejection, Verdict,
+    cache::{CachedVerdict, Lease, MemoryCache, RedisCache, Tiered, VerdictCache, VerdictKey},
+    single_use::{Claim, RedisReplayGuard, ReplayGuard, ReplayKey, Reservation},
+    testing::{FakeApple, Reply},
+};
+
+use crate::{
+    cache_contract,
+    redis_server::RedisServer,
+    single_use,
+    support::{App, Apple, rejection},
+};
+
+/// Where the test is not about Redis being slow, a slow machine must not make it so.
+const PATIENT: Duration = Duration::from_secs(20);
+
+async fn cache(server: &RedisServer) -> RedisCache {
+    RedisCache::connect(server.url()).await.unwrap().with_deadline(PATIENT)
+}
+
+async fn client(server: &RedisServer) -> MultiplexedConnection {
+    redis::Client::open(server.url()).unwrap().get_multiplexed_async_connection().await.unwrap()
+}
+
+/// Replicas of one service with a cache each.
+async fn replicas(
+    apple: &Apple,
+    server: &RedisServer,
+    configure: impl Fn(DeviceCheckLayer, RedisCache) -> DeviceCheckLayer,
+) -> Vec<App> {
+    let mut apps = Vec::new();
+    for _ in 0..3 {
+        apps.push(App::new(&configure(apple.layer(), cache(server).await)));
+    }
+    apps
+}
+
+#[tokio::test]
+async fn the_cache_keeps_the_contract() {
+    let server = RedisServer::start();
+    let sleep = async |time| tokio::time::sleep(time).await;
+    cache_contract::contract(&cache(&server).await, sleep).await;
+    cache_contract::contract(&cache(&server).await.with_secret(b"secret"), sleep).await;
+    let leased = cache(&server).await.with_fleet_single_flight(Duration::from_secs(5));
+    cache_contract::contract(&leased, sleep).await;
+    let connection = client(&server).await;
+    let given = RedisCache::new(connection).with_deadline(PATIENT).with_prefix("another");
+    cache_contract::contract(&given, sleep).await;
+    cache_contract::contract(&Tiered::new(MemoryCache::new(), cache(&server).await), sleep).await;
+}
+
+#[tokio::test]
+async fn the_guard_keeps_the_contract() {
+    let server = RedisServer::start();
+    let (lease, window) = (Duration::from_millis(300), Duration::from_millis(300));
+    let guard = RedisReplayGuard::connect(server.url()).await.unwrap();
+    let guard = guard.with_deadline(PATIENT).with_lease(lease).with_retention(PATIENT);
+    single_use::contract(&guard, lease, window, async |time| tokio::time::sleep(time).await).await;
+}
+
+#[tokio::test]
+async fn keys_hold_no_token_and_values_end_by_themselves() {
+    let server = RedisServer::start();
+    let apple = Apple::new();
+    let token = apple.genuine();
+    let shared = cache(&server).await.with_prefix("mine");
+    assert_eq!(App::new(&apple.layer().with_cache(shared)).status(&token).await, StatusCode::OK);
+    let mut client = client(&server).await;
+    let keys: Vec<String> = client.keys("*").await.unwrap();
+    let digest = token.parse::<tower_devicecheck::DeviceToken>().unwrap().digest();
+    assert_eq!(keys, [format!("mine:v1:{}:p:{{{digest}}}", apple.fake.team_id())]);
+    let left: i64 = client.pttl(&keys[0]).await.unwrap();
+    assert!((1..=300_000).contains(&left), "{left}");
+    let value: Vec<u8> = client.get(&keys[0]).await.unwrap();
+    assert_eq!(value.len(), 50);
+}
+
+#[tokio::test]
+async fn a_token_admitted_by_one_replica_is_a_hit_in_the_others() {
+    let server = RedisServer::start();
+    let apple = Apple::new();
+    let apps =
+        replicas(&apple, &server, |layer, shared| layer.with_cache(Tiered::new(MemoryCache::new(), shared)))
+            .await;
+    let (token, forged) = (apple.genuine(), apple.fake.forged_token());
+    assert_eq!(apps[0].status(&token).await, StatusCode::OK);
+    assert_eq!(apps[0].status(&forged).await, StatusCode::UNAUTHORIZED);
+    for app in &apps {
+        for _ in 0..2 {
+            assert_eq!(app.status(&token).await, StatusCode::OK);
+            assert_eq!(app.evidence(), Evidence::Cache);
+            assert_eq!(app.status(&forged).await, StatusCode::UNAUTHORIZED);
+        }
+    }
+    assert_eq!(apple.calls(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_hundred_requests_over_three_replicas() {
+    let server = RedisServer::start();
+    let ask_at_once = async |apple: &Apple, apps: &[App]| {
+        apple.fake.always(Reply::normal().delay(Duration::from_millis(200)));
+        let token = apple.genuine();
+        let requests = (0..300).map(|number| {
+            let (app, token) = (apps[number % 3].clone(), token.clone());
+            tokio::spawn(async move { app.status(&token).await })
+        });
+        let statuses = join_all(requests).await;
+        statuses.into_iter().filter(|status| *status.as_ref().unwrap() == StatusCode::OK).count()
+    };
+
+    let apple = Apple::new();
+    let apps = replicas(&apple, &server, |layer, shared| layer.with_cache(shared)).await;
+    assert_eq!(ask_at_once(&apple, &apps).await, 300);
+    assert!((1..=3).contains(&apple.calls()), "{}", apple.calls());
+
+    let apple = Apple::new();
+    let lease = Duration::from_secs(10);
+    let apps = replicas(&apple, &server, |layer, shared| {
+        layer.with_cache(Tiered::new(MemoryCache::new(), shared.with_fleet_single_flight(lease)))
+    })
+    .await;
+    assert_eq!(ask_at_once(&apple, &apps).await, 300);
+    assert_eq!(apple.calls(), 1);
+
+    let apple = Apple::new();
+    let mut apps = Vec::new();
+    for _ in 0..3 {
+        let guard = RedisReplayGuard::connect(server.url()).await.unwrap().with_deadline(PATIENT);
+        apps.push(App::new(&apple.layer().with_single_use(guard)));
+    }
+    assert_eq!(ask_at_once(&apple, &apps).await, 1);
+    assert_eq!(apple.calls(), 1);
+}
+
+#[tokio::test]
+async fn a_lease_ends_with_the_verdict_with_its_release_or_with_its_time() {
+    let server = RedisServer::start();
+    let lease = Duration::from_secs(20);
+    let (one, two) = (
+        cache(&server).await.with_fleet_single_flight(lease),
+        cache(&server).await.with_fleet_single_flight(lease),
+    );
+    let text = |text: &str| text.parse::<tower_devicecheck::DeviceToken>().unwrap();
+    let (first, second, third) = (text("AAAA"), text("AAAB"), text("AAAC"));
+    let key = |token| VerdictKey::new("TEAM123456", Environment::Production, token);
+    let (holder, waiter) = (Owner::random(), Owner::random());
+
+    let asked = key(&first);
+    assert_eq!(one.lease(&asked, holder).await, Lease::Ask);
+    let verdict = CachedVerdict::new(Verdict::Genuine, asked.digest(), std::time::SystemTime::now(), lease);
+    let waiting = async { two.lease(&key(&first), waiter).await };
+    let asking = async {
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        one.put(&asked, verdict).await.unwrap();
+    };
+    let (found, ()) = tokio::join!(waiting, asking);
+    assert!(matches!(found, Lease::Known(found) if found.verdict() == Verdict::Genuine));
+
+    let asked = key(&second);
+    assert_eq!(one.lease(&asked, holder).await, Lease::Ask);
+    one.release(&asked, waiter).await;
+    let mut waiting = Box::pin(two.lease(&asked, waiter));
+    assert!(tokio::time::timeout(Duration::from_millis(100), &mut waiting).await.is_err(), "not the owner's");
+    one.release(&asked, holder).await;
+    assert_eq!(waiting.await, Lease::Ask, "there was no verdict");
+
+    let short = cache(&server).await.with_fleet_single_flight(Duration::from_millis(200));
+    let asked = key(&third);
+    assert_eq!(short.lease(&asked, holder).await, Lease::Ask);
+    assert_eq!(two.lease(&asked, waiter).await, Lease::Ask, "the holder died");
+}
+
+#[tokio::test]
+async fn nothing_but_a_value_of_ours_admits_anybody() {
+    let server = RedisServer::start();
+    let apple = Apple::new();
+    let mut client = client(&server).await;
+    let team = apple.fake.team_id().to_owned();
+    let name = |token: &str| {
+        let digest = token.parse::<tower_devicecheck::DeviceToken>().unwrap().digest();
+        format!("tower-devicecheck:v1:{team}:p:{{{digest}}}")
+    };
+    // A good value, to be carried off.
+    let genuine = apple.genuine();
+    let secret = b"the operator's secret";
+    let plain = App::new(&apple.layer().with_cache(cache(&server).await));
+    let secretive = App::new(&apple.layer().with_cache(cache(&server).await.with_secret(secret)));
+    assert_eq!(plain.status(&genuine).await, StatusCode::OK);
+    let good: Vec<u8> = client.get(name(&genuine)).await.unwrap();
+    assert_eq!(secretive.status(&genuine).await, StatusCode::OK);
+    assert_eq!(secretive.evidence(), Evidence::Apple, "without the secret it is rubbish");
+    let sealed: Vec<u8> = client.get(name(&genuine)).await.unwrap();
+
+    let with = |change: &dyn Fn(&mut Vec<u8>)| {
+        let mut value = good.clone();
+        change(&mut value);
+        value
+    };
+    let values: Vec<(&str, Vec<u8>)> = vec![
+        ("another token's", good.clone()),
+        ("another token's, with the secret", sealed),
+        ("another version", with(&|value| value[0] = 2)),
+        ("a later end", with(&|value| value[10] = 1)),
+        ("half", with(&|value| value.truncate(25))),
+        ("more", with(&|value| value.push(0))),
+        ("huge", vec![b'G'; 1 << 20]),
+        ("a word", b"genuine".to_vec()),
+        ("JSON", br#"{"verdict":"Genuine","expires_at":9999999999999}"#.to_vec()),
+        ("true", b"1".to_vec()),
+        ("zeros", vec![0; 50]),
+        ("letters", [&b"\x01G"[..], &[0xff; 48]].concat()),
+    ];
+    let forged = || apple.fake.forged_token();
+    for app in [&plain, &secretive] {
+        let reached = app.inner.calls();
+        for (value_name, value) in &values {
+            let token = forged();
+            let () = client.set(name(&token), value).await.unwrap();
+            let asked = apple.calls();
+            assert_eq!(rejection(&app.get(&token).await), Rejection::RefusedToken, "{value_name}");
+            assert_eq!(apple.calls(), asked + 1, "{value_name}: Apple decides");
+            assert_eq!(rejection(&app.get(&token).await), Rejection::RefusedToken, "{value_name}");
+            assert_eq!(apple.calls(), asked + 1, "{value_name}: written over");
+        }
+        let token = forged();
+        let () = client.lpush(name(&token), "genuine").await.unwrap();
+        assert_eq!(rejection(&app.get(&token).await), Rejection::RefusedToken, "a list");
+        assert_eq!(app.inner.calls(), reached);
+    }
+}
+
+#[tokio::test]
+async fn nothing_in_redis_makes_a_guard_admit() {
+    let server = RedisServer::start();
+    let apple = Apple::new();
+    let mut client = client(&server).await;
+    let guard = RedisReplayGuard::connect(server.url()).await.unwrap().with_deadline(PATIENT);
+    let app = App::new(&apple.layer().with_single_use(guard.dangerously_admit_without_redis(true)));
+    let team = apple.fake.team_id().to_owned();
+    for (number, value) in ["", "r:", "s:", "s:00:9999999999999:-", "free", "\0\u{1}"].into_iter().enumerate()
+    {
+        let token = apple.genuine();
+        let digest = token.parse::<tower_devicecheck::DeviceToken>().unwrap().digest();
+        let name = format!("tower-devicecheck:use1:{team}:{{{digest}}}");
+        let () = client.set(&name, value).await.unwrap();
+        assert_eq!(rejection(&app.get(&token).await), Rejection::ReusedToken, "{value:?}");
+        if number == 0 {
+            let () = client.del(&name).await.unwrap();
+            let () = client.lpush(&name, "x").await.unwrap();
+            assert_eq!(rejection(&app.get(&token).await), Rejection::ReusedToken, "a list");
+        }
+    }
+    assert_eq!((apple.calls(), app.inner.calls()), (0, 0));
+}
+
+/// Everything that `tracing` says, as text.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Log {
+    fn listen(&self) -> tracing::subscriber::DefaultGuard {
+        let log = self.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::INFO)
+            .with_ansi(false)
+            .with_writer(move || log.clone())
+            .finish();
+        tracing::subscriber::set_default(subscriber)
+    }
+
+    /// How many lines say this since the last time that this was asked.
+    fn take(&self) -> (usize, usize, String) {
+        let text = String::from_utf8(std::mem::take(&mut *self.0.lock().unwrap())).unwrap();
+        let count = |level| text.lines().filter(|line| line.contains(level)).count();
+        (count("WARN"), count("INFO"), text)
+    }
+}
+
+/// Load while Redis is well, fails, and is well again.
+struct Load {
+    apple: Apple,
+    apps: Vec<App>,
+    known: String,
+    deadline: Duration,
+    started: Instant,
+}
+
+#[allow(clippy::print_stdout, reason = "the timeline is for people")]
+impl Load {
+    const APPLE: Duration = Duration::from_millis(20);
+    /// For a machine that does something else, too.
+    const SLACK: Duration = Duration::from_secs(1);
+
+    async fn new(server: &RedisServer, deadline: Duration) -> Self {
+        let apple = Apple::new();
+        apple.fake.always(Reply::normal().delay(Self::APPLE));
+        let apps =
+            replicas(&apple, server, |layer, shared| layer.with_cache(shared.with_deadline(deadline))).await;
+        let known = apple.genuine();
+        let load = Self { apple, apps, known, deadline, started: Instant::now() };
+        load.until_shared().await;
+        load
+    }
+
+    /// Requests with known and new tokens to all replicas at once. All are admitted, in time.
+    async fn phase(&self, name: &str) {
+        let asked = self.apple.calls();
+        let mut slowest = Duration::ZERO;
+        for _ in 0..10 {
+            let requests = self.apps.iter().cycle().take(30).enumerate().map(async |(number, app)| {
+                let token = if number < 15 { self.known.clone() } else { self.apple.genuine() };
+                let started = Instant::now();
+                assert_eq!(app.status(&token).await, StatusCode::OK, "{name}");
+                started.elapsed()
+            });
+            slowest = slowest.max(join_all(requests).await.into_iter().max().unwrap());
+        }
+        assert!(slowest < self.deadline + Self::APPLE + Self::SLACK, "{name}: {slowest:?}");
+        println!(
+            "{:>5} ms  {name}: 300 requests admitted, slowest {} ms, {} calls to Apple",
+            self.started.elapsed().as_millis(),
+            slowest.as_millis(),
+            self.apple.calls() - asked,
+        );
+    }
+
+    /// Until what one replica learns is a hit in all others; for no longer than a second.
+    async fn until_shared(&self) {
+        let started = Instant::now();
+        loop {
+            let token = self.apple.genuine();
+            assert_eq!(self.apps[0].status(&token).await, StatusCode::OK);
+            let asked = self.apple.calls();
+            for app in &self.apps[1..] {
+                assert_eq!(app.status(&token).await, StatusCode::OK);
+            }
+            if self.apple.calls() == asked {
+                break;
+            }
+            assert!(started.elapsed() < Duration::from_secs(1), "no hits again");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        println!(
+            "{:>5} ms  hits again in all replicas after {} ms",
+            self.started.elapsed().as_millis(),
+            started.elapsed().as_millis(),
+        );
+        // The known token is known.
+        assert_eq!(self.apps[0].status(&self.known).await, StatusCode::OK);
+    }
+}
+
+#[tokio::test]
+async fn redis_dies_freezes_and_returns_under_load() {
+    let log = Log::default();
+    let _listening = log.listen();
+    let mut server = RedisServer::start();
+    // Five times the default, so that a slow machine does not look like a slow Redis.
+    let load = Load::new(&server, Duration::from_millis(250)).await;
+    load.phase("Redis is well").await;
+
+    for name in ["killed", "frozen"] {
+        log.take();
+        if name == "killed" {
+            server.kill()
+        } else {
+            server.freeze()
+        }
+        load.phase(name).await;
+        let (warnings, _, text) = log.take();
+        assert_eq!(warnings, 3, "one for each replica: {text}");
+        if name == "killed" {
+            server.restart()
+        } else {
+            server.thaw()
+        }
+        load.until_shared().await;
+        load.phase("well again").await;
+        tokio::time::sleep(Duration::from_millis(1_100)).await;
+        load.phase("still well").await;
+        let (warnings, infos, text) = log.take();
+        assert_eq!((warnings, infos), (0, 3), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn redis_that_declines_or_talks_nonsense() {
+    let log = Log::default();
+    let _listening = log.listen();
+    let server = RedisServer::start();
+    let mut client = client(&server).await;
+    for (name, setting, bad, good) in
+        [("read-only", "min-replicas-to-write", "1", "0"), ("out of memory", "maxmemory", "1", "0")]
+    {
+        let load = Load::new(&server, PATIENT).await;
+        let set = async |client: &mut MultiplexedConnection, value: &str| {
+            let () =
+                redis::cmd("CONFIG").arg("SET").arg(setting).arg(value).query_async(client).await.unwrap();
+        };
+        log.take();
+        set(&mut client, bad).await;
+        load.phase(name).await;
+        assert_eq!(log.take().0, 3, "{name}: one warning for each replica");
+        set(&mut client, good).await;
+        load.until_shared().await;
+    }
+
+    // Not Redis at all.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let nonsense = tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n\0\xff").await;
+        }
+    });
+    let apple = Apple::new();
+    let shared = RedisCache::connect(format!("redis://127.0.0.1:{port}/")).await.unwrap();
+    let app = App::new(&apple.layer().with_cache(shared));
+    for _ in 0..3 {
+        assert_eq!(app.status(&apple.genuine()).await, StatusCode::OK);
+    }
+    nonsense.abort();
+}
+
+#[tokio::test]
+async fn a_guard_without_redis_admits_nobody_unless_the_operator_says_so() {
+    let mut server = RedisServer::start();
+    let apple = Apple::new();
+    let connect = async || RedisReplayGuard::connect(server.url()).await.unwrap().with_deadline(PATIENT);
+    let strict = App::new(&apple.layer().with_single_use(connect().await));
+    let lenient = connect().await.dangerously_admit_without_redis(true);
+    let lenient = App::new(&apple.layer().with_single_use(lenient));
+    let token = apple.genuine();
+    assert_eq!(strict.status(&token).await, StatusCode::OK);
+    assert_eq!(lenient.status(&token).await, StatusCode::UNAUTHORIZED);
+
+    server.kill();
+    let asked = apple.calls();
+    let response = strict.get(&apple.genuine()).await;
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert!(response.headers().contains_key("retry-after"));
+    assert_eq!(apple.calls(), asked, "Apple is not asked");
+    assert_eq!(lenient.status(&token).await, StatusCode::OK, "the risk that was chosen");
+    assert_eq!(lenient.status(&apple.fake.forged_token()).await, StatusCode::UNAUTHORIZED);
+
+    server.restart();
+    let token = apple.genuine();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while strict.status(&token).await != StatusCode::OK {
+        assert!(Instant::now() < deadline, "no service again");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(strict.status(&token).await, StatusCode::UNAUTHORIZED);
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_gives_its_token_back() {
+    let server = RedisServer::start();
+    let apple = Apple::new();
+    let guard = RedisReplayGuard::connect(server.url()).await.unwrap().with_deadline(PATIENT);
+    let app = App::new(&apple.layer().with_single_use(guard.clone()));
+    let token = apple.genuine();
+    apple.fake.script(Reply::hang());
+    let mut gone = Box::pin(app.get(&token));
+    while apple.calls() == 0 {
+        assert!(gone.as_mut().now_or_never().is_none());
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(rejection(&app.get(&token).await), Rejection::ReusedToken);
+    drop(gone);
+    let digest = token.parse::<tower_devicecheck::DeviceToken>().unwrap().digest();
+    let key = ReplayKey::new(apple.fake.team_id(), digest);
+    let claim = Claim::new(Owner::random());
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while guard.reserve(&key, &claim).await.unwrap() == Reservation::Reused {
+        assert!(Instant::now() < deadline, "not given back");
+    }
+    guard.release(&key, &claim).await.unwrap();
+    assert_eq!(app.status(&token).await, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_there_yet_is_found_later() {
+    let mut server = RedisServer::start();
+    server.kill();
+    let cache = RedisCache::connect(server.url()).await.unwrap().with_deadline(PATIENT);
+    let token = FakeApple::new().forged_token().parse().unwrap();
+    let key = VerdictKey::new("TEAM123456", Environment::Production, &token);
+    server.restart();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while cache.get(&key).await.is_err() {
+        assert!(Instant::now() < deadline, "not found");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(RedisCache::connect("not an address").await.is_err());
+}
