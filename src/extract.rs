@@ -11,7 +11,8 @@ use http::{StatusCode, request};
 use crate::verdict::VerifiedDevice;
 
 /// Feature `axum`. Rejects with status 500 if no [`DeviceCheckLayer`](crate::DeviceCheckLayer) has verified
-/// the request: it is missing, the route is exempt, or the layer only monitors.
+/// the request: there is no layer, the route is exempt, or the layer only monitors and would have rejected the
+/// request. Handlers that shall work under [`Monitor`](crate::Enforcement::Monitor) take an `Option`.
 impl<S: Sync> FromRequestParts<S> for VerifiedDevice {
     type Rejection = MissingDevice;
 
@@ -20,7 +21,8 @@ impl<S: Sync> FromRequestParts<S> for VerifiedDevice {
     }
 }
 
-/// Feature `axum`. `None` where the route is exempt, or the layer only monitors.
+/// Feature `axum`. `None` where the route is exempt, or the layer only monitors and would have rejected the
+/// request.
 impl<S: Sync> OptionalFromRequestParts<S> for VerifiedDevice {
     type Rejection = Infallible;
 

@@ -14,3 +14,9 @@ pub mod from_bearologics {}
 
 #[doc = include_str!("../docs/scaling.md")]
 pub mod scaling {}
+
+#[doc = include_str!("../docs/split-keys.md")]
+pub mod split_keys {}
+
+#[doc = include_str!("../docs/from-proxed.md")]
+pub mod from_proxed {}

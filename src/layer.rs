@@ -239,8 +239,8 @@ impl DeviceCheckLayer {
         self.configure(|config| config.enforcement = enforcement)
     }
 
-    /// Leaves the device token and debug token in the request that the inner service gets, marked sensitive.
-    /// Default: `false`, they are removed.
+    /// Leaves the headers of the device token and debug token in the request that the inner service gets, marked
+    /// sensitive. Default: `false`, they are removed.
     ///
     /// Exempt requests are not searched for credentials and keep whatever they hold.
     pub fn with_forwarded_credentials(self, forward: bool) -> Self {

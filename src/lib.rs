@@ -8,8 +8,9 @@
 //! A request's way, and the order never changes:
 //!
 //! 1. The [`RoutingPolicy`] decides which of Apple's two servers to ask, or that the request is exempt.
-//! 2. The [`TokenSource`]s take the token out of the request. Anything but canonical base64 is rejected here.
-//! 3. If the text is one of the [`DebugTokens`], it is admitted under that name.
+//! 2. The [`TokenSource`]s take the token out of the request.
+//! 3. If the text is one of the [`DebugTokens`], the request is admitted under that name. Anything else that is
+//!    not canonical base64 is rejected.
 //! 4. The [cache](cache::VerdictCache) is asked for a verdict that is still good.
 //! 5. The [`DeviceVerifier`], usually an `AppleClient`, asks Apple: once for all requests that hold the same
 //!    token at the same time.
@@ -134,7 +135,8 @@
 //! | `rust-crypto` | no | the same, signing in pure Rust. With both, aws-lc signs |
 //! | `tokio` | by `reqwest` | deadlines on calls to Apple |
 //! | `axum` | no | [`VerifiedDevice`] and `Option<VerifiedDevice>` as extractors |
-//! | `redis` | no | `RedisCache` and `RedisReplayGuard`, shared by replicas. Turns on `tokio` |
+//! | `redis` | no | `RedisCache` and `RedisReplayGuard`, and with `split-key` `RedisKeyStore`, shared by replicas. Turns on `tokio` |
+//! | `split-key` | no | `split_key`: API keys in two parts, put together for verified devices only |
 //! | `testing` | no | a fake Apple, and builders for tokens and keys, for your tests |
 //!
 //! # Caveats

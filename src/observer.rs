@@ -7,6 +7,7 @@ use tracing::{Level, event};
 use crate::{
     cache::CacheError,
     clock::Instant,
+    layer::Enforcement,
     pipeline::Decision,
     rejection::Rejection,
     routing::Environment,
@@ -77,6 +78,7 @@ pub struct Event<'a> {
     environment: Option<Environment>,
     digest: Option<TokenDigest>,
     error: Option<&'a VerifyError>,
+    enforcement: Enforcement,
     started: Option<Instant>,
 }
 
@@ -105,8 +107,8 @@ impl Outcome<'_> {
     }
 }
 
-impl<'a> From<&'a Decision> for Event<'a> {
-    fn from(decision: &'a Decision) -> Self {
+impl<'a> Event<'a> {
+    pub(crate) fn new(decision: &'a Decision, enforcement: Enforcement) -> Self {
         Self {
             outcome: match &decision.outcome {
                 Ok(device) => Outcome::Verified(device),
@@ -115,14 +117,19 @@ impl<'a> From<&'a Decision> for Event<'a> {
             environment: Some(decision.environment),
             digest: decision.digest,
             error: decision.error.as_ref(),
+            enforcement,
             started: Some(decision.started),
         }
     }
-}
 
-impl<'a> Event<'a> {
-    pub(crate) const EXEMPT: Self =
-        Self { outcome: Outcome::Exempt, environment: None, digest: None, error: None, started: None };
+    pub(crate) const EXEMPT: Self = Self {
+        outcome: Outcome::Exempt,
+        environment: None,
+        digest: None,
+        error: None,
+        enforcement: Enforcement::Enforce,
+        started: None,
+    };
 
     /// What was decided.
     #[must_use]
@@ -157,6 +164,12 @@ impl<'a> Event<'a> {
         self.error
     }
 
+    /// Whether a rejection keeps the request from the inner service.
+    #[must_use]
+    pub const fn enforcement(&self) -> Enforcement {
+        self.enforcement
+    }
+
     /// How long the decision took, up to now. Zero for exempt requests, whose time is not taken.
     #[must_use]
     pub fn latency(&self) -> Duration {
@@ -184,8 +197,8 @@ impl fmt::Debug for Event<'_> {
 /// | debug | every other admission and rejection: the client's doing, and not to fill our logs with |
 /// | trace | exempt requests |
 ///
-/// Fields: `outcome`, `environment`, `evidence`, `digest`, `latency_us` (microseconds), and `error` with its
-/// causes.
+/// Fields: `outcome`, `environment`, `evidence`, `digest`, `latency_us` (microseconds), `error` with its causes,
+/// and `enforced`, which is false where the layer only monitors and lets rejected requests through.
 #[derive(Clone, Copy, Debug, Default)]
 #[allow(clippy::exhaustive_structs, reason = "a unit struct, to be named as a value")]
 pub struct TracingObserver;
@@ -206,6 +219,7 @@ impl Observer for TracingObserver {
                     evidence = event.evidence().map(tracing::field::display),
                     digest = event.digest.map(tracing::field::display),
                     error = event.error.map(|error| tracing::field::display(Chain(error))),
+                    enforced = event.enforcement == Enforcement::Enforce,
                     latency_us = u64::try_from(event.latency().as_micros()).unwrap_or(u64::MAX),
                     $message
                 )

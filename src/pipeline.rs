@@ -181,7 +181,7 @@ async fn answer(
     let ask = ask(Arc::clone(gate), token.clone(), environment, waited);
     match gate.flights.run((environment, digest), ask).await {
         Ok(answer) => answer,
-        Err(_panicked) => Err(VerifyError::unavailable("the verifier panicked")),
+        Err(_panicked) => Err(VerifyError::unavailable("the check panicked")),
     }
 }
 

@@ -169,7 +169,8 @@ impl From<&VerifyError> for Rejection {
     note = "use `ProblemDetails` or a closure `Fn(&Rejection, &request::Parts) -> Response<Bytes>`"
 )]
 pub trait RejectionResponse: Send + Sync + 'static {
-    /// The response to one request. `head` is its head, without the credentials that were read from it.
+    /// The response to one request. `head` is its head, without the credentials that were read from it, unless
+    /// the layer forwards them.
     fn response(&self, rejection: &Rejection, head: &request::Parts) -> Response<Bytes>;
 }
 

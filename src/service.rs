@@ -253,7 +253,7 @@ impl Conclude for Gate {
 
     /// Reports a decision and carries it out on the request.
     fn conclude(&self, decision: Decision, head: &mut request::Parts) -> Option<Response<Bytes>> {
-        self.config.observer.decision(&Event::from(&decision));
+        self.config.observer.decision(&Event::new(&decision, self.config.enforcement));
         match (decision.outcome, self.config.enforcement) {
             (Ok(device), Enforcement::Enforce) => {
                 head.extensions.insert(device);

@@ -19,6 +19,8 @@ use crate::token::{Candidate, MalformedToken};
 /// |head: &mut request::Parts| head.headers.remove("device-token")
 /// # );
 /// ```
+///
+/// This closure takes the first of repeated headers and drops the others; [`HeaderToken`] refuses them.
 #[diagnostic::on_unimplemented(
     note = "use `HeaderToken`, `BearerToken` or a closure `Fn(&mut request::Parts) -> Option<HeaderValue>`"
 )]

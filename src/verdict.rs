@@ -45,7 +45,7 @@ impl fmt::Display for Evidence {
 
 /// The request came from a genuine device: the extension that the inner service finds.
 ///
-/// Only [`DeviceCheck`](crate::DeviceCheck) makes one, and it removes any that is already in the request.
+/// [`DeviceCheck`](crate::DeviceCheck) makes it, and removes any that is already in the request.
 /// Cloning is cheap.
 #[derive(Clone, Debug)]
 pub struct VerifiedDevice {

@@ -21,7 +21,10 @@ impl Limit {
     }
 
     pub(super) async fn acquire(&self) -> Result<SemaphoreGuard<'_>, Full> {
-        if let Some(slot) = self.slots.try_acquire() {
+        // Nobody overtakes those who wait.
+        if self.waiting.load(Ordering::Relaxed) == 0
+            && let Some(slot) = self.slots.try_acquire()
+        {
             return Ok(slot);
         }
         // On wasm a request must not await what another request gives back.

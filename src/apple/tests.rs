@@ -106,7 +106,7 @@ async fn attempts() {
         ("an empty 400", vec![|| status(400, "")], Err(Unavailable), 1, 1),
         ("an unknown 400", vec![|| status(400, "Bad")], Err(Unavailable), 1, 1),
         ("our request", vec![|| status(400, "Bad Timestamp")], Err(Misconfigured), 1, 1),
-        ("forbidden", vec![|| status(403, "")], Err(Misconfigured), 1, 1),
+        ("forbidden", vec![|| status(403, "")], Err(Misconfigured), 2, 2),
         ("not found", vec![|| status(404, "")], Err(Misconfigured), 1, 1),
         ("throttled", vec![|| status(429, "")], Err(Throttled), 1, 1),
         ("500 is not retried", vec![|| status(500, "")], Err(Unavailable), 1, 1),

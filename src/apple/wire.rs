@@ -121,8 +121,8 @@ const TABLE: &[(u16, &str, Class)] = &[
     (401, "authorization token", Class::RefusedProviderToken),
     (401, "authentication_token", Class::RefusedProviderToken),
     (401, "", Class::RefusedProviderToken),
-    (403, "forbidden", Class::Misconfigured),
-    (403, "", Class::Misconfigured),
+    (403, "forbidden", Class::RefusedProviderToken),
+    (403, "", Class::RefusedProviderToken),
     // Not among Apple's answers: a base URL that is not Apple's.
     (404, "", Class::Misconfigured),
     (405, "", Class::Misconfigured),
@@ -194,12 +194,12 @@ impl Answer {
 impl fmt::Display for Answer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match (self.class, self.status.as_u16()) {
+            (Class::RefusedProviderToken, 403) => {
+                "Apple forbids the request (check that the key has the DeviceCheck service)"
+            }
             (Class::RefusedProviderToken, _) => {
                 "Apple refused the provider token (check team id, key id, that the key is not revoked, and the \
                  clock)"
-            }
-            (Class::Misconfigured, 403) => {
-                "Apple forbids the request (check that the key has the DeviceCheck service)"
             }
             (Class::Misconfigured, 404 | 405) => "the server does not know the request (check the base URL)",
             (Class::Misconfigured, _) => "Apple does not accept the request (check the clock)",

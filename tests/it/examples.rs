@@ -272,7 +272,7 @@ async fn axum_bits() {
             assert_eq!((answer.as_u16(), problem["code"].as_str()), (status, Some(code)), "{name}");
         }
     }
-    assert_eq!(apple.calls(), 12);
+    assert_eq!(apple.calls(), 13);
 }
 
 #[tokio::test]

@@ -10,6 +10,9 @@ mod api;
 mod attacks;
 mod cache_contract;
 mod examples;
+mod gateway;
+mod gateway_memory;
+mod gateway_paths;
 mod generated;
 mod outage;
 mod protocols;
@@ -17,9 +20,13 @@ mod provider_token;
 #[cfg(feature = "redis")]
 mod redis;
 #[cfg(feature = "redis")]
+mod redis_keys;
+#[cfg(feature = "redis")]
 mod redis_server;
 mod secrets;
 mod single_use;
+mod split_key;
+mod split_key_tool;
 mod support;
 mod tokens;
 mod tower_contract;

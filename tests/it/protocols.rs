@@ -25,7 +25,7 @@ use tonic::{
 };
 use tower::{Layer, ServiceBuilder, ServiceExt, service_fn};
 use tower_devicecheck::{
-    AppleClient, DeviceCheckLayer, Environment, VerifiedDevice,
+    AppleClient, DeviceCheckLayer, Environment, Route, VerifiedDevice,
     testing::{FakeApple, Reply},
 };
 use tower_http::{
@@ -239,6 +239,36 @@ async fn r24_with_route_layer_an_unknown_path_stays_404() {
 
 /// The layer has no type parameters: it can be named where a user keeps it.
 struct Gate(DeviceCheckLayer);
+
+#[tokio::test]
+async fn axum_extractors() {
+    let apple = Apple::new();
+    let maybe = async |device: Option<VerifiedDevice>| device.map_or("none", |_| "some");
+    let routes = Router::new().route("/device", get(admitted)).route("/maybe", get(maybe));
+    let exempt = |_: &http::request::Parts| Route::Exempt;
+    let token = apple.genuine();
+    let cases = [
+        ("no layer", routes.clone(), "/device", StatusCode::INTERNAL_SERVER_ERROR, None),
+        ("no layer", routes.clone(), "/maybe", StatusCode::OK, Some("none")),
+        (
+            "exempt",
+            routes.clone().layer(apple.layer().with_routing(exempt)),
+            "/maybe",
+            StatusCode::OK,
+            Some("none"),
+        ),
+        ("verified", routes.clone().layer(apple.layer()), "/device", StatusCode::OK, None),
+        ("verified", routes.layer(apple.layer()), "/maybe", StatusCode::OK, Some("some")),
+    ];
+    for (name, app, path, status, body) in cases {
+        let request = Request::builder().uri(path).header(TOKEN_HEADER, &token).body(Body::empty()).unwrap();
+        let response = app.oneshot(request).await.unwrap();
+        assert_eq!(response.status(), status, "{name} {path}");
+        let bytes = response.into_body().collect().await.unwrap().to_bytes();
+        assert!(body.is_none_or(|body| bytes == body), "{name} {path}: {bytes:?}");
+    }
+    assert_eq!(apple.calls(), 2);
+}
 
 #[tokio::test]
 async fn r25_under_axum() {

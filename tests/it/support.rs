@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    path::PathBuf,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -166,4 +167,13 @@ impl DeviceVerifier for Stub {
     fn scope(&self) -> &str {
         "TEAM123456"
     }
+}
+
+/// The program of an example. `cargo test` builds them; `cargo test --test it` does not.
+pub(crate) fn example(name: &str) -> PathBuf {
+    let tests = std::env::current_exe().unwrap();
+    // target/<profile>/deps/<this>
+    let path = tests.ancestors().nth(2).unwrap().join("examples").join(name);
+    assert!(path.exists(), "{} is missing: run `cargo build --examples` first", path.display());
+    path
 }

@@ -96,7 +96,7 @@ async fn r04_our_credentials_are_our_fault() {
         ("401 without a text", Reply::status(401), 2),
         ("400 about the token", Reply::status(400).body("Missing or badly formatted authorization token"), 2),
         ("400 in capitals", Reply::status(400).body("BAD_AUTHENTICATION_TOKEN"), 2),
-        ("403", Reply::status(403), 1),
+        ("403", Reply::status(403), 2),
         ("400 about the time", Reply::status(400).body("Missing or incorrectly formatted time stamp"), 1),
         ("400 about the payload", Reply::status(400).body("Bad Payload"), 1),
     ];

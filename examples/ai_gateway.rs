@@ -1,0 +1,223 @@
+//! A gateway to AI providers for apps that hold a part of an API key: `cargo run --example ai_gateway`.
+//!
+//! | request | answer |
+//! |---|---|
+//! | `/v1/openai/{path}`, `/v1/anthropic/{path}`, `/v1/google/{path}` with the header `X-Project-Id` | the provider's |
+//! | `/v1/openai/{project}/{path}` and so on, without that header | the same |
+//! | `GET /usage` with `Authorization: Bearer <ADMIN_TOKEN>` | how often keys were used, as JSON |
+//! | `GET /health` | `ok`, for anybody |
+//!
+//! The client sends `<client part>.<device token>` where it would send an API key: after `Authorization:
+//! Bearer`, in `X-Api-Key` or in `X-Goog-Api-Key`. Or the client part in `X-Ai-Key` and the device token in
+//! `X-Device-Token`. Bodies are streamed both ways. `docs/from-proxed.md` has the details.
+//!
+//! | variable | value |
+//! |---|---|
+//! | `APPLE_JWT_ISS`, `APPLE_JWT_KID`, `APPLE_JWT_PRIVATE_KEY` | team id, key id and `.p8` file; without them, a fake Apple in this process is asked |
+//! | `DEVICECHECK_PRODUCTION_URL`, `DEVICECHECK_DEVELOPMENT_URL` | asked in the place of Apple's two servers |
+//! | `KEYS_FILE` | the server parts, as the example `split_key` writes them; without it, a fake provider and keys for it are made up |
+//! | `OPENAI_URL`, `ANTHROPIC_URL`, `GOOGLE_URL` | in the place of the provider's, such as `https://api.openai.com/v1`; a version at the end is for requests that name none |
+//! | `ADMIN_TOKEN` | opens `GET /usage`, which otherwise does not exist; with made-up keys, so is this |
+//! | `TEST_KEY` | a secret of at least 16 characters that stands in for a device token, or comes in `X-Proxed-Test-Key`: for simulators, never in a released app |
+//! | `MAX_BODY_BYTES` | of a request, default 33554432 (32 MiB) |
+//! | `HEAD_TIMEOUT` | seconds until the provider's response begins, default 300 |
+//! | `IDLE_TIMEOUT` | seconds of silence within a body, default 120 |
+//! | `IDLE_CONNECTIONS` | connections to a provider that are kept for later, default 0: their buffers would hold the last key |
+//! | `REDIS_URL` | Redis or Valkey, shared with other copies of this server (build with `--features redis`); default: this process remembers verdicts for itself |
+//! | `SINGLE_USE` | `1`: a device token admits one request |
+//! | `FLEET_SINGLE_FLIGHT` | `1`: of all copies that share a Redis one asks Apple about a token |
+//! | `LISTEN` | default `127.0.0.1:3000` |
+//! | `RUST_LOG` | default `info` |
+
+#[path = "ai_gateway/fake_provider.rs"]
+mod fake_provider;
+#[path = "ai_gateway/gateway.rs"]
+mod gateway;
+mod shared;
+
+use std::{alloc::System, fmt::Write, net::SocketAddr, process::ExitCode, time::Duration};
+
+use axum::serve::ListenerExt;
+use gateway::{
+    Limits, Settings, app,
+    target::{Provider, Providers},
+};
+use tower_devicecheck::{
+    BoxError, DebugTokens, DeviceCheckLayer, Environment,
+    split_key::{FileKeyStore, KeyStore, Limits as KeyLimits, MemoryKeyStore, Splitter},
+};
+use zeroizing_alloc::ZeroAlloc;
+
+use self::{fake_provider::FakeProvider, shared::Apple};
+
+/// Wipes what is freed: the HTTP client's buffers hold whole keys for a moment, and do not wipe themselves.
+#[global_allocator]
+static ALLOCATOR: ZeroAlloc<System> = ZeroAlloc(System);
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    shared::run(serve()).await
+}
+
+async fn serve() -> Result<(), BoxError> {
+    let apple = Apple::from_env().await?;
+    match shared::variable("KEYS_FILE")? {
+        Some(path) => {
+            let settings = settings(None, shared::variable("ADMIN_TOKEN")?)?;
+            let keys = FileKeyStore::open(path.trim()).map_err(|error| in_setting("KEYS_FILE", &error))?;
+            listen(&apple, keys, settings, |_| apple_hint(&apple)).await
+        }
+        None => {
+            let demo = Demo::new().await?;
+            let admin_token = shared::variable("ADMIN_TOKEN")?;
+            let admin_token = admin_token.unwrap_or_else(|| uuid::Uuid::new_v4().simple().to_string());
+            let settings = settings(Some(demo.provider), Some(admin_token.clone()))?;
+            let Demo { keys, client_parts, .. } = demo;
+            listen(&apple, keys, settings, |address| hints(&apple, address, &client_parts, &admin_token))
+                .await
+        }
+    }
+}
+
+async fn listen(
+    apple: &Apple,
+    keys: impl KeyStore,
+    settings: Settings,
+    hints: impl FnOnce(SocketAddr) -> String,
+) -> Result<(), BoxError> {
+    let gate = shared::remembering(DeviceCheckLayer::new(apple.client.clone())).await?;
+    let app = app(gate, keys, settings)?;
+    let listener = shared::listen().await?;
+    let address = listener.local_addr()?;
+    shared::announce(address, &hints(address));
+    // Small pieces of a stream must not wait for more of them.
+    let listener = listener.tap_io(|stream| {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!("TCP_NODELAY: {error}");
+        }
+    });
+    axum::serve(listener, app).with_graceful_shutdown(shared::ctrl_c()).await?;
+    Ok(())
+}
+
+/// From the environment. `fake` is the provider for all names that have no URL.
+fn settings(fake: Option<SocketAddr>, admin_token: Option<String>) -> Result<Settings, BoxError> {
+    let url = |variable: &str, path: &str| -> Result<Option<String>, BoxError> {
+        let fake = fake.map(|address| format!("http://{address}{path}"));
+        Ok(shared::variable(variable)?.or(fake))
+    };
+    let providers = Providers::new([
+        Provider::openai(url("OPENAI_URL", "/openai/v1")?.as_deref())?,
+        Provider::anthropic(url("ANTHROPIC_URL", "/anthropic/v1")?.as_deref())?,
+        Provider::google(url("GOOGLE_URL", "/google/v1beta")?.as_deref())?,
+    ]);
+    let defaults = Limits::default();
+    let limits = Limits {
+        body: number("MAX_BODY_BYTES")?.unwrap_or(defaults.body),
+        head: number("HEAD_TIMEOUT")?.map_or(defaults.head, Duration::from_secs),
+        idle: number("IDLE_TIMEOUT")?.map_or(defaults.idle, Duration::from_secs),
+        idle_connections: number("IDLE_CONNECTIONS")?.unwrap_or(defaults.idle_connections),
+    };
+    let mut debug_tokens = DebugTokens::new();
+    if let Some(secret) = shared::variable("TEST_KEY")? {
+        debug_tokens =
+            debug_tokens.add("test-key", secret.trim()).map_err(|error| in_setting("TEST_KEY", &error))?;
+    }
+    let admin_token = admin_token.map(|token| token.trim().to_owned());
+    Ok(Settings { providers, limits, admin_token, debug_tokens })
+}
+
+fn number<N: std::str::FromStr>(name: &str) -> Result<Option<N>, BoxError> {
+    let Some(text) = shared::variable(name)? else { return Ok(None) };
+    let number = text.trim().parse();
+    number.map(Some).map_err(|_| format!("{name}: {text:?} is not a number, or too large").into())
+}
+
+fn in_setting(name: &str, error: &(dyn std::error::Error + 'static)) -> BoxError {
+    format!("{name}: {}", shared::Chain(error)).into()
+}
+
+/// A fake provider, and one key for each of its names, split as real ones are.
+struct Demo {
+    provider: SocketAddr,
+    keys: MemoryKeyStore,
+    client_parts: Vec<(&'static str, String)>,
+}
+
+const PROJECT: &str = "demo";
+
+impl Demo {
+    async fn new() -> Result<Self, BoxError> {
+        let fake = FakeProvider::new();
+        let keys = MemoryKeyStore::new();
+        let mut client_parts = Vec::new();
+        for (provider, key) in fake.keys() {
+            let split = Splitter::new().issue(&keys, PROJECT, provider, key, KeyLimits::none()).await?;
+            client_parts.push((provider, split.client_part().expose().to_owned()));
+        }
+        Ok(Self { provider: fake.serve().await?, keys, client_parts })
+    }
+}
+
+/// A token of the fake Apple, for those who have keys of their own.
+fn apple_hint(apple: &Apple) -> String {
+    apple.as_fake().map_or_else(String::new, |fake| {
+        let token = fake.genuine_token(Environment::Production);
+        format!(
+            "No APPLE_JWT_* variables are set, so a fake Apple in this process is asked. A genuine device \
+             token:\n{token}"
+        )
+    })
+}
+
+/// How to try it. The commands need no more than this process.
+fn hints(
+    apple: &Apple,
+    address: SocketAddr,
+    client_parts: &[(&'static str, String)],
+    admin_token: &str,
+) -> String {
+    let url = shared::local_url(address);
+    let mut text = "No KEYS_FILE is set, so there are a fake provider and keys for it.".to_owned();
+    let mut say = |line: &str| {
+        let _ = write!(text, "\n{line}");
+    };
+    if let Some(fake) = apple.as_fake() {
+        say(shared::NO_CREDENTIALS);
+        let device = fake.genuine_token(Environment::Production);
+        let ask = r#""messages":[{"role":"user","content":"hello"}]"#;
+        let json = "-H 'Content-Type: application/json'";
+        for (provider, part) in client_parts {
+            let base = format!("{url}/v1/{provider}/{PROJECT}");
+            match *provider {
+                "openai" => {
+                    let bearer = format!("-H 'Authorization: Bearer {part}.{device}'");
+                    let chat = format!("{base}/chat/completions");
+                    say(&format!(
+                        "\n# OpenAI:\ncurl -i {chat} {bearer} {json} -d '{{\"model\":\"fake-1\",{ask}}}'\n\
+                         \n# the same as a stream:\n\
+                         curl -iN {chat} {bearer} {json} -d '{{\"model\":\"fake-1\",\"stream\":true,{ask}}}'\n\
+                         \n# with a header for each credential:\n\
+                         curl -i {url}/v1/openai/models -H 'X-Project-Id: {PROJECT}' -H 'X-Ai-Key: {part}' \
+                         -H 'X-Device-Token: {device}'\n\
+                         \n# with a forged device token:\n\
+                         curl -i {base}/models -H 'Authorization: Bearer {part}.{}'",
+                        fake.forged_token()
+                    ));
+                }
+                "anthropic" => say(&format!(
+                    "\n# Anthropic:\ncurl -i {base}/v1/messages -H 'X-Api-Key: {part}.{device}' {json} \
+                     -H 'anthropic-version: 2023-06-01' -d '{{\"model\":\"fake-1\",\"max_tokens\":9,{ask}}}'"
+                )),
+                _ => say(&format!(
+                    "\n# Google:\ncurl -i {base}/models/fake-1:generateContent -H 'X-Goog-Api-Key: {part}.{device}' \
+                     {json} -d '{{\"contents\":[{{\"parts\":[{{\"text\":\"hello\"}}]}}]}}'"
+                )),
+            }
+        }
+    }
+    say(&format!(
+        "\n# how often the keys were used:\ncurl -i {url}/usage -H 'Authorization: Bearer {admin_token}'"
+    ));
+    text
+}

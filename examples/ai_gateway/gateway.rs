@@ -1,0 +1,170 @@
+//! The whole server but for its socket and its settings from the environment.
+
+pub(crate) mod body;
+mod headers;
+mod problem;
+mod proxy;
+pub(crate) mod target;
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    extract::{Request, State},
+    http::{
+        HeaderMap, HeaderName, HeaderValue, StatusCode,
+        header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, WWW_AUTHENTICATE},
+        request,
+    },
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{MethodFilter, get, on},
+};
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+use tower_devicecheck::{
+    BearerToken, BoxError, DebugTokens, DeviceCheckLayer, HeaderToken, TokenSource,
+    split_key::{KeyStore, SplitKeyLayer, TracingKeyObserver, UsageLog},
+};
+
+use self::{
+    problem::Problem,
+    proxy::Proxy,
+    target::{Providers, Target},
+};
+
+/// What the operator chooses.
+pub(crate) struct Settings {
+    pub(crate) providers: Providers,
+    pub(crate) limits: Limits,
+    /// Opens `GET /usage`, which without it does not exist.
+    pub(crate) admin_token: Option<String>,
+    /// Stand in for a device: for simulators.
+    pub(crate) debug_tokens: DebugTokens,
+}
+
+/// How much, and how long.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Bytes of a request's body.
+    pub(crate) body: usize,
+    /// From the end of the checks to the head of the provider's response.
+    pub(crate) head: Duration,
+    /// Between two pieces of a body, either way. There is no limit to the whole.
+    pub(crate) idle: Duration,
+    /// Connections to one provider that are kept when nobody uses them.
+    pub(crate) idle_connections: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            body: 32 * 1024 * 1024,
+            head: Duration::from_secs(300),
+            idle: Duration::from_secs(120),
+            idle_connections: 0,
+        }
+    }
+}
+
+/// Those that no provider answers with the request itself, as `TRACE` would.
+const METHODS: MethodFilter = MethodFilter::GET
+    .or(MethodFilter::HEAD)
+    .or(MethodFilter::POST)
+    .or(MethodFilter::PUT)
+    .or(MethodFilter::PATCH)
+    .or(MethodFilter::DELETE);
+
+/// The server. `gate` has its defaults, or remembers something else.
+pub(crate) fn app(
+    gate: DeviceCheckLayer,
+    keys: impl KeyStore,
+    settings: Settings,
+) -> Result<Router, BoxError> {
+    let Settings { providers, limits, admin_token, debug_tokens } = settings;
+    let usage = Arc::new(UsageLog::new());
+    let gate = gate
+        .with_token_source(after_last_dot(HeaderName::from_static("x-api-key")))
+        .add_token_source(after_last_dot(HeaderName::from_static("x-goog-api-key")))
+        .add_token_source(HeaderToken::new(HeaderName::from_static("x-device-token")))
+        .add_token_source(HeaderToken::default())
+        .add_token_source(BearerToken::new())
+        .with_debug_tokens(debug_tokens.with_header(HeaderName::from_static("x-proxed-test-key")));
+    let split_keys = SplitKeyLayer::new(keys)
+        .add_key_header(HeaderName::from_static("x-api-key"))
+        .add_key_header(HeaderName::from_static("x-goog-api-key"))
+        .with_project(|head: &request::Parts| head.extensions.get::<Target>()?.project.clone())
+        .with_observer((TracingKeyObserver, Arc::clone(&usage)));
+    let mut app = Router::new()
+        .route("/v1/{provider}/{*path}", on(METHODS, proxy::forward).fallback(|| async { Problem::METHOD }))
+        .with_state(Proxy::new(limits)?)
+        .route_layer(split_keys)
+        .route_layer(gate)
+        // Outside of the others: what cannot be forwarded costs no call to Apple.
+        .route_layer(middleware::from_fn_with_state((providers, limits), resolve))
+        .route("/health", get(|| async { "ok" }));
+    if let Some(token) = admin_token {
+        let admin = Admin { token: Sha256::digest(token).into(), usage };
+        app = app.merge(Router::new().route("/usage", get(show_usage)).with_state(admin));
+    }
+    Ok(app)
+}
+
+/// The device token of clients that have no other header to put it in than that of their provider:
+/// `<client part>.<device token>`. The client part is left there, for the split keys.
+fn after_last_dot(name: HeaderName) -> impl TokenSource {
+    move |head: &mut request::Parts| {
+        // Beside a device token in a header of its own, all of it is the client part.
+        let elsewhere = ["x-device-token", "x-apple-device-token"];
+        if elsewhere.iter().any(|name| head.headers.contains_key(*name)) {
+            return None;
+        }
+        let mut values = head.headers.get_all(&name).iter();
+        let (Some(value), None) = (values.next(), values.next()) else { return None };
+        let dot = value.as_bytes().iter().rposition(|byte| *byte == b'.')?;
+        let (client_part, token) = value.as_bytes().split_at(dot);
+        let mut token = HeaderValue::from_bytes(&token[1..]).ok()?;
+        let mut client_part = HeaderValue::from_bytes(client_part).ok()?;
+        token.set_sensitive(true);
+        client_part.set_sensitive(true);
+        head.headers.insert(&name, client_part);
+        Some(token)
+    }
+}
+
+/// Finds out where a request goes, and gives its path the one spelling that the limits of keys know.
+async fn resolve(
+    State((providers, limits)): State<(Providers, Limits)>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let announced = request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+    if announced.and_then(|text| text.parse().ok()).is_some_and(|length: usize| length > limits.body) {
+        return Problem::TOO_LARGE.into_response();
+    }
+    match Target::of(request.uri(), request.headers(), &providers) {
+        Ok(target) => {
+            *request.uri_mut() = target.path.clone();
+            request.extensions_mut().insert(target);
+            next.run(request).await
+        }
+        Err(problem) => problem.into_response(),
+    }
+}
+
+#[derive(Clone)]
+struct Admin {
+    token: [u8; 32],
+    usage: Arc<UsageLog>,
+}
+
+async fn show_usage(State(admin): State<Admin>, headers: HeaderMap) -> Response {
+    let sent = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
+    let sent = sent.strip_prefix(b"Bearer ").unwrap_or_default();
+    // Digests have all the same length, so that not even that can be measured.
+    let digest: [u8; 32] = Sha256::digest(sent).into();
+    if !bool::from(digest.ct_eq(&admin.token)) {
+        return (StatusCode::UNAUTHORIZED, [(WWW_AUTHENTICATE, "Bearer")]).into_response();
+    }
+    ([(CONTENT_TYPE, "application/json")], admin.usage.to_json()).into_response()
+}

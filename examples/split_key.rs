@@ -1,0 +1,276 @@
+//! Splits API keys and manages the key file of the example `ai_gateway`.
+//!
+//! ```text
+//! split_key add    --file KEYS.json --project ID --provider openai|anthropic|google
+//!                  [--version 1] [--path PATH]... [--method METHOD]... [--expires-in 90d]
+//! split_key list   --file KEYS.json [--project ID]
+//! split_key rotate --file KEYS.json --project ID --split SPLIT [--overlap 14d] [--version 1]
+//! split_key retire --file KEYS.json --project ID --split SPLIT [--in 14d]
+//! split_key revoke --file KEYS.json --project ID --split SPLIT
+//! split_key lint   --provider openai|anthropic|google
+//! ```
+//!
+//! `add` and `rotate` read the API key from stdin, never from the arguments, which all users of a machine can
+//! see. The client part is the only line on stdout, and nowhere else: who loses it must `rotate`. `add` makes
+//! the file if there is none.
+//!
+//! `--path` and `--method` allow the key for these only; a path is `/v1/openai/chat/completions`, or ends in
+//! `/*`. Durations have a unit: `90s`, `30m`, `12h`, `14d`. By default a rotated key works for another 14
+//! days, and a retired one no more.
+//!
+//! `lint` reads a version 1 pair from stdin, the server part in the first line and the client part in the
+//! second, and says how many characters it leaves secret on each side. It fails if those are too few.
+//!
+//! Errors go to stderr, with exit status 1. Tell the shell to keep the key out of its history:
+//! `pass show openai | cargo run --example split_key -- add …`
+
+mod shared;
+
+use std::{
+    collections::BTreeMap,
+    io::{self, IsTerminal, Read},
+    process::ExitCode,
+    time::{Duration, SystemTime},
+};
+
+use axum::http::Method;
+use tower_devicecheck::{
+    BoxError,
+    split_key::{
+        ClientPart, FileKeyStore, KeyRecord, KeyState, KeyStore, Limits, MAX_KEY_LENGTH, Providers,
+        ServerPart, SplitId, Splitter, Version, lint, retire, revoke,
+    },
+};
+use zeroize::Zeroizing;
+
+const USAGE: &str = "one of add, list, rotate, retire, revoke and lint is wanted; examples/split_key.rs begins \
+                     with their options";
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+const OVERLAP: Duration = Duration::from_secs(14 * DAY.as_secs());
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    shared::run(work(std::env::args().skip(1))).await
+}
+
+async fn work(arguments: impl Iterator<Item = String>) -> Result<(), BoxError> {
+    let (command, mut options) = Options::parse(arguments)?;
+    match command.as_str() {
+        "add" => {
+            let (project, provider) = (options.one("project")?, options.one("provider")?);
+            let (splitter, limits, file) = (options.splitter()?, options.limits()?, options.one("file")?);
+            options.end()?;
+            let api_key = secret_lines(1)?;
+            let store = FileKeyStore::open_or_create(file)?;
+            let split = splitter.issue(&store, &project, &provider, line(&api_key, 0)?, limits).await?;
+            shared::print(split.client_part().expose());
+        }
+        "list" => {
+            let (store, project) = (options.store()?, options.optional("project")?);
+            options.end()?;
+            let mut records = store.list().await?;
+            records.retain(|record| project.as_deref().is_none_or(|project| project == record.project()));
+            records.sort_by_key(|record| (record.project().to_owned(), record.metadata().created()));
+            for record in &records {
+                shared::print(&described(record));
+            }
+        }
+        "rotate" => {
+            let (store, project, split) = (options.store()?, options.one("project")?, options.split()?);
+            let (splitter, overlap) = (options.splitter()?, options.duration("overlap")?.unwrap_or(OVERLAP));
+            options.end()?;
+            let api_key = secret_lines(1)?;
+            let split = splitter.rotate(&store, &project, split, line(&api_key, 0)?, overlap).await?;
+            shared::print(split.client_part().expose());
+        }
+        "retire" => {
+            let (store, project, split) = (options.store()?, options.one("project")?, options.split()?);
+            let after = options.duration("in")?.unwrap_or_default();
+            options.end()?;
+            let until = SystemTime::now().checked_add(after).ok_or("--in: too long")?;
+            retire(&store, &project, split, until).await?;
+        }
+        "revoke" => {
+            let (store, project, split) = (options.store()?, options.one("project")?, options.split()?);
+            options.end()?;
+            revoke(&store, &project, split).await?;
+        }
+        "lint" => {
+            let provider = options.one("provider")?;
+            options.end()?;
+            let pair = secret_lines(2)?;
+            let server: ServerPart = line(&pair, 0)?.parse()?;
+            let client: ClientPart = line(&pair, 1)?.parse()?;
+            let providers = Providers::default();
+            let provider = providers.get(&provider).ok_or("--provider: there is none of that name")?;
+            let found = lint(&server, &client, provider)?;
+            shared::print(&format!(
+                "the server lacks {} characters, the client {}",
+                found.unknown_to_server(),
+                found.unknown_to_client()
+            ));
+            if !found.is_sound() {
+                return Err("these are too few: whoever holds the other part can guess them".into());
+            }
+        }
+        _ => return Err(USAGE.into()),
+    }
+    Ok(())
+}
+
+/// `--name value` or `--name=value`.
+struct Options(BTreeMap<String, Vec<String>>);
+
+impl Options {
+    fn parse(mut arguments: impl Iterator<Item = String>) -> Result<(String, Self), BoxError> {
+        let command = arguments.next().ok_or(USAGE)?;
+        let mut options = BTreeMap::<_, Vec<_>>::new();
+        while let Some(argument) = arguments.next() {
+            // What it is instead may be a key by mistake, and is not repeated.
+            let option = argument.strip_prefix("--").ok_or("an argument is no option: they begin with --")?;
+            let (name, value) = match option.split_once('=') {
+                Some((name, value)) => (name.to_owned(), value.to_owned()),
+                None => {
+                    let value = arguments.next().ok_or_else(|| format!("--{option}: a value is missing"))?;
+                    (option.to_owned(), value)
+                }
+            };
+            options.entry(name).or_default().push(value);
+        }
+        Ok((command, Self(options)))
+    }
+
+    fn all(&mut self, name: &str) -> Vec<String> {
+        self.0.remove(name).unwrap_or_default()
+    }
+
+    fn optional(&mut self, name: &str) -> Result<Option<String>, BoxError> {
+        let mut values = self.all(name);
+        let value = values.pop();
+        if values.is_empty() { Ok(value) } else { Err(format!("--{name}: once is enough").into()) }
+    }
+
+    fn one(&mut self, name: &str) -> Result<String, BoxError> {
+        self.optional(name)?.ok_or_else(|| format!("--{name} is missing").into())
+    }
+
+    fn store(&mut self) -> Result<FileKeyStore, BoxError> {
+        Ok(FileKeyStore::open(self.one("file")?)?)
+    }
+
+    fn split(&mut self) -> Result<SplitId, BoxError> {
+        self.one("split")?.parse().map_err(|_| "--split: 8 lower-case hexadecimal digits are wanted".into())
+    }
+
+    fn splitter(&mut self) -> Result<Splitter, BoxError> {
+        let version = match self.optional("version")?.as_deref() {
+            None | Some("2") => Version::Sealed,
+            Some("1") => Version::Cut,
+            Some(_) => return Err("--version: there are 1 and 2".into()),
+        };
+        Ok(Splitter::new().with_version(version))
+    }
+
+    fn limits(&mut self) -> Result<Limits, BoxError> {
+        let mut limits = Limits::none();
+        let (paths, methods) = (self.all("path"), self.all("method"));
+        if !paths.is_empty() {
+            limits = limits.with_paths(paths);
+        }
+        if !methods.is_empty() {
+            let methods: Result<Vec<Method>, _> = methods.iter().map(|method| method.parse()).collect();
+            limits = limits.with_methods(methods.map_err(|_| "--method: not an HTTP method")?);
+        }
+        if let Some(after) = self.duration("expires-in")? {
+            let end = SystemTime::now().checked_add(after).ok_or("--expires-in: too long")?;
+            limits = limits.with_expiry(end);
+        }
+        Ok(limits)
+    }
+
+    fn duration(&mut self, name: &str) -> Result<Option<Duration>, BoxError> {
+        let Some(text) = self.optional(name)? else { return Ok(None) };
+        let parsed = text.split_at_checked(text.len().saturating_sub(1)).and_then(|(number, unit)| {
+            let unit = match unit {
+                "s" => 1,
+                "m" => 60,
+                "h" => 60 * 60,
+                "d" => DAY.as_secs(),
+                _ => return None,
+            };
+            number.parse::<u64>().ok()?.checked_mul(unit).map(Duration::from_secs)
+        });
+        let wrong = || format!("--{name}: a number and one of s, m, h and d are wanted, such as 14d");
+        Ok(Some(parsed.ok_or_else(wrong)?))
+    }
+
+    /// An option that nobody asked for is a slip of the pen, and may have been meant as a limit.
+    fn end(self) -> Result<(), BoxError> {
+        match self.0.keys().next() {
+            Some(name) => Err(format!("--{name}: there is no such option here").into()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Reads this many lines from stdin, or all of it if that is less.
+fn secret_lines(count: usize) -> Result<Zeroizing<String>, BoxError> {
+    if io::stdin().is_terminal() {
+        tracing::info!("waiting for {count} lines on stdin; they are shown as you type");
+    }
+    // Room for two parts; a buffer that grows would leave copies behind.
+    let limit = 4 * MAX_KEY_LENGTH;
+    let mut text = Zeroizing::new(String::with_capacity(limit + 1));
+    let mut stdin = io::stdin().lock();
+    if io::stdin().is_terminal() {
+        for _ in 0..count {
+            io::BufRead::read_line(&mut stdin, &mut text)?;
+        }
+    } else {
+        stdin.take(limit as u64).read_to_string(&mut text)?;
+    }
+    if text.trim_end().lines().count() > count {
+        return Err(format!("stdin has more than {count} lines").into());
+    }
+    Ok(text)
+}
+
+fn line(text: &str, index: usize) -> Result<&str, BoxError> {
+    let line = text.lines().nth(index).map(str::trim).filter(|line| !line.is_empty());
+    line.ok_or_else(|| format!("stdin has no line {}", index + 1).into())
+}
+
+/// One line about a record.
+fn described(record: &KeyRecord) -> String {
+    let state = match record.state() {
+        KeyState::Retiring { until, .. } if until <= SystemTime::now() => "retired".to_owned(),
+        KeyState::Retiring { until, .. } => format!("retiring until {}", date(until)),
+        state => state.to_string(),
+    };
+    let mut line = format!(
+        "{}  {}  {}  version {}  created {}  {state}",
+        record.project(),
+        record.split(),
+        record.provider(),
+        record.metadata().version(),
+        date(record.metadata().created()),
+    );
+    let limits = record.limits();
+    if let Some(paths) = limits.paths() {
+        line += &format!("  paths {}", paths.join(","));
+    }
+    if let Some(methods) = limits.methods() {
+        line += &format!("  methods {}", methods.iter().map(Method::as_str).collect::<Vec<_>>().join(","));
+    }
+    if let Some(end) = limits.expires_at() {
+        line += &format!("  expires {}", date(end));
+    }
+    line
+}
+
+/// To the second, in UTC. What is beyond the formatter's years is said in seconds since 1970.
+fn date(time: SystemTime) -> String {
+    let seconds = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    // The year 9999 ends here.
+    if seconds < 253_402_300_800 { httpdate::fmt_http_date(time) } else { format!("{seconds} s") }
+}

@@ -1,0 +1,182 @@
+//! What is left in the gateway's memory of a key, once the request is over. Linux shows it.
+#![cfg(target_os = "linux")]
+
+use std::{
+    fs::{self, File},
+    io::{self, BufRead, BufReader, Read, Seek, SeekFrom},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use axum::{Router, http::HeaderMap, routing::any};
+use tokio::{net::TcpListener, sync::Semaphore};
+use tower_devicecheck::{
+    Environment,
+    split_key::{FileKeyStore, Limits, Splitter},
+    testing::FakeApple,
+};
+
+use crate::support::example;
+
+/// The example, as an operator starts it.
+struct Gateway {
+    process: Child,
+    url: String,
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn start(variables: &[(&str, &str)]) -> (Gateway, std::process::ChildStderr) {
+    let mut process = Command::new(example("ai_gateway"))
+        .env_clear()
+        .envs(variables.iter().copied())
+        .env("LISTEN", "127.0.0.1:0")
+        .env("RUST_LOG", "trace")
+        // Nobody is there. The way to the loopback interface must not lead through it.
+        .env("HTTP_PROXY", "http://127.0.0.1:9")
+        .env("ALL_PROXY", "http://127.0.0.1:9")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let stderr = process.stderr.take().unwrap();
+    let mut line = String::new();
+    BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let url = line.trim().strip_prefix("listening on ").expect("the first line").to_owned();
+    (Gateway { process, url }, stderr)
+}
+
+/// How often the text is in the memory that the process may write to: heap, stacks, everything that changes.
+fn copies(process: u32, text: &str) -> io::Result<usize> {
+    let mut memory = File::open(format!("/proc/{process}/mem"))?;
+    let mut count = 0;
+    for line in fs::read_to_string(format!("/proc/{process}/maps"))?.lines() {
+        let mut fields = line.split_whitespace();
+        let (Some(range), Some(permissions)) = (fields.next(), fields.next()) else { continue };
+        if !permissions.starts_with("rw") {
+            continue;
+        }
+        let (start, end) = range.split_once('-').unwrap();
+        let number = |text| u64::from_str_radix(text, 16).unwrap();
+        let (start, end) = (number(start), number(end));
+        let mut bytes = vec![0; usize::try_from(end - start).unwrap()];
+        // What was unmapped meanwhile is gone.
+        if memory.seek(SeekFrom::Start(start)).is_ok() && memory.read_exact(&mut bytes).is_ok() {
+            count += occurrences(&bytes, text.as_bytes());
+        }
+    }
+    Ok(count)
+}
+
+fn occurrences(bytes: &[u8], text: &[u8]) -> usize {
+    let starts = bytes.iter().enumerate().filter(|(_, byte)| **byte == text[0]);
+    starts.filter(|(at, _)| bytes[*at..].starts_with(text)).count()
+}
+
+#[tokio::test]
+async fn no_whole_key_is_left_in_the_memory_after_a_request() {
+    memory_after_requests("0", 0).await;
+}
+
+#[tokio::test]
+async fn a_connection_that_is_kept_keeps_one_copy_of_the_key() {
+    // The last request, in the HTTP client's write buffer. Not ours to wipe, and why none is kept by default.
+    memory_after_requests("1", 1).await;
+}
+
+/// Starts the gateway, lets it keep so many connections, and looks for more copies of a key than `left`.
+#[allow(clippy::print_stderr, reason = "whoever runs the tests should know what was skipped")]
+async fn memory_after_requests(idle_connections: &str, left: usize) {
+    // The provider: says that it has the request, and holds the response back.
+    let (arrived, release) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+    let handler = {
+        let (arrived, release) = (Arc::clone(&arrived), Arc::clone(&release));
+        move |headers: HeaderMap| {
+            let (arrived, release) = (Arc::clone(&arrived), Arc::clone(&release));
+            async move {
+                let key = headers["authorization"].to_str().unwrap().to_owned();
+                arrived.add_permits(1);
+                release.acquire().await.unwrap().forget();
+                // What a provider had better not say.
+                format!("{} characters", key.len())
+            }
+        }
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let provider = format!("http://{}/v1", listener.local_addr().unwrap());
+    tokio::spawn(axum::serve(listener, Router::new().fallback(any(handler))).into_future());
+
+    // Nobody tells the gateway the key: it has the server part from the file, the client part from requests.
+    let key = format!("sk-proj-{}", "marker".to_owned() + &uuid::Uuid::new_v4().simple().to_string());
+    let folder =
+        PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("memory-{left}-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    let file = folder.join("keys.json");
+    let store = FileKeyStore::open_or_create(&file).unwrap();
+    let split = Splitter::new().issue(&store, "app", "openai", &key, Limits::none()).await.unwrap();
+    let part = split.client_part().expose();
+
+    let fake = FakeApple::new();
+    let apple = fake.serve().await.unwrap();
+    let (gateway, mut log) = start(&[
+        ("APPLE_JWT_ISS", fake.team_id()),
+        ("APPLE_JWT_KID", fake.key_id()),
+        ("APPLE_JWT_PRIVATE_KEY", &fake.private_key_pem()),
+        ("DEVICECHECK_PRODUCTION_URL", &apple.production_url()),
+        ("DEVICECHECK_DEVELOPMENT_URL", &apple.development_url()),
+        ("KEYS_FILE", file.to_str().unwrap()),
+        ("OPENAI_URL", &provider),
+        ("IDLE_CONNECTIONS", idle_connections),
+    ]);
+    let log = std::thread::spawn(move || {
+        let mut text = String::new();
+        log.read_to_string(&mut text).unwrap();
+        text
+    });
+    let process = gateway.process.id();
+    let scan = || copies(process, &key);
+    if let Err(error) = scan() {
+        eprintln!("SKIPPED: this system does not let a process read its child's memory: {error}");
+        return;
+    }
+    assert_eq!(scan().unwrap(), 0);
+
+    let token = fake.genuine_token(Environment::Production);
+    let client = reqwest::Client::new();
+    for round in 0..3 {
+        let request = client
+            .post(format!("{}/v1/openai/app/chat/completions", gateway.url))
+            .header("authorization", format!("Bearer {part}.{token}"))
+            .body("{}")
+            .send();
+        let request = tokio::spawn(request);
+        arrived.acquire().await.unwrap().forget();
+        // The search does find what is there.
+        assert!(scan().unwrap() > 0, "round {round}: the key was not found while it was in use");
+        release.add_permits(1);
+        let response = request.await.unwrap().unwrap();
+        let text = response.text().await.unwrap();
+        assert_eq!(text, format!("{} characters", "Bearer ".len() + key.len()));
+        // The client may see the end before the gateway has closed its connection to the provider.
+        let over = Instant::now();
+        while scan().unwrap() > left {
+            assert!(over.elapsed() < Duration::from_secs(10), "round {round}: the key is still there");
+            tokio::task::yield_now().await;
+        }
+    }
+    assert_eq!(fake.calls(), 1);
+    drop(gateway);
+    let log = log.join().unwrap();
+    assert!(log.contains("key opened"), "{log}");
+    for secret in [&key, part, &token] {
+        assert!(!log.contains(secret), "a secret in the log");
+    }
+    fs::remove_dir_all(&folder).unwrap();
+}
