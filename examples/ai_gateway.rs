@@ -23,6 +23,9 @@
 //! | `HEAD_TIMEOUT` | seconds until the provider's response begins, default 300 |
 //! | `IDLE_TIMEOUT` | seconds of silence within a body, default 120 |
 //! | `IDLE_CONNECTIONS` | connections to a provider that are kept for later, default 0: their buffers would hold the last key |
+//! | `REDIS_URL` | Redis or Valkey, shared with other copies of this server (build with `--features redis`); default: this process remembers verdicts for itself |
+//! | `SINGLE_USE` | `1`: a device token admits one request |
+//! | `FLEET_SINGLE_FLIGHT` | `1`: of all copies that share a Redis one asks Apple about a token |
 //! | `LISTEN` | default `127.0.0.1:3000` |
 //! | `RUST_LOG` | default `info` |
 
@@ -40,7 +43,7 @@ use gateway::{
     target::{Provider, Providers},
 };
 use tower_devicecheck::{
-    BoxError, DebugTokens, Environment,
+    BoxError, DebugTokens, DeviceCheckLayer, Environment,
     split_key::{FileKeyStore, KeyStore, Limits as KeyLimits, MemoryKeyStore, Splitter},
 };
 use zeroizing_alloc::ZeroAlloc;
@@ -82,7 +85,8 @@ async fn listen(
     settings: Settings,
     hints: impl FnOnce(SocketAddr) -> String,
 ) -> Result<(), BoxError> {
-    let app = app(apple.client.clone(), keys, settings)?;
+    let gate = shared::remembering(DeviceCheckLayer::new(apple.client.clone())).await?;
+    let app = app(gate, keys, settings)?;
     let listener = shared::listen().await?;
     let address = listener.local_addr()?;
     shared::announce(address, &hints(address));

@@ -12,11 +12,11 @@ pub mod operating {}
 #[doc = include_str!("../docs/from-bearologics.md")]
 pub mod from_bearologics {}
 
+#[doc = include_str!("../docs/scaling.md")]
+pub mod scaling {}
+
 #[doc = include_str!("../docs/split-keys.md")]
 pub mod split_keys {}
 
 #[doc = include_str!("../docs/from-proxed.md")]
 pub mod from_proxed {}
-
-#[doc = include_str!("../docs/scaling.md")]
-pub mod scaling {}

@@ -23,7 +23,7 @@ use axum::{
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use tower_devicecheck::{
-    AppleClient, BearerToken, BoxError, DebugTokens, DeviceCheckLayer, HeaderToken, TokenSource,
+    BearerToken, BoxError, DebugTokens, DeviceCheckLayer, HeaderToken, TokenSource,
     split_key::{KeyStore, SplitKeyLayer, TracingKeyObserver, UsageLog},
 };
 
@@ -75,11 +75,15 @@ const METHODS: MethodFilter = MethodFilter::GET
     .or(MethodFilter::PATCH)
     .or(MethodFilter::DELETE);
 
-/// The server.
-pub(crate) fn app(apple: AppleClient, keys: impl KeyStore, settings: Settings) -> Result<Router, BoxError> {
+/// The server. `gate` has its defaults, or remembers something else.
+pub(crate) fn app(
+    gate: DeviceCheckLayer,
+    keys: impl KeyStore,
+    settings: Settings,
+) -> Result<Router, BoxError> {
     let Settings { providers, limits, admin_token, debug_tokens } = settings;
     let usage = Arc::new(UsageLog::new());
-    let gate = DeviceCheckLayer::new(apple)
+    let gate = gate
         .with_token_source(after_last_dot(HeaderName::from_static("x-api-key")))
         .add_token_source(after_last_dot(HeaderName::from_static("x-goog-api-key")))
         .add_token_source(HeaderToken::new(HeaderName::from_static("x-device-token")))

@@ -69,6 +69,8 @@ mod parts;
 mod provider;
 mod random;
 mod record;
+#[cfg(feature = "redis")]
+mod redis_store;
 mod rejection;
 mod sealed;
 mod service;
@@ -79,6 +81,9 @@ mod usage;
 
 #[cfg(not(target_arch = "wasm32"))]
 pub use self::file_store::FileKeyStore;
+#[cfg(feature = "redis")]
+#[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "redis")))]
+pub use self::redis_store::{RedisKeyStore, RedisUsageLog, UseCount};
 pub use self::{
     api_key::ApiKey,
     cut::{CutLint, lint},

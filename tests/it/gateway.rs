@@ -92,7 +92,7 @@ impl Gateway {
             admin_token: Some(ADMIN.to_owned()),
             debug_tokens: DebugTokens::new().add("simulator", TEST_KEY).unwrap(),
         };
-        let url = serve(app(apple.client.clone(), keys, settings).unwrap()).await;
+        let url = serve(app(apple.layer(), keys, settings).unwrap()).await;
         Self { url, apple, split, client: reqwest::Client::new() }
     }
 

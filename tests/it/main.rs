@@ -20,6 +20,8 @@ mod provider_token;
 #[cfg(feature = "redis")]
 mod redis;
 #[cfg(feature = "redis")]
+mod redis_keys;
+#[cfg(feature = "redis")]
 mod redis_server;
 mod secrets;
 mod single_use;

@@ -1,0 +1,136 @@
+//! Split keys in a Redis that replicas share.
+
+use std::{
+    convert::Infallible,
+    time::{Duration, Instant, SystemTime},
+};
+
+use bytes::Bytes;
+use futures::future::join_all;
+use http::{Request, Response};
+use http_body_util::Full;
+use redis::AsyncCommands;
+use tower::{Layer, ServiceExt, service_fn};
+use tower_devicecheck::split_key::{
+    KeyRecord, KeyState, KeyStore, Limits, RedisKeyStore, RedisUsageLog, SplitKeyLayer, Splitter, revoke,
+};
+
+use crate::{
+    redis_server::RedisServer,
+    support::{Apple, TOKEN_HEADER},
+};
+
+async fn store(server: &RedisServer) -> RedisKeyStore {
+    RedisKeyStore::connect(server.url()).await.unwrap().with_deadline(Duration::from_secs(20))
+}
+
+fn new_record() -> KeyRecord {
+    let key = format!("sk-{}", "0123456789abcdef".repeat(3));
+    Splitter::new().split("project", "openai", &key).unwrap().record().clone()
+}
+
+#[tokio::test]
+async fn what_one_replica_changes_all_see() {
+    let server = RedisServer::start();
+    let (one, two) = (store(&server).await, store(&server).await);
+    let record = new_record();
+    one.put(vec![record.clone()]).await.unwrap();
+    let found = two.get("project", record.split()).await.unwrap().unwrap();
+    assert_eq!((found.revision(), found.state()), (0, KeyState::Active));
+    assert_eq!(serde_json::to_string(&found).unwrap(), serde_json::to_string(&record).unwrap());
+    assert!(two.get("another", record.split()).await.unwrap().is_none());
+
+    revoke(&two, "project", record.split()).await.unwrap();
+    let found = one.get("project", record.split()).await.unwrap().unwrap();
+    assert_eq!((found.revision(), found.state()), (1, KeyState::Revoked));
+    assert_eq!(one.list().await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn all_records_or_none() {
+    let server = RedisServer::start();
+    let store = store(&server).await;
+    let (one, two) = (new_record(), new_record());
+    store.put(vec![one.clone()]).await.unwrap();
+    let revoked = |record: &KeyRecord| record.changed_to(KeyState::Revoked);
+    let conflicts = [
+        ("not new", vec![two.clone(), one.clone()]),
+        ("nothing to change", vec![revoked(&one), revoked(&two)]),
+        ("changed twice", vec![revoked(&revoked(&one))]),
+    ];
+    for (name, records) in conflicts {
+        assert!(store.put(records).await.unwrap_err().is_conflict(), "{name}");
+        let records = store.list().await.unwrap();
+        assert_eq!((records.len(), records[0].revision()), (1, 0), "{name}");
+    }
+    // Of many who change the same revision, one does.
+    let changes = join_all((0..20).map(|_| store.put(vec![revoked(&one)]))).await;
+    assert_eq!(changes.iter().filter(|change| change.is_ok()).count(), 1);
+    store.put(vec![revoked(&revoked(&one)), two]).await.unwrap();
+    assert_eq!(store.list().await.unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn rubbish_and_outages_are_errors() {
+    let mut server = RedisServer::start();
+    let store = store(&server).await.with_deadline(Duration::from_millis(500));
+    let (record, other) = (new_record(), new_record());
+    store.put(vec![record.clone(), other.clone()]).await.unwrap();
+    let mut client =
+        redis::Client::open(server.url()).unwrap().get_multiplexed_async_connection().await.unwrap();
+    let name = |record: &KeyRecord| format!("{} {}", record.split(), record.project());
+    let hash = "tower-devicecheck:keys1";
+    let good: Vec<u8> = client.hget(hash, name(&other)).await.unwrap();
+    for value in [&good[..], b"", b"0\n", b"0\n{}", b"1", &[b"1", &good[1..]].concat()] {
+        let field = if value.starts_with(b"1\n") { name(&other) } else { name(&record) };
+        let () = client.hset(hash, &field, value).await.unwrap();
+        let split = if value.starts_with(b"1\n") { other.split() } else { record.split() };
+        assert!(store.get("project", split).await.is_err(), "{value:?}");
+        assert!(store.list().await.is_err());
+    }
+    server.kill();
+    assert!(!store.get("project", record.split()).await.unwrap_err().is_conflict());
+}
+
+#[tokio::test]
+async fn counts_of_all_replicas() {
+    let server = RedisServer::start();
+    let apple = Apple::new();
+    let keys = store(&server).await;
+    let key = format!("sk-{}", "0123456789abcdef".repeat(3));
+    let split = Splitter::new().issue(&keys, "project", "openai", &key, Limits::none()).await.unwrap();
+    let part = split.client_part().expose().to_owned();
+    let connect = async || RedisUsageLog::connect(server.url()).await.unwrap();
+    let today = SystemTime::now();
+    for replica in 1..=2 {
+        let log = connect().await;
+        let layer = SplitKeyLayer::new(keys.clone()).with_observer(log.clone());
+        let answer = async |_: Request<()>| Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()));
+        let service = apple.layer().layer(layer.layer(service_fn(answer)));
+        for (project, status) in [("project", 200), ("made-up", 401)] {
+            let request = Request::builder()
+                .header(TOKEN_HEADER, apple.genuine())
+                .header("x-ai-key", &part)
+                .header("x-project-id", project)
+                .body(())
+                .unwrap();
+            let response = service.clone().oneshot(request).await.unwrap();
+            assert_eq!(response.status().as_u16(), status, "{project}");
+        }
+        let expected = [(None, "unknown", replica), (Some("project"), "opened", replica)];
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            let mut counts = log.day(today).await.unwrap();
+            counts.sort_by_key(|count| count.uses + u64::from(count.key.is_some()));
+            let counts: Vec<_> = counts
+                .iter()
+                .map(|count| (count.key.as_ref().map(|key| &*key.0), &*count.outcome, count.uses))
+                .collect();
+            if counts == expected {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{counts:?}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
