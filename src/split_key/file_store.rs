@@ -129,15 +129,18 @@ impl FileKeyStore {
     fn put(&self, changes: Vec<KeyRecord>) -> Result<(), StoreError> {
         let _lock = lock(&self.path).map_err(StoreError::unavailable)?;
         let (mut records, _) = read(&self.path).map_err(StoreError::unavailable)?;
-        records.put(changes)?;
-        write(&self.path, &records).map_err(StoreError::unavailable)?;
+        let result = records.put(changes);
+        if result.is_ok() {
+            write(&self.path, &records).map_err(StoreError::unavailable)?;
+        }
+        // After a conflict too: whoever tries again must see what others have changed.
         *self.loaded() = Loaded {
             records: Ok(records),
             // Read again when next looked at: others may write in the moment after the lock is gone.
             seen: None,
             checked_at: Instant::now(),
         };
-        Ok(())
+        result
     }
 }
 
