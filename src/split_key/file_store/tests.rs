@@ -165,3 +165,17 @@ async fn a_change_by_others_within_the_interval_is_no_conflict() {
     let found = tool.get("project", split).await.unwrap().unwrap();
     assert_eq!(found.state(), KeyState::Revoked);
 }
+
+#[cfg(unix)]
+#[test]
+fn one_lock_whatever_the_name_of_the_file() {
+    let folder = Folder::new("names");
+    let _ = store(&folder);
+    let link = folder.0.join("link.json");
+    std::os::unix::fs::symlink(folder.file(), &link).unwrap();
+    let held = lock(&link).unwrap();
+    let other = options().open(beside(&folder.file(), ".lock")).unwrap();
+    assert!(other.try_lock().is_err());
+    drop(held);
+    assert!(other.try_lock().is_ok());
+}
