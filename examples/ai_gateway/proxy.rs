@@ -17,20 +17,23 @@ use super::{Limits, body::Upload, headers, problem::Problem, target::Target};
 #[derive(Clone)]
 pub(crate) struct Proxy {
     client: reqwest::Client,
+    /// For `http`, which is for the loopback interface: through `HTTP_PROXY` the key would travel in the clear.
+    direct: reqwest::Client,
     limits: Limits,
 }
 
 impl Proxy {
     pub(crate) fn new(limits: Limits) -> Result<Self, BoxError> {
-        let client = reqwest::Client::builder()
-            // The client shall see what the provider says, and the key goes nowhere else.
-            .redirect(reqwest::redirect::Policy::none())
-            .referer(false)
-            .connect_timeout(Duration::from_secs(10))
-            // The buffers of a connection that is kept hold the last request, key included.
-            .pool_max_idle_per_host(limits.idle_connections)
-            .build()?;
-        Ok(Self { client, limits })
+        let builder = || {
+            reqwest::Client::builder()
+                // The client shall see what the provider says, and the key goes nowhere else.
+                .redirect(reqwest::redirect::Policy::none())
+                .referer(false)
+                .connect_timeout(Duration::from_secs(10))
+                // The buffers of a connection that is kept hold the last request, key included.
+                .pool_max_idle_per_host(limits.idle_connections)
+        };
+        Ok(Self { client: builder().build()?, direct: builder().no_proxy().build()?, limits })
     }
 
     async fn send(&self, request: Request) -> Result<Response, Problem> {
@@ -41,6 +44,7 @@ impl Proxy {
         if key.provider() != target.provider.name() {
             return Err(Problem::WRONG_PROVIDER);
         }
+        let client = if target.url.scheme() == "http" { &self.direct } else { &self.client };
         let mut outgoing = reqwest::Request::new(head.method, target.url);
         *outgoing.headers_mut() = headers::to_provider(&head.headers);
         target.provider.authorize(outgoing.headers_mut(), &key);
@@ -48,7 +52,7 @@ impl Proxy {
         let upload = Upload::new(body, self.limits.body, self.limits.idle);
         *outgoing.body_mut() = Some(reqwest::Body::wrap(upload));
 
-        let answer = tokio::time::timeout(self.limits.head, self.client.execute(outgoing));
+        let answer = tokio::time::timeout(self.limits.head, client.execute(outgoing));
         let answer = answer.await.map_err(|_| Problem::SILENT_PROVIDER)?.map_err(|error| {
             let problem = what_failed(&error);
             let error = error.without_url();

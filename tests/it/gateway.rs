@@ -447,6 +447,33 @@ async fn faults_have_their_own_answers() {
     assert_eq!(gateway.apple.calls(), 1);
 }
 
+/// The provider stands for a proxy as well: whatever reaches it there was sent in the clear to somebody else.
+#[tokio::test]
+async fn what_goes_to_loopback_does_not_go_through_a_proxy() {
+    if std::env::var_os("TOWER_DEVICECHECK_BEHIND_PROXY").is_none() {
+        let (proxy, seen) = provider(ok).await;
+        // The environment is read once per process, so this runs in one of its own.
+        let output = tokio::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "gateway::what_goes_to_loopback_does_not_go_through_a_proxy", "--nocapture"])
+            .env("TOWER_DEVICECHECK_BEHIND_PROXY", "1")
+            .env("HTTP_PROXY", &proxy)
+            .env("http_proxy", &proxy)
+            .env_remove("NO_PROXY")
+            .env_remove("no_proxy")
+            .output()
+            .await
+            .unwrap();
+        assert!(seen.lock().unwrap().is_empty(), "the API key went to the proxy, in the clear");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        return;
+    }
+    let (url, seen) = provider(ok).await;
+    let mut gateway = Gateway::new(&url, Limits::default()).await;
+    gateway.client = reqwest::Client::builder().no_proxy().build().unwrap();
+    assert_eq!(gateway.post(CHAT).send().await.unwrap().status(), StatusCode::OK);
+    assert_eq!(seen.lock().unwrap().len(), 1);
+}
+
 #[tokio::test]
 async fn redirects_are_the_clients_to_follow() {
     let (elsewhere, seen) = provider(ok).await;
