@@ -210,6 +210,10 @@ async fn what_crosses_the_gateway() {
         .header("proxy-connection", "close")
         .header("cookie", "secret=1")
         .header("x-forwarded-for", "192.0.2.1")
+        .header("x-forwarded-port", "443")
+        .header("cf-connecting-ip", "192.0.2.1")
+        .header("true-client-ip", "192.0.2.1")
+        .header("x-client-ip", "192.0.2.1")
         .header("x-proxed-test-key", "not-the-test-key-at-all")
         .header("x-apple-device-development", "true")
         .header("openai-beta", "assistants=v2")
@@ -437,6 +441,12 @@ async fn faults_have_their_own_answers() {
     assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert!(response.headers().contains_key("retry-after"));
     assert_eq!(gateway.apple.calls(), 4);
+
+    // An answer that nobody asked for: the client would take the connection to be another protocol's.
+    let (url, _) = provider(async |_| StatusCode::SWITCHING_PROTOCOLS.into_response()).await;
+    let gateway = Gateway::new(&url, Limits::default()).await;
+    let response = gateway.post(CHAT).send().await.unwrap();
+    assert_eq!(response.status(), StatusCode::BAD_GATEWAY);
 
     // Nobody there: a port that was free a moment ago.
     let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
