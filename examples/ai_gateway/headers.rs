@@ -38,15 +38,24 @@ const CREDENTIALS: [&str; 13] = [
 ];
 
 /// The HTTP client sets them anew, or they tell the provider where the user is.
-const CLIENT_SIDE: [&str; 9] = [
+const CLIENT_SIDE: [&str; 18] = [
+    "cf-connecting-ip",
+    "cf-connecting-ipv6",
+    "cf-ipcountry",
     "content-length",
     "expect",
     "forwarded",
+    "fly-client-ip",
     "host",
+    "true-client-ip",
     "via",
+    "x-client-ip",
+    "x-cluster-client-ip",
     "x-forwarded-for",
     "x-forwarded-host",
+    "x-forwarded-port",
     "x-forwarded-proto",
+    "x-forwarded-server",
     "x-real-ip",
 ];
 

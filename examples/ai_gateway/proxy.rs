@@ -60,6 +60,10 @@ impl Proxy {
             problem
         })?;
         let (head, body) = axum::http::Response::<reqwest::Body>::from(answer).into_parts();
+        // Nobody asked for another protocol, and the client would take the rest of the connection to be one.
+        if head.status.is_informational() {
+            return Err(Problem::UNREACHABLE);
+        }
         let body = TimeoutBody::new(self.limits.idle, body);
         let mut response = Response::new(Body::new(body));
         *response.status_mut() = head.status;

@@ -129,15 +129,18 @@ impl FileKeyStore {
     fn put(&self, changes: Vec<KeyRecord>) -> Result<(), StoreError> {
         let _lock = lock(&self.path).map_err(StoreError::unavailable)?;
         let (mut records, _) = read(&self.path).map_err(StoreError::unavailable)?;
-        records.put(changes)?;
-        write(&self.path, &records).map_err(StoreError::unavailable)?;
+        let result = records.put(changes);
+        if result.is_ok() {
+            write(&self.path, &records).map_err(StoreError::unavailable)?;
+        }
+        // After a conflict too: whoever tries again must see what others have changed.
         *self.loaded() = Loaded {
             records: Ok(records),
             // Read again when next looked at: others may write in the moment after the lock is gone.
             seen: None,
             checked_at: Instant::now(),
         };
-        Ok(())
+        result
     }
 }
 
@@ -234,9 +237,15 @@ fn beside(path: &Path, extension: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
+/// The file that a link points to: it is replaced, not the link. All names of a file have one lock and one
+/// temporary file.
+fn target(path: &Path) -> PathBuf {
+    fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
+}
+
 /// Waits until no other writer is at work. The lock goes with the file that is returned.
 fn lock(path: &Path) -> io::Result<File> {
-    let file = options().create(true).truncate(false).open(beside(path, ".lock"))?;
+    let file = options().create(true).truncate(false).open(beside(&target(path), ".lock"))?;
     file.lock()?;
     Ok(file)
 }
@@ -262,8 +271,7 @@ fn write(path: &Path, records: &Records) -> io::Result<()> {
         return Err(io::Error::other("the key file would be too large"));
     }
 
-    // The file that a link points to is replaced, not the link.
-    let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let target = target(path);
     let temporary = beside(&target, ".tmp");
     // What a writer that was killed has left.
     match fs::remove_file(&temporary) {

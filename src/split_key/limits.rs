@@ -64,8 +64,8 @@ impl Limits {
     /// the star; any other stands for itself. None at all allows nothing. Default: every path.
     ///
     /// A path is compared as the layer sees it, so without what a router has stripped from it. One that holds
-    /// `.` or `..` segments, a backslash, or such characters percent-encoded is never allowed: others might
-    /// read it as another path.
+    /// `.` or `..` segments (with parameters, `..;x`, too), a backslash, or a dot, slash, backslash or percent
+    /// sign percent-encoded is never allowed: others might read it as another path.
     #[must_use]
     pub fn with_paths(mut self, paths: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.paths = Some(paths.into_iter().map(Into::into).collect());
@@ -135,9 +135,9 @@ fn covers(allowed: &str, path: &str) -> bool {
 /// Whether a path means the same to everybody.
 fn is_plain(path: &str) -> bool {
     let lower = path.to_ascii_lowercase();
-    let ambiguous = ["%2e", "%2f", "%5c", "\\"];
+    let ambiguous = ["%25", "%2e", "%2f", "%5c", "\\"];
     !ambiguous.iter().any(|text| lower.contains(text))
-        && !path.split('/').any(|segment| segment == "." || segment == "..")
+        && !path.split('/').any(|segment| matches!(segment.split(';').next(), Some("." | "..")))
 }
 
 #[cfg(test)]
@@ -163,6 +163,9 @@ mod tests {
             ("dots", paths(), Method::GET, "/v1/files/../chat", Err(Limit::Path)),
             ("encoded dots", paths(), Method::GET, "/v1/files/%2E%2e/chat", Err(Limit::Path)),
             ("an encoded slash", paths(), Method::GET, "/v1/files/..%2fchat", Err(Limit::Path)),
+            ("dots with a parameter", paths(), Method::GET, "/v1/files/..;x/chat", Err(Limit::Path)),
+            ("dots encoded twice", paths(), Method::GET, "/v1/files/%252e%252e/chat", Err(Limit::Path)),
+            ("a parameter", paths(), Method::GET, "/v1/files/a;x", Ok(())),
             ("dots in a name", paths(), Method::GET, "/v1/files/a..b.txt", Ok(())),
             ("no paths", Limits::none().with_paths([""; 0]), Method::GET, "/", Err(Limit::Path)),
             ("the method", post(), Method::POST, "/", Ok(())),

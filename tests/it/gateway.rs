@@ -210,6 +210,10 @@ async fn what_crosses_the_gateway() {
         .header("proxy-connection", "close")
         .header("cookie", "secret=1")
         .header("x-forwarded-for", "192.0.2.1")
+        .header("x-forwarded-port", "443")
+        .header("cf-connecting-ip", "192.0.2.1")
+        .header("true-client-ip", "192.0.2.1")
+        .header("x-client-ip", "192.0.2.1")
         .header("x-proxed-test-key", "not-the-test-key-at-all")
         .header("x-apple-device-development", "true")
         .header("openai-beta", "assistants=v2")
@@ -438,6 +442,12 @@ async fn faults_have_their_own_answers() {
     assert!(response.headers().contains_key("retry-after"));
     assert_eq!(gateway.apple.calls(), 4);
 
+    // An answer that nobody asked for: the client would take the connection to be another protocol's.
+    let (url, _) = provider(async |_| StatusCode::SWITCHING_PROTOCOLS.into_response()).await;
+    let gateway = Gateway::new(&url, Limits::default()).await;
+    let response = gateway.post(CHAT).send().await.unwrap();
+    assert_eq!(response.status(), StatusCode::BAD_GATEWAY);
+
     // Nobody there: a port that was free a moment ago.
     let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let gateway = Gateway::new(&format!("http://{free}"), Limits::default()).await;
@@ -445,6 +455,33 @@ async fn faults_have_their_own_answers() {
     assert_eq!(response.status(), StatusCode::BAD_GATEWAY);
     assert_eq!(code(response).await, "provider_unreachable");
     assert_eq!(gateway.apple.calls(), 1);
+}
+
+/// The provider stands for a proxy as well: whatever reaches it there was sent in the clear to somebody else.
+#[tokio::test]
+async fn what_goes_to_loopback_does_not_go_through_a_proxy() {
+    if std::env::var_os("TOWER_DEVICECHECK_BEHIND_PROXY").is_none() {
+        let (proxy, seen) = provider(ok).await;
+        // The environment is read once per process, so this runs in one of its own.
+        let output = tokio::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "gateway::what_goes_to_loopback_does_not_go_through_a_proxy", "--nocapture"])
+            .env("TOWER_DEVICECHECK_BEHIND_PROXY", "1")
+            .env("HTTP_PROXY", &proxy)
+            .env("http_proxy", &proxy)
+            .env_remove("NO_PROXY")
+            .env_remove("no_proxy")
+            .output()
+            .await
+            .unwrap();
+        assert!(seen.lock().unwrap().is_empty(), "the API key went to the proxy, in the clear");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        return;
+    }
+    let (url, seen) = provider(ok).await;
+    let mut gateway = Gateway::new(&url, Limits::default()).await;
+    gateway.client = reqwest::Client::builder().no_proxy().build().unwrap();
+    assert_eq!(gateway.post(CHAT).send().await.unwrap().status(), StatusCode::OK);
+    assert_eq!(seen.lock().unwrap().len(), 1);
 }
 
 #[tokio::test]

@@ -152,3 +152,30 @@ fn writers_do_not_lose_the_work_of_others() {
     assert_eq!(futures_util::FutureExt::now_or_never(retired).unwrap().unwrap().revision(), 1);
     assert_eq!(FileKeyStore::open(folder.file()).unwrap().current().records().unwrap().iter().count(), 21);
 }
+
+#[tokio::test]
+async fn a_change_by_others_within_the_interval_is_no_conflict() {
+    let folder = Folder::new("stale");
+    let hour = Duration::from_secs(3600);
+    let server = store(&folder).with_check_interval(hour);
+    let split = issue(&server).await;
+    let tool = store(&folder);
+    retire(&tool, "project", split, crate::clock::SystemTime::now() + hour).await.unwrap();
+    revoke(&server, "project", split).await.unwrap();
+    let found = tool.get("project", split).await.unwrap().unwrap();
+    assert_eq!(found.state(), KeyState::Revoked);
+}
+
+#[cfg(unix)]
+#[test]
+fn one_lock_whatever_the_name_of_the_file() {
+    let folder = Folder::new("names");
+    let _ = store(&folder);
+    let link = folder.0.join("link.json");
+    std::os::unix::fs::symlink(folder.file(), &link).unwrap();
+    let held = lock(&link).unwrap();
+    let other = options().open(beside(&folder.file(), ".lock")).unwrap();
+    assert!(other.try_lock().is_err());
+    drop(held);
+    assert!(other.try_lock().is_ok());
+}
