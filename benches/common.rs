@@ -50,6 +50,7 @@ pub(crate) fn afternoon(verdict: Verdict) -> Afternoon<ServiceFn<Bare>, Instantl
 pub(crate) type Bare = fn(Request<()>) -> Ready<Result<Response<Empty<Bytes>>, Infallible>>;
 
 /// The inner service: looks for the extension, as a handler does.
+#[allow(clippy::needless_pass_by_value, reason = "as tower has it")]
 fn bare(request: Request<()>) -> Ready<Result<Response<Empty<Bytes>>, Infallible>> {
     black_box(request.extensions().get::<VerifiedDevice>());
     ready(Ok(Response::new(Empty::new())))
