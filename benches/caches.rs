@@ -112,10 +112,9 @@ trait Store: Send + Sync {
 
 type Make = fn(usize) -> Box<dyn Store>;
 
-const CANDIDATES: [(&str, Make); 6] = [
+const CANDIDATES: [(&str, Make); 5] = [
     ("quick_cache", |capacity| Box::new(quick_cache::sync::Cache::<u128, Entry>::new(capacity))),
-    ("quick_cache, a tenth of ghosts", |capacity| Box::new(with_ghosts(capacity, 0.1))),
-    ("quick_cache, no ghosts", |capacity| Box::new(with_ghosts(capacity, 0.0))),
+    ("quick_cache, no ghosts", |capacity| Box::new(without_ghosts(capacity))),
     ("moka (sync)", |capacity| Box::new(moka::sync::Cache::<u128, Entry>::new(capacity as u64))),
     ("scc::HashCache", |capacity| Box::new(scc::HashCache::<u128, Entry>::with_capacity(0, capacity))),
     ("lru in a mutex", |capacity| {
@@ -123,13 +122,13 @@ const CANDIDATES: [(&str, Make); 6] = [
     }),
 ];
 
-/// A ghost is the key of an entry that was displaced, by which its return is noticed. The default is half as
-/// many as entries.
-fn with_ghosts(capacity: usize, share: f64) -> quick_cache::sync::Cache<u128, Entry> {
+/// A ghost is the key of an entry that was displaced, by which its return is noticed. By default there are half
+/// as many as entries, and each takes as much room as an entry.
+fn without_ghosts(capacity: usize) -> quick_cache::sync::Cache<u128, Entry> {
     let options = quick_cache::OptionsBuilder::new()
         .estimated_items_capacity(capacity)
         .weight_capacity(capacity as u64)
-        .ghost_allocation(share)
+        .ghost_allocation(0.0)
         .build()
         .unwrap();
     quick_cache::sync::Cache::with_options(

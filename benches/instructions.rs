@@ -1,6 +1,7 @@
 //! Requests to be counted in instructions, which repeat where nanoseconds do not: `.ci/instructions`.
 //!
-//! Runs under callgrind, one kind of request a run, and counts what happens inside of `measured`.
+//! Runs under callgrind, one kind of request a run, and counts what happens inside of `measured`. The kinds over
+//! loopback are for profiles; they do not repeat exactly.
 
 #![allow(
     clippy::unwrap_used,
@@ -14,12 +15,16 @@
 mod baseline;
 #[allow(dead_code, reason = "each benchmark uses a part of it")]
 mod common;
+#[allow(dead_code, reason = "each benchmark uses a part of it")]
+mod loopback;
 
 use std::{convert::Infallible, hint::black_box};
 
 use common::{afternoon, bare_service, fresh_token, ours, request};
 use futures::FutureExt;
 use http::{HeaderValue, Request, Response, request};
+use loopback::{Loopback, spend};
+use tokio::runtime::Runtime;
 use tower::{Layer, Service};
 use tower_devicecheck::{Route, Verdict};
 
@@ -30,7 +35,7 @@ fn main() {
     // `cargo bench` adds an argument of its own.
     let kind = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let _entered = runtime.enter();
+    let _entered = kind.as_ref().filter(|kind| !kind.ends_with("loopback")).map(|_| runtime.enter());
     let token = fresh_token();
     let known = || token.clone();
     let exempt = ours(Verdict::Genuine).with_routing(|_: &request::Parts| Route::Exempt);
@@ -43,6 +48,8 @@ fn main() {
         Some("afternoon-hit") => count(afternoon(Verdict::Genuine), known),
         Some("afternoon-refused") => count(afternoon(Verdict::Refused), known),
         Some("afternoon-miss") => count(afternoon(Verdict::Genuine), fresh_token),
+        Some("loopback") => over_loopback(&runtime, Loopback::ours),
+        Some("afternoon-loopback") => over_loopback(&runtime, |loopback| loopback.afternoon(true)),
         _ => println!("run by .ci/instructions"),
     }
 }
@@ -68,4 +75,24 @@ where
     for request in requests {
         drop(black_box(service.call(request).now_or_never()));
     }
+}
+
+fn over_loopback<S, B>(runtime: &Runtime, service: fn(&Loopback) -> S)
+where
+    S: Service<Request<()>, Response = Response<B>, Error = Infallible> + Clone,
+{
+    let loopback = Loopback::start();
+    let service = service(&loopback);
+    let tokens = |count: usize| (0..count).map(|_| loopback.fresh_token()).collect::<Vec<_>>();
+    runtime.block_on(spend(&service, tokens(WARM_UP), 1));
+    measured_misses(runtime, &service, tokens(REQUESTS));
+    println!("{REQUESTS} requests");
+}
+
+#[inline(never)]
+fn measured_misses<S, B>(runtime: &Runtime, service: &S, tokens: Vec<HeaderValue>)
+where
+    S: Service<Request<()>, Response = Response<B>, Error = Infallible> + Clone,
+{
+    runtime.block_on(spend(service, tokens, 1));
 }
