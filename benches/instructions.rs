@@ -50,6 +50,7 @@ fn main() {
         Some("afternoon-miss") => count(afternoon(Verdict::Genuine), fresh_token),
         Some("loopback") => over_loopback(&runtime, Loopback::ours),
         Some("afternoon-loopback") => over_loopback(&runtime, |loopback| loopback.afternoon(true)),
+        Some("reqwest-loopback") => over_loopback(&runtime, Loopback::transport),
         _ => println!("run by .ci/instructions"),
     }
 }

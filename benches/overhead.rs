@@ -31,6 +31,7 @@ use common::{TEAM_ID, afternoon, bare_service, fresh_token, ours, request, resid
 use futures::{FutureExt, future::join_all};
 use http::{HeaderValue, Request, Response, request};
 use loopback::{Loopback, spend};
+use tokio::runtime::Runtime;
 use tower::{Layer, Service, ServiceExt};
 use tower_devicecheck::{
     Environment, Route, Verdict,
@@ -42,7 +43,8 @@ const BATCH: usize = 500;
 const ROUNDS: usize = 300;
 
 const MISSES: usize = 200;
-const MISS_ROUNDS: usize = 30;
+const MISS_ROUNDS: usize = 40;
+const WARM_UP: usize = 20;
 const CONCURRENCY: [usize; 2] = [1, 64];
 
 fn main() {
@@ -114,7 +116,7 @@ impl Case {
     }
 }
 
-fn in_process(runtime: &tokio::runtime::Runtime) -> Vec<Bound> {
+fn in_process(runtime: &Runtime) -> Vec<Bound> {
     let _entered = runtime.enter();
     let token = fresh_token();
     let known = Some(&token);
@@ -173,25 +175,21 @@ struct Cpu(f64);
 impl Cpu {
     const NONE: Self = Self(f64::INFINITY);
 
-    fn round<S, B>(
-        &mut self,
-        runtime: &tokio::runtime::Runtime,
-        loopback: &Loopback,
-        service: &S,
-        concurrency: usize,
-    ) where
+    /// With a service that is new, and so has a connection of its own: the kernel treats each a little
+    /// differently, and for as long as it lives.
+    fn round<S, B>(&mut self, runtime: &Runtime, loopback: &Loopback, service: &S, concurrency: usize)
+    where
         S: Service<Request<()>, Response = Response<B>, Error = Infallible> + Clone,
     {
-        let tokens = (0..MISSES).map(|_| loopback.fresh_token()).collect();
-        let spent = runtime.block_on(spend(service, tokens, concurrency));
+        let tokens = |count| (0..count).map(|_| loopback.fresh_token()).collect();
+        runtime.block_on(spend(service, tokens(WARM_UP), 1));
+        let spent = runtime.block_on(spend(service, tokens(MISSES), concurrency));
         self.0 = self.0.min(spent.cpu.as_secs_f64() * 1e6 / MISSES as f64);
     }
 }
 
-fn over_loopback(runtime: &tokio::runtime::Runtime) -> Bound {
+fn over_loopback(runtime: &Runtime) -> Bound {
     let loopback = Loopback::start();
-    let (ours, theirs, http1, transport) =
-        (loopback.ours(), loopback.afternoon(true), loopback.afternoon(false), loopback.transport());
     println!(
         "\nMisses over loopback, microseconds of the client's CPU, best of {MISS_ROUNDS} rounds of {MISSES}\n"
     );
@@ -203,10 +201,10 @@ fn over_loopback(runtime: &tokio::runtime::Runtime) -> Bound {
     for concurrency in CONCURRENCY {
         let [mut our, mut their, mut over_http1, mut alone] = [const { Cpu::NONE }; 4];
         for _ in 0..MISS_ROUNDS {
-            our.round(runtime, &loopback, &ours, concurrency);
-            their.round(runtime, &loopback, &theirs, concurrency);
-            over_http1.round(runtime, &loopback, &http1, concurrency);
-            alone.round(runtime, &loopback, &transport, concurrency);
+            our.round(runtime, &loopback, &loopback.ours(), concurrency);
+            their.round(runtime, &loopback, &loopback.afternoon(true), concurrency);
+            over_http1.round(runtime, &loopback, &loopback.afternoon(false), concurrency);
+            alone.round(runtime, &loopback, &loopback.transport(), concurrency);
         }
         let ratio = our.0 / their.0;
         println!(
@@ -223,7 +221,7 @@ fn over_loopback(runtime: &tokio::runtime::Runtime) -> Bound {
 }
 
 /// 500 requests at once. The afternoon layer's connections are those of HTTP/1.1, its default here.
-fn crowds(runtime: &tokio::runtime::Runtime) -> [Bound; 3] {
+fn crowds(runtime: &Runtime) -> [Bound; 3] {
     const CROWD: usize = 500;
 
     async fn send<S, B>(service: S, tokens: Vec<HeaderValue>)
