@@ -23,7 +23,7 @@ use common::{TEAM_ID, afternoon, bare_service, fresh_token, header_value, ours, 
 use futures::FutureExt;
 use http::{HeaderValue, Request, Response};
 use loopback::{Loopback, Spent, spend};
-use plot::{Axis, Line, Panel, plot};
+use plot::{Axis, Line, Panel, SeriesLabelPosition, plot};
 use tokio::runtime::Runtime;
 use tower::{Layer, Service};
 use tower_devicecheck::{
@@ -160,6 +160,7 @@ fn length(runtime: &Runtime) {
             x: Axis::linear("characters of the token"),
             y: Axis::linear("ns"),
             lines: &lines,
+            legend: SeriesLabelPosition::UpperLeft,
         }],
     );
 }
@@ -264,12 +265,14 @@ fn concurrency(runtime: &Runtime) {
                 x: Axis::log("requests at once"),
                 y: Axis::linear("checks a second"),
                 lines: &throughput,
+                legend: SeriesLabelPosition::LowerLeft,
             },
             Panel {
                 title: "Their latency",
                 x: Axis::log("requests at once"),
                 y: Axis::log("ms"),
                 lines: &latency,
+                legend: SeriesLabelPosition::UpperLeft,
             },
         ],
     );

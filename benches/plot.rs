@@ -2,12 +2,10 @@
 
 use std::path::Path;
 
-use plotters::{
-    chart::SeriesLabelPosition,
-    prelude::{
-        BLACK, ChartBuilder, Circle, Color, IntoDrawingArea, IntoFont, LineSeries, PathElement, RGBColor,
-        SVGBackend, WHITE,
-    },
+pub(crate) use plotters::chart::SeriesLabelPosition;
+use plotters::prelude::{
+    BLACK, ChartBuilder, Circle, Color, IntoDrawingArea, IntoFont, LineSeries, PathElement, RGBColor,
+    SVGBackend, WHITE,
 };
 
 pub(crate) struct Panel<'a> {
@@ -15,6 +13,8 @@ pub(crate) struct Panel<'a> {
     pub(crate) x: Axis,
     pub(crate) y: Axis,
     pub(crate) lines: &'a [Line],
+    /// Where the lines leave room for their names.
+    pub(crate) legend: SeriesLabelPosition,
 }
 
 #[derive(Clone, Copy)]
@@ -93,7 +93,7 @@ pub(crate) fn plot(file: &str, panels: &[Panel<'_>]) {
         }
         chart
             .configure_series_labels()
-            .position(SeriesLabelPosition::UpperLeft)
+            .position(panel.legend.clone())
             .background_style(WHITE.mix(0.8))
             .border_style(BLACK.mix(0.3))
             .draw()
