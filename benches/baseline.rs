@@ -2,6 +2,8 @@
 //! moka, keyed by the token's SHA-256, coalesced by `try_get_with`, with a deadline; the token header is
 //! removed and an extension inserted, as ours does.
 
+pub(crate) mod apple;
+
 use std::{
     convert::Infallible,
     sync::Arc,

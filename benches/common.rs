@@ -1,0 +1,82 @@
+//! What the benchmarks share: services, tokens and requests.
+
+use std::{
+    convert::Infallible,
+    future::{Ready, ready},
+    hint::black_box,
+};
+
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response};
+use http_body_util::Empty;
+use tower::{service_fn, util::ServiceFn};
+use tower_devicecheck::{
+    DeviceCheckLayer, DeviceToken, DeviceVerifier, Environment, Verdict, VerifiedDevice, VerifyError,
+    testing::tokens,
+};
+
+use crate::baseline::{Afternoon, TOKEN_HEADER, Verify};
+
+pub(crate) const TEAM_ID: &str = "TEAM123456";
+
+/// Believes or refuses everything, without waiting.
+#[derive(Clone, Copy)]
+pub(crate) struct Instantly(pub(crate) Verdict);
+
+impl DeviceVerifier for Instantly {
+    async fn verify(&self, _: &DeviceToken, _: Environment) -> Result<Verdict, VerifyError> {
+        Ok(self.0)
+    }
+
+    fn scope(&self) -> &str {
+        TEAM_ID
+    }
+}
+
+impl Verify for Instantly {
+    async fn verify(&self, _: HeaderValue) -> Result<bool, ()> {
+        Ok(self.0 == Verdict::Genuine)
+    }
+}
+
+pub(crate) fn ours(verdict: Verdict) -> DeviceCheckLayer {
+    DeviceCheckLayer::new(Instantly(verdict))
+}
+
+pub(crate) fn afternoon(verdict: Verdict) -> Afternoon<ServiceFn<Bare>, Instantly> {
+    Afternoon::new(bare_service(), Instantly(verdict))
+}
+
+pub(crate) type Bare = fn(Request<()>) -> Ready<Result<Response<Empty<Bytes>>, Infallible>>;
+
+/// The inner service: looks for the extension, as a handler does.
+#[allow(clippy::needless_pass_by_value, reason = "as tower has it")]
+fn bare(request: Request<()>) -> Ready<Result<Response<Empty<Bytes>>, Infallible>> {
+    black_box(request.extensions().get::<VerifiedDevice>());
+    ready(Ok(Response::new(Empty::new())))
+}
+
+pub(crate) fn bare_service() -> ServiceFn<Bare> {
+    service_fn(bare as Bare)
+}
+
+/// A header value that shares its buffer, as an HTTP server makes it.
+pub(crate) fn header_value(token: String) -> HeaderValue {
+    HeaderValue::from_maybe_shared(Bytes::from(token)).unwrap()
+}
+
+/// A token of 2,952 characters that no cache has seen.
+pub(crate) fn fresh_token() -> HeaderValue {
+    header_value(tokens::realistic())
+}
+
+pub(crate) fn request(token: HeaderValue) -> Request<()> {
+    Request::builder().header(TOKEN_HEADER, token).body(()).unwrap()
+}
+
+/// The resident memory of this process, in bytes, where the system tells.
+pub(crate) fn resident_memory() -> Option<usize> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim().strip_suffix(" kB")?.trim().parse::<usize>().ok().map(|kilobytes| kilobytes * 1024)
+}

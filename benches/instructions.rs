@@ -1,0 +1,99 @@
+//! Requests to be counted in instructions, which repeat where nanoseconds do not: `.ci/instructions`.
+//!
+//! Runs under callgrind, one kind of request a run, and counts what happens inside of `measured`. The kinds over
+//! loopback are for profiles; they do not repeat exactly.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    missing_docs,
+    reason = "a benchmark"
+)]
+
+#[allow(dead_code, reason = "each benchmark uses a part of it")]
+mod baseline;
+#[allow(dead_code, reason = "each benchmark uses a part of it")]
+mod common;
+#[allow(dead_code, reason = "each benchmark uses a part of it")]
+mod loopback;
+
+use std::{convert::Infallible, hint::black_box};
+
+use common::{afternoon, bare_service, fresh_token, ours, request};
+use futures::FutureExt;
+use http::{HeaderValue, Request, Response, request};
+use loopback::{Loopback, spend};
+use tokio::runtime::Runtime;
+use tower::{Layer, Service};
+use tower_devicecheck::{Route, Verdict};
+
+const WARM_UP: usize = 100;
+const REQUESTS: usize = 200;
+
+fn main() {
+    // `cargo bench` adds an argument of its own.
+    let kind = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let _entered = kind.as_ref().filter(|kind| !kind.ends_with("loopback")).map(|_| runtime.enter());
+    let token = fresh_token();
+    let known = || token.clone();
+    let exempt = ours(Verdict::Genuine).with_routing(|_: &request::Parts| Route::Exempt);
+    match kind.as_deref() {
+        Some("bare") => count(bare_service(), known),
+        Some("exempt") => count(exempt.layer(bare_service()), known),
+        Some("hit") => count(ours(Verdict::Genuine).layer(bare_service()), known),
+        Some("refused") => count(ours(Verdict::Refused).layer(bare_service()), known),
+        Some("miss") => count(ours(Verdict::Genuine).layer(bare_service()), fresh_token),
+        Some("afternoon-hit") => count(afternoon(Verdict::Genuine), known),
+        Some("afternoon-refused") => count(afternoon(Verdict::Refused), known),
+        Some("afternoon-miss") => count(afternoon(Verdict::Genuine), fresh_token),
+        Some("loopback") => over_loopback(&runtime, Loopback::ours),
+        Some("afternoon-loopback") => over_loopback(&runtime, |loopback| loopback.afternoon(true)),
+        Some("reqwest-loopback") => over_loopback(&runtime, Loopback::transport),
+        _ => println!("run by .ci/instructions"),
+    }
+}
+
+fn count<S, B>(mut service: S, token: impl Fn() -> HeaderValue)
+where
+    S: Service<Request<()>, Response = Response<B>, Error = Infallible>,
+{
+    let requests = |count: usize| (0..count).map(|_| request(token())).collect::<Vec<_>>();
+    for request in requests(WARM_UP) {
+        drop(service.call(request).now_or_never());
+    }
+    measured(requests(REQUESTS), &mut service);
+    // For the script, which divides by it.
+    println!("{REQUESTS} requests");
+}
+
+#[inline(never)]
+fn measured<S, B>(requests: Vec<Request<()>>, service: &mut S)
+where
+    S: Service<Request<()>, Response = Response<B>, Error = Infallible>,
+{
+    for request in requests {
+        drop(black_box(service.call(request).now_or_never()));
+    }
+}
+
+fn over_loopback<S, B>(runtime: &Runtime, service: fn(&Loopback) -> S)
+where
+    S: Service<Request<()>, Response = Response<B>, Error = Infallible> + Clone,
+{
+    let loopback = Loopback::start();
+    let service = service(&loopback);
+    let tokens = |count: usize| (0..count).map(|_| loopback.fresh_token()).collect::<Vec<_>>();
+    runtime.block_on(spend(&service, tokens(WARM_UP), 1));
+    measured_misses(runtime, &service, tokens(REQUESTS));
+    println!("{REQUESTS} requests");
+}
+
+#[inline(never)]
+fn measured_misses<S, B>(runtime: &Runtime, service: &S, tokens: Vec<HeaderValue>)
+where
+    S: Service<Request<()>, Response = Response<B>, Error = Infallible> + Clone,
+{
+    runtime.block_on(spend(service, tokens, 1));
+}
