@@ -71,9 +71,11 @@ type Outcome = (Result<VerifiedDevice, Rejection>, Environment, Option<VerifyErr
 pub(crate) async fn resolve(gate: Arc<Gate>, inquiry: Inquiry) -> Decision {
     let Inquiry { token, route, started, retry } = inquiry;
     let digest = token.digest();
-    let claim = Claim::new(Owner::random()).with(retry);
     let (outcome, environment, error) = match &gate.config.memory {
-        Memory::SingleUse(guard) => spend(&gate, guard, token, digest, route, &claim).await,
+        Memory::SingleUse(guard) => {
+            let claim = Claim::new(Owner::random()).with(retry);
+            spend(&gate, guard, token, digest, route, &claim).await
+        }
         Memory::Cache(_) | Memory::Nothing => check(&gate, token, digest, route).await,
     };
     Decision { outcome, environment, digest: Some(digest), error, started }
@@ -169,7 +171,8 @@ async fn answer(
 ) -> Result<Answer, VerifyError> {
     let mut waited = Waited::none();
     if let Memory::Cache(cache) = &gate.config.memory {
-        let key = VerdictKey::new(gate.config.verifier.scope(), environment, token);
+        let scope = gate.config.verifier.scope();
+        let key = VerdictKey::new(scope, environment, token).with_digest(digest);
         let found = within(CACHE_DEADLINE, cache.get(&key)).await;
         match found.unwrap_or_else(|_elapsed| Err(too_late())) {
             Ok(Some(cached)) if gate.config.is_fresh(&cached) => return Ok(cached.into()),
@@ -178,7 +181,7 @@ async fn answer(
         }
         waited = key.waited().clone();
     }
-    let ask = ask(Arc::clone(gate), token.clone(), environment, waited);
+    let ask = ask(Arc::clone(gate), token.clone(), digest, environment, waited);
     match gate.flights.run((environment, digest), ask).await {
         Ok(answer) => answer,
         Err(_panicked) => Err(VerifyError::unavailable("the check panicked")),
@@ -189,11 +192,13 @@ async fn answer(
 async fn ask(
     gate: Arc<Gate>,
     token: DeviceToken,
+    digest: TokenDigest,
     environment: Environment,
     waited: Waited,
 ) -> Result<Answer, VerifyError> {
     let config = &gate.config;
-    let key = VerdictKey::new(config.verifier.scope(), environment, &token).with_waited(waited);
+    let scope = config.verifier.scope();
+    let key = VerdictKey::new(scope, environment, &token).with_digest(digest).with_waited(waited);
     let Memory::Cache(cache) = &config.memory else {
         let checked_at = SystemTime::now();
         let verdict = config.verifier.verify(&token, environment).await?;
@@ -217,7 +222,7 @@ async fn ask(
         // Apple's answer describes the token as it was when it was sent.
         let left = config.time_to_live(verdict).saturating_sub(started.monotonic.elapsed());
         if left > Duration::ZERO {
-            let cached = CachedVerdict::new(verdict, key.digest(), started.wall, left);
+            let cached = CachedVerdict::new(verdict, digest, started.wall, left);
             let kept = within(CACHE_DEADLINE, cache.put(&key, cached)).await;
             if let Err(error) = kept.unwrap_or_else(|_elapsed| Err(too_late())) {
                 config.observer.cache_error(&error);

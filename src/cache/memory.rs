@@ -2,7 +2,10 @@
 
 use std::{fmt, time::Duration};
 
-use quick_cache::sync::Cache;
+use quick_cache::{
+    DefaultHashBuilder, OptionsBuilder, UnitWeighter,
+    sync::{Cache, DefaultLifecycle},
+};
 use web_time::UNIX_EPOCH;
 
 use crate::{
@@ -52,8 +55,8 @@ impl MemoryCache {
     pub fn with_capacity(genuine: usize, refused: usize) -> Self {
         Self {
             secret: HashSecret::random(),
-            genuine: Cache::new(genuine),
-            refused: Cache::new(refused),
+            genuine: cache(genuine),
+            refused: cache(refused),
             origin: Instant::now(),
         }
     }
@@ -122,6 +125,25 @@ impl VerdictCache for MemoryCache {
         other.remove(&hash);
         cache.insert(hash, entry);
         Ok(())
+    }
+}
+
+/// Without ghosts: remembering what was evicted would double the memory of a full cache, for a few hits more.
+fn cache(capacity: usize) -> Cache<u128, Entry> {
+    let options = OptionsBuilder::new()
+        .estimated_items_capacity(capacity)
+        .weight_capacity(capacity as u64)
+        .ghost_allocation(0.0)
+        .build();
+    match options {
+        Ok(options) => Cache::with_options(
+            options,
+            UnitWeighter,
+            DefaultHashBuilder::default(),
+            DefaultLifecycle::default(),
+        ),
+        // Everything that can be missing is there.
+        Err(_) => Cache::new(capacity),
     }
 }
 

@@ -171,11 +171,17 @@ impl<'a> VerdictKey<'a> {
     /// The key of `token`'s verdict.
     #[must_use]
     pub fn new(scope: &'a str, environment: Environment, token: &'a DeviceToken) -> Self {
-        Self::of_text(scope, environment, token.expose().as_bytes())
+        Self::of_text(scope, environment, token.as_bytes())
     }
 
     pub(crate) const fn of_text(scope: &'a str, environment: Environment, text: &'a [u8]) -> Self {
         Self { scope, environment, text, digest: OnceLock::new(), waited: Waited::none() }
+    }
+
+    /// The same key, with the digest that is known already.
+    pub(crate) fn with_digest(mut self, digest: TokenDigest) -> Self {
+        self.digest = digest.into();
+        self
     }
 
     /// The same key, later in the same request.

@@ -176,6 +176,8 @@ async fn listen(
         match accepted {
             Ok((stream, _)) => {
                 count.fetch_add(1, Relaxed);
+                // Small answers leave at once. A socket that cannot do that works all the same.
+                let _ = stream.set_nodelay(true);
                 connections.spawn(serve(stream, apple.clone(), environment));
             }
             // Such as too many open files: gives the others time to close some.
