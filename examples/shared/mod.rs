@@ -163,11 +163,38 @@ pub(crate) fn local_url(mut address: SocketAddr) -> String {
 }
 
 /// Ends when the user presses Ctrl-C.
+///
+/// Where there are signals, by SIGTERM too: that is how service managers and containers say it.
 pub(crate) async fn ctrl_c() {
-    if let Err(error) = tokio::signal::ctrl_c().await {
-        tracing::error!("cannot listen for Ctrl-C: {error}");
-        std::future::pending().await
+    let interrupted = async {
+        if let Err(error) = tokio::signal::ctrl_c().await {
+            tracing::error!("cannot listen for Ctrl-C: {error}");
+            std::future::pending().await
+        }
+    };
+    tokio::select! {
+        () = interrupted => {}
+        () = terminated() => {}
     }
+}
+
+#[cfg(unix)]
+async fn terminated() {
+    use tokio::signal::unix::{SignalKind, signal};
+    match signal(SignalKind::terminate()) {
+        Ok(mut signal) => {
+            signal.recv().await;
+        }
+        Err(error) => {
+            tracing::error!("cannot listen for SIGTERM: {error}");
+            std::future::pending().await
+        }
+    }
+}
+
+#[cfg(not(unix))]
+async fn terminated() {
+    std::future::pending().await
 }
 
 /// The client, and the fake Apple where it asks that.
