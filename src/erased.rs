@@ -44,7 +44,7 @@ pub(crate) trait ErasedCache: Send + Sync {
         key: &'a VerdictKey<'_>,
         verdict: CachedVerdict,
     ) -> BoxFuture<'a, Result<(), CacheError>>;
-    fn lease<'a>(&'a self, key: &'a VerdictKey<'_>, owner: Owner) -> BoxFuture<'a, Lease>;
+    fn lease<'a>(&'a self, key: &'a VerdictKey<'_>) -> BoxFuture<'a, Lease>;
     fn release<'a>(&'a self, key: &'a VerdictKey<'_>, owner: Owner) -> BoxFuture<'a, ()>;
 }
 
@@ -68,8 +68,8 @@ impl<C: VerdictCache> ErasedCache for C {
         Box::pin(VerdictCache::put(self, key, verdict))
     }
 
-    fn lease<'a>(&'a self, key: &'a VerdictKey<'_>, owner: Owner) -> BoxFuture<'a, Lease> {
-        Box::pin(VerdictCache::lease(self, key, owner))
+    fn lease<'a>(&'a self, key: &'a VerdictKey<'_>) -> BoxFuture<'a, Lease> {
+        Box::pin(VerdictCache::lease(self, key))
     }
 
     fn release<'a>(&'a self, key: &'a VerdictKey<'_>, owner: Owner) -> BoxFuture<'a, ()> {

@@ -210,8 +210,8 @@ async fn ask(
     {
         return Ok(cached.into());
     }
-    let owner = Owner::random();
-    if let Lease::Known(cached) = cache.lease(&key, owner).await
+    let lease = cache.lease(&key).await;
+    if let Lease::Known(cached) = lease
         && config.is_fresh(&cached)
     {
         return Ok(cached.into());
@@ -229,7 +229,9 @@ async fn ask(
             }
         }
     }
-    // After the verdict is there, so that whoever gets the lease next finds it.
-    let _ = within(CACHE_DEADLINE, cache.release(&key, owner)).await;
+    if let Lease::Granted(owner) = lease {
+        // After the verdict is there, so that whoever gets the lease next finds it.
+        let _ = within(CACHE_DEADLINE, cache.release(&key, owner)).await;
+    }
     Ok(Answer { verdict: verdict?, evidence: Evidence::Apple, checked_at: started.wall })
 }

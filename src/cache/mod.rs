@@ -103,12 +103,13 @@ pub trait VerdictCache: Send + Sync + 'static {
     /// Called once for all concurrent requests of a process with the same token. It may wait for the verdict
     /// of whoever else asks, but must end by itself; what fails here must let this process ask. A lease that
     /// is not released, because the process died or all who waited went away, must end by itself, too.
-    fn lease(&self, key: &VerdictKey<'_>, owner: Owner) -> impl Future<Output = Lease> + Send {
-        let _ = (key, owner);
+    fn lease(&self, key: &VerdictKey<'_>) -> impl Future<Output = Lease> + Send {
+        let _ = key;
         std::future::ready(Lease::Ask)
     }
 
-    /// Gives back the lease of this owner, after the verdict was put or there was none. Default: nothing.
+    /// Gives back a lease that was [granted](Lease::Granted) to this owner, after the verdict was put or there
+    /// was none. Default: nothing.
     fn release(&self, key: &VerdictKey<'_>, owner: Owner) -> impl Future<Output = ()> + Send {
         let _ = (key, owner);
         std::future::ready(())
@@ -117,10 +118,15 @@ pub trait VerdictCache: Send + Sync + 'static {
 
 /// Who asks Apple.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(clippy::exhaustive_enums, reason = "either there is a verdict or somebody has to ask")]
+#[allow(
+    clippy::exhaustive_enums,
+    reason = "either there is a verdict or somebody has to ask, with a lease or without"
+)]
 pub enum Lease {
-    /// Nobody else does: ask.
+    /// This process, and there is nothing to give back.
     Ask,
+    /// This process, which gives the lease back when it has asked.
+    Granted(Owner),
     /// Nobody needs to: another process has asked.
     Known(CachedVerdict),
 }
@@ -145,8 +151,8 @@ impl<C: VerdictCache> VerdictCache for Arc<C> {
         C::put(self, key, verdict)
     }
 
-    fn lease(&self, key: &VerdictKey<'_>, owner: Owner) -> impl Future<Output = Lease> + Send {
-        C::lease(self, key, owner)
+    fn lease(&self, key: &VerdictKey<'_>) -> impl Future<Output = Lease> + Send {
+        C::lease(self, key)
     }
 
     fn release(&self, key: &VerdictKey<'_>, owner: Owner) -> impl Future<Output = ()> + Send {

@@ -229,8 +229,9 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> VerdictCache for RedisCa
         answer.await.map_err(reported)
     }
 
-    async fn lease(&self, key: &VerdictKey<'_>, owner: Owner) -> Lease {
+    async fn lease(&self, key: &VerdictKey<'_>) -> Lease {
         let Some(lease) = self.lease else { return Lease::Ask };
+        let owner = Owner::random();
         let started = Instant::now();
         let mut jitter = owner.as_bytes().iter().cycle();
         let mut pause = Duration::from_millis(10);
@@ -243,7 +244,8 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> VerdictCache for RedisCa
                     return Lease::Known(verdict);
                 }
                 Ok(Turn::Others) => {}
-                Ok(Turn::Mine) | Err(_) => return Lease::Ask,
+                Ok(Turn::Mine) => return Lease::Granted(owner),
+                Err(_) => return Lease::Ask,
             }
             // Between a half and the whole of it, so that the replicas do not look all at once.
             let part = 128 + u32::from(*jitter.next().unwrap_or(&0)) / 2;
@@ -257,9 +259,6 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> VerdictCache for RedisCa
     }
 
     async fn release(&self, key: &VerdictKey<'_>, owner: Owner) {
-        if self.lease.is_none() {
-            return;
-        }
         let mut connection = self.link.connection();
         let mut command = redis::cmd("EVAL");
         command.arg(RELEASE).arg(1).arg(self.lease_name(key)).arg(owner.to_string());

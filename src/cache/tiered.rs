@@ -48,8 +48,8 @@ impl<Near: VerdictCache, Far: VerdictCache> VerdictCache for Tiered<Near, Far> {
     }
 
     /// The far cache's lease: it is the one that others share.
-    async fn lease(&self, key: &VerdictKey<'_>, owner: Owner) -> Lease {
-        let lease = self.far.lease(key, owner).await;
+    async fn lease(&self, key: &VerdictKey<'_>) -> Lease {
+        let lease = self.far.lease(key).await;
         if let Lease::Known(found) = lease {
             let _ = self.near.put(key, found).await;
         }

@@ -156,8 +156,11 @@ async fn memory_after_requests(idle_connections: &str, left: usize) {
             .header("authorization", format!("Bearer {part}.{token}"))
             .body("{}")
             .send();
-        let request = tokio::spawn(request);
-        arrived.acquire().await.unwrap().forget();
+        let mut request = tokio::spawn(request);
+        tokio::select! {
+            permit = arrived.acquire() => permit.unwrap().forget(),
+            answer = &mut request => panic!("round {round}: the provider was not asked: {answer:?}"),
+        }
         // The search does find what is there.
         assert!(scan().unwrap() > 0, "round {round}: the key was not found while it was in use");
         release.add_permits(1);
