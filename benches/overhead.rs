@@ -28,6 +28,7 @@ use std::{
 };
 
 use common::{TEAM_ID, afternoon, bare_service, fresh_token, ours, request, resident_memory};
+use cpu_time::ThreadTime;
 use futures::{FutureExt, future::join_all};
 use http::{HeaderValue, Request, Response, request};
 use loopback::{Loopback, spend};
@@ -224,17 +225,21 @@ fn over_loopback(runtime: &Runtime) -> Bound {
 fn crowds(runtime: &Runtime) -> [Bound; 3] {
     const CROWD: usize = 500;
 
-    async fn send<S, B>(service: S, tokens: Vec<HeaderValue>)
+    /// Returns the microseconds of CPU that a request took, connections included.
+    async fn send<S, B>(service: S, tokens: Vec<HeaderValue>) -> f64
     where
         S: Service<Request<()>, Response = Response<B>, Error = Infallible> + Clone,
     {
-        let responses =
-            join_all(tokens.into_iter().map(|token| service.clone().oneshot(request(token)))).await;
+        let calls: Vec<_> = tokens.into_iter().map(|token| service.clone().oneshot(request(token))).collect();
+        let cpu = ThreadTime::now();
+        let responses = join_all(calls).await;
+        let cpu = cpu.elapsed();
         assert!(
             responses
                 .iter()
                 .all(|response| response.as_ref().is_ok_and(|response| response.status().is_success()))
         );
+        cpu.as_secs_f64() * 1e6 / CROWD as f64
     }
 
     /// Calls, connections and provider tokens.
@@ -244,10 +249,10 @@ fn crowds(runtime: &Runtime) -> [Bound; 3] {
     }
 
     println!("\n{CROWD} requests at once, over loopback\n");
-    println!("| | calls | connections | provider tokens |");
-    println!("|---|---:|---:|---:|");
-    let print = |name, [calls, connections, provider_tokens]: [usize; 3]| {
-        println!("| {name} | {calls} | {connections} | {provider_tokens} |");
+    println!("| | calls | connections | provider tokens | microseconds of CPU a request |");
+    println!("|---|---:|---:|---:|---:|");
+    let print = |name, [calls, connections, provider_tokens]: [usize; 3], cpu: f64| {
+        println!("| {name} | {calls} | {connections} | {provider_tokens} | {cpu:.0} |");
     };
     let slow = || Reply::normal().delay(Duration::from_millis(50));
     let one = |loopback: &Loopback| vec![loopback.fresh_token(); CROWD];
@@ -255,26 +260,26 @@ fn crowds(runtime: &Runtime) -> [Bound; 3] {
 
     let loopback = Loopback::start();
     loopback.apple().always(slow());
-    runtime.block_on(send(loopback.ours(), one(&loopback)));
+    let cpu = runtime.block_on(send(loopback.ours(), one(&loopback)));
     let our_one = counts(&loopback);
-    print("one token, ours", our_one);
+    print("one token, ours", our_one, cpu);
 
     let loopback = Loopback::start();
     loopback.apple().always(slow());
-    runtime.block_on(send(loopback.afternoon(false), one(&loopback)));
-    print("one token, afternoon layer", counts(&loopback));
+    let cpu = runtime.block_on(send(loopback.afternoon(false), one(&loopback)));
+    print("one token, afternoon layer", counts(&loopback), cpu);
 
     let loopback = Loopback::start();
-    runtime.block_on(send(loopback.ours(), many(&loopback)));
+    let cpu = runtime.block_on(send(loopback.ours(), many(&loopback)));
     let our_many = counts(&loopback);
-    print("500 tokens, ours", our_many);
+    print("500 tokens, ours", our_many, cpu);
 
     for (name, http2) in
         [("500 tokens, afternoon layer", false), ("500 tokens, afternoon layer over HTTP/2", true)]
     {
         let loopback = Loopback::start();
-        runtime.block_on(send(loopback.afternoon(http2), many(&loopback)));
-        print(name, counts(&loopback));
+        let cpu = runtime.block_on(send(loopback.afternoon(http2), many(&loopback)));
+        print(name, counts(&loopback), cpu);
     }
 
     let [calls, ..] = our_one;
