@@ -31,8 +31,11 @@ pin_project! {
 }
 
 impl<S: Service<Request<B>>, B> ResponseFuture<S, B> {
-    pub(crate) const fn new(slow: Slow<S, B, Gate>) -> Self {
-        Self { slow }
+    pub(crate) fn start(inner: &mut S, gate: &Arc<Gate>, request: Request<B>) -> Self
+    where
+        S: Clone,
+    {
+        Self { slow: Slow::start(inner, gate, request) }
     }
 }
 
@@ -47,21 +50,37 @@ where
     }
 }
 
-/// Carries a decision out on the request that it is about.
-pub(crate) trait Conclude {
+/// Decides about requests, at once or after a while.
+pub(crate) trait Decide {
+    /// What is to be found out about a request.
+    type Inquiry;
     type Decision;
 
-    /// Returns the response to a request that shall not reach the inner service.
+    /// Decides at once if that is possible. It may take from the request and put into it.
+    fn admit(&self, head: &mut request::Parts) -> Admission<Self::Inquiry>;
+
+    /// Decides when everything is found out.
+    fn resolve(self: Arc<Self>, inquiry: Self::Inquiry) -> BoxFuture<'static, Self::Decision>;
+
+    /// Carries a decision out on the request that it is about. Returns the response to a request that shall not
+    /// reach the inner service.
     fn conclude(&self, decision: Self::Decision, head: &mut request::Parts) -> Option<Response<Bytes>>;
 }
 
+/// What can be done with a request at once.
+pub(crate) enum Admission<I> {
+    Admitted,
+    Rejected(Response<Bytes>),
+    Unknown(I),
+}
+
 pin_project! {
-    /// From a decision that may take time to the inner service.
+    /// From a request to the inner service, by a decision that may take time.
     #[project = SlowProj]
     pub(crate) enum Slow<S, B, G>
     where
         S: Service<Request<B>>,
-        G: Conclude,
+        G: Decide,
     {
         /// Waits for the decision. Only that is boxed: the request and the inner service wait beside it, so
         /// that nothing is demanded of their types.
@@ -80,24 +99,29 @@ pub(crate) struct Waiting<S, B> {
     body: B,
 }
 
-impl<S: Service<Request<B>>, B, G: Conclude> Slow<S, B, G> {
-    pub(crate) const fn forwarding(future: S::Future) -> Self {
-        Self::Forwarding { future }
-    }
-
-    pub(crate) const fn rejected(response: Response<Bytes>) -> Self {
-        Self::Rejected { response: Some(response) }
-    }
-
-    pub(crate) fn resolving(
-        decision: BoxFuture<'static, G::Decision>,
-        gate: Arc<G>,
-        inner: S,
-        head: request::Parts,
-        body: B,
-    ) -> Self {
-        let waiting = Some(Waiting { inner, head, body });
-        Self::Resolving { decision, gate, waiting }
+impl<S: Service<Request<B>>, B, G: Decide> Slow<S, B, G> {
+    /// Starts with a request. `inner` was polled ready.
+    ///
+    /// Its readiness may hold what others wait for, such as a permit of a concurrency limit. A request that
+    /// does not call it now gives that back; one that may call it later asks again then.
+    pub(crate) fn start(inner: &mut S, gate: &Arc<G>, request: Request<B>) -> Self
+    where
+        S: Clone,
+    {
+        let (mut head, body) = request.into_parts();
+        match gate.admit(&mut head) {
+            Admission::Admitted => Self::Forwarding { future: inner.call(Request::from_parts(head, body)) },
+            Admission::Rejected(response) => {
+                *inner = inner.clone();
+                Self::Rejected { response: Some(response) }
+            }
+            Admission::Unknown(inquiry) => {
+                *inner = inner.clone();
+                let waiting = Some(Waiting { inner: inner.clone(), head, body });
+                let decision = Arc::clone(gate).resolve(inquiry);
+                Self::Resolving { decision, gate: Arc::clone(gate), waiting }
+            }
+        }
     }
 
     /// The name of the state, for `Debug`.
@@ -114,7 +138,7 @@ impl<S: Service<Request<B>>, B, G: Conclude> Slow<S, B, G> {
 impl<S, B, G, ResBody> Future for Slow<S, B, G>
 where
     S: Service<Request<B>, Response = Response<ResBody>>,
-    G: Conclude,
+    G: Decide,
 {
     type Output = Result<Response<ResponseBody<ResBody>>, S::Error>;
 

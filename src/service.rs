@@ -7,6 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderName, Request, Response, header::Entry, request};
 use tower_service::Service;
 
@@ -14,7 +15,7 @@ use crate::{
     body::ResponseBody,
     cache::{CachedVerdict, VerdictKey},
     clock::{Instant, SystemTime},
-    future::{Conclude, ResponseFuture, Slow},
+    future::{Admission, Decide, ResponseFuture},
     layer::{Enforcement, Gate, Memory},
     observer::Event,
     pipeline::{Decision, Inquiry, resolve},
@@ -54,16 +55,6 @@ impl<S> DeviceCheck<S> {
     pub fn into_inner(self) -> S {
         self.inner
     }
-
-    /// The readiness of the inner service may hold what others wait for, such as a permit of a concurrency
-    /// limit. A request that does not call it now gives that back; one that may call it later, after Apple
-    /// has answered, asks again then.
-    fn give_up_readiness(&mut self)
-    where
-        S: Clone,
-    {
-        self.inner = self.inner.clone();
-    }
 }
 
 impl<S: fmt::Debug> fmt::Debug for DeviceCheck<S> {
@@ -85,28 +76,8 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let (mut head, body) = request.into_parts();
-        let future = match self.gate.admit(&mut head) {
-            Admission::Admitted => Slow::forwarding(self.inner.call(Request::from_parts(head, body))),
-            Admission::Rejected(response) => {
-                self.give_up_readiness();
-                Slow::rejected(response)
-            }
-            Admission::Unknown(inquiry) => {
-                self.give_up_readiness();
-                let decision = Box::pin(resolve(Arc::clone(&self.gate), inquiry));
-                Slow::resolving(decision, Arc::clone(&self.gate), self.inner.clone(), head, body)
-            }
-        };
-        ResponseFuture::new(future)
+        ResponseFuture::start(&mut self.inner, &self.gate, request)
     }
-}
-
-/// What `call` does with a request.
-enum Admission {
-    Admitted,
-    Rejected(Response<Bytes>),
-    Unknown(Inquiry),
 }
 
 /// What can be said about a credential without waiting.
@@ -123,36 +94,6 @@ enum Credential<'a> {
 }
 
 impl Gate {
-    fn admit(&self, head: &mut request::Parts) -> Admission {
-        // Whoever put these here, it was not this gate.
-        head.extensions.remove::<VerifiedDevice>();
-        head.extensions.remove::<DeviceOutcome>();
-
-        let route = if self.config.exempt_preflights && is_preflight(head) {
-            Route::Exempt
-        } else {
-            self.config.routing.route(head)
-        };
-        let Some(&environment) = route.environments().first() else {
-            self.config.observer.decision(&Event::EXEMPT);
-            return Admission::Admitted;
-        };
-        let started = Instant::now();
-        let (outcome, digest) = match self.judge(head, route, environment) {
-            Ok(Judgement::Unknown(token)) => {
-                return Admission::Unknown(Inquiry { token, route, started, retry: self.retry(head) });
-            }
-            Ok(Judgement::Known(outcome, digest)) => (outcome, Some(digest)),
-            Err(rejection) => (Err(rejection), None),
-        };
-        let environment = outcome.as_ref().map_or(environment, VerifiedDevice::environment);
-        let decision = Decision { outcome, environment, digest, error: None, started };
-        match self.conclude(decision, head) {
-            None => Admission::Admitted,
-            Some(response) => Admission::Rejected(response),
-        }
-    }
-
     /// Takes the credentials out of the request and judges them by what this process knows.
     fn judge(
         &self,
@@ -248,8 +189,43 @@ impl Gate {
     }
 }
 
-impl Conclude for Gate {
+impl Decide for Gate {
+    type Inquiry = Inquiry;
     type Decision = Decision;
+
+    fn admit(&self, head: &mut request::Parts) -> Admission<Inquiry> {
+        // Whoever put these here, it was not this gate.
+        head.extensions.remove::<VerifiedDevice>();
+        head.extensions.remove::<DeviceOutcome>();
+
+        let route = if self.config.exempt_preflights && is_preflight(head) {
+            Route::Exempt
+        } else {
+            self.config.routing.route(head)
+        };
+        let Some(&environment) = route.environments().first() else {
+            self.config.observer.decision(&Event::EXEMPT);
+            return Admission::Admitted;
+        };
+        let started = Instant::now();
+        let (outcome, digest) = match self.judge(head, route, environment) {
+            Ok(Judgement::Unknown(token)) => {
+                return Admission::Unknown(Inquiry { token, route, started, retry: self.retry(head) });
+            }
+            Ok(Judgement::Known(outcome, digest)) => (outcome, Some(digest)),
+            Err(rejection) => (Err(rejection), None),
+        };
+        let environment = outcome.as_ref().map_or(environment, VerifiedDevice::environment);
+        let decision = Decision { outcome, environment, digest, error: None, started };
+        match self.conclude(decision, head) {
+            None => Admission::Admitted,
+            Some(response) => Admission::Rejected(response),
+        }
+    }
+
+    fn resolve(self: Arc<Self>, inquiry: Inquiry) -> BoxFuture<'static, Decision> {
+        Box::pin(resolve(self, inquiry))
+    }
 
     /// Reports a decision and carries it out on the request.
     fn conclude(&self, decision: Decision, head: &mut request::Parts) -> Option<Response<Bytes>> {

@@ -3,6 +3,7 @@
 use std::{
     fmt,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -27,8 +28,11 @@ pin_project! {
 }
 
 impl<S: Service<Request<B>>, B> SplitKeyFuture<S, B> {
-    pub(super) const fn new(slow: Slow<S, B, Keys>) -> Self {
-        Self { slow }
+    pub(super) fn start(inner: &mut S, keys: &Arc<Keys>, request: Request<B>) -> Self
+    where
+        S: Clone,
+    {
+        Self { slow: Slow::start(inner, keys, request) }
     }
 }
 

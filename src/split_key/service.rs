@@ -7,13 +7,14 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http::{HeaderName, Request, Response, header::AUTHORIZATION, request};
 use tower_service::Service;
 
 use crate::{
     body::ResponseBody,
     clock::Moment,
-    future::{Conclude, Slow},
+    future::{Admission, Decide},
     routing::is_preflight,
     service::put_back,
     split_key::{
@@ -55,15 +56,6 @@ impl<S> SplitKey<S> {
     pub fn into_inner(self) -> S {
         self.inner
     }
-
-    /// A readiness that is not used now may hold what others wait for, such as a permit of a concurrency
-    /// limit. It is given back; a request that calls the inner service later asks again then.
-    fn give_up_readiness(&mut self)
-    where
-        S: Clone,
-    {
-        self.inner = self.inner.clone();
-    }
 }
 
 impl<S: fmt::Debug> fmt::Debug for SplitKey<S> {
@@ -85,34 +77,12 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let (mut head, body) = request.into_parts();
-        let future = match self.keys.admit(&mut head) {
-            Admission::Keyless => Slow::forwarding(self.inner.call(Request::from_parts(head, body))),
-            Admission::Rejected(response) => {
-                self.give_up_readiness();
-                Slow::rejected(response)
-            }
-            Admission::Unknown(inquiry) => {
-                self.give_up_readiness();
-                let keys = Arc::clone(&self.keys);
-                let opening = Box::pin(look_up(Arc::clone(&keys), inquiry));
-                Slow::resolving(opening, keys, self.inner.clone(), head, body)
-            }
-        };
-        SplitKeyFuture::new(future)
+        SplitKeyFuture::start(&mut self.inner, &self.keys, request)
     }
 }
 
-/// What `call` does with a request.
-enum Admission {
-    /// A preflight, which has no credentials.
-    Keyless,
-    Rejected(Response<Bytes>),
-    Unknown(Inquiry),
-}
-
 /// A client part that is to be looked up.
-struct Inquiry {
+pub(super) struct Inquiry {
     client_part: ClientPart,
     event: KeyEvent,
 }
@@ -134,48 +104,6 @@ struct Credentials {
 struct Malformed;
 
 impl Keys {
-    fn admit(&self, head: &mut request::Parts) -> Admission {
-        // Whoever put it here, it was not this layer.
-        head.extensions.remove::<ApiKey>();
-        let credentials = self.take_credentials(head);
-        if is_preflight(head) {
-            return Admission::Keyless;
-        }
-        let device = head.extensions.get().map(VerifiedDevice::digest);
-        let client_part = credentials.client_part;
-        let mut event = KeyEvent {
-            project: credentials.project.as_ref().ok().cloned().flatten(),
-            provider: None,
-            metadata: client_part.as_ref().ok().and_then(Option::as_ref).map(ClientPart::metadata),
-            device,
-            outcome: KeyOutcome::Missing,
-            error: None,
-            started: Moment::now(),
-        };
-        event.outcome = match (client_part, credentials.project) {
-            _ if device.is_none() && !self.config.allow_unverified => KeyOutcome::Unverified,
-            (Err(Malformed), _) | (_, Err(Malformed)) => KeyOutcome::Malformed,
-            (Ok(None), _) | (_, Ok(None)) => KeyOutcome::Missing,
-            (Ok(Some(client_part)), Ok(Some(project))) => {
-                let split = client_part.metadata().split();
-                let now = event.started.monotonic;
-                match self.watch.blocked(&project, split, now) {
-                    None => return Admission::Unknown(Inquiry { client_part, event }),
-                    Some(block) => {
-                        event.provider = block.provider;
-                        let retry_after = block.left;
-                        KeyOutcome::Blocked { retry_after }
-                    }
-                }
-            }
-        };
-        match self.conclude(Opening { event, key: None }, head) {
-            Some(response) => Admission::Rejected(response),
-            // Does not occur: no outcome above admits a request.
-            None => Admission::Keyless,
-        }
-    }
-
     fn take_credentials(&self, head: &mut request::Parts) -> Credentials {
         let original = self.config.forward_credentials.then(|| head.headers.clone());
         let credentials =
@@ -276,8 +204,56 @@ async fn look_up(keys: Arc<Keys>, inquiry: Inquiry) -> Opening {
     Opening { event, key: key.map(|key| (key, record.shared_limits())) }
 }
 
-impl Conclude for Keys {
+impl Decide for Keys {
+    type Inquiry = Inquiry;
     type Decision = Opening;
+
+    fn admit(&self, head: &mut request::Parts) -> Admission<Inquiry> {
+        // Whoever put it here, it was not this layer.
+        head.extensions.remove::<ApiKey>();
+        let credentials = self.take_credentials(head);
+        // It has no credentials, so it goes on without a key.
+        if is_preflight(head) {
+            return Admission::Admitted;
+        }
+        let device = head.extensions.get().map(VerifiedDevice::digest);
+        let client_part = credentials.client_part;
+        let mut event = KeyEvent {
+            project: credentials.project.as_ref().ok().cloned().flatten(),
+            provider: None,
+            metadata: client_part.as_ref().ok().and_then(Option::as_ref).map(ClientPart::metadata),
+            device,
+            outcome: KeyOutcome::Missing,
+            error: None,
+            started: Moment::now(),
+        };
+        event.outcome = match (client_part, credentials.project) {
+            _ if device.is_none() && !self.config.allow_unverified => KeyOutcome::Unverified,
+            (Err(Malformed), _) | (_, Err(Malformed)) => KeyOutcome::Malformed,
+            (Ok(None), _) | (_, Ok(None)) => KeyOutcome::Missing,
+            (Ok(Some(client_part)), Ok(Some(project))) => {
+                let split = client_part.metadata().split();
+                let now = event.started.monotonic;
+                match self.watch.blocked(&project, split, now) {
+                    None => return Admission::Unknown(Inquiry { client_part, event }),
+                    Some(block) => {
+                        event.provider = block.provider;
+                        let retry_after = block.left;
+                        KeyOutcome::Blocked { retry_after }
+                    }
+                }
+            }
+        };
+        match self.conclude(Opening { event, key: None }, head) {
+            Some(response) => Admission::Rejected(response),
+            // Does not occur: no outcome above admits a request.
+            None => Admission::Admitted,
+        }
+    }
+
+    fn resolve(self: Arc<Self>, inquiry: Inquiry) -> BoxFuture<'static, Opening> {
+        Box::pin(look_up(self, inquiry))
+    }
 
     /// Checks the limits, reports the use and carries the decision out on the request.
     fn conclude(&self, opening: Opening, head: &mut request::Parts) -> Option<Response<Bytes>> {
