@@ -1,10 +1,6 @@
 //! Replicas that share a Redis: a real server, which is killed, frozen and lied to.
 
-use std::{
-    io,
-    sync::{Arc, Mutex},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use futures::{FutureExt, future::join_all};
 use http::StatusCode;
@@ -21,7 +17,7 @@ use crate::{
     cache_contract,
     redis_server::RedisServer,
     single_use,
-    support::{App, Apple, rejection},
+    support::{App, Apple, Log, rejection},
 };
 
 /// Where the test is not about Redis being slow, a slow machine must not make it so.
@@ -271,38 +267,11 @@ async fn nothing_in_redis_makes_a_guard_admit() {
     assert_eq!((apple.calls(), app.inner.calls()), (0, 0));
 }
 
-/// Everything that `tracing` says, as text.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Log {
-    fn listen(&self) -> tracing::subscriber::DefaultGuard {
-        let log = self.clone();
-        let subscriber = tracing_subscriber::fmt()
-            .with_max_level(tracing::Level::INFO)
-            .with_ansi(false)
-            .with_writer(move || log.clone())
-            .finish();
-        tracing::subscriber::set_default(subscriber)
-    }
-
-    /// How many lines say this since the last time that this was asked.
-    fn take(&self) -> (usize, usize, String) {
-        let text = String::from_utf8(std::mem::take(&mut *self.0.lock().unwrap())).unwrap();
-        let count = |level| text.lines().filter(|line| line.contains(level)).count();
-        (count("WARN"), count("INFO"), text)
-    }
+/// How many lines of the log are warnings and how many say that all is well, and the lines.
+fn incidents(log: &Log) -> (usize, usize, String) {
+    let text = log.take();
+    let count = |level| text.lines().filter(|line| line.contains(level)).count();
+    (count("WARN"), count("INFO"), text)
 }
 
 /// Load while Redis is well, fails, and is well again.
@@ -382,7 +351,7 @@ impl Load {
 #[tokio::test]
 async fn redis_dies_freezes_and_returns_under_load() {
     let log = Log::default();
-    let _listening = log.listen();
+    let _listening = log.listen(tracing::Level::INFO);
     let mut server = RedisServer::start();
     // Five times the default, so that a slow machine does not look like a slow Redis.
     let load = Load::new(&server, Duration::from_millis(250)).await;
@@ -396,7 +365,7 @@ async fn redis_dies_freezes_and_returns_under_load() {
             server.freeze()
         }
         load.phase(name).await;
-        let (warnings, _, text) = log.take();
+        let (warnings, _, text) = incidents(&log);
         assert_eq!(warnings, 3, "one for each replica: {text}");
         if name == "killed" {
             server.restart()
@@ -407,7 +376,7 @@ async fn redis_dies_freezes_and_returns_under_load() {
         load.phase("well again").await;
         tokio::time::sleep(Duration::from_millis(1_100)).await;
         load.phase("still well").await;
-        let (warnings, infos, text) = log.take();
+        let (warnings, infos, text) = incidents(&log);
         assert_eq!((warnings, infos), (0, 3), "{text}");
     }
 }
@@ -415,7 +384,7 @@ async fn redis_dies_freezes_and_returns_under_load() {
 #[tokio::test]
 async fn redis_that_declines_or_talks_nonsense() {
     let log = Log::default();
-    let _listening = log.listen();
+    let _listening = log.listen(tracing::Level::INFO);
     let server = RedisServer::start();
     let mut client = client(&server).await;
     for (name, setting, bad, good) in
@@ -429,7 +398,7 @@ async fn redis_that_declines_or_talks_nonsense() {
         log.take();
         set(&mut client, bad).await;
         load.phase(name).await;
-        assert_eq!(log.take().0, 3, "{name}: one warning for each replica");
+        assert_eq!(incidents(&log).0, 3, "{name}: one warning for each replica");
         set(&mut client, good).await;
         load.until_shared().await;
     }

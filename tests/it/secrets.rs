@@ -1,10 +1,6 @@
 //! What must not get out, and what must not get in.
 
-use std::{
-    io,
-    sync::{Arc, Mutex},
-    time::{Duration, SystemTime},
-};
+use std::time::{Duration, SystemTime};
 
 use http::{HeaderName, Request, StatusCode, request};
 use http_body_util::Full;
@@ -14,7 +10,7 @@ use tower_devicecheck::{
     testing::{FakeApple, Reply},
 };
 
-use crate::support::{App, Apple, TOKEN_HEADER, get, plain, rejection};
+use crate::support::{App, Apple, Log, TOKEN_HEADER, get, plain, rejection};
 
 const DEBUG_SECRET: &str = "debug-secret-7d9f1c6e";
 
@@ -94,37 +90,10 @@ async fn r28_credential_headers_do_not_reach_the_inner_service() {
     assert_eq!(apple.calls(), 1);
 }
 
-/// Everything that `tracing` says, as text.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Log {
-    fn text(&self) -> String {
-        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn r29_nothing_that_is_printed_holds_a_secret() {
     let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::TRACE)
-        .with_ansi(false)
-        .with_writer(move || writer.clone())
-        .finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
+    let _guard = log.listen(tracing::Level::TRACE);
 
     let apple = Apple::new();
     let layer = apple.layer().with_debug_tokens(debug_tokens());
@@ -171,8 +140,9 @@ async fn r29_nothing_that_is_printed_holds_a_secret() {
         apple.client
     ));
     printed.push(format!("{:?} {layer:?} {:?} {:?}", apple.fake.credentials(), apple.fake, debug_tokens()));
-    printed.push(log.text());
-    assert!(log.text().contains("outcome=\"verified\""), "the log was captured");
+    let logged = log.take();
+    assert!(logged.contains("outcome=\"verified\""), "the log was captured");
+    printed.push(logged);
 
     for text in &printed {
         for secret in &secrets {

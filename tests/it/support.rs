@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    io,
     path::PathBuf,
     sync::{
         Arc, Mutex,
@@ -176,4 +177,37 @@ pub(crate) fn example(name: &str) -> PathBuf {
     let path = tests.ancestors().nth(2).unwrap().join("examples").join(name);
     assert!(path.exists(), "{} is missing: run `cargo build --examples` first", path.display());
     path
+}
+
+/// Everything that `tracing` says, as text.
+#[derive(Clone, Default)]
+pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Log {
+    /// Listens on this thread, until the guard is dropped.
+    pub(crate) fn listen(&self, level: tracing::Level) -> tracing::subscriber::DefaultGuard {
+        let log = self.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(level)
+            .with_ansi(false)
+            .with_writer(move || log.clone())
+            .finish();
+        tracing::subscriber::set_default(subscriber)
+    }
+
+    /// What was said since the last time that this was asked.
+    pub(crate) fn take(&self) -> String {
+        String::from_utf8(std::mem::take(&mut *self.0.lock().unwrap())).unwrap()
+    }
 }
