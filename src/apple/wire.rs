@@ -1,6 +1,6 @@
 //! What goes to Apple and what comes back: the request, and the one table of answers.
 
-use std::{error::Error, fmt, time::Duration};
+use std::{error::Error, fmt, io::Write, time::Duration};
 
 use bytes::Bytes;
 use http::{
@@ -9,7 +9,6 @@ use http::{
 };
 use uuid::Uuid;
 use web_time::UNIX_EPOCH;
-use zeroize::Zeroizing;
 
 use crate::{
     apple::provider_token::ProviderToken,
@@ -58,32 +57,44 @@ impl Question {
 
     /// Base64, UUIDs and numbers need no escaping. The memory is wiped when the transport lets go of it.
     fn body(self, token: &DeviceToken, transaction_id: Uuid, now: Moment) -> Bytes {
-        let unpadded = token.expose();
-        let padding = match unpadded.len() % 4 {
-            2 => "==",
-            3 => "=",
-            _ => "",
+        let unpadded = token.as_bytes();
+        let padding: &[u8] = match unpadded.len() % 4 {
+            2 => b"==",
+            3 => b"=",
+            _ => b"",
         };
-        let bits = match self {
-            Self::UpdateBits { bit0, bit1 } => format!(r#","bit0":{bit0},"bit1":{bit1}"#),
-            _ => String::new(),
-        };
-        let timestamp = since_epoch(now.wall).as_millis();
         // With room for all of it from the start: growing would leave copies of the token behind.
-        let mut body = Zeroizing::new(Vec::with_capacity(unpadded.len() + 192));
-        for part in [r#"{"device_token":""#, unpadded, padding, r#"","transaction_id":""#] {
-            body.extend_from_slice(part.as_bytes());
+        let mut body = Vec::with_capacity(unpadded.len() + 192);
+        for part in [br#"{"device_token":""#, unpadded, padding, br#"","transaction_id":""#] {
+            body.extend_from_slice(part);
         }
-        body.extend_from_slice(format!(r#"{transaction_id}","timestamp":{timestamp}{bits}}}"#).as_bytes());
+        body.extend_from_slice(
+            transaction_id.hyphenated().encode_lower(&mut Uuid::encode_buffer()).as_bytes(),
+        );
+        let timestamp = since_epoch(now.wall).as_millis();
+        // Writing to memory does not fail.
+        let _ = write!(body, r#"","timestamp":{timestamp}"#);
+        if let Self::UpdateBits { bit0, bit1 } = self {
+            let _ = write!(body, r#","bit0":{bit0},"bit1":{bit1}"#);
+        }
+        body.push(b'}');
         Bytes::from_owner(Wiped(body))
     }
 }
 
-struct Wiped(Zeroizing<Vec<u8>>);
+/// Wiped on drop, as a whole: zeroize's own way with vectors writes byte by byte.
+struct Wiped(Vec<u8>);
 
 impl AsRef<[u8]> for Wiped {
     fn as_ref(&self) -> &[u8] {
         &self.0
+    }
+}
+
+impl Drop for Wiped {
+    fn drop(&mut self) {
+        self.0.fill(0);
+        zeroize::optimization_barrier(&*self.0);
     }
 }
 
