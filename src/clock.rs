@@ -12,9 +12,13 @@ pub(crate) use tokio::time::Instant;
 pub(crate) use web_time::Instant;
 
 use std::{
+    future::poll_fn,
+    pin::pin,
     sync::atomic::{AtomicU64, Ordering},
+    task::Poll,
     time::Duration,
 };
+
 use web_time::UNIX_EPOCH;
 
 /// One reading of both clocks. Decisions about time take it as an argument, which makes them pure.
@@ -75,12 +79,31 @@ pub(crate) struct Elapsed;
 
 /// Waits for `future` no longer than `limit`: where tokio's clock runs. Elsewhere for as long as it takes.
 pub(crate) async fn within<F: Future>(limit: Duration, future: F) -> Result<F::Output, Elapsed> {
-    #[cfg(all(feature = "tokio", not(target_arch = "wasm32")))]
-    if tokio::runtime::Handle::try_current().is_ok() {
-        return tokio::time::timeout(limit, future).await.map_err(|_| Elapsed);
-    }
-    let _ = limit;
-    Ok(future.await)
+    let mut future = pin!(future);
+    let mut end = pin!(None);
+    poll_fn(|cx| {
+        if let Poll::Ready(output) = future.as_mut().poll(cx) {
+            return Poll::Ready(Ok(output));
+        }
+        // Only now: what is done at once needs no timer.
+        if end.is_none() {
+            end.set(timer(limit));
+        }
+        end.as_mut().as_pin_mut().map_or(Poll::Pending, |end| end.poll(cx).map(|()| Err(Elapsed)))
+    })
+    .await
+}
+
+/// Heard even when the future beside it has used up its share of tokio's time.
+#[cfg(all(feature = "tokio", not(target_arch = "wasm32")))]
+fn timer(limit: Duration) -> Option<impl Future<Output = ()>> {
+    let is_running = tokio::runtime::Handle::try_current().is_ok();
+    is_running.then(|| tokio::task::unconstrained(tokio::time::sleep(limit)))
+}
+
+#[cfg(not(all(feature = "tokio", not(target_arch = "wasm32"))))]
+fn timer(_: Duration) -> Option<std::future::Pending<()>> {
+    None
 }
 
 #[cfg(test)]

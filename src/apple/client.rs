@@ -19,7 +19,7 @@ use crate::{
         transport::{self, ErasedTransport},
         wire::{self, Answer, Class, Question},
     },
-    clock::{Moment, within},
+    clock::{Instant, Moment, within},
     routing::Environment,
     token::DeviceToken,
     verifier::VerifyError,
@@ -55,35 +55,28 @@ impl Client {
         token: &DeviceToken,
         environment: Environment,
     ) -> Result<Option<Bytes>, VerifyError> {
-        let call = self.ask_in_time(question, token, environment);
-        within(self.total_timeout, call).await.unwrap_or_else(|_elapsed| {
-            Err(VerifyError::unavailable(NoAnswer {
-                reason: "no answer in time, that for a free slot included",
-                environment,
-                question,
-                source: None,
-            }))
-        })
-    }
-
-    async fn ask_in_time(
-        &self,
-        question: Question,
-        token: &DeviceToken,
-        environment: Environment,
-    ) -> Result<Option<Bytes>, VerifyError> {
-        let _slot = self.limit.acquire().await.map_err(|_full| {
-            VerifyError::unavailable("too many calls to Apple wait for a slot already")
-                .with_retry_after(Some(Duration::from_secs(1)))
-        })?;
+        let no_answer =
+            |reason, source| VerifyError::unavailable(NoAnswer { reason, environment, question, source });
+        let started = Instant::now();
+        let _slot = within(self.total_timeout, self.limit.acquire())
+            .await
+            .map_err(|_elapsed| no_answer(TOO_LATE, None))?
+            .map_err(|_full| {
+                VerifyError::unavailable("too many calls to Apple wait for a slot already")
+                    .with_retry_after(Some(Duration::from_secs(1)))
+            })?;
         let uri = self.endpoint(question, environment);
-        let mut provider_token = self.provider_token()?;
+        let mut now = Moment::now();
+        let mut provider_token = self.provider_token(now)?;
         let mut may_retry = self.retry;
         let mut may_renew = true;
         loop {
-            let request = question.request(uri.clone(), &provider_token, token, Moment::now());
-            let failure = match self.attempt(request).await {
-                Ok(response) => match wire::read(question, environment, &response, Moment::now()) {
+            let request = question.request(uri.clone(), &provider_token, token, now);
+            let left = self.total_timeout.saturating_sub(now.monotonic.saturating_duration_since(started));
+            let attempt = self.attempt(request, left).await;
+            now = Moment::now();
+            let failure = match attempt {
+                Ok(response) => match wire::read(question, environment, &response, now) {
                     Ok(body) => return Ok(Some(body)),
                     Err(answer) => Failure::Answer(answer),
                 },
@@ -95,13 +88,11 @@ impl Client {
             }
             let answer = match failure {
                 Failure::Answer(answer) => answer,
-                Failure::NoAnswer { reason, source } => {
-                    return Err(VerifyError::unavailable(NoAnswer { reason, environment, question, source }));
-                }
+                Failure::NoAnswer { reason, source } => return Err(no_answer(reason, source)),
             };
             if may_renew && answer.class == Class::RefusedProviderToken {
                 may_renew = false;
-                if let Some(other) = self.replace(&provider_token)? {
+                if let Some(other) = self.replace(&provider_token, now)? {
                     provider_token = other;
                     continue;
                 }
@@ -110,11 +101,17 @@ impl Client {
         }
     }
 
-    async fn attempt(&self, request: Request<Bytes>) -> Result<Response<Bytes>, Failure> {
-        let (reason, source) = match within(self.attempt_timeout, self.transport.send(request)).await {
-            Ok(Ok(response)) => return Ok(response),
-            Ok(Err(error)) => ("the transport failed", Some(error)),
-            Err(_elapsed) => ("no answer in the time for one attempt", None),
+    /// Sends the request and waits, for no longer than is `left` of the call's time.
+    async fn attempt(&self, request: Request<Bytes>, left: Duration) -> Result<Response<Bytes>, Failure> {
+        let (reason, source) = if left.is_zero() {
+            (TOO_LATE, None)
+        } else {
+            match within(self.attempt_timeout.min(left), self.transport.send(request)).await {
+                Ok(Ok(response)) => return Ok(response),
+                Ok(Err(error)) => ("the transport failed", Some(error)),
+                Err(_elapsed) if left < self.attempt_timeout => (TOO_LATE, None),
+                Err(_elapsed) => ("no answer in the time for one attempt", None),
+            }
         };
         Err(Failure::NoAnswer { reason, source })
     }
@@ -135,17 +132,16 @@ impl Client {
         self.credentials.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn provider_token(&self) -> Result<ProviderToken, VerifyError> {
-        self.credentials().provider_tokens().token(Moment::now()).map_err(VerifyError::misconfigured)
+    fn provider_token(&self, now: Moment) -> Result<ProviderToken, VerifyError> {
+        self.credentials().provider_tokens().token(now).map_err(VerifyError::misconfigured)
     }
 
-    fn replace(&self, refused: &ProviderToken) -> Result<Option<ProviderToken>, VerifyError> {
-        self.credentials()
-            .provider_tokens()
-            .replace(refused, Moment::now())
-            .map_err(VerifyError::misconfigured)
+    fn replace(&self, refused: &ProviderToken, now: Moment) -> Result<Option<ProviderToken>, VerifyError> {
+        self.credentials().provider_tokens().replace(refused, now).map_err(VerifyError::misconfigured)
     }
 }
+
+const TOO_LATE: &str = "no answer in time, that for a free slot included";
 
 /// Why one attempt brought nothing.
 enum Failure {
@@ -154,8 +150,8 @@ enum Failure {
 }
 
 impl Failure {
-    /// Only where asking again can do no harm and may help: nothing reached Apple, or a server in between
-    /// says that it is Apple's momentary absence.
+    /// Only where asking again can do no harm and may help: nothing reached Apple, or a server in
+    /// between says that it is Apple's momentary absence.
     fn is_worth_another_attempt(&self) -> bool {
         match self {
             Self::Answer(answer) => matches!(answer.status.as_u16(), 502..=504) && !answer.has_retry_after,
