@@ -110,8 +110,8 @@ impl AppleClientBuilder {
         self
     }
 
-    /// Whether a call is tried a second time, at once, when there was no connection, or on status 502, 503
-    /// or 504 without `Retry-After`. Default: `true`.
+    /// Whether a call is tried a second time, at once: when there was no connection, when an HTTP/2 server
+    /// turned the request away unread, or on status 502, 503 or 504 without `Retry-After`. Default: `true`.
     pub const fn retry(mut self, retry: bool) -> Self {
         self.retry = retry;
         self

@@ -150,13 +150,13 @@ enum Failure {
 }
 
 impl Failure {
-    /// Only where asking again can do no harm and may help: nothing reached Apple, or a server in
+    /// Only where asking again can do no harm and may help: Apple has not seen the request, or a server in
     /// between says that it is Apple's momentary absence.
     fn is_worth_another_attempt(&self) -> bool {
         match self {
             Self::Answer(answer) => matches!(answer.status.as_u16(), 502..=504) && !answer.has_retry_after,
             Self::NoAnswer { source, .. } => {
-                source.as_ref().is_some_and(|source| transport::is_connect(&**source))
+                source.as_ref().is_some_and(|source| transport::is_harmless(&**source))
             }
         }
     }

@@ -1,7 +1,7 @@
 //! The default transport.
 
 use std::{
-    collections::HashSet,
+    error::Error,
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
@@ -11,7 +11,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use http::{
-    Request, Response,
+    Request, Response, Uri,
     uri::{Authority, Scheme},
 };
 use reqwest::redirect::Policy;
@@ -26,12 +26,15 @@ use crate::apple::{builder::ClientError, transport::TransportError, wire::MAX_AN
 /// `http` never goes through one. It needs a tokio runtime with time and I/O. Answers over 4 KiB are an error,
 /// and are not read to their end. Cloning is cheap; clones share their connections.
 #[derive(Clone)]
-pub struct ReqwestTransport {
+pub struct ReqwestTransport(Arc<Shared>);
+
+struct Shared {
     https: reqwest::Client,
     /// Knows no proxy: `http` is for the loopback interface, and through `HTTP_PROXY` the provider token would
     /// leave the machine in the clear.
     http: reqwest::Client,
-    cold_start: Arc<ColdStart>,
+    cold_start: ColdStart,
+    urls: Urls,
 }
 
 /// Less than the default deadline of an attempt, so that a second one has time left.
@@ -66,6 +69,8 @@ impl ReqwestTransport {
             let builder = reqwest::Client::builder()
                 .connect_timeout(CONNECT_TIMEOUT)
                 .redirect(Policy::none())
+                // That is the client's to decide, and to count.
+                .retry(reqwest::retry::never().max_retries_per_request(0))
                 .referer(false)
                 .tcp_nodelay(true)
                 .tcp_keepalive(Duration::from_secs(30))
@@ -83,7 +88,7 @@ impl ReqwestTransport {
         };
         let https = builder().https_only(true).build().map_err(fail)?;
         let http = builder().no_proxy().build().map_err(fail)?;
-        Ok(Self { https, http, cold_start: Arc::default() })
+        Ok(Self(Arc::new(Shared { https, http, cold_start: ColdStart::default(), urls: Urls::default() })))
     }
 }
 
@@ -103,17 +108,17 @@ impl Service<Request<Bytes>> for ReqwestTransport {
     }
 
     fn call(&mut self, request: Request<Bytes>) -> Self::Future {
-        let is_https = request.uri().scheme() == Some(&Scheme::HTTPS);
-        let client = if is_https { self.https.clone() } else { self.http.clone() };
-        let cold_start = Arc::clone(&self.cold_start);
+        let shared = Arc::clone(&self.0);
         Box::pin(async move {
             // Outside of a runtime, tokio's sockets panic.
             if tokio::runtime::Handle::try_current().is_err() {
                 return Err(TransportError::other("the reqwest transport needs a tokio runtime"));
             }
+            let Shared { https, http, cold_start, urls } = &*shared;
+            let client = if request.uri().scheme() == Some(&Scheme::HTTPS) { https } else { http };
             let host = request.uri().authority().cloned();
             let first = cold_start.wait(host.as_ref()).await;
-            let answer = send(&client, request).await;
+            let answer = read(client.execute(urls.translate(request)?)).await;
             match &answer {
                 Ok(_) if first.is_some() => cold_start.warm(host),
                 Err(error) if error.is_connect() => cold_start.cool(host.as_ref()),
@@ -130,7 +135,7 @@ impl Service<Request<Bytes>> for ReqwestTransport {
 /// is up. A crowd that arrives before would open one each.
 #[derive(Default)]
 struct ColdStart {
-    warm: Mutex<HashSet<Authority>>,
+    warm: Mutex<Vec<Authority>>,
     one_by_one: async_lock::Mutex<()>,
 }
 
@@ -152,17 +157,62 @@ impl ColdStart {
     }
 
     fn cool(&self, host: Option<&Authority>) {
-        host.map(|host| self.hosts().remove(host));
+        self.hosts().retain(|warm| Some(warm) != host);
     }
 
-    fn hosts(&self) -> MutexGuard<'_, HashSet<Authority>> {
-        self.warm.lock().unwrap_or_else(PoisonError::into_inner)
+    /// So few that a list is the fastest.
+    fn hosts(&self) -> MutexGuard<'_, Vec<Authority>> {
+        lock(&self.warm)
     }
 }
 
-async fn send(client: &reqwest::Client, request: Request<Bytes>) -> Result<Response<Bytes>, TransportError> {
-    let request = reqwest::Request::try_from(request).map_err(failure)?;
-    let mut response = client.execute(request).await.map_err(failure)?;
+/// URLs as reqwest wants them. Parsing one takes as long as all else that is done for a request here, and
+/// there are only a few.
+#[derive(Default)]
+struct Urls(Mutex<Vec<(Uri, reqwest::Url)>>);
+
+impl Urls {
+    /// More than the endpoints of both environments.
+    const KEPT: usize = 8;
+
+    fn translate(&self, request: Request<Bytes>) -> Result<reqwest::Request, TransportError> {
+        let (head, body) = request.into_parts();
+        let mut translated = reqwest::Request::new(head.method, self.url(&head.uri)?);
+        *translated.version_mut() = head.version;
+        *translated.headers_mut() = head.headers;
+        *translated.body_mut() = Some(body.into());
+        Ok(translated)
+    }
+
+    fn url(&self, uri: &Uri) -> Result<reqwest::Url, TransportError> {
+        let mut kept = lock(&self.0);
+        if let Some((_, url)) = kept.iter().find(|(known, _)| is_same(known, uri)) {
+            return Ok(url.clone());
+        }
+        let url: reqwest::Url = uri.to_string().parse().map_err(TransportError::other)?;
+        if kept.len() < Self::KEPT {
+            kept.push((uri.clone(), url.clone()));
+        }
+        Ok(url)
+    }
+}
+
+/// Stricter than `==`, for which names of users that differ in case are the same.
+fn is_same(uri: &Uri, other: &Uri) -> bool {
+    uri.authority().map(Authority::as_str) == other.authority().map(Authority::as_str)
+        && uri.path_and_query() == other.path_and_query()
+        && uri.scheme() == other.scheme()
+}
+
+/// Nothing that runs under these locks can leave a list half changed.
+fn lock<T>(list: &Mutex<T>) -> MutexGuard<'_, T> {
+    list.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn read(
+    answer: impl Future<Output = Result<reqwest::Response, reqwest::Error>>,
+) -> Result<Response<Bytes>, TransportError> {
+    let mut response = answer.await.map_err(failure)?;
     let mut body = BytesMut::new();
     while let Some(chunk) = response.chunk().await.map_err(failure)? {
         if body.len() + chunk.len() > MAX_ANSWER_LENGTH {
@@ -179,7 +229,24 @@ async fn send(client: &reqwest::Client, request: Request<Bytes>) -> Result<Respo
 fn failure(error: reqwest::Error) -> TransportError {
     // The caller says what was asked of whom, in its own words.
     let error = error.without_url();
-    if error.is_connect() { TransportError::connect(error) } else { TransportError::other(error) }
+    if error.is_connect() {
+        TransportError::connect(error)
+    } else if is_turned_away(&error) {
+        TransportError::turned_away(error)
+    } else {
+        TransportError::other(error)
+    }
+}
+
+/// Two ways in which an HTTP/2 server says that it has not looked at a request (RFC 9113, section 8.7): the
+/// connection is being shut down, or the stream is refused.
+fn is_turned_away(error: &reqwest::Error) -> bool {
+    let mut causes = std::iter::successors(error.source(), |cause| (*cause).source());
+    causes.find_map(|cause| cause.downcast_ref::<h2::Error>()).is_some_and(|error| {
+        let by_shutdown = error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR);
+        let by_refusal = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+        error.is_remote() && (by_shutdown || by_refusal)
+    })
 }
 
 #[cfg(test)]

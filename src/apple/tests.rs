@@ -139,6 +139,14 @@ async fn attempts() {
             2,
             1,
         ),
+        (
+            "turned away, then genuine",
+            vec![|| Err(TransportError::turned_away("x")), || status(200, "")],
+            Ok(Genuine),
+            2,
+            1,
+        ),
+        ("turned away for good", vec![|| Err(TransportError::turned_away("x"))], Err(Unavailable), 2, 1),
         ("broken off", vec![|| Err(TransportError::other("x"))], Err(Unavailable), 1, 1),
         ("401, then genuine", vec![|| status(401, ""), || status(200, "")], Ok(Genuine), 2, 2),
         (

@@ -11,35 +11,57 @@ use crate::BoxError;
 
 /// A request did not get an answer.
 ///
-/// Transports of your own need not use it. It lets them say that a request cannot have reached Apple, and so
-/// may be sent again.
+/// Transports of your own need not use it. It lets them say that the server cannot have acted on a request, which
+/// then may be sent again.
 #[derive(Debug)]
 pub struct TransportError {
-    is_connect: bool,
+    kind: Kind,
     source: BoxError,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Connect,
+    TurnedAway,
+    Other,
 }
 
 impl TransportError {
     /// There was no connection: the request cannot have reached the server.
     pub fn connect(source: impl Into<BoxError>) -> Self {
-        Self { is_connect: true, source: source.into() }
+        Self { kind: Kind::Connect, source: source.into() }
     }
 
-    /// Any other failure: the request may have reached the server.
+    /// The server said that it has not looked at the request, as HTTP/2 lets it when it shuts a connection down.
+    pub fn turned_away(source: impl Into<BoxError>) -> Self {
+        Self { kind: Kind::TurnedAway, source: source.into() }
+    }
+
+    /// Any other failure: the server may have acted on the request.
     pub fn other(source: impl Into<BoxError>) -> Self {
-        Self { is_connect: false, source: source.into() }
+        Self { kind: Kind::Other, source: source.into() }
     }
 
     /// Whether there was no connection.
     #[must_use]
     pub const fn is_connect(&self) -> bool {
-        self.is_connect
+        matches!(self.kind, Kind::Connect)
+    }
+
+    /// Whether the server has not looked at the request.
+    #[must_use]
+    pub const fn is_turned_away(&self) -> bool {
+        matches!(self.kind, Kind::TurnedAway)
     }
 }
 
 impl fmt::Display for TransportError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.is_connect { "no connection to the server" } else { "no answer from the server" })
+        f.write_str(match self.kind {
+            Kind::Connect => "no connection to the server",
+            Kind::TurnedAway => "the server turned the request away unread",
+            Kind::Other => "no answer from the server",
+        })
     }
 }
 
@@ -49,14 +71,14 @@ impl Error for TransportError {
     }
 }
 
-/// Whether the error, or one of its causes, says that the request cannot have reached the server.
+/// Whether the error, or one of its causes, says that the server cannot have acted on the request.
 ///
 /// A connection that was reset or closed says nothing of the kind.
-pub(super) fn is_connect(error: &(dyn Error + 'static)) -> bool {
+pub(super) fn is_harmless(error: &(dyn Error + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
         if let Some(error) = error.downcast_ref::<TransportError>() {
-            return error.is_connect;
+            return error.kind != Kind::Other;
         }
         if let Some(error) = error.downcast_ref::<std::io::Error>() {
             let before_sending = matches!(
@@ -107,10 +129,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cannot_have_reached_the_server() {
+    fn what_the_server_cannot_have_acted_on() {
         let io = |kind: ErrorKind| Box::new(io::Error::from(kind)) as BoxError;
         let cases: &[(&str, BoxError, bool)] = &[
             ("our own, connect", TransportError::connect("x").into(), true),
+            ("our own, turned away", TransportError::turned_away("x").into(), true),
             ("our own, other", TransportError::other("x").into(), false),
             ("our own over another", TransportError::other(io(ErrorKind::ConnectionRefused)).into(), false),
             ("refused", io(ErrorKind::ConnectionRefused), true),
@@ -122,7 +145,7 @@ mod tests {
             ("wrapped", crate::VerifyError::unavailable(io(ErrorKind::ConnectionRefused)).into(), true),
         ];
         for (name, error, expected) in cases {
-            assert_eq!(is_connect(&**error), *expected, "{name}");
+            assert_eq!(is_harmless(&**error), *expected, "{name}");
         }
     }
 }

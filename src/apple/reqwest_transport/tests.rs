@@ -1,6 +1,6 @@
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
 };
 
 use super::*;
@@ -84,4 +84,84 @@ async fn prior_knowledge_speaks_http2_at_once() {
     let result = transport.call(Request::post(url).body(Bytes::new()).unwrap()).await;
     assert!(result.is_err());
     assert_eq!(&preface.await.unwrap(), b"PRI * HTTP/2.0");
+}
+
+#[tokio::test]
+async fn what_an_http2_server_turns_away_is_told_apart() {
+    type Refusal = fn(h2::server::SendResponse<Bytes>, &mut h2::server::Connection<TcpStream, Bytes>);
+    let cases: &[(&str, bool, Refusal)] = &[
+        ("a refused stream", true, |mut respond, _| respond.send_reset(h2::Reason::REFUSED_STREAM)),
+        ("a stream that was begun", false, |mut respond, _| respond.send_reset(h2::Reason::INTERNAL_ERROR)),
+        ("a shutdown that comes after it", false, |_, connection| {
+            connection.abrupt_shutdown(h2::Reason::NO_ERROR);
+        }),
+        ("a connection that breaks", false, |_, connection| {
+            connection.abrupt_shutdown(h2::Reason::INTERNAL_ERROR);
+        }),
+    ];
+    for (name, expected, refuse) in cases {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        let refuse = *refuse;
+        let server = tokio::spawn(async move {
+            let (socket, _) = listener.accept().await.unwrap();
+            let mut connection = h2::server::handshake(socket).await.unwrap();
+            let mut requests = 0;
+            while let Some(Ok((_, respond))) = connection.accept().await {
+                requests += 1;
+                refuse(respond, &mut connection);
+            }
+            requests
+        });
+        let mut transport = ReqwestTransport::http2_prior_knowledge().unwrap();
+        let error = transport.call(Request::post(url).body(Bytes::new()).unwrap()).await.unwrap_err();
+        assert_eq!((error.is_turned_away(), error.is_connect()), (*expected, false), "{name}: {error:?}");
+        drop(transport);
+        assert_eq!(server.await.unwrap(), 1, "{name}: sending it again is the client's to decide");
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_comes_after_an_http2_shutdown_is_turned_away() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        let (mut socket, _) = listener.accept().await.unwrap();
+        socket.read_exact(&mut [0; 24]).await.unwrap();
+        loop {
+            let mut head = [0; 9];
+            socket.read_exact(&mut head).await.unwrap();
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+            socket.read_exact(&mut vec![0; length as usize]).await.unwrap();
+            let is_headers = head[3] == 1;
+            if is_headers {
+                break;
+            }
+        }
+        let settings = b"\0\0\0\x04\0\0\0\0\0";
+        let goaway_from_the_first_stream_on = b"\0\0\x08\x07\0\0\0\0\0\0\0\0\0\0\0\0\0";
+        socket.write_all(&[&settings[..], goaway_from_the_first_stream_on].concat()).await.unwrap();
+        let _ = socket.read_to_end(&mut Vec::new()).await;
+    });
+    let mut transport = ReqwestTransport::http2_prior_knowledge().unwrap();
+    let error = transport.call(Request::post(url).body(Bytes::new()).unwrap()).await.unwrap_err();
+    assert!(error.is_turned_away(), "{error:?}");
+}
+
+#[test]
+fn urls_are_what_the_request_says() {
+    let urls = Urls::default();
+    let texts: Vec<String> = (0..2 * Urls::KEPT).map(|n| format!("https://host/{n}?q")).collect();
+    for _ in 0..2 {
+        for text in &texts {
+            assert_eq!(urls.url(&text.parse().unwrap()).unwrap().as_str(), text);
+        }
+    }
+    assert_eq!(lock(&urls.0).len(), Urls::KEPT);
+
+    let urls = Urls::default();
+    for text in ["https://Name@host/", "https://name@host/", "https://name@host/A", "http://name@host/"] {
+        assert_eq!(urls.url(&text.parse().unwrap()).unwrap().as_str(), text);
+    }
+    assert!(urls.url(&Uri::from_static("/v1")).is_err(), "no host");
 }
