@@ -1,10 +1,10 @@
 //! The slow path: everything that is asked about a token that this process does not remember.
 
-use std::{sync::Arc, time::Duration};
+use std::{mem, sync::Arc, time::Duration};
 
 use crate::{
-    cache::{CacheError, CachedVerdict, Lease, VerdictKey},
-    clock::{Instant, Moment, SystemTime, Waited, within},
+    cache::{CacheError, CachedVerdict, Lease, Memo, VerdictKey},
+    clock::{Instant, Moment, SystemTime, within},
     erased::ErasedReplayGuard,
     layer::{Gate, Memory},
     owner::Owner,
@@ -19,6 +19,8 @@ use crate::{
 /// A well-formed token that nothing is known about yet.
 pub(crate) struct Inquiry {
     pub(crate) token: DeviceToken,
+    /// Of the token's key in the first environment of the route.
+    pub(crate) memo: Memo,
     pub(crate) route: Route,
     pub(crate) started: Instant,
     /// By what a repetition of the request is known, where one is let through.
@@ -68,28 +70,26 @@ impl From<CachedVerdict> for Answer {
 type Outcome = (Result<VerifiedDevice, Rejection>, Environment, Option<VerifyError>);
 
 /// Decides about a token that this process does not remember.
-pub(crate) async fn resolve(gate: Arc<Gate>, inquiry: Inquiry) -> Decision {
-    let Inquiry { token, route, started, retry } = inquiry;
-    let digest = token.digest();
+pub(crate) async fn resolve(gate: Arc<Gate>, mut inquiry: Inquiry) -> Decision {
+    let digest = inquiry.token.digest();
     let (outcome, environment, error) = match &gate.config.memory {
-        Memory::SingleUse(guard) => {
-            let claim = Claim::new(Owner::random()).with(retry);
-            spend(&gate, guard, token, digest, route, &claim).await
-        }
-        Memory::Cache(_) | Memory::Nothing => check(&gate, token, digest, route).await,
+        // Boxed, so that it does not make all other checks larger.
+        Memory::SingleUse(guard) => Box::pin(spend(&gate, guard, &mut inquiry, digest)).await,
+        Memory::Cache(_) | Memory::Nothing => check(&gate, &mut inquiry, digest).await,
     };
-    Decision { outcome, environment, digest: Some(digest), error, started }
+    Decision { outcome, environment, digest: Some(digest), error, started: inquiry.started }
 }
 
 /// Asks one environment after the other until one accepts the token. Only a refusal leads to the next one.
-async fn check(gate: &Arc<Gate>, token: DeviceToken, digest: TokenDigest, route: Route) -> Outcome {
+async fn check(gate: &Arc<Gate>, inquiry: &mut Inquiry, digest: TokenDigest) -> Outcome {
+    let Inquiry { token, memo, route, .. } = inquiry;
     let mut last = Environment::Production;
     for &environment in route.environments() {
         last = environment;
-        match answer(gate, &token, digest, environment).await {
+        match answer(gate, token, digest, environment, mem::take(memo)).await {
             Ok(Answer { verdict: Verdict::Refused, .. }) => {}
             Ok(Answer { verdict: Verdict::Genuine, evidence, checked_at }) => {
-                let device = VerifiedDevice::new(token, digest, environment, evidence, checked_at);
+                let device = VerifiedDevice::new(token.clone(), digest, environment, evidence, checked_at);
                 return (Ok(device), environment, None);
             }
             Err(error) => return (Err(Rejection::from(&error)), environment, Some(error)),
@@ -102,12 +102,11 @@ async fn check(gate: &Arc<Gate>, token: DeviceToken, digest: TokenDigest, route:
 async fn spend(
     gate: &Arc<Gate>,
     guard: &Arc<dyn ErasedReplayGuard>,
-    token: DeviceToken,
+    inquiry: &mut Inquiry,
     digest: TokenDigest,
-    route: Route,
-    claim: &Claim,
 ) -> Outcome {
-    let first = route.environments().first().copied().unwrap_or(Environment::Production);
+    let claim = &Claim::new(Owner::random()).with(inquiry.retry.take());
+    let first = inquiry.route.environments().first().copied().unwrap_or(Environment::Production);
     let key = ReplayKey::new(gate.config.verifier.scope(), digest);
     let unavailable = |error, environment| {
         let error = VerifyError::unavailable(error);
@@ -123,7 +122,7 @@ async fn spend(
         }
         Err(error) => return unavailable(error, first),
     }
-    let (outcome, environment, error) = check(gate, token, digest, route).await;
+    let (outcome, environment, error) = check(gate, inquiry, digest).await;
     let outcome = match outcome {
         Ok(device) => match in_time(guard.confirm(&key, claim)).await {
             Ok(Reservation::Reserved) => Ok(device),
@@ -162,53 +161,46 @@ impl Drop for Held<'_> {
     }
 }
 
-/// The cache's answer, or the one that all requests with this token wait for together.
+/// The answer that all requests with this token wait for together.
 async fn answer(
     gate: &Arc<Gate>,
     token: &DeviceToken,
     digest: TokenDigest,
     environment: Environment,
+    memo: Memo,
 ) -> Result<Answer, VerifyError> {
-    let mut waited = Waited::none();
-    if let Memory::Cache(cache) = &gate.config.memory {
-        let scope = gate.config.verifier.scope();
-        let key = VerdictKey::new(scope, environment, token).with_digest(digest);
-        let found = within(CACHE_DEADLINE, cache.get(&key)).await;
-        match found.unwrap_or_else(|_elapsed| Err(too_late())) {
-            Ok(Some(cached)) if gate.config.is_fresh(&cached) => return Ok(cached.into()),
-            Ok(_) => {}
-            Err(error) => gate.config.observer.cache_error(&error),
-        }
-        waited = key.waited().clone();
-    }
-    let ask = ask(Arc::clone(gate), token.clone(), digest, environment, waited);
-    match gate.flights.run((environment, digest), ask).await {
+    let flight = {
+        let ask = ask(Arc::clone(gate), token.clone(), digest, environment, memo);
+        gate.flights.run((environment, digest), ask)
+    };
+    match flight.await {
         Ok(answer) => answer,
         Err(_panicked) => Err(VerifyError::unavailable("the check panicked")),
     }
 }
 
-/// Asks the verifier, and remembers its verdict.
+/// Asks the cache, then the verifier, and remembers its verdict.
 async fn ask(
     gate: Arc<Gate>,
     token: DeviceToken,
     digest: TokenDigest,
     environment: Environment,
-    waited: Waited,
+    memo: Memo,
 ) -> Result<Answer, VerifyError> {
     let config = &gate.config;
     let scope = config.verifier.scope();
-    let key = VerdictKey::new(scope, environment, &token).with_digest(digest).with_waited(waited);
+    let key = VerdictKey::new(scope, environment, &token).with_memo(memo.with_digest(digest));
     let Memory::Cache(cache) = &config.memory else {
         let checked_at = SystemTime::now();
         let verdict = config.verifier.verify(&token, environment).await?;
         return Ok(Answer { verdict, evidence: Evidence::Apple, checked_at });
     };
-    // Another request may have asked and finished since this one last looked.
-    if let Some(cached) = cache.peek(&key)
-        && config.is_fresh(&cached)
-    {
-        return Ok(cached.into());
+    // The process's own memory too: another request may have asked and finished since this one looked there.
+    let found = within(CACHE_DEADLINE, cache.get(&key)).await;
+    match found.unwrap_or_else(|_elapsed| Err(too_late())) {
+        Ok(Some(cached)) if config.is_fresh(&cached) => return Ok(cached.into()),
+        Ok(_) => {}
+        Err(error) => config.observer.cache_error(&error),
     }
     let lease = cache.lease(&key).await;
     if let Lease::Known(cached) = lease

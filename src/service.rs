@@ -13,7 +13,7 @@ use tower_service::Service;
 
 use crate::{
     body::ResponseBody,
-    cache::{CachedVerdict, VerdictKey},
+    cache::{CachedVerdict, Memo, VerdictKey},
     clock::{Instant, SystemTime},
     future::{Admission, Decide, ResponseFuture},
     layer::{Enforcement, Gate, Memory},
@@ -83,7 +83,7 @@ where
 /// What can be said about a credential without waiting.
 enum Judgement {
     Known(Result<VerifiedDevice, Rejection>, TokenDigest),
-    Unknown(DeviceToken),
+    Unknown(DeviceToken, Memo),
 }
 
 /// What a request has to show.
@@ -111,8 +111,9 @@ impl Gate {
             }
             None => return Err(Rejection::MissingToken),
         };
-        let Some((cached, environment)) = self.peek(candidate.unpadded()?, route) else {
-            return Ok(Judgement::Unknown(candidate.try_into()?));
+        let (cached, environment) = match self.peek(candidate.unpadded()?, route) {
+            Ok(found) => found,
+            Err(memo) => return Ok(Judgement::Unknown(candidate.try_into()?, memo)),
         };
         let outcome = match cached.verdict() {
             Verdict::Refused => Err(Rejection::RefusedToken),
@@ -172,20 +173,24 @@ impl Gate {
     }
 
     /// What this process remembers of a token: that one environment accepted it, or that all refused it.
-    fn peek(&self, text: &[u8], route: Route) -> Option<(CachedVerdict, Environment)> {
-        let Memory::Cache(cache) = &self.config.memory else { return None };
+    /// Otherwise, the memo of its key in the first environment.
+    fn peek(&self, text: &[u8], route: Route) -> Result<(CachedVerdict, Environment), Memo> {
+        let Memory::Cache(cache) = &self.config.memory else { return Err(Memo::default()) };
         let scope = self.config.verifier.scope();
+        let mut first = None;
         let mut refused = None;
         let mut unknown = false;
         for &environment in route.environments() {
-            let found = cache.peek(&VerdictKey::of_text(scope, environment, text));
+            let key = VerdictKey::of_text(scope, environment, text);
+            let found = cache.peek(&key);
             match found.filter(|cached| self.config.is_fresh(cached)) {
-                Some(cached) if cached.verdict() == Verdict::Genuine => return Some((cached, environment)),
+                Some(cached) if cached.verdict() == Verdict::Genuine => return Ok((cached, environment)),
                 Some(cached) => refused = Some((cached, environment)),
                 None => unknown = true,
             }
+            first.get_or_insert_with(|| key.into_memo());
         }
-        refused.filter(|_| !unknown)
+        refused.filter(|_| !unknown).ok_or_else(|| first.unwrap_or_default())
     }
 }
 
@@ -209,8 +214,8 @@ impl Decide for Gate {
         };
         let started = Instant::now();
         let (outcome, digest) = match self.judge(head, route, environment) {
-            Ok(Judgement::Unknown(token)) => {
-                return Admission::Unknown(Inquiry { token, route, started, retry: self.retry(head) });
+            Ok(Judgement::Unknown(token, memo)) => {
+                return Admission::Unknown(Inquiry { token, memo, route, started, retry: self.retry(head) });
             }
             Ok(Judgement::Known(outcome, digest)) => (outcome, Some(digest)),
             Err(rejection) => (Err(rejection), None),

@@ -1,7 +1,7 @@
 //! One run of a computation for all who want its result at the same time.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     hash::Hash,
     panic::AssertUnwindSafe,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -21,7 +21,7 @@ pub(crate) struct SingleFlight<K: Eq + Hash, T: Clone> {
     flights: Arc<Flights<K, T>>,
 }
 
-type Flight<T> = BoxFuture<'static, Result<T, Panicked>>;
+pub(crate) type Flight<T> = BoxFuture<'static, Result<T, Panicked>>;
 type Flights<K, T> = Mutex<Map<K, T>>;
 
 struct Map<K, T: Clone> {
@@ -42,37 +42,32 @@ where
         Self { flights: Arc::new(Mutex::new(Map { by_key: HashMap::new(), next_id: 0 })) }
     }
 
-    /// Waits for the computation of `key` that is under way, or starts `compute`.
-    pub(crate) async fn run<F>(&self, key: K, compute: F) -> Result<T, Panicked>
-    where
-        F: Future<Output = T> + Send + 'static,
-    {
-        // On wasm a request must not await what another request drives, so each runs its own.
-        if cfg!(target_arch = "wasm32") {
-            return Ok(compute.await);
-        }
-        self.join(key, compute).await
-    }
-
-    fn join<F>(&self, key: K, compute: F) -> Shared<Flight<T>>
+    /// The computation of `key` that is under way, or a new one.
+    ///
+    /// On wasm always a new one: there, a request must not await what another request drives.
+    pub(crate) fn run<F>(&self, key: K, compute: F) -> Shared<Flight<T>>
     where
         F: Future<Output = T> + Send + 'static,
     {
         let mut map = lock(&self.flights);
-        if let Some(flight) = map.by_key.get(&key).and_then(|(_, flight)| flight.upgrade()) {
+        let Map { by_key, next_id } = &mut *map;
+        let place = by_key.entry(key.clone());
+        if cfg!(not(target_arch = "wasm32"))
+            && let Entry::Occupied(place) = &place
+            && let Some(flight) = place.get().1.upgrade()
+        {
             return flight;
         }
-        let id = map.next_id;
-        map.next_id += 1;
-        let slot = Slot { flights: Arc::clone(&self.flights), key: key.clone(), id };
-        let flight = async move {
-            let result = AssertUnwindSafe(compute).catch_unwind().await.map_err(|_| Panicked);
+        let id = *next_id;
+        *next_id += 1;
+        let slot = Slot { flights: Arc::clone(&self.flights), key, id };
+        let flight = AssertUnwindSafe(compute).catch_unwind().map(move |result| {
             drop(slot);
-            result
-        };
+            result.map_err(|_| Panicked)
+        });
         let flight = flight.boxed().shared();
         if let Some(weak) = flight.downgrade() {
-            map.by_key.insert(key, (id, weak));
+            place.insert_entry((id, weak));
         }
         flight
     }
@@ -84,17 +79,19 @@ where
 }
 
 /// A key's place in the map, given up on drop, unless a later computation of the same key has taken it.
-struct Slot<K: Eq + Hash, T: Clone> {
+struct Slot<K: Clone + Eq + Hash, T: Clone> {
     flights: Arc<Flights<K, T>>,
     key: K,
     id: u64,
 }
 
-impl<K: Eq + Hash, T: Clone> Drop for Slot<K, T> {
+impl<K: Clone + Eq + Hash, T: Clone> Drop for Slot<K, T> {
     fn drop(&mut self) {
         let mut map = lock(&self.flights);
-        if map.by_key.get(&self.key).is_some_and(|(id, _)| *id == self.id) {
-            map.by_key.remove(&self.key);
+        if let Entry::Occupied(place) = map.by_key.entry(self.key.clone())
+            && place.get().0 == self.id
+        {
+            place.remove();
         }
     }
 }

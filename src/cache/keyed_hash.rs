@@ -12,14 +12,21 @@
 //!   shown to anyone; for a tag that is sent to others it would not be.
 //! * POLYVAL (RFC 8452) elsewhere, at a good third of the cost of SHA-256.
 
-use std::fmt;
+use std::{
+    fmt,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use crate::{cache::VerdictKey, routing::Environment};
 
 /// The secret of one process under which [`VerdictKey::keyed_hash`] hashes. Its hashes must not leave the
 /// process.
 #[derive(Clone)]
-pub struct HashSecret(backend::Secret);
+pub struct HashSecret {
+    secret: backend::Secret,
+    /// Tells it from the others of this process.
+    id: u64,
+}
 
 impl HashSecret {
     /// A new secret from the operating system.
@@ -32,7 +39,8 @@ impl HashSecret {
         let mut key = [0; 16];
         #[allow(clippy::expect_used, reason = "see Panics")]
         getrandom::fill(&mut key).expect("the operating system gives random bytes");
-        Self(backend::secret(key))
+        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+        Self { secret: backend::secret(key), id: NEXT_ID.fetch_add(1, Ordering::Relaxed) }
     }
 }
 
@@ -58,11 +66,17 @@ impl VerdictKey<'_> {
     /// everything that leaves the process.
     #[must_use]
     pub fn keyed_hash(&self, secret: &HashSecret) -> u128 {
-        let environment = match self.environment {
-            Environment::Production => 0,
-            Environment::Development => 1,
+        let hash = || {
+            let environment = match self.environment {
+                Environment::Production => 0,
+                Environment::Development => 1,
+            };
+            backend::hash(&secret.secret, self.text, self.scope.as_bytes(), environment)
         };
-        backend::hash(&secret.0, self.text, self.scope.as_bytes(), environment)
+        match *self.memo.keyed_hash.get_or_init(|| (secret.id, hash())) {
+            (id, known) if id == secret.id => known,
+            _ => hash(),
+        }
     }
 }
 
@@ -151,6 +165,19 @@ mod tests {
         }
         let key = VerdictKey::of_text("A", Environment::Production, b"A");
         assert_ne!(key.keyed_hash(&secret), key.keyed_hash(&HashSecret::random()));
+    }
+
+    #[test]
+    fn a_key_has_a_hash_under_each_secret() {
+        let (one, other) = (HashSecret::random(), HashSecret::random());
+        let key = || VerdictKey::of_text("T", Environment::Production, b"AgAA");
+        let used = key();
+        let hashes = [used.keyed_hash(&one), used.keyed_hash(&other), used.keyed_hash(&one.clone())];
+        assert_eq!(hashes, [key().keyed_hash(&one), key().keyed_hash(&other), key().keyed_hash(&one)]);
+        assert_ne!(hashes[0], hashes[1]);
+
+        let next = key().with_memo(used.into_memo());
+        assert_eq!([next.keyed_hash(&other), next.keyed_hash(&one)], [hashes[1], hashes[0]]);
     }
 
     #[test]

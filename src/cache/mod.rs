@@ -18,7 +18,7 @@ pub use self::tiered::Tiered;
 pub use self::{keyed_hash::HashSecret, memory::MemoryCache};
 use crate::{
     BoxError,
-    clock::{SystemTime, Waited},
+    clock::SystemTime,
     owner::Owner,
     routing::Environment,
     token::{DeviceToken, TokenDigest},
@@ -75,6 +75,8 @@ pub trait VerdictCache: Send + Sync + 'static {
     }
 
     /// Looks everywhere. The answer says how much of the verdict's time to live is left.
+    ///
+    /// Called once for all concurrent requests of a process with the same token.
     ///
     /// # Errors
     ///
@@ -167,10 +169,25 @@ pub struct VerdictKey<'a> {
     scope: &'a str,
     environment: Environment,
     text: &'a [u8],
-    digest: OnceLock<TokenDigest>,
-    /// How long this request has waited for a shared cache.
-    #[cfg_attr(not(feature = "redis"), allow(dead_code))]
-    waited: Waited,
+    memo: Memo,
+}
+
+/// What was found out while one request used a key, for its later keys of the same token and environment.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Memo {
+    pub(crate) digest: OnceLock<TokenDigest>,
+    /// The keyed hash, and under which secret it is that.
+    #[cfg(feature = "memory-cache")]
+    pub(crate) keyed_hash: OnceLock<(u64, u128)>,
+    /// How long the request has waited for a shared cache.
+    #[cfg(feature = "redis")]
+    pub(crate) waited: crate::clock::Waited,
+}
+
+impl Memo {
+    pub(crate) fn with_digest(self, digest: TokenDigest) -> Self {
+        Self { digest: digest.into(), ..self }
+    }
 }
 
 impl<'a> VerdictKey<'a> {
@@ -180,24 +197,18 @@ impl<'a> VerdictKey<'a> {
         Self::of_text(scope, environment, token.as_bytes())
     }
 
-    pub(crate) const fn of_text(scope: &'a str, environment: Environment, text: &'a [u8]) -> Self {
-        Self { scope, environment, text, digest: OnceLock::new(), waited: Waited::none() }
+    pub(crate) fn of_text(scope: &'a str, environment: Environment, text: &'a [u8]) -> Self {
+        Self { scope, environment, text, memo: Memo::default() }
     }
 
-    /// The same key, with the digest that is known already.
-    pub(crate) fn with_digest(mut self, digest: TokenDigest) -> Self {
-        self.digest = digest.into();
+    /// The same key, with what is known about it already.
+    pub(crate) fn with_memo(mut self, memo: Memo) -> Self {
+        self.memo = memo;
         self
     }
 
-    /// The same key, later in the same request.
-    pub(crate) fn with_waited(mut self, waited: Waited) -> Self {
-        self.waited = waited;
-        self
-    }
-
-    pub(crate) const fn waited(&self) -> &Waited {
-        &self.waited
+    pub(crate) fn into_memo(self) -> Memo {
+        self.memo
     }
 
     /// Whose verdict it is: [`DeviceVerifier::scope`](crate::DeviceVerifier::scope).
@@ -215,7 +226,7 @@ impl<'a> VerdictKey<'a> {
     /// The token's SHA-256, computed when it is first asked for.
     #[must_use]
     pub fn digest(&self) -> TokenDigest {
-        *self.digest.get_or_init(|| TokenDigest::of(self.text))
+        *self.memo.digest.get_or_init(|| TokenDigest::of(self.text))
     }
 }
 

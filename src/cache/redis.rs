@@ -203,7 +203,7 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> VerdictCache for RedisCa
         command.arg(self.verdict_name(key)).arg(0).arg(Value::LENGTH);
         let answer = self
             .link
-            .run(Kind::Read, key.waited(), async move { command.query_async(&mut connection).await });
+            .run(Kind::Read, &key.memo.waited, async move { command.query_async(&mut connection).await });
         let value: Vec<u8> = answer.await.map_err(reported)?;
         self.open(key, &value).map_err(reported)
     }
@@ -225,7 +225,7 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> VerdictCache for RedisCa
         command.arg("PX").arg(time_to_live);
         let answer = self
             .link
-            .run_on(Kind::Write, key.waited(), async move { command.query_async(&mut connection).await });
+            .run_on(Kind::Write, &key.memo.waited, async move { command.query_async(&mut connection).await });
         answer.await.map_err(reported)
     }
 
@@ -264,7 +264,7 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> VerdictCache for RedisCa
         command.arg(RELEASE).arg(1).arg(self.lease_name(key)).arg(owner.to_string());
         let answer = self
             .link
-            .run_on(Kind::Write, key.waited(), async move { command.query_async(&mut connection).await });
+            .run_on(Kind::Write, &key.memo.waited, async move { command.query_async(&mut connection).await });
         // A lease that is not given back ends by itself.
         let _: Result<u8, LinkError> = answer.await;
     }

@@ -417,6 +417,39 @@ async fn tiers_are_searched_from_near_to_far_and_filled_on_the_way_back() {
     assert_eq!((near.genuine_len(), apple.calls()), (1, 1));
 }
 
+#[tokio::test(start_paused = true)]
+async fn requests_with_one_token_ask_a_far_cache_together() {
+    let apple = Apple::new();
+    let token = apple.genuine();
+    let far = Arc::new(MemoryCache::new());
+    let gets = Counter::default();
+    let counted = Counted { cache: FarOnly(Arc::clone(&far)), gets: gets.clone() };
+    let app = App::new(&apple.layer().with_cache(counted));
+    for round in 1..=2 {
+        let all = join_all((0..100).map(|_| app.status(&token))).await;
+        assert!(all.iter().all(|status| *status == StatusCode::OK));
+        assert_eq!((gets.get(), apple.calls()), (round, 1));
+    }
+}
+
+/// Takes a while, and counts how often it is asked.
+struct Counted {
+    cache: FarOnly,
+    gets: Counter,
+}
+
+impl VerdictCache for Counted {
+    async fn get(&self, key: &VerdictKey<'_>) -> Result<Option<CachedVerdict>, CacheError> {
+        self.gets.add();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        self.cache.get(key).await
+    }
+
+    async fn put(&self, key: &VerdictKey<'_>, verdict: CachedVerdict) -> Result<(), CacheError> {
+        self.cache.put(key, verdict).await
+    }
+}
+
 /// A cache in another process: nothing to be seen of it without waiting.
 struct FarOnly(Arc<MemoryCache>);
 
