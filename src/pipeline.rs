@@ -71,7 +71,8 @@ type Outcome = (Result<VerifiedDevice, Rejection>, Environment, Option<VerifyErr
 
 /// Decides about a token that this process does not remember.
 pub(crate) async fn resolve(gate: Arc<Gate>, mut inquiry: Inquiry) -> Decision {
-    let digest = inquiry.token.digest();
+    // The cache may have asked for it already.
+    let digest = *inquiry.memo.digest.get_or_init(|| inquiry.token.digest());
     let (outcome, environment, error) = match &gate.config.memory {
         // Boxed, so that it does not make all other checks larger.
         Memory::SingleUse(guard) => Box::pin(spend(&gate, guard, &mut inquiry, digest)).await,

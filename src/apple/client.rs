@@ -3,7 +3,7 @@
 use std::{
     error::Error,
     fmt,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
     time::Duration,
 };
 
@@ -19,7 +19,7 @@ use crate::{
         transport::{self, ErasedTransport},
         wire::{self, Answer, Class, Question},
     },
-    clock::{Instant, Moment, within},
+    clock::{Instant, Moment, SystemTime, within},
     routing::Environment,
     token::DeviceToken,
     verifier::VerifyError,
@@ -66,17 +66,19 @@ impl Client {
                     .with_retry_after(Some(Duration::from_secs(1)))
             })?;
         let uri = self.endpoint(question, environment);
-        let mut now = Moment::now();
-        let mut provider_token = self.provider_token(now)?;
+        let mut renewed = None;
         let mut may_retry = self.retry;
         let mut may_renew = true;
         loop {
+            let now = Moment::now();
+            let provider_token = match renewed.take() {
+                Some(provider_token) => provider_token,
+                None => self.provider_token(now)?,
+            };
             let request = question.request(uri.clone(), &provider_token, token, now);
             let left = self.total_timeout.saturating_sub(now.monotonic.saturating_duration_since(started));
-            let attempt = self.attempt(request, left).await;
-            now = Moment::now();
-            let failure = match attempt {
-                Ok(response) => match wire::read(question, environment, &response, now) {
+            let failure = match self.attempt(request, left).await {
+                Ok(response) => match wire::read(question, environment, &response, SystemTime::now) {
                     Ok(body) => return Ok(Some(body)),
                     Err(answer) => Failure::Answer(answer),
                 },
@@ -92,8 +94,8 @@ impl Client {
             };
             if may_renew && answer.class == Class::RefusedProviderToken {
                 may_renew = false;
-                if let Some(other) = self.replace(&provider_token, now)? {
-                    provider_token = other;
+                renewed = self.replace(&provider_token, Moment::now())?;
+                if renewed.is_some() {
                     continue;
                 }
             }
@@ -128,8 +130,8 @@ impl Client {
         }
     }
 
-    pub(super) fn credentials(&self) -> Credentials {
-        self.credentials.read().unwrap_or_else(PoisonError::into_inner).clone()
+    pub(super) fn credentials(&self) -> RwLockReadGuard<'_, Credentials> {
+        self.credentials.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn provider_token(&self, now: Moment) -> Result<ProviderToken, VerifyError> {

@@ -185,7 +185,7 @@ impl fmt::Debug for AppleClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let client = &self.client;
         f.debug_struct("AppleClient")
-            .field("credentials", &client.credentials())
+            .field("credentials", &*client.credentials())
             .field("production", &client.production.validate)
             .field("development", &client.development.validate)
             .field("attempt_timeout", &client.attempt_timeout)

@@ -3,7 +3,10 @@
 use std::{
     error::Error,
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -33,8 +36,9 @@ struct Shared {
     /// Knows no proxy: `http` is for the loopback interface, and through `HTTP_PROXY` the provider token would
     /// leave the machine in the clear.
     http: reqwest::Client,
-    cold_start: ColdStart,
-    urls: Urls,
+    endpoints: Endpoints,
+    /// Held by a request that finds out how its server is to be talked to.
+    first: async_lock::Mutex<()>,
 }
 
 /// Less than the default deadline of an attempt, so that a second one has time left.
@@ -88,7 +92,12 @@ impl ReqwestTransport {
         };
         let https = builder().https_only(true).build().map_err(fail)?;
         let http = builder().no_proxy().build().map_err(fail)?;
-        Ok(Self(Arc::new(Shared { https, http, cold_start: ColdStart::default(), urls: Urls::default() })))
+        Ok(Self(Arc::new(Shared {
+            https,
+            http,
+            endpoints: Endpoints::default(),
+            first: async_lock::Mutex::default(),
+        })))
     }
 }
 
@@ -114,14 +123,19 @@ impl Service<Request<Bytes>> for ReqwestTransport {
             if tokio::runtime::Handle::try_current().is_err() {
                 return Err(TransportError::other("the reqwest transport needs a tokio runtime"));
             }
-            let Shared { https, http, cold_start, urls } = &*shared;
+            let Shared { https, http, endpoints, first } = &*shared;
             let client = if request.uri().scheme() == Some(&Scheme::HTTPS) { https } else { http };
-            let host = request.uri().authority().cloned();
-            let first = cold_start.wait(host.as_ref()).await;
-            let answer = read(client.execute(urls.translate(request)?)).await;
+            let endpoint = endpoints.get(request.uri())?;
+            // That a server speaks HTTP/2, on which all requests share a connection, is known when the first
+            // connection is up. A crowd that arrives before would open one each.
+            let mut turn = None;
+            if endpoint.is_cold() {
+                turn = Some(first.lock().await).filter(|_| endpoint.is_cold());
+            }
+            let answer = read(client.execute(endpoint.request(request))).await;
             match &answer {
-                Ok(_) if first.is_some() => cold_start.warm(host),
-                Err(error) if error.is_connect() => cold_start.cool(host.as_ref()),
+                Ok(_) if turn.is_some() => endpoint.set_cold(false),
+                Err(error) if error.is_connect() => endpoint.set_cold(true),
                 _ => {}
             }
             answer
@@ -129,71 +143,35 @@ impl Service<Request<Bytes>> for ReqwestTransport {
     }
 }
 
-/// Lets one request through to a host that has not answered yet, and the others after its answer.
-///
-/// That a server speaks HTTP/2, on which all requests share a connection, is known when the first connection
-/// is up. A crowd that arrives before would open one each.
+/// The endpoints that were asked.
 #[derive(Default)]
-struct ColdStart {
-    warm: Mutex<Vec<Authority>>,
-    one_by_one: async_lock::Mutex<()>,
+struct Endpoints(Mutex<Vec<Arc<Endpoint>>>);
+
+struct Endpoint {
+    uri: Uri,
+    /// As reqwest wants it. Parsing it takes as long as all else that is done for a request here.
+    url: reqwest::Url,
+    /// No request has been answered yet, or the last one found no connection.
+    cold: AtomicBool,
 }
 
-impl ColdStart {
-    async fn wait(&self, host: Option<&Authority>) -> Option<async_lock::MutexGuard<'_, ()>> {
-        if self.is_warm(host) {
-            return None;
-        }
-        let turn = self.one_by_one.lock().await;
-        (!self.is_warm(host)).then_some(turn)
-    }
-
-    fn is_warm(&self, host: Option<&Authority>) -> bool {
-        host.is_none_or(|host| self.hosts().contains(host))
-    }
-
-    fn warm(&self, host: Option<Authority>) {
-        self.hosts().extend(host);
-    }
-
-    fn cool(&self, host: Option<&Authority>) {
-        self.hosts().retain(|warm| Some(warm) != host);
-    }
-
-    /// So few that a list is the fastest.
-    fn hosts(&self) -> MutexGuard<'_, Vec<Authority>> {
-        lock(&self.warm)
-    }
-}
-
-/// URLs as reqwest wants them. Parsing one takes as long as all else that is done for a request here, and
-/// there are only a few.
-#[derive(Default)]
-struct Urls(Mutex<Vec<(Uri, reqwest::Url)>>);
-
-impl Urls {
-    /// More than the endpoints of both environments.
+impl Endpoints {
+    /// More than Apple's in both environments. Others are parsed for each request, and never count as cold.
     const KEPT: usize = 8;
 
-    fn translate(&self, request: Request<Bytes>) -> Result<reqwest::Request, TransportError> {
-        let (head, body) = request.into_parts();
-        let mut translated = reqwest::Request::new(head.method, self.url(&head.uri)?);
-        *translated.version_mut() = head.version;
-        *translated.headers_mut() = head.headers;
-        *translated.body_mut() = Some(body.into());
-        Ok(translated)
-    }
-
-    fn url(&self, uri: &Uri) -> Result<reqwest::Url, TransportError> {
-        let mut kept = lock(&self.0);
-        if let Some((_, url)) = kept.iter().find(|(known, _)| is_same(known, uri)) {
-            return Ok(url.clone());
+    fn get(&self, uri: &Uri) -> Result<Arc<Endpoint>, TransportError> {
+        // Nothing that runs under the lock can leave the list half changed.
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(endpoint) = kept.iter().find(|endpoint| is_same(&endpoint.uri, uri)) {
+            return Ok(Arc::clone(endpoint));
         }
         let url: reqwest::Url = uri.to_string().parse().map_err(TransportError::other)?;
-        if kept.len() < Self::KEPT {
-            kept.push((uri.clone(), url.clone()));
+        let has_room = kept.len() < Self::KEPT;
+        let endpoint = Arc::new(Endpoint { uri: uri.clone(), url, cold: has_room.into() });
+        if has_room {
+            kept.push(Arc::clone(&endpoint));
         }
-        Ok(url)
+        Ok(endpoint)
     }
 }
 
@@ -204,9 +182,23 @@ fn is_same(uri: &Uri, other: &Uri) -> bool {
         && uri.scheme() == other.scheme()
 }
 
-/// Nothing that runs under these locks can leave a list half changed.
-fn lock<T>(list: &Mutex<T>) -> MutexGuard<'_, T> {
-    list.lock().unwrap_or_else(PoisonError::into_inner)
+impl Endpoint {
+    fn is_cold(&self) -> bool {
+        self.cold.load(Ordering::Relaxed)
+    }
+
+    fn set_cold(&self, cold: bool) {
+        self.cold.store(cold, Ordering::Relaxed);
+    }
+
+    fn request(&self, request: Request<Bytes>) -> reqwest::Request {
+        let (head, body) = request.into_parts();
+        let mut request = reqwest::Request::new(head.method, self.url.clone());
+        *request.version_mut() = head.version;
+        *request.headers_mut() = head.headers;
+        *request.body_mut() = Some(body.into());
+        request
+    }
 }
 
 async fn read(

@@ -170,7 +170,7 @@ pub(super) fn read(
     question: Question,
     environment: Environment,
     response: &Response<Bytes>,
-    now: Moment,
+    now: impl FnOnce() -> SystemTime,
 ) -> Result<Bytes, Answer> {
     let (class, phrase) = look_up(response.status(), response.body());
     if class == Class::Accepted {
@@ -181,7 +181,7 @@ pub(super) fn read(
         class,
         status: response.status(),
         has_retry_after: headers.contains_key(RETRY_AFTER),
-        retry_after: retry_after(headers, now.wall),
+        retry_after: retry_after(headers, now()),
         environment,
         path: question.path(),
         phrase,

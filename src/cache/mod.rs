@@ -186,7 +186,8 @@ pub(crate) struct Memo {
 
 impl Memo {
     pub(crate) fn with_digest(self, digest: TokenDigest) -> Self {
-        Self { digest: digest.into(), ..self }
+        self.digest.get_or_init(|| digest);
+        self
     }
 }
 

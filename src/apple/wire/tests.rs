@@ -85,7 +85,7 @@ fn errors_say_what_operators_need_and_nothing_of_apples_text() {
     let trace = "463ac35c9f6413ad48485a3953bb6124";
     let read = |status, headers: &[(&'static str, &str)], body| {
         let response = response(status, headers, body);
-        read(Question::Validate, Environment::Development, &response, Moment::now()).unwrap_err()
+        read(Question::Validate, Environment::Development, &response, SystemTime::now).unwrap_err()
     };
     let answer = read(401, &[("x-b3-traceid", trace)], "Unable to verify authorization token SECRET");
     assert_eq!(
