@@ -1,6 +1,12 @@
 //! Device tokens: what a token source found, what passed the syntax check, and what may be seen of it.
 
-use std::{error::Error, fmt, ops::Range, str::FromStr};
+use std::{
+    error::Error,
+    fmt,
+    hash::{Hash, Hasher},
+    ops::Range,
+    str::FromStr,
+};
 
 use base64::{
     Engine,
@@ -195,7 +201,7 @@ impl fmt::Display for MalformedToken {
 impl Error for MalformedToken {}
 
 /// SHA-256 of a token's canonical text: what caches, logs and handlers may see of it.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TokenDigest([u8; 32]);
 
 impl TokenDigest {
@@ -207,6 +213,14 @@ impl TokenDigest {
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0
+    }
+}
+
+/// Eight bytes of SHA-256 tell digests apart as well as all of them, at a third of the cost.
+impl Hash for TokenDigest {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let [first, ..] = self.0.as_chunks::<8>().0 else { return };
+        state.write(first);
     }
 }
 
