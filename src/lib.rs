@@ -196,7 +196,7 @@ pub use self::apple::ReqwestTransport;
 #[cfg(any(feature = "aws-lc-rs", feature = "rust-crypto"))]
 pub use self::apple::{
     AppleClient, AppleClientBuilder, Bits, BitsError, BitsErrorKind, ClientError, Credentials,
-    CredentialsError, TransportError,
+    CredentialsError, HttpTransport, TransportError,
 };
 #[cfg(feature = "axum")]
 pub use self::extract::MissingDevice;

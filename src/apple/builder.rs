@@ -66,7 +66,8 @@ impl AppleClientBuilder {
     }
 
     /// How requests reach Apple: any tower service, with whatever layers you like. Default: a
-    /// `ReqwestTransport`, where the feature `reqwest` is on.
+    /// `ReqwestTransport`, where the feature `reqwest` is on. For other HTTP clients see
+    /// [`HttpTransport`](crate::HttpTransport).
     ///
     /// It must not follow redirects. Answers over 4 KiB count as none, but only the transport can stop
     /// reading them. Each request is sent by a clone of its own.

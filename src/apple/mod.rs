@@ -4,6 +4,7 @@ mod bits;
 mod builder;
 mod client;
 mod credentials;
+mod http_transport;
 mod limit;
 mod pem;
 mod provider_token;
@@ -25,6 +26,7 @@ pub use self::{
     bits::{Bits, BitsError, BitsErrorKind},
     builder::{AppleClientBuilder, ClientError},
     credentials::{Credentials, CredentialsError},
+    http_transport::HttpTransport,
     transport::TransportError,
 };
 use crate::{

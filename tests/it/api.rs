@@ -6,7 +6,8 @@ use http_body_util::Full;
 use tower::{Layer, service_fn};
 use tower_devicecheck::{
     AppleClient, Candidate, Credentials, DeviceCheck, DeviceCheckLayer, DeviceOutcome, DeviceToken,
-    Environment, Event, Owner, Rejection, ResponseBody, Route, TokenDigest, VerifiedDevice, VerifyError,
+    Environment, Event, HttpTransport, Owner, Rejection, ReqwestTransport, ResponseBody, Route, TokenDigest,
+    VerifiedDevice, VerifyError,
     cache::{CacheError, CachedVerdict, MemoryCache, Tiered, VerdictKey},
     single_use::{Claim, GuardError, MemoryReplayGuard, ReplayKey},
 };
@@ -26,6 +27,8 @@ fn auto_traits() {
     cloned::<Environment>();
     cloned::<Rejection>();
     cloned::<Route>();
+    cloned::<HttpTransport<u8>>();
+    cloned::<ReqwestTransport>();
     cloned::<TokenDigest>();
     cloned::<VerifiedDevice>();
     cloned::<VerifyError>();

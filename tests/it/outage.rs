@@ -5,23 +5,42 @@ use std::time::Duration;
 
 use futures::future::{join_all, poll_immediate};
 use http::{StatusCode, header::RETRY_AFTER};
+use http_body_util::Full;
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
 use tower_devicecheck::{
-    AppleClient, DeviceCheckLayer, Environment, Evidence, ReqwestTransport,
+    AppleClient, AppleClientBuilder, DeviceCheckLayer, Environment, Evidence, HttpTransport,
+    ReqwestTransport,
     testing::{FakeApple, FakeAppleServer, Reply},
 };
 
 use crate::support::App;
 
 async fn start() -> (FakeAppleServer, App) {
+    start_with(|client| client).await
+}
+
+async fn start_with(change: impl FnOnce(AppleClientBuilder) -> AppleClientBuilder) -> (FakeAppleServer, App) {
     let fake = FakeApple::new();
     let server = fake.serve().await.unwrap();
     let client = AppleClient::builder(fake.credentials())
         .base_url(Environment::Production, server.production_url())
-        .base_url(Environment::Development, server.development_url())
-        .build()
-        .unwrap();
-    let app = App::new(&DeviceCheckLayer::new(client));
+        .base_url(Environment::Development, server.development_url());
+    let app = App::new(&DeviceCheckLayer::new(change(client).build().unwrap()));
     (server, app)
+}
+
+fn reqwest_over_http2(client: AppleClientBuilder) -> AppleClientBuilder {
+    client.transport(ReqwestTransport::http2_prior_knowledge().unwrap())
+}
+
+fn hyper_util_over_http2(client: AppleClientBuilder) -> AppleClientBuilder {
+    let hyper = Client::builder(TokioExecutor::new())
+        .http2_only(true)
+        .build::<_, Full<bytes::Bytes>>(HttpConnector::new());
+    client.transport(HttpTransport::new(hyper))
 }
 
 #[tokio::test]
@@ -47,18 +66,13 @@ async fn a_thousand_tokens_at_once_make_one_provider_token() {
 
 #[tokio::test]
 async fn five_hundred_tokens_at_once_share_a_connection_where_the_server_speaks_http2() {
-    let fake = FakeApple::new();
-    let server = fake.serve().await.unwrap();
-    let client = AppleClient::builder(fake.credentials())
-        .base_url(Environment::Production, server.production_url())
-        .transport(ReqwestTransport::http2_prior_knowledge().unwrap())
-        .build()
-        .unwrap();
-    let app = App::new(&DeviceCheckLayer::new(client));
-    let tokens: Vec<_> = (0..500).map(|_| fake.genuine_token(Environment::Production)).collect();
-    let statuses = join_all(tokens.iter().map(|token| app.status(token))).await;
-    assert!(statuses.iter().all(|status| *status == StatusCode::OK), "{statuses:?}");
-    assert_eq!((fake.calls(), server.connections(), fake.provider_tokens()), (500, 1, 1));
+    for (server, app) in [start_with(reqwest_over_http2).await, start_with(hyper_util_over_http2).await] {
+        let fake = server.apple();
+        let tokens: Vec<_> = (0..500).map(|_| fake.genuine_token(Environment::Production)).collect();
+        let statuses = join_all(tokens.iter().map(|token| app.status(token))).await;
+        assert!(statuses.iter().all(|status| *status == StatusCode::OK), "{statuses:?}");
+        assert_eq!((fake.calls(), server.connections(), fake.provider_tokens()), (500, 1, 1));
+    }
 }
 
 #[tokio::test]
@@ -85,7 +99,15 @@ async fn a_crowd_waits_for_the_first_answer_before_it_opens_connections() {
 
 #[tokio::test]
 async fn an_outage_is_503_in_time_and_service_returns_by_itself() {
-    let (server, app) = start().await;
+    outage(start().await).await;
+}
+
+#[tokio::test]
+async fn an_outage_over_another_http_client_is_the_same() {
+    outage(start_with(hyper_util_over_http2).await).await;
+}
+
+async fn outage((server, app): (FakeAppleServer, App)) {
     let apple = server.apple();
     let remembered = apple.genuine_token(Environment::Production);
     assert_eq!(app.status(&remembered).await, StatusCode::OK);
@@ -119,7 +141,11 @@ async fn an_outage_is_503_in_time_and_service_returns_by_itself() {
 
 #[tokio::test]
 async fn the_plug_is_pulled_and_put_back() {
-    let (mut server, app) = start().await;
+    plug(start().await).await;
+    plug(start_with(hyper_util_over_http2).await).await;
+}
+
+async fn plug((mut server, app): (FakeAppleServer, App)) {
     let apple = server.apple().clone();
     let (before, after) =
         (apple.genuine_token(Environment::Production), apple.genuine_token(Environment::Production));
