@@ -10,10 +10,16 @@ use bytes::Bytes;
 use cpu_time::ThreadTime;
 use futures::{StreamExt, stream};
 use http::{HeaderValue, Request, Response};
+use http_body_util::Full;
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::{TokioExecutor, TokioTimer},
+};
 use tokio::runtime::Runtime;
 use tower::{Layer, Service, ServiceExt, util::ServiceFn};
 use tower_devicecheck::{
-    AppleClient, DeviceCheck, DeviceCheckLayer, Environment, ReqwestTransport,
+    AppleClient, AppleClientBuilder, DeviceCheck, DeviceCheckLayer, Environment, HttpTransport,
+    ReqwestTransport,
     testing::{FakeApple, FakeAppleServer},
 };
 
@@ -51,12 +57,29 @@ impl Loopback {
 
     /// Our layer and client, over HTTP/2.
     pub(crate) fn ours(&self) -> DeviceCheck<ServiceFn<Bare>> {
+        self.ours_with(|client| client.transport(ReqwestTransport::http2_prior_knowledge().unwrap()))
+    }
+
+    /// The same with hyper-util's client in the place of reqwest.
+    pub(crate) fn ours_with_hyper_util(&self) -> DeviceCheck<ServiceFn<Bare>> {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        let client = Client::builder(TokioExecutor::new())
+            .http2_only(true)
+            .timer(TokioTimer::new())
+            .http2_keep_alive_interval(Duration::from_secs(15))
+            .http2_keep_alive_while_idle(true)
+            .build::<_, Full<Bytes>>(connector);
+        self.ours_with(|apple| apple.transport(HttpTransport::new(client)))
+    }
+
+    fn ours_with(
+        &self,
+        transport: impl FnOnce(AppleClientBuilder) -> AppleClientBuilder,
+    ) -> DeviceCheck<ServiceFn<Bare>> {
         let client = AppleClient::builder(self.apple().credentials())
-            .base_url(Environment::Production, self.server.production_url())
-            .transport(ReqwestTransport::http2_prior_knowledge().unwrap())
-            .build()
-            .unwrap();
-        DeviceCheckLayer::new(client).layer(bare_service())
+            .base_url(Environment::Production, self.server.production_url());
+        DeviceCheckLayer::new(transport(client).build().unwrap()).layer(bare_service())
     }
 
     /// The afternoon layer. reqwest's defaults are HTTP/1.1 on a plain-text connection and HTTP/2 with
