@@ -2,11 +2,13 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use async_lock::{Semaphore, SemaphoreGuard};
+use async_lock::{Mutex, Semaphore, SemaphoreGuard};
 
 /// Slots for calls to Apple, and a bounded number of waiters for them.
 pub(super) struct Limit {
     slots: Semaphore,
+    /// Held by the first of those who wait. The semaphore itself lets whoever comes overtake them.
+    queue: Mutex<()>,
     waiting: AtomicUsize,
     waiting_limit: usize,
 }
@@ -17,7 +19,12 @@ pub(super) struct Full;
 
 impl Limit {
     pub(super) const fn new(in_flight: usize, waiting_limit: usize) -> Self {
-        Self { slots: Semaphore::new(in_flight), waiting: AtomicUsize::new(0), waiting_limit }
+        Self {
+            slots: Semaphore::new(in_flight),
+            queue: Mutex::new(()),
+            waiting: AtomicUsize::new(0),
+            waiting_limit,
+        }
     }
 
     pub(super) async fn acquire(&self) -> Result<SemaphoreGuard<'_>, Full> {
@@ -32,6 +39,7 @@ impl Limit {
             return Err(Full);
         }
         let _place = Place::take(self).ok_or(Full)?;
+        let _first = self.queue.lock().await;
         Ok(self.slots.acquire().await)
     }
 }
@@ -79,5 +87,19 @@ mod tests {
         assert_eq!(limit.waiting.load(Ordering::Relaxed), 0);
         drop(slot);
         assert!(limit.acquire().now_or_never().unwrap().is_ok());
+    }
+    #[test]
+    fn nobody_overtakes_those_who_wait() {
+        let limit = Limit::new(1, 2);
+        let slot = limit.acquire().now_or_never().unwrap().unwrap();
+        let mut first = Box::pin(limit.acquire());
+        assert!(first.as_mut().now_or_never().is_none());
+        drop(slot);
+        let mut second = Box::pin(limit.acquire());
+        assert!(second.as_mut().now_or_never().is_none(), "the slot is free, and the first one's");
+        let slot = first.as_mut().now_or_never().unwrap().unwrap();
+        assert!(second.as_mut().now_or_never().is_none());
+        drop((first, slot));
+        assert!(second.as_mut().now_or_never().unwrap().is_ok());
     }
 }
