@@ -131,8 +131,6 @@ fn simulate(fleet: Fleet) -> Outcome {
                 }
                 Some(check) if check.is_under_way(now) => {
                     outcome.waits += 1;
-                    // The caches are asked before the wait.
-                    outcome.round_trips += u64::from(fleet.sharing != Sharing::Nothing);
                     continue;
                 }
                 _ => {}

@@ -74,9 +74,10 @@ pub trait VerdictCache: Send + Sync + 'static {
         None
     }
 
-    /// Looks everywhere. The answer says how much of the verdict's time to live is left.
+    /// Looks everywhere, also where [`peek`](Self::peek) looks. The answer says how much of the verdict's time to
+    /// live is left.
     ///
-    /// Called once for all concurrent requests of a process with the same token.
+    /// Called once for all concurrent requests with the same token to the services of one layer.
     ///
     /// # Errors
     ///
@@ -102,9 +103,9 @@ pub trait VerdictCache: Send + Sync + 'static {
     /// Asks for the right to ask Apple about a token that the cache does not know, for caches that let only
     /// one of several processes ask at a time. Default: [`Lease::Ask`], everyone may.
     ///
-    /// Called once for all concurrent requests of a process with the same token. It may wait for the verdict
-    /// of whoever else asks, but must end by itself; what fails here must let this process ask. A lease that
-    /// is not released, because the process died or all who waited went away, must end by itself, too.
+    /// Called as often as [`get`](Self::get). It may wait for the verdict of whoever else asks, but must end by
+    /// itself; what fails here must let this process ask. A lease that is not released, because the process died
+    /// or all who waited went away, must end by itself, too.
     fn lease(&self, key: &VerdictKey<'_>) -> impl Future<Output = Lease> + Send {
         let _ = key;
         std::future::ready(Lease::Ask)
@@ -173,7 +174,7 @@ pub struct VerdictKey<'a> {
 }
 
 /// What was found out while one request used a key, for its later keys of the same token and environment.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Memo {
     pub(crate) digest: OnceLock<TokenDigest>,
     /// The keyed hash, and under which secret it is that.
