@@ -84,7 +84,9 @@ impl Client {
                 },
                 Err(failure) => failure,
             };
-            if may_retry && failure.is_worth_another_attempt() {
+            // Without time for another attempt, what went wrong in this one is the better answer.
+            let has_time = started.elapsed() < self.total_timeout;
+            if may_retry && has_time && failure.is_worth_another_attempt() {
                 may_retry = false;
                 continue;
             }
@@ -95,7 +97,7 @@ impl Client {
             if may_renew && answer.class == Class::RefusedProviderToken {
                 may_renew = false;
                 renewed = self.replace(&provider_token, Moment::now())?;
-                if renewed.is_some() {
+                if renewed.is_some() && has_time {
                     continue;
                 }
             }
@@ -105,16 +107,13 @@ impl Client {
 
     /// Sends the request and waits, for no longer than is `left` of the call's time.
     async fn attempt(&self, request: Request<Bytes>, left: Duration) -> Result<Response<Bytes>, Failure> {
-        let (reason, source) = if left.is_zero() {
-            (TOO_LATE, None)
-        } else {
+        let (reason, source) =
             match within(self.attempt_timeout.min(left), self.transport.send(request)).await {
                 Ok(Ok(response)) => return Ok(response),
                 Ok(Err(error)) => ("the transport failed", Some(error)),
                 Err(_elapsed) if left < self.attempt_timeout => (TOO_LATE, None),
                 Err(_elapsed) => ("no answer in the time for one attempt", None),
-            }
-        };
+            };
         Err(Failure::NoAnswer { reason, source })
     }
 

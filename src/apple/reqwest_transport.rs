@@ -135,7 +135,7 @@ impl Service<Request<Bytes>> for ReqwestTransport {
             let answer = read(client.execute(endpoint.request(request))).await;
             match &answer {
                 Ok(_) if turn.is_some() => endpoint.set_cold(false),
-                Err(error) if error.is_connect() => endpoint.set_cold(true),
+                Err(error) if error.is_connect() || error.is_turned_away() => endpoint.set_cold(true),
                 _ => {}
             }
             answer
@@ -151,7 +151,7 @@ struct Endpoint {
     uri: Uri,
     /// As reqwest wants it. Parsing it takes as long as all else that is done for a request here.
     url: reqwest::Url,
-    /// No request has been answered yet, or the last one found no connection.
+    /// No request has been answered yet, or the last one found that there is no connection, or no longer.
     cold: AtomicBool,
 }
 

@@ -460,3 +460,18 @@ fn without_a_runtime_it_works_too() {
     let verdict = futures_util::FutureExt::now_or_never(validate(builder(), transport));
     assert_eq!(verdict.unwrap().unwrap(), Verdict::Genuine);
 }
+
+#[test]
+fn without_a_runtime_a_call_without_time_left_ends_with_what_went_wrong() {
+    for (answer, kind) in [(|| status(401, "")) as fn() -> Answer, || status(503, "")]
+        .into_iter()
+        .zip([Misconfigured, Unavailable])
+    {
+        let (sent, transport) = script(vec![answer]);
+        let call = validate(builder().total_timeout(Duration::from_nanos(1)), transport);
+        let error = futures_util::FutureExt::now_or_never(call).unwrap().unwrap_err();
+        assert_eq!((error.kind(), sent.count()), (kind, 1));
+        let cause = std::error::Error::source(&error).unwrap().to_string();
+        assert!(cause.contains("status"), "{cause}");
+    }
+}

@@ -48,7 +48,7 @@ impl TransportError {
         matches!(self.kind, Kind::Connect)
     }
 
-    /// Whether the server has not looked at the request.
+    /// Whether the server said that it has not looked at the request.
     #[must_use]
     pub const fn is_turned_away(&self) -> bool {
         matches!(self.kind, Kind::TurnedAway)
