@@ -20,7 +20,7 @@ use crate::{
         credentials::Credentials,
         limit::Limit,
         transport::{ErasedTransport, Tower},
-        wire::Question,
+        wire::{Question, TransactionIds},
     },
     routing::Environment,
 };
@@ -148,6 +148,7 @@ impl AppleClientBuilder {
             total_timeout: self.total_timeout,
             limit: Limit::new(self.in_flight_limit, self.waiting_limit),
             retry: self.retry,
+            transaction_ids: TransactionIds::new(),
         }))
     }
 }

@@ -17,7 +17,7 @@ use crate::{
         limit::Limit,
         provider_token::ProviderToken,
         transport::{self, ErasedTransport},
-        wire::{self, Answer, Class, Question},
+        wire::{self, Answer, Class, Question, TransactionIds},
     },
     clock::{Instant, Moment, SystemTime, within},
     routing::Environment,
@@ -37,6 +37,7 @@ pub(super) struct Client {
     pub(super) total_timeout: Duration,
     pub(super) limit: Limit,
     pub(super) retry: bool,
+    pub(super) transaction_ids: TransactionIds,
 }
 
 /// The endpoints of one environment.
@@ -75,7 +76,8 @@ impl Client {
                 Some(provider_token) => provider_token,
                 None => self.provider_token(now)?,
             };
-            let request = question.request(uri.clone(), &provider_token, token, now);
+            let transaction_id = self.transaction_ids.next();
+            let request = question.request(uri.clone(), &provider_token, token, transaction_id, now);
             let left = self.total_timeout.saturating_sub(now.monotonic.saturating_duration_since(started));
             let failure = match self.attempt(request, left).await {
                 Ok(response) => match wire::read(question, environment, &response, SystemTime::now) {

@@ -413,7 +413,9 @@ async fn requests_are_as_apple_wants_them() {
         let body: serde_json::Value = serde_json::from_slice(request.body()).unwrap();
         assert_eq!(body["device_token"], TOKEN);
         assert!(body["timestamp"].as_u64().unwrap() > 1_700_000_000_000);
-        transactions.insert(body["transaction_id"].as_str().unwrap().to_owned());
+        let transaction: uuid::Uuid = body["transaction_id"].as_str().unwrap().parse().unwrap();
+        assert_eq!(transaction.get_version_num(), 4);
+        transactions.insert(transaction);
     }
     assert_eq!(transactions.len(), 3);
 }

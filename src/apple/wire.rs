@@ -1,6 +1,12 @@
 //! What goes to Apple and what comes back: the request, and the one table of answers.
 
-use std::{error::Error, fmt, io::Write, time::Duration};
+use std::{
+    error::Error,
+    fmt,
+    io::Write,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{
@@ -38,15 +44,15 @@ impl Question {
         }
     }
 
-    /// The request, with a transaction id of its own.
     pub(super) fn request(
         self,
         uri: Uri,
         provider_token: &ProviderToken,
         token: &DeviceToken,
+        transaction_id: Uuid,
         now: Moment,
     ) -> Request<Bytes> {
-        let mut request = Request::new(self.body(token, Uuid::new_v4(), now));
+        let mut request = Request::new(self.body(token, transaction_id, now));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = uri;
         let headers = request.headers_mut();
@@ -79,6 +85,25 @@ impl Question {
         }
         body.push(b'}');
         Bytes::from_owner(Wiped(body))
+    }
+}
+
+/// Ids of transactions, which have to differ and nothing else: a random one, and those counted from it. So the
+/// operating system is not asked for each.
+pub(super) struct TransactionIds {
+    first: Uuid,
+    used: AtomicU64,
+}
+
+impl TransactionIds {
+    pub(super) fn new() -> Self {
+        Self { first: Uuid::new_v4(), used: AtomicU64::new(0) }
+    }
+
+    pub(super) fn next(&self) -> Uuid {
+        // In the last 48 bits, none of which say what kind of UUID it is.
+        let count = self.used.fetch_add(1, Ordering::Relaxed) & 0xffff_ffff_ffff;
+        Uuid::from_u128(self.first.as_u128() ^ u128::from(count))
     }
 }
 
