@@ -49,6 +49,7 @@ fn main() {
         Some("afternoon-refused") => count(afternoon(Verdict::Refused), known),
         Some("afternoon-miss") => count(afternoon(Verdict::Genuine), fresh_token),
         Some("loopback") => over_loopback(&runtime, Loopback::ours),
+        Some("hyper-util-loopback") => over_loopback(&runtime, Loopback::ours_with_hyper_util),
         Some("afternoon-loopback") => over_loopback(&runtime, |loopback| loopback.afternoon(true)),
         Some("reqwest-loopback") => over_loopback(&runtime, Loopback::transport),
         _ => println!("run by .ci/instructions"),
