@@ -13,11 +13,11 @@ use crate::{BoxError, apple::wire::MAX_ANSWER_LENGTH};
 
 /// An HTTP client that is a tower service, such as hyper-util's, as a transport.
 ///
-/// Such clients give a response's body as a stream. This reads it whole; over 4 KiB it is an error, and not read to
-/// its end.
+/// Such clients give a response's body as a stream. This reads it whole; over 4 KiB it is an error, and not
+/// read to its end.
 ///
-/// hyper-util's client takes a fifth less processor time than a `ReqwestTransport` (`docs/performance.md`), and any
-/// connector: give it one with TLS, such as hyper-rustls's, to reach Apple. It knows no proxies.
+/// hyper-util's client takes a fifth less processor time than a `ReqwestTransport` (`docs/performance.md`), and
+/// any connector: give it one with TLS, such as hyper-rustls's, to reach Apple. It knows no proxies.
 ///
 /// ```
 /// use http_body_util::Full;

@@ -14,8 +14,9 @@ use crate::{
 /// Is told about every use of a key, and about uses that look suspicious.
 ///
 /// Called on the task that serves the request: it must not block. A request that its client abandons while
-/// its key is looked up is not reported, and neither are CORS preflights. [`TracingKeyObserver`] is the default; to keep it beside another
-/// one, give the layer both: `with_observer((TracingKeyObserver, usage_log))`.
+/// its key is looked up is not reported, and neither are CORS preflights. [`TracingKeyObserver`] is the
+/// default; to keep it beside another one, give the layer both: `with_observer((TracingKeyObserver,
+/// usage_log))`.
 #[diagnostic::on_unimplemented(note = "implement `used`")]
 pub trait KeyObserver: Send + Sync + 'static {
     /// A request was given its key, or was refused it.
