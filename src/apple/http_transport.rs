@@ -81,3 +81,60 @@ where
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::StreamBody;
+    use tower::{ServiceExt, service_fn};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_long_answer_is_not_read_to_its_end() {
+        let frame = || Ok::<_, std::io::Error>(http_body::Frame::data(Bytes::from_static(&[b'x'; 1024])));
+        for (frames, is_good) in [(4, true), (5, false), (usize::MAX, false)] {
+            let client = service_fn(move |request: Request<Full<Bytes>>| {
+                assert_eq!(request.uri(), "https://apple/v1");
+                let body = futures_util::stream::iter(std::iter::repeat_with(frame).take(frames));
+                std::future::ready(Ok::<_, std::io::Error>(Response::new(StreamBody::new(body))))
+            });
+            let request = Request::post("https://apple/v1").body(Bytes::new()).unwrap();
+            let answer = HttpTransport::new(client).oneshot(request).await;
+            assert_eq!(answer.is_ok_and(|answer| answer.body().len() == 4096), is_good, "{frames}");
+        }
+    }
+
+    #[cfg(feature = "reqwest")]
+    #[tokio::test]
+    async fn what_the_server_cannot_have_acted_on_is_known_of_hyper_utils_client_too() {
+        use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+        use tokio::net::TcpListener;
+
+        use crate::apple::transport::is_harmless;
+
+        let client = || {
+            let client = Client::builder(TokioExecutor::new()).http2_only(true).build_http::<Full<Bytes>>();
+            HttpTransport::new(client)
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let request = || {
+            let url = format!("http://{}/", listener.local_addr().unwrap());
+            Request::post(url).body(Bytes::new()).unwrap()
+        };
+        for (reason, expected) in [(h2::Reason::REFUSED_STREAM, true), (h2::Reason::CANCEL, false)] {
+            let refuse = async {
+                let (socket, _) = listener.accept().await.unwrap();
+                let mut connection = h2::server::handshake(socket).await.unwrap();
+                while let Some(Ok((_, mut respond))) = connection.accept().await {
+                    respond.send_reset(reason);
+                }
+            };
+            let (answer, ()) = futures_util::future::join(client().oneshot(request()), refuse).await;
+            assert_eq!(is_harmless(&*answer.unwrap_err()), expected, "{reason}");
+        }
+
+        let request = request();
+        drop(listener);
+        assert!(is_harmless(&*client().oneshot(request).await.unwrap_err()));
+    }
+}

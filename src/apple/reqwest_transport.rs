@@ -20,7 +20,11 @@ use http::{
 use reqwest::redirect::Policy;
 use tower_service::Service;
 
-use crate::apple::{builder::ClientError, transport::TransportError, wire::MAX_ANSWER_LENGTH};
+use crate::apple::{
+    builder::ClientError,
+    transport::{TransportError, is_turned_away},
+    wire::MAX_ANSWER_LENGTH,
+};
 
 /// Feature `reqwest`: the default transport. rustls with the operating system's root certificates, HTTP/2
 /// where the server speaks it, connections kept alive, no redirects, no cookies.
@@ -221,24 +225,14 @@ async fn read(
 fn failure(error: reqwest::Error) -> TransportError {
     // The caller says what was asked of whom, in its own words.
     let error = error.without_url();
+    let mut causes = std::iter::successors(error.source(), |cause| (*cause).source());
     if error.is_connect() {
         TransportError::connect(error)
-    } else if is_turned_away(&error) {
+    } else if causes.any(is_turned_away) {
         TransportError::turned_away(error)
     } else {
         TransportError::other(error)
     }
-}
-
-/// Two ways in which an HTTP/2 server says that it has not looked at a request (RFC 9113, section 8.7): the
-/// connection is being shut down, or the stream is refused.
-fn is_turned_away(error: &reqwest::Error) -> bool {
-    let mut causes = std::iter::successors(error.source(), |cause| (*cause).source());
-    causes.find_map(|cause| cause.downcast_ref::<h2::Error>()).is_some_and(|error| {
-        let by_shutdown = error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR);
-        let by_refusal = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
-        error.is_remote() && (by_shutdown || by_refusal)
-    })
 }
 
 #[cfg(test)]

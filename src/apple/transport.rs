@@ -94,8 +94,27 @@ pub(super) fn is_harmless(error: &(dyn Error + 'static)) -> bool {
                 return true;
             }
         }
+        if is_turned_away(error) {
+            return true;
+        }
         next = error.source();
     }
+    false
+}
+
+/// Whether this is one of the two ways in which an HTTP/2 server says that it has not looked at a request (RFC
+/// 9113, section 8.7): the connection is being shut down, or the stream is refused. Causes are not looked at.
+#[cfg(feature = "reqwest")]
+pub(super) fn is_turned_away(error: &(dyn Error + 'static)) -> bool {
+    error.downcast_ref::<h2::Error>().is_some_and(|error| {
+        let by_shutdown = error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR);
+        let by_refusal = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+        error.is_remote() && (by_shutdown || by_refusal)
+    })
+}
+
+#[cfg(not(feature = "reqwest"))]
+const fn is_turned_away(_: &(dyn Error + 'static)) -> bool {
     false
 }
 
