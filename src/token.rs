@@ -216,11 +216,10 @@ impl TokenDigest {
     }
 }
 
-/// Eight bytes of SHA-256 tell digests apart as well as all of them, at a third of the cost.
+/// By eight bytes only: of SHA-256, they tell digests apart as well as all of them do.
 impl Hash for TokenDigest {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        let [first, ..] = self.0.as_chunks::<8>().0 else { return };
-        state.write(first);
+        state.write(&self.0[..8]);
     }
 }
 

@@ -9,36 +9,52 @@ use http_body::Body;
 use http_body_util::{BodyExt, Full, Limited};
 use tower_service::Service;
 
-use crate::{BoxError, apple::wire::MAX_ANSWER_LENGTH};
+use crate::{
+    BoxError,
+    apple::{transport::TransportError, wire::MAX_ANSWER_LENGTH},
+};
 
 /// An HTTP client that is a tower service, such as hyper-util's, as a transport.
 ///
 /// Such clients give a response's body as a stream. This reads it whole; over 4 KiB it is an error, and not
-/// read to its end.
+/// read to its end. A dropped call drops the client's future.
 ///
-/// hyper-util's client takes a fifth less processor time than a `ReqwestTransport` (`docs/performance.md`), and
-/// any connector: give it one with TLS, such as hyper-rustls's, to reach Apple. It knows no proxies.
+/// Errors are the client's own. A call is tried a second time if one of their causes is an [`std::io::Error`] that
+/// says that there was no connection, or, with the feature `reqwest`, an HTTP/2 server's word that it has not
+/// looked at the request. For what else the client knows, give it errors that are a [`TransportError`].
+///
+/// hyper-util's client takes a seventh to a fifth less processor time than a `ReqwestTransport`
+/// (`docs/performance.md`). It knows no proxies, and its connector panics outside of a tokio runtime. Set up
+/// as `ReqwestTransport` is:
 ///
 /// ```
+/// use http::Request;
 /// use http_body_util::Full;
 /// use hyper_util::{
-///     client::legacy::{Client, connect::Connect},
+///     client::legacy::{Client, Error, connect::Connect},
 ///     rt::{TokioExecutor, TokioTimer},
 /// };
 /// use std::time::Duration;
-/// use tower_devicecheck::{AppleClient, ClientError, Credentials, HttpTransport};
+/// use tower::ServiceExt;
+/// use tower_devicecheck::{AppleClient, BoxError, ClientError, Credentials, HttpTransport, TransportError};
 ///
+/// /// To reach Apple, give it a connector with TLS that offers HTTP/2 and nothing else, such as hyper-rustls's
+/// /// with `enable_http2`, around an `HttpConnector` with `set_nodelay` and `set_connect_timeout`.
 /// fn apple<C>(credentials: Credentials, connector: C) -> Result<AppleClient, ClientError>
 /// where
 ///     C: Connect + Clone + Send + Sync + 'static,
 /// {
 ///     let client = Client::builder(TokioExecutor::new())
-///         // Apple speaks it. So all requests share a connection from the first one on.
-///         .http2_only(true)
 ///         .timer(TokioTimer::new())
+///         .pool_idle_timeout(None)
+///         .http2_only(true)
 ///         .http2_keep_alive_interval(Duration::from_secs(15))
+///         .http2_keep_alive_timeout(Duration::from_secs(5))
 ///         .http2_keep_alive_while_idle(true)
 ///         .build::<C, Full<bytes::Bytes>>(connector);
+///     let client = ServiceExt::<Request<Full<bytes::Bytes>>>::map_err(client, |error: Error| -> BoxError {
+///         if error.is_connect() { TransportError::connect(error).into() } else { error.into() }
+///     });
 ///     AppleClient::builder(credentials).transport(HttpTransport::new(client)).build()
 /// }
 /// ```
@@ -76,7 +92,9 @@ where
         let answer = self.client.call(request.map(Full::new));
         Box::pin(async move {
             let (head, body) = answer.await.map_err(Into::into)?.into_parts();
-            let body = Limited::new(body, MAX_ANSWER_LENGTH).collect().await?;
+            let body = Limited::new(body, MAX_ANSWER_LENGTH).collect().await;
+            // The server has answered, so whatever goes wrong from here on, it has acted on the request.
+            let body = body.map_err(TransportError::other)?;
             Ok(Response::from_parts(head, body.to_bytes()))
         })
     }
@@ -88,6 +106,7 @@ mod tests {
     use tower::{ServiceExt, service_fn};
 
     use super::*;
+    use crate::apple::transport::is_harmless;
 
     #[tokio::test]
     async fn a_long_answer_is_not_read_to_its_end() {
@@ -104,13 +123,24 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn what_fails_in_an_answer_is_never_harmless() {
+        let client = service_fn(|_: Request<Full<Bytes>>| {
+            let frame =
+                Err::<http_body::Frame<Bytes>, _>(std::io::Error::from(std::io::ErrorKind::NotConnected));
+            let body = StreamBody::new(futures_util::stream::iter([frame]));
+            std::future::ready(Ok::<_, std::io::Error>(Response::new(body)))
+        });
+        let request = Request::post("https://apple/v1").body(Bytes::new()).unwrap();
+        let error = HttpTransport::new(client).oneshot(request).await.unwrap_err();
+        assert!(!is_harmless(&*error), "{error:?}");
+    }
+
     #[cfg(feature = "reqwest")]
     #[tokio::test]
     async fn what_the_server_cannot_have_acted_on_is_known_of_hyper_utils_client_too() {
         use hyper_util::{client::legacy::Client, rt::TokioExecutor};
         use tokio::net::TcpListener;
-
-        use crate::apple::transport::is_harmless;
 
         let client = || {
             let client = Client::builder(TokioExecutor::new()).http2_only(true).build_http::<Full<Bytes>>();

@@ -7,7 +7,7 @@ use async_lock::{Mutex, Semaphore, SemaphoreGuard};
 /// Slots for calls to Apple, and a bounded number of waiters for them.
 pub(super) struct Limit {
     slots: Semaphore,
-    /// Held by the first of those who wait. The semaphore itself lets whoever comes overtake them.
+    /// Held by the first of those who wait. The semaphore itself would let whoever comes overtake all of them.
     queue: Mutex<()>,
     waiting: AtomicUsize,
     waiting_limit: usize,
@@ -28,7 +28,7 @@ impl Limit {
     }
 
     pub(super) async fn acquire(&self) -> Result<SemaphoreGuard<'_>, Full> {
-        // Nobody overtakes those who wait.
+        // Nobody overtakes the first of those who wait.
         if self.waiting.load(Ordering::Relaxed) == 0
             && let Some(slot) = self.slots.try_acquire()
         {
@@ -88,8 +88,9 @@ mod tests {
         drop(slot);
         assert!(limit.acquire().now_or_never().unwrap().is_ok());
     }
+
     #[test]
-    fn nobody_overtakes_those_who_wait() {
+    fn nobody_overtakes_the_first_of_those_who_wait() {
         let limit = Limit::new(1, 2);
         let slot = limit.acquire().now_or_never().unwrap().unwrap();
         let mut first = Box::pin(limit.acquire());

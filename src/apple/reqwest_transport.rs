@@ -20,10 +20,13 @@ use http::{
 use reqwest::redirect::Policy;
 use tower_service::Service;
 
-use crate::apple::{
-    builder::ClientError,
-    transport::{TransportError, is_turned_away},
-    wire::MAX_ANSWER_LENGTH,
+use crate::{
+    apple::{
+        builder::ClientError,
+        transport::{TransportError, is_turned_away},
+        wire::MAX_ANSWER_LENGTH,
+    },
+    clock::within,
 };
 
 /// Feature `reqwest`: the default transport. rustls with the operating system's root certificates, HTTP/2
@@ -41,8 +44,6 @@ struct Shared {
     /// leave the machine in the clear.
     http: reqwest::Client,
     endpoints: Endpoints,
-    /// Held by a request that finds out how its server is to be talked to.
-    first: async_lock::Mutex<()>,
 }
 
 /// Less than the default deadline of an attempt, so that a second one has time left.
@@ -96,12 +97,7 @@ impl ReqwestTransport {
         };
         let https = builder().https_only(true).build().map_err(fail)?;
         let http = builder().no_proxy().build().map_err(fail)?;
-        Ok(Self(Arc::new(Shared {
-            https,
-            http,
-            endpoints: Endpoints::default(),
-            first: async_lock::Mutex::default(),
-        })))
+        Ok(Self(Arc::new(Shared { https, http, endpoints: Endpoints::default() })))
     }
 }
 
@@ -127,24 +123,25 @@ impl Service<Request<Bytes>> for ReqwestTransport {
             if tokio::runtime::Handle::try_current().is_err() {
                 return Err(TransportError::other("the reqwest transport needs a tokio runtime"));
             }
-            let Shared { https, http, endpoints, first } = &*shared;
+            let Shared { https, http, endpoints } = &*shared;
             let client = if request.uri().scheme() == Some(&Scheme::HTTPS) { https } else { http };
             let endpoint = endpoints.get(request.uri())?;
-            // That a server speaks HTTP/2, on which all requests share a connection, is known when the first
-            // connection is up. A crowd that arrives before would open one each.
-            let mut turn = None;
-            if endpoint.is_cold() {
-                turn = Some(first.lock().await).filter(|_| endpoint.is_cold());
-            }
+            let turn = endpoint.server.turn().await;
             let answer = read(client.execute(endpoint.request(request))).await;
             match &answer {
-                Ok(_) if turn.is_some() => endpoint.set_cold(false),
-                Err(error) if error.is_connect() || error.is_turned_away() => endpoint.set_cold(true),
+                Ok(_) if turn.is_some() => endpoint.server.set_cold(false),
+                Err(error) if is_without_connection(error) => endpoint.server.set_cold(true),
                 _ => {}
             }
             answer
         })
     }
+}
+
+/// Whether there was no connection, or is none any longer, because the server has shut it down.
+fn is_without_connection(error: &TransportError) -> bool {
+    let is_shutdown = |error: &h2::Error| error.is_go_away();
+    error.is_connect() || causes(error).any(|cause| cause.downcast_ref().is_some_and(is_shutdown))
 }
 
 /// The endpoints that were asked.
@@ -155,12 +152,19 @@ struct Endpoint {
     uri: Uri,
     /// As reqwest wants it. Parsing it takes as long as all else that is done for a request here.
     url: reqwest::Url,
+    server: Arc<Server>,
+}
+
+/// What the endpoints of a host share.
+struct Server {
     /// No request has been answered yet, or the last one found that there is no connection, or no longer.
     cold: AtomicBool,
+    /// Held by the request that tries.
+    first: async_lock::Mutex<()>,
 }
 
 impl Endpoints {
-    /// More than Apple's in both environments. Others are parsed for each request, and never count as cold.
+    /// More than Apple's in both environments. Others are parsed for each request, and no crowd waits for them.
     const KEPT: usize = 8;
 
     fn get(&self, uri: &Uri) -> Result<Arc<Endpoint>, TransportError> {
@@ -170,23 +174,49 @@ impl Endpoints {
             return Ok(Arc::clone(endpoint));
         }
         let url: reqwest::Url = uri.to_string().parse().map_err(TransportError::other)?;
-        let has_room = kept.len() < Self::KEPT;
-        let endpoint = Arc::new(Endpoint { uri: uri.clone(), url, cold: has_room.into() });
-        if has_room {
+        let neighbour = kept.iter().find(|endpoint| is_same_server(&endpoint.uri, uri));
+        let server = neighbour.map_or_else(Arc::default, |neighbour| Arc::clone(&neighbour.server));
+        let endpoint = Arc::new(Endpoint { uri: uri.clone(), url, server });
+        if kept.len() < Self::KEPT {
             kept.push(Arc::clone(&endpoint));
         }
         Ok(endpoint)
     }
 }
 
-/// Stricter than `==`, for which names of users that differ in case are the same.
 fn is_same(uri: &Uri, other: &Uri) -> bool {
+    uri.path_and_query() == other.path_and_query() && is_same_server(uri, other)
+}
+
+/// Stricter than `==`, for which names of users that differ in case are the same.
+fn is_same_server(uri: &Uri, other: &Uri) -> bool {
     uri.authority().map(Authority::as_str) == other.authority().map(Authority::as_str)
-        && uri.path_and_query() == other.path_and_query()
         && uri.scheme() == other.scheme()
 }
 
-impl Endpoint {
+impl Default for Server {
+    fn default() -> Self {
+        Self { cold: true.into(), first: async_lock::Mutex::default() }
+    }
+}
+
+impl Server {
+    /// How long a request waits for another one's answer. Most answers are there before, and the time for an
+    /// attempt is not over then.
+    const PATIENCE: Duration = Duration::from_millis(500);
+
+    /// Lets one request through to a server that is cold, and the others after its answer.
+    ///
+    /// That a server speaks HTTP/2, on which all requests share a connection, is known when the first
+    /// connection is up. A crowd that arrives before would open one each.
+    async fn turn(&self) -> Option<async_lock::MutexGuard<'_, ()>> {
+        if !self.is_cold() {
+            return None;
+        }
+        let turn = within(Self::PATIENCE, self.first.lock()).await.ok()?;
+        self.is_cold().then_some(turn)
+    }
+
     fn is_cold(&self) -> bool {
         self.cold.load(Ordering::Relaxed)
     }
@@ -194,7 +224,9 @@ impl Endpoint {
     fn set_cold(&self, cold: bool) {
         self.cold.store(cold, Ordering::Relaxed);
     }
+}
 
+impl Endpoint {
     fn request(&self, request: Request<Bytes>) -> reqwest::Request {
         let (head, body) = request.into_parts();
         let mut request = reqwest::Request::new(head.method, self.url.clone());
@@ -210,7 +242,8 @@ async fn read(
 ) -> Result<Response<Bytes>, TransportError> {
     let mut response = answer.await.map_err(failure)?;
     let mut body = BytesMut::new();
-    while let Some(chunk) = response.chunk().await.map_err(failure)? {
+    // The server has answered, so whatever goes wrong from here on, it has acted on the request.
+    while let Some(chunk) = response.chunk().await.map_err(broken_off)? {
         if body.len() + chunk.len() > MAX_ANSWER_LENGTH {
             return Err(TransportError::other("the answer is longer than 4 KiB"));
         }
@@ -225,14 +258,21 @@ async fn read(
 fn failure(error: reqwest::Error) -> TransportError {
     // The caller says what was asked of whom, in its own words.
     let error = error.without_url();
-    let mut causes = std::iter::successors(error.source(), |cause| (*cause).source());
     if error.is_connect() {
         TransportError::connect(error)
-    } else if causes.any(is_turned_away) {
+    } else if causes(&error).any(is_turned_away) {
         TransportError::turned_away(error)
     } else {
         TransportError::other(error)
     }
+}
+
+fn broken_off(error: reqwest::Error) -> TransportError {
+    TransportError::other(error.without_url())
+}
+
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(error.source(), |cause| (*cause).source())
 }
 
 #[cfg(test)]

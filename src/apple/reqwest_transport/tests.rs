@@ -168,3 +168,29 @@ fn urls_are_what_the_request_says() {
     }
     assert!(url(&endpoints, "/v1").is_err(), "no host");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_crowd_waits_for_one_answer_and_not_for_long() {
+    use futures_util::{FutureExt, future::join_all};
+
+    let endpoints = Endpoints::default();
+    let server = |uri| Arc::clone(&endpoints.get(&Uri::from_static(uri)).unwrap().server);
+    let apple = server("https://apple/1");
+    let first = apple.turn().now_or_never().unwrap();
+    assert!(first.is_some());
+
+    let other = server("https://other/1");
+    assert!(other.turn().now_or_never().unwrap().is_some(), "another server");
+
+    let started = tokio::time::Instant::now();
+    let crowd = join_all((0..100).map(|_| apple.turn())).await;
+    assert_eq!(started.elapsed(), Server::PATIENCE);
+    assert!(crowd.iter().all(Option::is_none));
+
+    let another_endpoint = server("https://apple/2");
+    let mut waits = Box::pin(another_endpoint.turn());
+    assert!(waits.as_mut().now_or_never().is_none());
+    apple.set_cold(false);
+    drop(first);
+    assert!(waits.now_or_never().unwrap().is_none(), "it is warm, and nobody's turn");
+}
