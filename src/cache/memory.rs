@@ -96,12 +96,11 @@ impl fmt::Debug for MemoryCache {
 impl VerdictCache for MemoryCache {
     fn peek(&self, key: &VerdictKey<'_>) -> Option<CachedVerdict> {
         let hash = key.keyed_hash(&self.secret);
-        let now = self.now();
         let find = |cache: &Cache<u128, Entry>, verdict| {
-            let entry = cache.get(&hash).filter(|entry| now < entry.expires_at)?;
+            let entry = cache.get(&hash)?;
+            let left = entry.expires_at.checked_sub(self.now()).filter(|left| *left > 0)?;
             let checked_at = UNIX_EPOCH + Duration::from_millis(entry.checked_at);
-            let left = Duration::from_millis(entry.expires_at - now);
-            Some(CachedVerdict::new(verdict, entry.digest, checked_at, left))
+            Some(CachedVerdict::new(verdict, entry.digest, checked_at, Duration::from_millis(left)))
         };
         find(&self.genuine, Verdict::Genuine).or_else(|| find(&self.refused, Verdict::Refused))
     }
