@@ -45,6 +45,12 @@ pub(crate) fn since_epoch(time: SystemTime) -> Duration {
     time.duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
+/// In whole milliseconds, for what keeps or sends times as a number.
+#[cfg_attr(not(any(feature = "memory-cache", feature = "redis", feature = "split-key")), allow(dead_code))]
+pub(crate) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// How long one request has waited for something, to be kept within one limit over several steps.
 #[derive(Debug, Default)]
 #[cfg_attr(not(feature = "redis"), allow(dead_code))]

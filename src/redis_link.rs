@@ -19,7 +19,7 @@ use redis::{
 use tracing::{info, warn};
 
 use crate::{
-    clock::{Instant, Waited},
+    clock::{Instant, Waited, millis},
     observer::TARGET,
 };
 
@@ -222,7 +222,7 @@ impl Health {
 
     /// Milliseconds since the origin.
     fn millis(&self, time: Instant) -> u64 {
-        u64::try_from(time.saturating_duration_since(self.origin).as_millis()).unwrap_or(u64::MAX)
+        millis(time.saturating_duration_since(self.origin))
     }
 
     fn next_probe(&self) -> u64 {

@@ -10,7 +10,7 @@ use web_time::UNIX_EPOCH;
 
 use crate::{
     cache::{CacheError, CachedVerdict, HashSecret, VerdictCache, VerdictKey},
-    clock::{Instant, since_epoch},
+    clock::{Instant, millis, since_epoch},
     token::TokenDigest,
     verdict::Verdict,
 };
@@ -144,8 +144,4 @@ fn cache(capacity: usize) -> Cache<u128, Entry> {
         // Everything that can be missing is there.
         Err(_) => Cache::new(capacity),
     }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -12,7 +12,7 @@ use web_time::UNIX_EPOCH;
 
 use crate::{
     cache::{CacheError, CachedVerdict, Lease, VerdictCache, VerdictKey},
-    clock::{Instant, SystemTime, Waited, since_epoch},
+    clock::{Instant, SystemTime, Waited, millis, since_epoch},
     owner::Owner,
     redis_link::{self, Kind, Link, LinkError},
     routing::Environment,
@@ -289,10 +289,6 @@ const fn letter(environment: Environment) -> char {
         Environment::Production => 'p',
         Environment::Development => 'd',
     }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// What a value says. In Redis: the version (1 byte), `G` or `R`, both times (8 bytes each, the most

@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr, time::Duration};
 use web_time::UNIX_EPOCH;
 
 use crate::{
-    clock::{SystemTime, since_epoch},
+    clock::{SystemTime, millis, since_epoch},
     split_key::error::{SplitKeyError, SplitKeyErrorKind},
 };
 
@@ -101,8 +101,7 @@ enum Time {
 
 impl Metadata {
     pub(super) fn new(version: Version, created: SystemTime, split: SplitId) -> Self {
-        let millis = u64::try_from(since_epoch(created).as_millis()).unwrap_or(u64::MAX);
-        Self { version, time: Time::Millis(millis), split }
+        Self { version, time: Time::Millis(millis(since_epoch(created))), split }
     }
 
     /// How the key is split.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use web_time::UNIX_EPOCH;
 
 use crate::{
-    clock::{SystemTime, since_epoch},
+    clock::{SystemTime, millis, since_epoch},
     split_key::{
         Limits, Metadata, ServerPart, SplitId,
         error::{SplitKeyError, SplitKeyErrorKind},
@@ -239,7 +239,7 @@ impl<'de> Deserialize<'de> for KeyRecord {
 }
 
 fn to_millis(time: SystemTime) -> u64 {
-    u64::try_from(since_epoch(time).as_millis()).unwrap_or(u64::MAX)
+    millis(since_epoch(time))
 }
 
 fn from_millis<E: de::Error>(millis: u64) -> Result<SystemTime, E> {
