@@ -37,19 +37,16 @@ pub(crate) struct Decision {
     pub(crate) started: Instant,
 }
 
-/// A cache that takes longer has failed: asking Apple would have taken less.
+/// A cache that takes longer has failed: asking Apple would have taken less. So has a guard, which then withholds
+/// the token.
 const CACHE_DEADLINE: Duration = Duration::from_secs(1);
 
-const TOO_LATE: &str = "no answer within a second";
-
-fn too_late() -> CacheError {
-    CacheError::new(TOO_LATE)
-}
-
-/// The same for a guard, which then withholds the token.
-async fn in_time<T>(answer: impl Future<Output = Result<T, GuardError>>) -> Result<T, GuardError> {
-    let answer = within(CACHE_DEADLINE, answer).await;
-    answer.unwrap_or_else(|_elapsed| Err(GuardError::new(TOO_LATE)))
+/// What a cache or a guard answers within the deadline, or the error that `error` makes of a text.
+async fn in_time<T, E>(
+    answer: impl Future<Output = Result<T, E>>,
+    error: impl FnOnce(&'static str) -> E,
+) -> Result<T, E> {
+    within(CACHE_DEADLINE, answer).await.unwrap_or_else(|_elapsed| Err(error("no answer within a second")))
 }
 
 /// An answer to one question: is this token genuine in this environment?
@@ -115,7 +112,7 @@ async fn spend(
     };
     // A reservation that is made while this future is dropped is given back, too.
     let mut held = Held { guard, key, claim, armed: true };
-    match in_time(guard.reserve(&key, claim)).await {
+    match in_time(guard.reserve(&key, claim), GuardError::new).await {
         Ok(Reservation::Reserved) => {}
         Ok(Reservation::Reused) => {
             held.armed = false;
@@ -125,7 +122,7 @@ async fn spend(
     }
     let (outcome, environment, error) = check(gate, inquiry, digest).await;
     let outcome = match outcome {
-        Ok(device) => match in_time(guard.confirm(&key, claim)).await {
+        Ok(device) => match in_time(guard.confirm(&key, claim), GuardError::new).await {
             Ok(Reservation::Reserved) => Ok(device),
             Ok(Reservation::Reused) => Err(Rejection::ReusedToken),
             // Whether the token is spent is not known, so it is not given back.
@@ -138,7 +135,7 @@ async fn spend(
         Err(Rejection::RefusedToken) => Err(Rejection::RefusedToken),
         Err(rejection) => {
             // An error means that the reservation lapses by itself.
-            let _ = in_time(guard.release(&key, claim)).await;
+            let _ = in_time(guard.release(&key, claim), GuardError::new).await;
             Err(rejection)
         }
     };
@@ -197,8 +194,7 @@ async fn ask(
         return Ok(Answer { verdict, evidence: Evidence::Apple, checked_at });
     };
     // The process's own memory too: another request may have asked and finished since this one looked there.
-    let found = within(CACHE_DEADLINE, cache.get(&key)).await;
-    match found.unwrap_or_else(|_elapsed| Err(too_late())) {
+    match in_time(cache.get(&key), CacheError::new).await {
         Ok(Some(cached)) if config.is_fresh(&cached) => return Ok(cached.into()),
         Ok(_) => {}
         Err(error) => config.observer.cache_error(&error),
@@ -216,8 +212,7 @@ async fn ask(
         let left = config.time_to_live(verdict).saturating_sub(started.monotonic.elapsed());
         if left > Duration::ZERO {
             let cached = CachedVerdict::new(verdict, digest, started.wall, left);
-            let kept = within(CACHE_DEADLINE, cache.put(&key, cached)).await;
-            if let Err(error) = kept.unwrap_or_else(|_elapsed| Err(too_late())) {
+            if let Err(error) = in_time(cache.put(&key, cached), CacheError::new).await {
                 config.observer.cache_error(&error);
             }
         }
