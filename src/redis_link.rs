@@ -12,8 +12,8 @@ use std::{
 };
 
 use redis::{
-    Client, ErrorKind, IntoConnectionInfo, RedisError, RedisResult,
-    aio::{ConnectionManager, ConnectionManagerConfig},
+    Client, Cmd, ErrorKind, FromRedisValue, IntoConnectionInfo, RedisError, RedisResult,
+    aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig},
     io::tcp::TcpSettings,
 };
 use tracing::{info, warn};
@@ -22,6 +22,9 @@ use crate::{
     clock::{Instant, Waited, millis},
     observer::TARGET,
 };
+
+/// What keys begin with.
+pub(crate) const DEFAULT_PREFIX: &str = "tower-devicecheck";
 
 /// For how long one request waits for Redis in all.
 pub(crate) const DEFAULT_DEADLINE: Duration = Duration::from_millis(50);
@@ -61,6 +64,18 @@ impl<C: Clone> Link<C> {
 
     pub(crate) fn connection(&self) -> C {
         self.connection.clone()
+    }
+
+    /// One command, for [`run`](Self::run) and [`run_on`](Self::run_on).
+    pub(crate) fn query<T: FromRedisValue>(
+        &self,
+        command: Cmd,
+    ) -> impl Future<Output = RedisResult<T>> + use<C, T>
+    where
+        C: ConnectionLike,
+    {
+        let mut connection = self.connection();
+        async move { command.query_async(&mut connection).await }
     }
 
     /// Runs a command within what its request has left of the deadline, unless Redis is known not to answer.

@@ -91,7 +91,7 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> RedisCache<C> {
     pub fn new(connection: C) -> Self {
         Self {
             link: Link::new(connection, WHAT),
-            prefix: "tower-devicecheck".into(),
+            prefix: redis_link::DEFAULT_PREFIX.into(),
             seal: Seal::new(&[]),
             lease: None,
         }
@@ -197,13 +197,10 @@ const RELEASE: &str =
 
 impl<C: ConnectionLike + Clone + Send + Sync + 'static> VerdictCache for RedisCache<C> {
     async fn get(&self, key: &VerdictKey<'_>) -> Result<Option<CachedVerdict>, CacheError> {
-        let mut connection = self.link.connection();
         let mut command = redis::cmd("GETRANGE");
         // One byte more than a value has, and no more, whatever is there.
         command.arg(self.verdict_name(key)).arg(0).arg(Value::LENGTH);
-        let answer = self
-            .link
-            .run(Kind::Read, &key.memo.waited, async move { command.query_async(&mut connection).await });
+        let answer = self.link.run(Kind::Read, &key.memo.waited, self.link.query(command));
         let value: Vec<u8> = answer.await.map_err(reported)?;
         self.open(key, &value).map_err(reported)
     }
@@ -219,13 +216,10 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> VerdictCache for RedisCa
             checked_at: millis(since_epoch(verdict.checked_at())),
             expires_at: now.saturating_add(time_to_live),
         };
-        let mut connection = self.link.connection();
         let mut command = redis::cmd("SET");
         command.arg(self.verdict_name(key)).arg(&self.seal.close(key, &value)[..]);
         command.arg("PX").arg(time_to_live);
-        let answer = self
-            .link
-            .run_on(Kind::Write, &key.memo.waited, async move { command.query_async(&mut connection).await });
+        let answer = self.link.run_on(Kind::Write, &key.memo.waited, self.link.query(command));
         answer.await.map_err(reported)
     }
 
@@ -259,12 +253,9 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> VerdictCache for RedisCa
     }
 
     async fn release(&self, key: &VerdictKey<'_>, owner: Owner) {
-        let mut connection = self.link.connection();
         let mut command = redis::cmd("EVAL");
         command.arg(RELEASE).arg(1).arg(self.lease_name(key)).arg(owner.to_string());
-        let answer = self
-            .link
-            .run_on(Kind::Write, &key.memo.waited, async move { command.query_async(&mut connection).await });
+        let answer = self.link.run_on(Kind::Write, &key.memo.waited, self.link.query(command));
         // A lease that is not given back ends by itself.
         let _: Result<u8, LinkError> = answer.await;
     }

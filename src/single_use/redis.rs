@@ -78,7 +78,7 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> RedisReplayGuard<C> {
     pub fn new(connection: C) -> Self {
         Self {
             link: Link::new(connection, WHAT),
-            prefix: "tower-devicecheck".into(),
+            prefix: redis_link::DEFAULT_PREFIX.into(),
             lease: DEFAULT_LEASE,
             retention: DEFAULT_RETENTION,
             admit_without_redis: false,
@@ -143,9 +143,7 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> RedisReplayGuard<C> {
         // The digest in braces is what a cluster chooses the node by.
         let name = format!("{}:use1:{}:{{{}}}", self.prefix, key.scope(), key.digest());
         command.arg(script).arg(1).arg(name).arg(arguments);
-        let mut connection = self.link.connection();
-        let answer = async move { command.query_async(&mut connection).await };
-        self.link.run(Kind::Write, &claim.waited, answer).await
+        self.link.run(Kind::Write, &claim.waited, self.link.query(command)).await
     }
 
     fn judge(&self, answer: Result<bool, LinkError>) -> Result<Reservation, GuardError> {

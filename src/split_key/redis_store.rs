@@ -66,7 +66,7 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> RedisKeyStore<C> {
     /// A store on a connection that you have already.
     #[must_use]
     pub fn new(connection: C) -> Self {
-        Self { link: Link::new(connection, STORE), prefix: "tower-devicecheck".into() }
+        Self { link: Link::new(connection, STORE), prefix: redis_link::DEFAULT_PREFIX.into() }
     }
 
     /// What the name of the hash begins with, followed by a colon. Default: `tower-devicecheck`.
@@ -112,11 +112,9 @@ async fn patiently<T>(answer: impl Future<Output = RedisResult<T>>) -> Result<T,
 impl<C: ConnectionLike + Clone + Send + Sync + 'static> KeyStore for RedisKeyStore<C> {
     async fn get(&self, project: &str, split: SplitId) -> Result<Option<KeyRecord>, StoreError> {
         let field = field(project, split);
-        let mut connection = self.link.connection();
         let mut command = redis::cmd("HGET");
         command.arg(self.hash()).arg(&field);
-        let answer = async move { command.query_async(&mut connection).await };
-        let answer = self.link.run(Kind::Read, &Waited::none(), answer).await;
+        let answer = self.link.run(Kind::Read, &Waited::none(), self.link.query(command)).await;
         let value: Option<Vec<u8>> = answer.map_err(StoreError::unavailable)?;
         let Some(value) = value else { return Ok(None) };
         record(&field, &value).map(Some).ok_or_else(|| StoreError::unavailable(self.link.rubbish()))
@@ -129,16 +127,14 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> KeyStore for RedisKeySto
             command.arg(field(record.project(), record.split())).arg(record.revision());
             command.arg(serde_json::to_vec(record).map_err(StoreError::unavailable)?);
         }
-        let mut connection = self.link.connection();
-        let written: bool = patiently(command.query_async(&mut connection)).await?;
+        let written: bool = patiently(self.link.query(command)).await?;
         if written { Ok(()) } else { Err(StoreError::conflict()) }
     }
 
     async fn list(&self) -> Result<Vec<KeyRecord>, StoreError> {
-        let mut connection = self.link.connection();
         let mut command = redis::cmd("HGETALL");
         command.arg(self.hash());
-        let all: Vec<(String, Vec<u8>)> = patiently(command.query_async(&mut connection)).await?;
+        let all: Vec<(String, Vec<u8>)> = patiently(self.link.query(command)).await?;
         all.iter()
             .map(|(field, value)| record(field, value))
             .collect::<Option<_>>()
@@ -191,7 +187,7 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> RedisUsageLog<C> {
     /// A log on a connection that you have already.
     #[must_use]
     pub fn new(connection: C) -> Self {
-        Self { link: Link::new(connection, USAGE), prefix: "tower-devicecheck".into() }
+        Self { link: Link::new(connection, USAGE), prefix: redis_link::DEFAULT_PREFIX.into() }
     }
 
     /// What every key begins with, followed by a colon. Default: `tower-devicecheck`.
@@ -207,10 +203,9 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> RedisUsageLog<C> {
     ///
     /// If Redis does not answer within 5 seconds, or with something else than counts.
     pub async fn day(&self, day: SystemTime) -> Result<Vec<UseCount>, StoreError> {
-        let mut connection = self.link.connection();
         let mut command = redis::cmd("HGETALL");
         command.arg(self.hash(day));
-        let all: Vec<(String, u64)> = patiently(command.query_async(&mut connection)).await?;
+        let all: Vec<(String, u64)> = patiently(self.link.query(command)).await?;
         all.into_iter()
             .map(|(field, uses)| {
                 let (outcome, key) = field.split_once(' ')?;
