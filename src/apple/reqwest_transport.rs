@@ -1,7 +1,6 @@
 //! The default transport.
 
 use std::{
-    error::Error,
     fmt,
     sync::{
         Arc, Mutex, PoisonError,
@@ -23,7 +22,7 @@ use tower_service::Service;
 use crate::{
     apple::{
         builder::ClientError,
-        transport::{TransportError, is_turned_away},
+        transport::{TransportError, chain, is_turned_away},
         wire::MAX_ANSWER_LENGTH,
     },
     clock::within,
@@ -141,7 +140,7 @@ impl Service<Request<Bytes>> for ReqwestTransport {
 /// Whether there was no connection, or is none any longer, because the server has shut it down.
 fn is_without_connection(error: &TransportError) -> bool {
     let is_shutdown = |error: &h2::Error| error.is_go_away();
-    error.is_connect() || causes(error).any(|cause| cause.downcast_ref().is_some_and(is_shutdown))
+    error.is_connect() || chain(error).any(|error| error.downcast_ref().is_some_and(is_shutdown))
 }
 
 /// The endpoints that were asked.
@@ -260,7 +259,7 @@ fn failure(error: reqwest::Error) -> TransportError {
     let error = error.without_url();
     if error.is_connect() {
         TransportError::connect(error)
-    } else if causes(&error).any(is_turned_away) {
+    } else if chain(&error).any(is_turned_away) {
         TransportError::turned_away(error)
     } else {
         TransportError::other(error)
@@ -269,10 +268,6 @@ fn failure(error: reqwest::Error) -> TransportError {
 
 fn broken_off(error: reqwest::Error) -> TransportError {
     TransportError::other(error.without_url())
-}
-
-fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
-    std::iter::successors(error.source(), |cause| (*cause).source())
 }
 
 #[cfg(test)]

@@ -75,8 +75,7 @@ impl Error for TransportError {
 ///
 /// A connection that was reset or closed says nothing of the kind.
 pub(super) fn is_harmless(error: &(dyn Error + 'static)) -> bool {
-    let mut next = Some(error);
-    while let Some(error) = next {
+    for error in chain(error) {
         if let Some(error) = error.downcast_ref::<TransportError>() {
             return error.kind != Kind::Other;
         }
@@ -97,9 +96,13 @@ pub(super) fn is_harmless(error: &(dyn Error + 'static)) -> bool {
         if is_turned_away(error) {
             return true;
         }
-        next = error.source();
     }
     false
+}
+
+/// The error and its causes.
+pub(super) fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |error| (*error).source())
 }
 
 /// Whether this is one of the two ways in which an HTTP/2 server says that it has not looked at a request (RFC
