@@ -6,21 +6,21 @@ use http::HeaderName;
 use tower_layer::Layer;
 
 use crate::{
-    cache::{CachedVerdict, VerdictCache},
-    clock::SystemTime,
-    debug_token::DebugTokens,
-    erased::{ErasedCache, ErasedReplayGuard, ErasedVerifier},
-    observer::{Observer, TracingObserver},
-    pipeline::Answer,
-    rejection::{ProblemDetails, RejectionResponse},
-    routing::{Environment, Route, RoutingPolicy},
-    service::DeviceCheck,
-    single_flight::SingleFlight,
-    single_use::ReplayGuard,
-    token::TokenDigest,
-    token_source::{HeaderToken, TokenSource},
-    verdict::Verdict,
-    verifier::{DeviceVerifier, VerifyError},
+    device_check::cache::{CachedVerdict, VerdictCache},
+    device_check::debug_token::DebugTokens,
+    device_check::erased::{ErasedCache, ErasedReplayGuard, ErasedVerifier},
+    device_check::pipeline::Answer,
+    device_check::single_flight::SingleFlight,
+    device_check::token_source::{HeaderToken, TokenSource},
+    device_check::verifier::{DeviceVerifier, VerifyError},
+    gate::credential::TokenDigest,
+    gate::decision::Verdict,
+    gate::observer::{Observer, TracingObserver},
+    gate::rejection::{ProblemDetails, RejectionResponse},
+    gate::routing::{Environment, Route, RoutingPolicy},
+    gate::service::DeviceCheck,
+    replay::ReplayGuard,
+    runtime::SystemTime,
 };
 
 /// What happens to a request that is rejected.
@@ -197,7 +197,7 @@ impl DeviceCheckLayer {
 
     /// Lets each token admit one request: the next one with it is a
     /// [`ReusedToken`](crate::Rejection::ReusedToken), and Apple is not asked. See [the module's
-    /// docs](crate::single_use).
+    /// docs](crate::replay).
     ///
     /// This takes the place of the cache, and [`with_cache`](Self::with_cache) and
     /// [`without_cache`](Self::without_cache) take the place of this: a verdict that is remembered admits a

@@ -156,36 +156,19 @@
 
 #[cfg(any(feature = "aws-lc-rs", feature = "rust-crypto"))]
 mod apple;
-mod body;
-pub mod cache;
-mod clock;
-mod debug_token;
-mod erased;
-#[cfg(feature = "axum")]
-mod extract;
-mod future;
+mod device_check;
+mod gate;
 pub mod guide;
 mod layer;
-mod observer;
-mod owner;
-mod pipeline;
-mod problem;
 #[cfg(feature = "redis")]
-mod redis_link;
-mod rejection;
-mod routing;
-mod service;
-mod single_flight;
-pub mod single_use;
+mod redis;
+pub mod replay;
+mod runtime;
 #[cfg(feature = "split-key")]
 pub mod split_key;
 #[cfg(feature = "testing")]
 #[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "testing")))]
 pub mod testing;
-mod token;
-mod token_source;
-mod verdict;
-mod verifier;
 
 #[cfg(all(
     feature = "reqwest",
@@ -199,21 +182,26 @@ pub use self::apple::{
     CredentialsError, HttpTransport, TransportError,
 };
 #[cfg(feature = "axum")]
-pub use self::extract::MissingDevice;
+pub use self::gate::extract::MissingDevice;
 pub use self::{
-    body::ResponseBody,
-    debug_token::{DebugTokenError, DebugTokens},
-    future::ResponseFuture,
+    device_check::{
+        cache,
+        debug_token::{DebugTokenError, DebugTokens},
+        token_source::{BearerToken, HeaderToken, TokenSource},
+        verifier::{DeviceVerifier, VerifyError, VerifyErrorKind},
+    },
+    gate::{
+        body::ResponseBody,
+        credential::{Candidate, DeviceToken, MAX_TOKEN_LENGTH, MalformedToken, TokenDigest},
+        decision::{DeviceOutcome, Evidence, Verdict, VerifiedDevice},
+        future::ResponseFuture,
+        observer::{Event, Observer, Outcome, TracingObserver},
+        rejection::{ProblemDetails, Rejection, RejectionResponse},
+        routing::{Environment, EnvironmentHeader, Route, RoutingPolicy, UnknownEnvironment},
+        service::DeviceCheck,
+    },
     layer::{DeviceCheckLayer, Enforcement},
-    observer::{Event, Observer, Outcome, TracingObserver},
-    owner::Owner,
-    rejection::{ProblemDetails, Rejection, RejectionResponse},
-    routing::{Environment, EnvironmentHeader, Route, RoutingPolicy, UnknownEnvironment},
-    service::DeviceCheck,
-    token::{Candidate, DeviceToken, MAX_TOKEN_LENGTH, MalformedToken, TokenDigest},
-    token_source::{BearerToken, HeaderToken, TokenSource},
-    verdict::{DeviceOutcome, Evidence, Verdict, VerifiedDevice},
-    verifier::{DeviceVerifier, VerifyError, VerifyErrorKind},
+    replay::owner::Owner,
 };
 
 /// Any error, as constructors of this crate's errors take it.

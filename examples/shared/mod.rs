@@ -15,7 +15,7 @@ use std::{
 use tokio::net::TcpListener;
 use tower_devicecheck::{
     AppleClient, BoxError, Credentials, DeviceCheckLayer, Environment,
-    single_use::MemoryReplayGuard,
+    replay::MemoryReplayGuard,
     testing::{FakeApple, FakeAppleServer},
 };
 use tracing_subscriber::EnvFilter;
@@ -109,7 +109,7 @@ async fn remembering_in_redis(
     use std::time::Duration;
     use tower_devicecheck::{
         cache::{MemoryCache, RedisCache, Tiered},
-        single_use::RedisReplayGuard,
+        replay::RedisReplayGuard,
     };
 
     if single_use {

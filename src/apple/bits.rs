@@ -3,8 +3,8 @@
 use std::{error::Error, fmt};
 
 use crate::{
-    rejection::Rejection,
-    verifier::{VerifyError, VerifyErrorKind},
+    device_check::verifier::{VerifyError, VerifyErrorKind},
+    gate::rejection::Rejection,
 };
 
 /// The two bits that Apple keeps for each device and team: whatever you let them mean.

@@ -22,7 +22,7 @@ use crate::{
         transport::{ErasedTransport, Tower},
         wire::{Question, TransactionIds},
     },
-    routing::Environment,
+    gate::routing::Environment,
 };
 
 /// Puts an [`AppleClient`] together.

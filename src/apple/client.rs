@@ -19,10 +19,10 @@ use crate::{
         transport::{self, ErasedTransport},
         wire::{self, Answer, Class, Question, TransactionIds},
     },
-    clock::{Instant, Moment, SystemTime, within},
-    routing::Environment,
-    token::DeviceToken,
-    verifier::VerifyError,
+    device_check::verifier::VerifyError,
+    gate::credential::DeviceToken,
+    gate::routing::Environment,
+    runtime::{Instant, Moment, SystemTime, within},
 };
 
 /// What all clones of an [`AppleClient`](crate::AppleClient) share.

@@ -20,7 +20,7 @@ use crate::{
         pem::{self, KeyFault},
         provider_token::{ProviderTokens, Signer},
     },
-    observer::TARGET,
+    gate::observer::TARGET,
 };
 
 /// Who we are to Apple: the team id, and a private key with its id.

@@ -31,11 +31,11 @@ pub use self::{
 };
 use crate::{
     apple::{client::Client, wire::Question},
-    observer::TARGET,
-    routing::Environment,
-    token::{Candidate, DeviceToken},
-    verdict::{Verdict, VerifiedDevice},
-    verifier::{DeviceVerifier, VerifyError},
+    device_check::verifier::{DeviceVerifier, VerifyError},
+    gate::credential::{Candidate, DeviceToken},
+    gate::decision::{Verdict, VerifiedDevice},
+    gate::observer::TARGET,
+    gate::routing::Environment,
 };
 
 /// Asks Apple's DeviceCheck server.

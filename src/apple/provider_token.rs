@@ -16,8 +16,8 @@ use zeroize::Zeroizing;
 
 use crate::{
     BoxError,
-    clock::{Moment, SystemTime, since_epoch},
-    observer::TARGET,
+    gate::observer::TARGET,
+    runtime::{Moment, SystemTime, since_epoch},
 };
 
 // Named, because jsonwebtoken's own choice panics when somebody else's crate turns on its other backend.

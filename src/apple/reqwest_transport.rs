@@ -25,7 +25,7 @@ use crate::{
         transport::{TransportError, chain, is_turned_away},
         wire::MAX_ANSWER_LENGTH,
     },
-    clock::within,
+    runtime::within,
 };
 
 /// Feature `reqwest`: the default transport. rustls with the operating system's root certificates, HTTP/2

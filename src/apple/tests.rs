@@ -9,11 +9,11 @@ use tower::{ServiceExt, service_fn, util::BoxCloneSyncService};
 
 use super::*;
 use crate::{
-    clock::SystemTime,
-    rejection::Rejection,
-    token::TokenDigest,
-    verdict::Evidence,
-    verifier::VerifyErrorKind::{self, Misconfigured, Throttled, Unavailable},
+    device_check::verifier::VerifyErrorKind::{self, Misconfigured, Throttled, Unavailable},
+    gate::credential::TokenDigest,
+    gate::decision::Evidence,
+    gate::rejection::Rejection,
+    runtime::SystemTime,
 };
 
 type Answer = Result<Response<Bytes>, TransportError>;

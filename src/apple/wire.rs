@@ -18,10 +18,10 @@ use web_time::UNIX_EPOCH;
 
 use crate::{
     apple::provider_token::ProviderToken,
-    clock::{Moment, SystemTime, since_epoch},
-    routing::Environment,
-    token::DeviceToken,
-    verifier::VerifyError,
+    device_check::verifier::VerifyError,
+    gate::credential::DeviceToken,
+    gate::routing::Environment,
+    runtime::{Moment, SystemTime, since_epoch},
 };
 
 /// Apple's answers are short. A longer one is not Apple's.

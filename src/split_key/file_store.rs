@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::{
-    clock::Instant,
+    runtime::Instant,
     split_key::{KeyRecord, KeyStore, SplitId, StoreError, store::Records},
 };
 

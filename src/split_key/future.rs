@@ -11,7 +11,7 @@ use http::{Request, Response};
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
-use crate::{body::ResponseBody, future::Slow, split_key::layer::Keys};
+use crate::{gate::body::ResponseBody, gate::future::Slow, split_key::layer::Keys};
 
 pin_project! {
     /// The response future of [`SplitKey`](crate::split_key::SplitKey).

@@ -6,7 +6,7 @@ use http::{HeaderName, request};
 use tower_layer::Layer;
 
 use crate::{
-    rejection::ProblemDetails,
+    gate::rejection::ProblemDetails,
     split_key::{
         KeyObserver, KeyRejectionResponse, KeyStore, Providers, ServerPart, SplitKey, Suspicion,
         TracingKeyObserver, sealed, store::ErasedKeyStore, suspicion::Watch,

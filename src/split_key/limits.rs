@@ -4,7 +4,7 @@ use std::fmt;
 
 use http::Method;
 
-use crate::clock::SystemTime;
+use crate::runtime::SystemTime;
 
 /// What a key may be used for, beyond being used from a genuine device. By default, everything.
 ///

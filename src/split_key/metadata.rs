@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr, time::Duration};
 use web_time::UNIX_EPOCH;
 
 use crate::{
-    clock::{SystemTime, millis, since_epoch},
+    runtime::{SystemTime, millis, since_epoch},
     split_key::error::{SplitKeyError, SplitKeyErrorKind},
 };
 

@@ -5,10 +5,10 @@ use std::{fmt, sync::Arc, time::Duration};
 use tracing::{Level, event};
 
 use crate::{
-    clock::{Moment, SystemTime},
-    observer::{Chain, TARGET},
+    gate::credential::TokenDigest,
+    gate::observer::{Chain, TARGET},
+    runtime::{Moment, SystemTime},
     split_key::{KeyRejection, Limit, Metadata, SplitId, StoreError, Version},
-    token::TokenDigest,
 };
 
 /// Is told about every use of a key, and about uses that look suspicious.

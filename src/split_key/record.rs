@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use web_time::UNIX_EPOCH;
 
 use crate::{
-    clock::{SystemTime, millis, since_epoch},
+    runtime::{SystemTime, millis, since_epoch},
     split_key::{
         Limits, Metadata, ServerPart, SplitId,
         error::{SplitKeyError, SplitKeyErrorKind},

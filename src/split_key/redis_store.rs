@@ -8,8 +8,8 @@ use redis::{
 };
 
 use crate::{
-    clock::{SystemTime, Waited, since_epoch},
-    redis_link::{self, Kind, Link, LinkError},
+    redis::{self as redis_link, Kind, Link, LinkError},
+    runtime::{SystemTime, Waited, since_epoch},
     split_key::{KeyEvent, KeyObserver, KeyRecord, KeyStore, SplitId, StoreError},
 };
 

@@ -5,7 +5,7 @@ use std::{error::Error, fmt, time::Duration};
 use bytes::Bytes;
 use http::{Response, StatusCode, request};
 
-use crate::{problem::Problem, rejection::ProblemDetails, split_key::Limit};
+use crate::{gate::problem::Problem, gate::rejection::ProblemDetails, split_key::Limit};
 
 /// Why a request was not given its key. It is also in the extensions of the response.
 ///

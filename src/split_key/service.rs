@@ -12,17 +12,17 @@ use http::{HeaderName, Request, Response, header::AUTHORIZATION, request};
 use tower_service::Service;
 
 use crate::{
-    body::ResponseBody,
-    clock::Moment,
-    future::{Admission, Decide},
-    routing::is_preflight,
-    service::put_back,
+    device_check::token_source::{after_scheme, is_bearer, take_only},
+    gate::body::ResponseBody,
+    gate::decision::VerifiedDevice,
+    gate::future::{Admission, Decide},
+    gate::routing::is_preflight,
+    gate::service::put_back,
+    runtime::Moment,
     split_key::{
         ApiKey, ClientPart, KeyEvent, KeyOutcome, KeyState, Limits, SplitKeyFuture, Version, cut,
         layer::Keys, record::project_id, sealed, splitter::open,
     },
-    token_source::{after_scheme, is_bearer, take_only},
-    verdict::VerifiedDevice,
 };
 
 const PROJECT: HeaderName = HeaderName::from_static("x-project-id");

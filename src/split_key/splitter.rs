@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::{
-    clock::SystemTime,
+    runtime::SystemTime,
     split_key::{
         ApiKey, ClientPart, KeyRecord, KeyState, KeyStore, Limits, Metadata, Providers, SplitId, Version,
         cut,

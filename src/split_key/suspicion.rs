@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    clock::Instant,
+    runtime::Instant,
     split_key::{
         KeyEvent, KeyOutcome, SplitId,
         observer::{SuspicionKind, SuspiciousUse},

@@ -9,7 +9,7 @@ use std::{
 use serde::Serialize;
 
 use crate::{
-    clock::since_epoch,
+    runtime::since_epoch,
     split_key::{KeyEvent, KeyObserver, KeyOutcome, SplitId},
 };
 

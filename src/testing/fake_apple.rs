@@ -18,7 +18,7 @@ use super::{
     state::{Counts, Outcome, State},
     tokens::TokenBuilder,
 };
-use crate::routing::Environment;
+use crate::gate::routing::Environment;
 
 /// Apple's DeviceCheck for tests, in the process ([`transport`](Self::transport)) or on the loopback
 /// interface ([`serve`](Self::serve)).

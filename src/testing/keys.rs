@@ -11,7 +11,7 @@ use p256::{
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use crate::clock::since_epoch;
+use crate::runtime::since_epoch;
 
 /// A P-256 key such as Apple makes for DeviceCheck, good for tests and for nothing else: Apple does not know
 /// it.

@@ -107,10 +107,10 @@ mod transport;
 
 pub use self::{fake_apple::FakeApple, script::Reply, server::FakeAppleServer, transport::FakeAppleService};
 use crate::{
-    clock::SystemTime,
-    routing::Environment,
-    token::DeviceToken,
-    verdict::{Evidence, VerifiedDevice},
+    gate::credential::DeviceToken,
+    gate::decision::{Evidence, VerifiedDevice},
+    gate::routing::Environment,
+    runtime::SystemTime,
 };
 
 /// One of the three things that can be asked of Apple.

@@ -17,7 +17,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::Endpoint;
-use crate::routing::Environment;
+use crate::gate::routing::Environment;
 
 /// Apple documents it for the provider tokens of its push service, which DeviceCheck's are made like.
 const PROVIDER_TOKEN_LIFETIME: u64 = 60 * 60;

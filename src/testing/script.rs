@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use super::Endpoint;
-use crate::routing::Environment;
+use crate::gate::routing::Environment;
 
 /// How a [`FakeApple`](super::FakeApple) answers one call.
 ///

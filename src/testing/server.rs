@@ -29,7 +29,7 @@ use tokio::{
 };
 
 use super::{FakeApple, state::Outcome};
-use crate::routing::Environment;
+use crate::gate::routing::Environment;
 
 /// More than any call to Apple has. Longer bodies count as none.
 const MAX_REQUEST_BODY: usize = 64 * 1024;

@@ -12,8 +12,8 @@ use super::{
     tokens::TokenBuilder,
 };
 use crate::{
-    clock::{SystemTime, since_epoch},
-    routing::Environment,
+    gate::routing::Environment,
+    runtime::{SystemTime, since_epoch},
 };
 
 pub(super) struct State {

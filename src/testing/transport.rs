@@ -11,7 +11,7 @@ use http::{Request, Response, header::HOST, request};
 use tower_service::Service;
 
 use super::{FakeApple, state::Outcome};
-use crate::{BoxError, routing::Environment};
+use crate::{BoxError, gate::routing::Environment};
 
 /// A [`FakeApple`] in the place of the transport to Apple; made by [`FakeApple::transport`].
 ///

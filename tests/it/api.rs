@@ -9,7 +9,7 @@ use tower_devicecheck::{
     Environment, Event, HttpTransport, Owner, Rejection, ReqwestTransport, ResponseBody, Route, TokenDigest,
     VerifiedDevice, VerifyError,
     cache::{CacheError, CachedVerdict, MemoryCache, Tiered, VerdictKey},
-    single_use::{Claim, GuardError, MemoryReplayGuard, ReplayKey},
+    replay::{Claim, GuardError, MemoryReplayGuard, ReplayKey},
 };
 
 fn shared<T: Send + Sync + 'static>() {}
@@ -45,7 +45,7 @@ fn auto_traits() {
     #[cfg(feature = "redis")]
     {
         cloned::<tower_devicecheck::cache::RedisCache>();
-        cloned::<tower_devicecheck::single_use::RedisReplayGuard>();
+        cloned::<tower_devicecheck::replay::RedisReplayGuard>();
     }
     shared::<VerdictKey<'static>>();
 }

@@ -9,7 +9,7 @@ use tokio::{io::AsyncWriteExt, net::TcpListener};
 use tower_devicecheck::{
     DeviceCheckLayer, Environment, Evidence, Owner, Rejection, Verdict,
     cache::{CachedVerdict, Lease, MemoryCache, RedisCache, Tiered, VerdictCache, VerdictKey},
-    single_use::{Claim, RedisReplayGuard, ReplayGuard, ReplayKey, Reservation},
+    replay::{Claim, RedisReplayGuard, ReplayGuard, ReplayKey, Reservation},
     testing::{FakeApple, Reply},
 };
 

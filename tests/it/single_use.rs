@@ -9,7 +9,7 @@ use http_body_util::Full;
 use tower_devicecheck::{
     Environment, Evidence, Owner, Rejection, Route, TokenDigest,
     cache::MemoryCache,
-    single_use::{Claim, GuardError, MemoryReplayGuard, ReplayGuard, ReplayKey, Reservation},
+    replay::{Claim, GuardError, MemoryReplayGuard, ReplayGuard, ReplayKey, Reservation},
     testing::Reply,
 };
 

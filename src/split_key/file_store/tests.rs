@@ -146,7 +146,7 @@ fn writers_do_not_lose_the_work_of_others() {
             });
         }
     });
-    let until = crate::clock::SystemTime::now();
+    let until = crate::runtime::SystemTime::now();
     let store = store(&folder);
     let retired = retire(&store, "project", split, until);
     assert_eq!(futures_util::FutureExt::now_or_never(retired).unwrap().unwrap().revision(), 1);
@@ -160,7 +160,7 @@ async fn a_change_by_others_within_the_interval_is_no_conflict() {
     let server = store(&folder).with_check_interval(hour);
     let split = issue(&server).await;
     let tool = store(&folder);
-    retire(&tool, "project", split, crate::clock::SystemTime::now() + hour).await.unwrap();
+    retire(&tool, "project", split, crate::runtime::SystemTime::now() + hour).await.unwrap();
     revoke(&server, "project", split).await.unwrap();
     let found = tool.get("project", split).await.unwrap().unwrap();
     assert_eq!(found.state(), KeyState::Revoked);

@@ -15,7 +15,7 @@ use super::*;
 use crate::{
     BearerToken, DeviceCheckLayer, DeviceToken, DeviceVerifier, Environment, Evidence, HeaderToken, Verdict,
     VerifyError,
-    clock::SystemTime,
+    runtime::SystemTime,
     split_key::{
         KeyObserver, KeyRecord, KeyRejection, KeyStore, Limit, MemoryKeyStore, Split, SplitId, SplitKeyLayer,
         Splitter, StoreError, Suspicion, SuspicionKind, SuspiciousUse, UsageLog, tests::KEYS,

@@ -1,8 +1,8 @@
 //! Two caches as one.
 
 use crate::{
-    cache::{CacheError, CachedVerdict, Lease, VerdictCache, VerdictKey},
-    owner::Owner,
+    device_check::cache::{CacheError, CachedVerdict, Lease, VerdictCache, VerdictKey},
+    replay::owner::Owner,
 };
 
 /// A near cache in front of a far one: a verdict found in the far cache is put into the near one for the

@@ -3,17 +3,17 @@
 use std::{mem, sync::Arc, time::Duration};
 
 use crate::{
-    cache::{CacheError, CachedVerdict, Lease, Memo, VerdictKey},
-    clock::{Instant, Moment, SystemTime, within},
-    erased::ErasedReplayGuard,
+    device_check::cache::{CacheError, CachedVerdict, Lease, Memo, VerdictKey},
+    device_check::erased::ErasedReplayGuard,
+    device_check::verifier::VerifyError,
+    gate::credential::{DeviceToken, TokenDigest},
+    gate::decision::{Evidence, Verdict, VerifiedDevice},
+    gate::rejection::Rejection,
+    gate::routing::{Environment, Route},
     layer::{Gate, Memory},
-    owner::Owner,
-    rejection::Rejection,
-    routing::{Environment, Route},
-    single_use::{Claim, GuardError, ReplayKey, Reservation, Retry},
-    token::{DeviceToken, TokenDigest},
-    verdict::{Evidence, Verdict, VerifiedDevice},
-    verifier::VerifyError,
+    replay::owner::Owner,
+    replay::{Claim, GuardError, ReplayKey, Reservation, Retry},
+    runtime::{Instant, Moment, SystemTime, within},
 };
 
 /// A well-formed token that nothing is known about yet.

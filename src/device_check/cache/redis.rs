@@ -11,12 +11,12 @@ use sha2::Sha256;
 use web_time::UNIX_EPOCH;
 
 use crate::{
-    cache::{CacheError, CachedVerdict, Lease, VerdictCache, VerdictKey},
-    clock::{Instant, SystemTime, Waited, millis, since_epoch},
-    owner::Owner,
-    redis_link::{self, Kind, Link, LinkError},
-    routing::Environment,
-    verdict::Verdict,
+    device_check::cache::{CacheError, CachedVerdict, Lease, VerdictCache, VerdictKey},
+    gate::decision::Verdict,
+    gate::routing::Environment,
+    redis::{self as redis_link, Kind, Link, LinkError},
+    replay::owner::Owner,
+    runtime::{Instant, SystemTime, Waited, millis, since_epoch},
 };
 
 /// Verdicts in Redis or Valkey, shared by all replicas that use the same server and prefix.
@@ -367,7 +367,7 @@ impl Seal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::token::DeviceToken;
+    use crate::gate::credential::DeviceToken;
 
     fn value() -> Value {
         Value { verdict: Verdict::Genuine, checked_at: 1_000, expires_at: 301_000 }

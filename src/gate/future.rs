@@ -13,7 +13,7 @@ use http::{Request, Response, request};
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
-use crate::{body::ResponseBody, layer::Gate};
+use crate::{gate::body::ResponseBody, layer::Gate};
 
 pin_project! {
     /// The response future of [`DeviceCheck`](crate::DeviceCheck).

@@ -12,18 +12,18 @@ use http::{HeaderMap, HeaderName, Request, Response, header::Entry, request};
 use tower_service::Service;
 
 use crate::{
-    body::ResponseBody,
-    cache::{CachedVerdict, Memo, VerdictKey},
-    clock::{Instant, SystemTime},
-    future::{Admission, Decide, ResponseFuture},
+    device_check::cache::{CachedVerdict, Memo, VerdictKey},
+    device_check::pipeline::{Decision, Inquiry, resolve},
+    gate::body::ResponseBody,
+    gate::credential::{Candidate, DeviceToken, MalformedToken, TokenDigest},
+    gate::decision::{DeviceOutcome, Evidence, Verdict, VerifiedDevice},
+    gate::future::{Admission, Decide, ResponseFuture},
+    gate::observer::Event,
+    gate::rejection::Rejection,
+    gate::routing::{Environment, Route, is_preflight},
     layer::{Enforcement, Gate, Memory},
-    observer::Event,
-    pipeline::{Decision, Inquiry, resolve},
-    rejection::Rejection,
-    routing::{Environment, Route, is_preflight},
-    single_use::Retry,
-    token::{Candidate, DeviceToken, MalformedToken, TokenDigest},
-    verdict::{DeviceOutcome, Evidence, Verdict, VerifiedDevice},
+    replay::Retry,
+    runtime::{Instant, SystemTime},
 };
 
 /// Lets only requests from genuine devices through to `S`.

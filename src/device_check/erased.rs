@@ -3,13 +3,13 @@
 use futures_util::future::BoxFuture;
 
 use crate::{
-    cache::{CacheError, CachedVerdict, Lease, VerdictCache, VerdictKey},
-    owner::Owner,
-    routing::Environment,
-    single_use::{Claim, GuardError, ReplayGuard, ReplayKey, Reservation},
-    token::DeviceToken,
-    verdict::Verdict,
-    verifier::{DeviceVerifier, VerifyError},
+    device_check::cache::{CacheError, CachedVerdict, Lease, VerdictCache, VerdictKey},
+    device_check::verifier::{DeviceVerifier, VerifyError},
+    gate::credential::DeviceToken,
+    gate::decision::Verdict,
+    gate::routing::Environment,
+    replay::owner::Owner,
+    replay::{Claim, GuardError, ReplayGuard, ReplayKey, Reservation},
 };
 
 pub(crate) trait ErasedVerifier: Send + Sync {

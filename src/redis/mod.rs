@@ -19,8 +19,8 @@ use redis::{
 use tracing::{info, warn};
 
 use crate::{
-    clock::{Instant, Waited, millis},
-    observer::TARGET,
+    gate::observer::TARGET,
+    runtime::{Instant, Waited, millis},
 };
 
 /// What keys begin with.

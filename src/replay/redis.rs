@@ -8,8 +8,8 @@ use redis::{
 };
 
 use crate::{
-    redis_link::{self, Kind, Link, LinkError},
-    single_use::{
+    redis::{self as redis_link, Kind, Link, LinkError},
+    replay::{
         Claim, GuardError, ReplayGuard, ReplayKey, Reservation,
         memory::{DEFAULT_LEASE, DEFAULT_RETENTION},
     },
@@ -18,7 +18,7 @@ use crate::{
 /// Remembers tokens in Redis or Valkey, for all replicas that use the same server and prefix.
 ///
 /// ```no_run
-/// use tower_devicecheck::{DeviceCheckLayer, single_use::RedisReplayGuard};
+/// use tower_devicecheck::{DeviceCheckLayer, replay::RedisReplayGuard};
 ///
 /// # async fn layer(apple: impl tower_devicecheck::DeviceVerifier) -> redis::RedisResult<DeviceCheckLayer> {
 /// let guard = RedisReplayGuard::connect("redis://127.0.0.1/").await?;

@@ -8,7 +8,7 @@ use axum_core::{
 };
 use http::{StatusCode, request};
 
-use crate::verdict::VerifiedDevice;
+use crate::gate::decision::VerifiedDevice;
 
 /// Feature `axum`. Rejects with status 500 if no [`DeviceCheckLayer`](crate::DeviceCheckLayer) has verified
 /// the request: there is no layer, the route is exempt, or the layer only monitors and would have rejected the
@@ -49,7 +49,7 @@ impl Error for MissingDevice {}
 
 impl IntoResponse for MissingDevice {
     fn into_response(self) -> Response {
-        tracing::event!(target: crate::observer::TARGET, tracing::Level::ERROR, "{self}");
+        tracing::event!(target: crate::gate::observer::TARGET, tracing::Level::ERROR, "{self}");
         (StatusCode::INTERNAL_SERVER_ERROR, "the server did not check the device").into_response()
     }
 }

@@ -18,11 +18,11 @@ pub use self::tiered::Tiered;
 pub use self::{keyed_hash::HashSecret, memory::MemoryCache};
 use crate::{
     BoxError,
-    clock::SystemTime,
-    owner::Owner,
-    routing::Environment,
-    token::{DeviceToken, TokenDigest},
-    verdict::Verdict,
+    gate::credential::{DeviceToken, TokenDigest},
+    gate::decision::Verdict,
+    gate::routing::Environment,
+    replay::owner::Owner,
+    runtime::SystemTime,
 };
 
 /// Remembers verdicts: `MemoryCache` in the process, others between processes, [`Tiered`] both.
@@ -182,7 +182,7 @@ pub(crate) struct Memo {
     pub(crate) keyed_hash: OnceLock<(u64, u128)>,
     /// How long the request has waited for a shared cache.
     #[cfg(feature = "redis")]
-    pub(crate) waited: crate::clock::Waited,
+    pub(crate) waited: crate::runtime::Waited,
 }
 
 impl Memo {

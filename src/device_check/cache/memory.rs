@@ -9,10 +9,10 @@ use quick_cache::{
 use web_time::UNIX_EPOCH;
 
 use crate::{
-    cache::{CacheError, CachedVerdict, HashSecret, VerdictCache, VerdictKey},
-    clock::{Instant, millis, since_epoch},
-    token::TokenDigest,
-    verdict::Verdict,
+    device_check::cache::{CacheError, CachedVerdict, HashSecret, VerdictCache, VerdictKey},
+    gate::credential::TokenDigest,
+    gate::decision::Verdict,
+    runtime::{Instant, millis, since_epoch},
 };
 
 /// Verdicts in the memory of this process: the default.

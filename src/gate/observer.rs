@@ -5,15 +5,15 @@ use std::{fmt, time::Duration};
 use tracing::{Level, event};
 
 use crate::{
-    cache::CacheError,
-    clock::Instant,
+    device_check::cache::CacheError,
+    device_check::pipeline::Decision,
+    device_check::verifier::VerifyError,
+    gate::credential::TokenDigest,
+    gate::decision::{Evidence, VerifiedDevice},
+    gate::rejection::Rejection,
+    gate::routing::Environment,
     layer::Enforcement,
-    pipeline::Decision,
-    rejection::Rejection,
-    routing::Environment,
-    token::TokenDigest,
-    verdict::{Evidence, VerifiedDevice},
-    verifier::VerifyError,
+    runtime::Instant,
 };
 
 /// Is told about every decision, and about every failure of a cache.

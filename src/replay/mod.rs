@@ -6,7 +6,7 @@
 //! [`ReplayGuard`] remember tokens instead of verdicts.
 //!
 //! ```
-//! use tower_devicecheck::{DeviceCheckLayer, single_use::MemoryReplayGuard};
+//! use tower_devicecheck::{DeviceCheckLayer, replay::MemoryReplayGuard};
 //!
 //! # fn layer(apple: impl tower_devicecheck::DeviceVerifier) -> DeviceCheckLayer {
 //! DeviceCheckLayer::new(apple).with_single_use(MemoryReplayGuard::new())
@@ -42,6 +42,7 @@
 //! that it gave before.
 
 mod memory;
+pub(crate) mod owner;
 #[cfg(feature = "redis")]
 mod redis;
 
@@ -51,7 +52,7 @@ pub use self::memory::MemoryReplayGuard;
 #[cfg(feature = "redis")]
 #[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "redis")))]
 pub use self::redis::RedisReplayGuard;
-use crate::{BoxError, clock::Waited, owner::Owner, token::TokenDigest};
+use crate::{BoxError, gate::credential::TokenDigest, replay::owner::Owner, runtime::Waited};
 
 /// Remembers which tokens are in use or spent: [`MemoryReplayGuard`] in the process, `RedisReplayGuard`
 /// between processes.
@@ -62,7 +63,7 @@ use crate::{BoxError, clock::Waited, owner::Owner, token::TokenDigest};
 /// use std::{collections::HashMap, sync::Mutex};
 /// use tower_devicecheck::{
 ///     Owner, TokenDigest,
-///     single_use::{Claim, GuardError, ReplayGuard, ReplayKey, Reservation},
+///     replay::{Claim, GuardError, ReplayGuard, ReplayKey, Reservation},
 /// };
 ///
 /// /// Never forgets, so good for nothing but a page of documentation.

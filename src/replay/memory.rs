@@ -10,10 +10,10 @@ use std::{
 use sha2::{Digest, Sha256};
 
 use crate::{
-    clock::Instant,
-    owner::Owner,
-    single_use::{Claim, GuardError, ReplayGuard, ReplayKey, Reservation},
-    token::TokenDigest,
+    gate::credential::TokenDigest,
+    replay::owner::Owner,
+    replay::{Claim, GuardError, ReplayGuard, ReplayKey, Reservation},
+    runtime::Instant,
 };
 
 /// Remembers tokens in the memory of this process.

@@ -6,9 +6,9 @@ use bytes::Bytes;
 use http::{Response, StatusCode, request};
 
 use crate::{
-    problem::Problem,
-    token::MalformedToken,
-    verifier::{VerifyError, VerifyErrorKind},
+    device_check::verifier::{VerifyError, VerifyErrorKind},
+    gate::credential::MalformedToken,
+    gate::problem::Problem,
 };
 
 /// Why a request did not reach the inner service. It is also in the extensions of the response.
@@ -33,7 +33,7 @@ pub enum Rejection {
     MalformedToken(MalformedToken),
     /// Apple says that the token is not genuine, just now or a short while ago.
     RefusedToken,
-    /// The token admits one request, and another has it: see [`single_use`](crate::single_use). Apple was not
+    /// The token admits one request, and another has it: see [`single_use`](crate::replay). Apple was not
     /// asked, or said that the token is genuine when another request had taken it meanwhile.
     ReusedToken,
     /// Apple says that it is asked too often.

@@ -5,7 +5,7 @@ use std::{error::Error, fmt, sync::Arc};
 use http::{HeaderMap, HeaderName};
 use subtle::{Choice, ConstantTimeEq};
 
-use crate::{clock::SystemTime, token::TokenDigest, token_source::take_only};
+use crate::{device_check::token_source::take_only, gate::credential::TokenDigest, runtime::SystemTime};
 
 /// Named secrets that stand in for a device token where there is no device: simulators and CI.
 ///

@@ -3,10 +3,10 @@
 use std::{fmt, sync::Arc};
 
 use crate::{
-    clock::SystemTime,
-    rejection::Rejection,
-    routing::Environment,
-    token::{DeviceToken, TokenDigest},
+    gate::credential::{DeviceToken, TokenDigest},
+    gate::rejection::Rejection,
+    gate::routing::Environment,
+    runtime::SystemTime,
 };
 
 /// Apple's answer about a device token. That there was no answer is a
