@@ -44,7 +44,7 @@ use gateway::{
 };
 use tower_devicecheck::{
     BoxError, DebugTokens, DeviceCheckLayer, Environment,
-    split_key::{FileKeyStore, KeyStore, Limits as KeyLimits, MemoryKeyStore, Splitter},
+    split_key::{FileSplitKeyStore, Limits as KeyLimits, MemorySplitKeyStore, SplitKeyStore, Splitter},
 };
 use zeroizing_alloc::ZeroAlloc;
 
@@ -64,7 +64,8 @@ async fn serve() -> Result<(), BoxError> {
     match shared::variable("KEYS_FILE")? {
         Some(path) => {
             let settings = settings(None, shared::variable("ADMIN_TOKEN")?)?;
-            let keys = FileKeyStore::open(path.trim()).map_err(|error| in_setting("KEYS_FILE", &error))?;
+            let keys =
+                FileSplitKeyStore::open(path.trim()).map_err(|error| in_setting("KEYS_FILE", &error))?;
             listen(&apple, keys, settings, |_| apple_hint(&apple)).await
         }
         None => {
@@ -81,7 +82,7 @@ async fn serve() -> Result<(), BoxError> {
 
 async fn listen(
     apple: &Apple,
-    keys: impl KeyStore,
+    keys: impl SplitKeyStore,
     settings: Settings,
     hints: impl FnOnce(SocketAddr) -> String,
 ) -> Result<(), BoxError> {
@@ -140,7 +141,7 @@ fn in_setting(name: &str, error: &(dyn std::error::Error + 'static)) -> BoxError
 /// A fake provider, and one key for each of its names, split as real ones are.
 struct Demo {
     provider: SocketAddr,
-    keys: MemoryKeyStore,
+    keys: MemorySplitKeyStore,
     client_parts: Vec<(&'static str, String)>,
 }
 
@@ -149,7 +150,7 @@ const PROJECT: &str = "demo";
 impl Demo {
     async fn new() -> Result<Self, BoxError> {
         let fake = FakeProvider::new();
-        let keys = MemoryKeyStore::new();
+        let keys = MemorySplitKeyStore::new();
         let mut client_parts = Vec::new();
         for (provider, key) in fake.keys() {
             let split = Splitter::new().issue(&keys, PROJECT, provider, key, KeyLimits::none()).await?;

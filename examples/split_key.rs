@@ -37,8 +37,8 @@ use axum::http::Method;
 use tower_devicecheck::{
     BoxError,
     split_key::{
-        ClientPart, FileKeyStore, KeyRecord, KeyState, KeyStore, Limits, MAX_KEY_LENGTH, Providers,
-        ServerPart, SplitId, Splitter, Version, lint, retire, revoke,
+        ClientPart, FileSplitKeyStore, Limits, MAX_KEY_LENGTH, Providers, ServerPart, SplitId,
+        SplitKeyRecord, SplitKeyState, SplitKeyStore, Splitter, Version, lint, retire, revoke,
     },
 };
 use zeroize::Zeroizing;
@@ -61,7 +61,7 @@ async fn work(arguments: impl Iterator<Item = String>) -> Result<(), BoxError> {
             let (splitter, limits, file) = (options.splitter()?, options.limits()?, options.one("file")?);
             options.end()?;
             let api_key = secret_lines(1)?;
-            let store = FileKeyStore::open_or_create(file)?;
+            let store = FileSplitKeyStore::open_or_create(file)?;
             let split = splitter.issue(&store, &project, &provider, line(&api_key, 0)?, limits).await?;
             shared::print(split.client_part().expose());
         }
@@ -154,8 +154,8 @@ impl Options {
         self.optional(name)?.ok_or_else(|| format!("--{name} is missing").into())
     }
 
-    fn store(&mut self) -> Result<FileKeyStore, BoxError> {
-        Ok(FileKeyStore::open(self.one("file")?)?)
+    fn store(&mut self) -> Result<FileSplitKeyStore, BoxError> {
+        Ok(FileSplitKeyStore::open(self.one("file")?)?)
     }
 
     fn split(&mut self) -> Result<SplitId, BoxError> {
@@ -241,10 +241,10 @@ fn line(text: &str, index: usize) -> Result<&str, BoxError> {
 }
 
 /// One line about a record.
-fn described(record: &KeyRecord) -> String {
+fn described(record: &SplitKeyRecord) -> String {
     let state = match record.state() {
-        KeyState::Retiring { until, .. } if until <= SystemTime::now() => "retired".to_owned(),
-        KeyState::Retiring { until, .. } => format!("retiring until {}", date(until)),
+        SplitKeyState::Retiring { until, .. } if until <= SystemTime::now() => "retired".to_owned(),
+        SplitKeyState::Retiring { until, .. } => format!("retiring until {}", date(until)),
         state => state.to_string(),
     };
     let mut line = format!(

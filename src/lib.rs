@@ -135,7 +135,7 @@
 //! | `rust-crypto` | no | the same, signing in pure Rust. With both, aws-lc signs |
 //! | `tokio` | by `reqwest` | deadlines on calls to Apple |
 //! | `axum` | no | [`VerifiedDevice`] and `Option<VerifiedDevice>` as extractors |
-//! | `redis` | no | `RedisCache` and `RedisReplayGuard`, and with `split-key` `RedisKeyStore`, shared by replicas. Turns on `tokio` |
+//! | `redis` | no | `RedisCache` and `RedisReplayGuard`, and with `split-key` `RedisSplitKeyStore`, shared by replicas. Turns on `tokio` |
 //! | `split-key` | no | `split_key`: API keys in two parts, put together for verified devices only |
 //! | `testing` | no | a fake Apple, and builders for tokens and keys, for your tests |
 //!

@@ -24,7 +24,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use tower_devicecheck::{
     BearerToken, BoxError, DebugTokens, DeviceCheckLayer, HeaderToken, TokenSource,
-    split_key::{KeyStore, SplitKeyLayer, TracingKeyObserver, UsageLog},
+    split_key::{SplitKeyLayer, SplitKeyStore, TracingSplitKeyObserver, UsageLog},
 };
 
 use self::{
@@ -78,7 +78,7 @@ const METHODS: MethodFilter = MethodFilter::GET
 /// The server. `gate` has its defaults, or remembers something else.
 pub(crate) fn app(
     gate: DeviceCheckLayer,
-    keys: impl KeyStore,
+    keys: impl SplitKeyStore,
     settings: Settings,
 ) -> Result<Router, BoxError> {
     let Settings { providers, limits, admin_token, debug_tokens } = settings;
@@ -94,7 +94,7 @@ pub(crate) fn app(
         .add_key_header(HeaderName::from_static("x-api-key"))
         .add_key_header(HeaderName::from_static("x-goog-api-key"))
         .with_project(|head: &request::Parts| head.extensions.get::<Target>()?.project.clone())
-        .with_observer((TracingKeyObserver, Arc::clone(&usage)));
+        .with_observer((TracingSplitKeyObserver, Arc::clone(&usage)));
     let mut app = Router::new()
         .route("/v1/{provider}/{*path}", on(METHODS, proxy::forward).fallback(|| async { Problem::METHOD }))
         .with_state(Proxy::new(limits)?)

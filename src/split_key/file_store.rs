@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     runtime::Instant,
-    split_key::{KeyRecord, KeyStore, SplitId, StoreError, store::Records},
+    split_key::{SplitId, SplitKeyRecord, SplitKeyStore, StoreError, store::Records},
 };
 
 /// The largest file that is read, in bytes.
@@ -30,7 +30,7 @@ const SETTLED: Duration = Duration::from_secs(2);
 ///   without leaving its thread, whether the file is another one than before (one `stat` call), and reads it
 ///   again if so. So a revocation takes effect within that time. Put the file on a local disk. While it
 ///   cannot be read, or holds anything but records, every request is answered with
-///   [`Unavailable`](crate::split_key::KeyRejection::Unavailable).
+///   [`Unavailable`](crate::split_key::SplitKeyRejection::Unavailable).
 /// * Writing, by the operations of operators: to a file beside it, which is flushed to the disk and then takes
 ///   its place. Whatever happens meanwhile, the file holds the old or the new records, whole. The calling
 ///   thread is blocked until the disk has them. Writers, of other processes too, wait for each other, by a
@@ -39,7 +39,7 @@ const SETTLED: Duration = Duration::from_secs(2);
 /// A new file is readable by its owner only; one that is there keeps its permissions.
 ///
 /// [`with_check_interval`]: Self::with_check_interval
-pub struct FileKeyStore {
+pub struct FileSplitKeyStore {
     path: PathBuf,
     check_interval: Duration,
     loaded: Mutex<Loaded>,
@@ -70,7 +70,7 @@ struct Contents<R> {
 
 const FORMAT: u32 = 1;
 
-impl FileKeyStore {
+impl FileSplitKeyStore {
     /// Reads the records from an existing file.
     ///
     /// # Errors
@@ -126,7 +126,7 @@ impl FileKeyStore {
         self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn put(&self, changes: Vec<KeyRecord>) -> Result<(), StoreError> {
+    fn put(&self, changes: Vec<SplitKeyRecord>) -> Result<(), StoreError> {
         let _lock = lock(&self.path).map_err(StoreError::unavailable)?;
         let (mut records, _) = read(&self.path).map_err(StoreError::unavailable)?;
         let result = records.put(changes);
@@ -162,16 +162,16 @@ impl Loaded {
     }
 }
 
-impl KeyStore for FileKeyStore {
-    async fn get(&self, project: &str, split: SplitId) -> Result<Option<KeyRecord>, StoreError> {
+impl SplitKeyStore for FileSplitKeyStore {
+    async fn get(&self, project: &str, split: SplitId) -> Result<Option<SplitKeyRecord>, StoreError> {
         Ok(self.current().records()?.get(project, split).cloned())
     }
 
-    async fn put(&self, records: Vec<KeyRecord>) -> Result<(), StoreError> {
+    async fn put(&self, records: Vec<SplitKeyRecord>) -> Result<(), StoreError> {
         Self::put(self, records)
     }
 
-    async fn list(&self) -> Result<Vec<KeyRecord>, StoreError> {
+    async fn list(&self) -> Result<Vec<SplitKeyRecord>, StoreError> {
         let mut loaded = self.loaded();
         loaded.refresh(&self.path);
         Ok(loaded.records()?.iter().cloned().collect())
@@ -211,7 +211,7 @@ fn read(path: &Path) -> io::Result<(Records, Option<Seen>)> {
 }
 
 fn parse(bytes: &[u8]) -> io::Result<Records> {
-    let contents: Contents<KeyRecord> = serde_json::from_slice(bytes).map_err(|error| {
+    let contents: Contents<SplitKeyRecord> = serde_json::from_slice(bytes).map_err(|error| {
         // What serde says may quote the file.
         io::Error::other(format!(
             "the key file is not right at line {}, column {}",
@@ -314,9 +314,9 @@ impl Write for Length {
     }
 }
 
-impl fmt::Debug for FileKeyStore {
+impl fmt::Debug for FileSplitKeyStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FileKeyStore")
+        f.debug_struct("FileSplitKeyStore")
             .field("path", &self.path)
             .field("check_interval", &self.check_interval)
             .finish_non_exhaustive()

@@ -8,8 +8,8 @@ use tower_layer::Layer;
 use crate::{
     gate::rejection::ProblemDetails,
     split_key::{
-        KeyObserver, KeyRejectionResponse, KeyStore, Providers, ServerPart, SplitKey, Suspicion,
-        TracingKeyObserver, sealed, store::ErasedKeyStore, suspicion::Watch,
+        Providers, ServerPart, SplitKey, SplitKeyObserver, SplitKeyRejectionResponse, SplitKeyStore,
+        Suspicion, TracingSplitKeyObserver, sealed, store::ErasedSplitKeyStore, suspicion::Watch,
     },
 };
 
@@ -33,14 +33,14 @@ pub(super) struct Keys {
 
 #[derive(Clone)]
 pub(super) struct Config {
-    pub(super) store: Arc<dyn ErasedKeyStore>,
+    pub(super) store: Arc<dyn ErasedSplitKeyStore>,
     pub(super) providers: Arc<Providers>,
     pub(super) key_headers: Vec<HeaderName>,
     pub(super) project: Option<Arc<dyn ProjectSource>>,
     pub(super) allow_unverified: bool,
     pub(super) forward_credentials: bool,
-    pub(super) rejection_response: Arc<dyn KeyRejectionResponse>,
-    pub(super) observer: Arc<dyn KeyObserver>,
+    pub(super) rejection_response: Arc<dyn SplitKeyRejectionResponse>,
+    pub(super) observer: Arc<dyn SplitKeyObserver>,
 }
 
 /// Finds the project of a request; a name for the closures that do.
@@ -50,7 +50,7 @@ impl<F: Fn(&request::Parts) -> Option<String> + Send + Sync> ProjectSource for F
 
 impl SplitKeyLayer {
     /// A layer that looks keys up in `store`, and has every default of the other methods.
-    pub fn new(store: impl KeyStore) -> Self {
+    pub fn new(store: impl SplitKeyStore) -> Self {
         let config = Config {
             store: Arc::new(store),
             providers: Arc::default(),
@@ -59,7 +59,7 @@ impl SplitKeyLayer {
             allow_unverified: false,
             forward_credentials: false,
             rejection_response: Arc::new(ProblemDetails),
-            observer: Arc::new(TracingKeyObserver),
+            observer: Arc::new(TracingSplitKeyObserver),
         };
         Self::from_parts(config, Suspicion::new())
     }
@@ -94,8 +94,8 @@ impl SplitKeyLayer {
     ///
     /// ```
     /// use http::request;
-    /// # use tower_devicecheck::split_key::{MemoryKeyStore, SplitKeyLayer};
-    /// # let layer = SplitKeyLayer::new(MemoryKeyStore::new());
+    /// # use tower_devicecheck::split_key::{MemorySplitKeyStore, SplitKeyLayer};
+    /// # let layer = SplitKeyLayer::new(MemorySplitKeyStore::new());
     ///
     /// // /v1/openai/{project}/...
     /// let layer = layer.with_project(|head: &request::Parts| {
@@ -129,12 +129,12 @@ impl SplitKeyLayer {
     }
 
     /// Answers requests that are not given a key. Default: [`ProblemDetails`].
-    pub fn with_rejection_response(self, response: impl KeyRejectionResponse) -> Self {
+    pub fn with_rejection_response(self, response: impl SplitKeyRejectionResponse) -> Self {
         self.configure(|config| config.rejection_response = Arc::new(response))
     }
 
-    /// Is told about the use of keys. Default: [`TracingKeyObserver`], which this replaces.
-    pub fn with_observer(self, observer: impl KeyObserver) -> Self {
+    /// Is told about the use of keys. Default: [`TracingSplitKeyObserver`], which this replaces.
+    pub fn with_observer(self, observer: impl SplitKeyObserver) -> Self {
         self.configure(|config| config.observer = Arc::new(observer))
     }
 }

@@ -10,7 +10,7 @@
 //! use tower::ServiceBuilder;
 //! use tower_devicecheck::{
 //!     BearerToken, DeviceCheckLayer, DeviceVerifier, HeaderToken,
-//!     split_key::{ApiKey, FileKeyStore, SplitKeyLayer, StoreError},
+//!     split_key::{ApiKey, FileSplitKeyStore, SplitKeyLayer, StoreError},
 //! };
 //!
 //! # fn stack(apple: impl DeviceVerifier) -> Result<(), StoreError> {
@@ -20,7 +20,7 @@
 //!     .add_token_source(BearerToken::new());
 //! let stack = ServiceBuilder::new()
 //!     .layer(gate)
-//!     .layer(SplitKeyLayer::new(FileKeyStore::open("keys.json")?));
+//!     .layer(SplitKeyLayer::new(FileSplitKeyStore::open("keys.json")?));
 //! # let _ = stack.service(());
 //! # Ok(())
 //! # }
@@ -80,10 +80,10 @@ mod suspicion;
 mod usage;
 
 #[cfg(not(target_arch = "wasm32"))]
-pub use self::file_store::FileKeyStore;
+pub use self::file_store::FileSplitKeyStore;
 #[cfg(feature = "redis")]
 #[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "redis")))]
-pub use self::redis_store::{RedisKeyStore, RedisUsageLog, UseCount};
+pub use self::redis_store::{RedisSplitKeyStore, RedisUsageLog, UseCount};
 pub use self::{
     api_key::ApiKey,
     cut::{CutLint, lint},
@@ -92,14 +92,17 @@ pub use self::{
     layer::SplitKeyLayer,
     limits::{Limit, Limits},
     metadata::{Metadata, SplitId, Version},
-    observer::{KeyEvent, KeyObserver, KeyOutcome, SuspicionKind, SuspiciousUse, TracingKeyObserver},
+    observer::{
+        SplitKeyEvent, SplitKeyObserver, SplitKeyOutcome, SuspicionKind, SuspiciousUse,
+        TracingSplitKeyObserver,
+    },
     parts::{ClientPart, MAX_KEY_LENGTH, ServerPart},
     provider::{Provider, Providers},
-    record::{KeyRecord, KeyState},
-    rejection::{KeyRejection, KeyRejectionResponse},
+    record::{SplitKeyRecord, SplitKeyState},
+    rejection::{SplitKeyRejection, SplitKeyRejectionResponse},
     service::SplitKey,
     splitter::{Split, Splitter, retire, revoke},
-    store::{KeyStore, MemoryKeyStore, StoreError},
+    store::{MemorySplitKeyStore, SplitKeyStore, StoreError},
     suspicion::Suspicion,
     usage::UsageLog,
 };

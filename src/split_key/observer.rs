@@ -8,19 +8,19 @@ use crate::{
     gate::credential::TokenDigest,
     gate::observer::{Chain, TARGET},
     runtime::{Moment, SystemTime},
-    split_key::{KeyRejection, Limit, Metadata, SplitId, StoreError, Version},
+    split_key::{Limit, Metadata, SplitId, SplitKeyRejection, StoreError, Version},
 };
 
 /// Is told about every use of a key, and about uses that look suspicious.
 ///
 /// Called on the task that serves the request: it must not block. A request that its client abandons while
-/// its key is looked up is not reported, and neither are CORS preflights. [`TracingKeyObserver`] is the
-/// default; to keep it beside another one, give the layer both: `with_observer((TracingKeyObserver,
+/// its key is looked up is not reported, and neither are CORS preflights. [`TracingSplitKeyObserver`] is the
+/// default; to keep it beside another one, give the layer both: `with_observer((TracingSplitKeyObserver,
 /// usage_log))`.
 #[diagnostic::on_unimplemented(note = "implement `used`")]
-pub trait KeyObserver: Send + Sync + 'static {
+pub trait SplitKeyObserver: Send + Sync + 'static {
     /// A request was given its key, or was refused it.
-    fn used(&self, event: &KeyEvent);
+    fn used(&self, event: &SplitKeyEvent);
 
     /// Something about the use of a key is suspicious. Default: nothing.
     fn suspicious(&self, event: &SuspiciousUse) {
@@ -29,8 +29,8 @@ pub trait KeyObserver: Send + Sync + 'static {
 }
 
 /// Both are told, the left one first.
-impl<A: KeyObserver, B: KeyObserver> KeyObserver for (A, B) {
-    fn used(&self, event: &KeyEvent) {
+impl<A: SplitKeyObserver, B: SplitKeyObserver> SplitKeyObserver for (A, B) {
+    fn used(&self, event: &SplitKeyEvent) {
         self.0.used(event);
         self.1.used(event);
     }
@@ -41,8 +41,8 @@ impl<A: KeyObserver, B: KeyObserver> KeyObserver for (A, B) {
     }
 }
 
-impl<O: KeyObserver> KeyObserver for Arc<O> {
-    fn used(&self, event: &KeyEvent) {
+impl<O: SplitKeyObserver> SplitKeyObserver for Arc<O> {
+    fn used(&self, event: &SplitKeyEvent) {
         O::used(self, event);
     }
 
@@ -54,7 +54,7 @@ impl<O: KeyObserver> KeyObserver for Arc<O> {
 /// What came of the use of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum KeyOutcome {
+pub enum SplitKeyOutcome {
     /// The request reaches the inner service with the key.
     Opened,
     /// The same, with a key that retires soon: a client that has not moved to the new split yet.
@@ -85,7 +85,7 @@ pub enum KeyOutcome {
     Unverified,
 }
 
-impl KeyOutcome {
+impl SplitKeyOutcome {
     /// `opened`, `opened_retiring`, `missing`, `malformed`, `unknown`, `mismatch`, `retired`, `revoked`,
     /// `limit_not_met`, `blocked`, `store_failed` or `unverified`.
     #[must_use]
@@ -108,37 +108,37 @@ impl KeyOutcome {
 
     /// How the request is answered; `None` where it reaches the inner service.
     #[must_use]
-    pub const fn rejection(&self) -> Option<KeyRejection> {
+    pub const fn rejection(&self) -> Option<SplitKeyRejection> {
         Some(match self {
             Self::Opened | Self::OpenedRetiring => return None,
-            Self::Missing => KeyRejection::MissingKey,
+            Self::Missing => SplitKeyRejection::MissingKey,
             Self::Malformed | Self::Unknown | Self::Mismatch | Self::Retired | Self::Revoked => {
-                KeyRejection::InvalidKey
+                SplitKeyRejection::InvalidKey
             }
-            Self::LimitNotMet(limit) => KeyRejection::LimitNotMet(*limit),
-            Self::Blocked { retry_after } => KeyRejection::Blocked { retry_after: *retry_after },
-            Self::StoreFailed => KeyRejection::Unavailable { retry_after: Duration::from_secs(5) },
-            Self::Unverified => KeyRejection::Unverified,
+            Self::LimitNotMet(limit) => SplitKeyRejection::LimitNotMet(*limit),
+            Self::Blocked { retry_after } => SplitKeyRejection::Blocked { retry_after: *retry_after },
+            Self::StoreFailed => SplitKeyRejection::Unavailable { retry_after: Duration::from_secs(5) },
+            Self::Unverified => SplitKeyRejection::Unverified,
         })
     }
 }
 
 /// One use of a key.
 #[derive(Debug)]
-pub struct KeyEvent {
+pub struct SplitKeyEvent {
     pub(super) project: Option<Arc<str>>,
     pub(super) provider: Option<Arc<str>>,
     pub(super) metadata: Option<Metadata>,
     pub(super) device: Option<TokenDigest>,
-    pub(super) outcome: KeyOutcome,
+    pub(super) outcome: SplitKeyOutcome,
     pub(super) error: Option<StoreError>,
     pub(super) started: Moment,
 }
 
-impl KeyEvent {
+impl SplitKeyEvent {
     /// What came of it.
     #[must_use]
-    pub const fn outcome(&self) -> KeyOutcome {
+    pub const fn outcome(&self) -> SplitKeyOutcome {
         self.outcome
     }
 
@@ -274,10 +274,10 @@ impl SuspiciousUse {
 /// device token), `latency_us` (microseconds), `blocked_s` (seconds), and `error` with its causes.
 #[derive(Clone, Copy, Debug, Default)]
 #[allow(clippy::exhaustive_structs, reason = "users name it beside an observer of their own")]
-pub struct TracingKeyObserver;
+pub struct TracingSplitKeyObserver;
 
-impl KeyObserver for TracingKeyObserver {
-    fn used(&self, event: &KeyEvent) {
+impl SplitKeyObserver for TracingSplitKeyObserver {
+    fn used(&self, event: &SplitKeyEvent) {
         // A level is fixed at its call site, hence a macro.
         macro_rules! used {
             ($level:expr, $message:literal) => {
@@ -297,9 +297,9 @@ impl KeyObserver for TracingKeyObserver {
             };
         }
         match event.outcome {
-            KeyOutcome::Opened | KeyOutcome::OpenedRetiring => used!(Level::INFO, "key opened"),
-            KeyOutcome::StoreFailed => used!(Level::WARN, "key refused: the key store failed"),
-            KeyOutcome::Unverified => {
+            SplitKeyOutcome::Opened | SplitKeyOutcome::OpenedRetiring => used!(Level::INFO, "key opened"),
+            SplitKeyOutcome::StoreFailed => used!(Level::WARN, "key refused: the key store failed"),
+            SplitKeyOutcome::Unverified => {
                 used!(
                     Level::ERROR,
                     "key refused: no verified device; is `DeviceCheckLayer` outside of `SplitKeyLayer`?"
@@ -323,7 +323,7 @@ impl KeyObserver for TracingKeyObserver {
     }
 }
 
-impl fmt::Display for KeyOutcome {
+impl fmt::Display for SplitKeyOutcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }

@@ -94,7 +94,7 @@ impl fmt::Debug for ClientPart {
     }
 }
 
-/// What the server holds, in its [`KeyStore`](crate::split_key::KeyStore).
+/// What the server holds, in its [`SplitKeyStore`](crate::split_key::SplitKeyStore).
 ///
 /// `Debug` shows nothing of it, and the memory is wiped when the last clone is dropped.
 #[derive(Clone)]

@@ -20,7 +20,7 @@ pub(super) const MAX_PROJECT_LENGTH: usize = 128;
 /// Whether a key may be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum KeyState {
+pub enum SplitKeyState {
     /// It may.
     Active,
     /// It may until a time, while clients move to another split.
@@ -36,19 +36,19 @@ pub enum KeyState {
 /// What the server keeps of one split key. It does not give the key away.
 ///
 /// `Debug` shows everything but the server part. `Serialize` writes all of it, in the form that
-/// `FileKeyStore` has on disk. Cloning is cheap.
+/// `FileSplitKeyStore` has on disk. Cloning is cheap.
 #[derive(Clone, Debug)]
-pub struct KeyRecord {
+pub struct SplitKeyRecord {
     project: Arc<str>,
     provider: Arc<str>,
     metadata: Metadata,
     server_part: ServerPart,
-    state: KeyState,
+    state: SplitKeyState,
     limits: Arc<Limits>,
     revision: u64,
 }
 
-impl KeyRecord {
+impl SplitKeyRecord {
     /// An active record without limits, of a key that was split already. To split one, use
     /// [`Splitter`](crate::split_key::Splitter).
     ///
@@ -67,7 +67,7 @@ impl KeyRecord {
             provider: provider.into(),
             metadata,
             server_part,
-            state: KeyState::Active,
+            state: SplitKeyState::Active,
             limits: Arc::default(),
             revision: 0,
         })
@@ -80,10 +80,10 @@ impl KeyRecord {
         self
     }
 
-    /// The next revision, in this state. [`KeyStore::put`](crate::split_key::KeyStore::put) takes it if the
+    /// The next revision, in this state. [`SplitKeyStore::put`](crate::split_key::SplitKeyStore::put) takes it if the
     /// store still has this revision.
     #[must_use]
-    pub fn changed_to(&self, state: KeyState) -> Self {
+    pub fn changed_to(&self, state: SplitKeyState) -> Self {
         Self { state, revision: self.revision.saturating_add(1), ..self.clone() }
     }
 
@@ -127,7 +127,7 @@ impl KeyRecord {
 
     /// Whether the key may be used.
     #[must_use]
-    pub const fn state(&self) -> KeyState {
+    pub const fn state(&self) -> SplitKeyState {
         self.state
     }
 
@@ -187,7 +187,7 @@ enum JsonState {
     Revoked,
 }
 
-impl Serialize for KeyRecord {
+impl Serialize for SplitKeyRecord {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let methods = self.limits.methods();
         let json = Json {
@@ -196,9 +196,9 @@ impl Serialize for KeyRecord {
             metadata: Cow::Owned(self.metadata.to_string()),
             server_part: Cow::Borrowed(self.server_part.expose()),
             state: match self.state {
-                KeyState::Active => JsonState::Active,
-                KeyState::Retiring { until } => JsonState::Retiring { until_ms: to_millis(until) },
-                KeyState::Revoked => JsonState::Revoked,
+                SplitKeyState::Active => JsonState::Active,
+                SplitKeyState::Retiring { until } => JsonState::Retiring { until_ms: to_millis(until) },
+                SplitKeyState::Revoked => JsonState::Revoked,
             },
             revision: self.revision,
             allowed_paths: self.limits.paths().map(<[_]>::to_vec),
@@ -209,7 +209,7 @@ impl Serialize for KeyRecord {
     }
 }
 
-impl<'de> Deserialize<'de> for KeyRecord {
+impl<'de> Deserialize<'de> for SplitKeyRecord {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let json = Json::deserialize(deserializer)?;
         let server_part = ServerPart::new(json.server_part.into_owned()).map_err(de::Error::custom)?;
@@ -228,9 +228,9 @@ impl<'de> Deserialize<'de> for KeyRecord {
         }
         Ok(Self {
             state: match json.state {
-                JsonState::Active => KeyState::Active,
-                JsonState::Retiring { until_ms } => KeyState::Retiring { until: from_millis(until_ms)? },
-                JsonState::Revoked => KeyState::Revoked,
+                JsonState::Active => SplitKeyState::Active,
+                JsonState::Retiring { until_ms } => SplitKeyState::Retiring { until: from_millis(until_ms)? },
+                JsonState::Revoked => SplitKeyState::Revoked,
             },
             revision: json.revision,
             ..record.map_err(de::Error::custom)?.with_limits(limits)
@@ -249,7 +249,7 @@ fn from_millis<E: de::Error>(millis: u64) -> Result<SystemTime, E> {
 }
 
 /// `active`, `retiring` or `revoked`.
-impl fmt::Display for KeyState {
+impl fmt::Display for SplitKeyState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Active => "active",

@@ -10,7 +10,7 @@ use redis::{
 use crate::{
     redis::{self as redis_link, Kind, Link, LinkError},
     runtime::{SystemTime, Waited, since_epoch},
-    split_key::{KeyEvent, KeyObserver, KeyRecord, KeyStore, SplitId, StoreError},
+    split_key::{SplitId, SplitKeyEvent, SplitKeyObserver, SplitKeyRecord, SplitKeyStore, StoreError},
 };
 
 /// How long operators wait; requests wait for [`Link`]'s deadline.
@@ -23,18 +23,18 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// node, and are changed by one script: all of a change or none of it.
 ///
 /// While Redis does not answer within the [deadline](Self::with_deadline), requests are answered with
-/// [`Unavailable`](crate::split_key::KeyRejection::Unavailable); each incident is logged once. A value that is
+/// [`Unavailable`](crate::split_key::SplitKeyRejection::Unavailable); each incident is logged once. A value that is
 /// no record of the split that was asked for is such a failure, too.
 ///
 /// The hash holds the server parts: with a client part, one is an API key. Turn on persistence
 /// (`appendonly yes`) and let Redis evict nothing; what it forgets is gone. Needs Redis 6 or any Valkey.
 #[derive(Clone)]
-pub struct RedisKeyStore<C = ConnectionManager> {
+pub struct RedisSplitKeyStore<C = ConnectionManager> {
     link: Link<C>,
     prefix: Arc<str>,
 }
 
-impl RedisKeyStore {
+impl RedisSplitKeyStore {
     /// A store on a connection of its own to the server at this address.
     ///
     /// # Errors
@@ -62,7 +62,7 @@ end
 for i = 1, #ARGV, 3 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1] .. '\n' .. ARGV[i + 2]) end
 return 1";
 
-impl<C: ConnectionLike + Clone + Send + Sync + 'static> RedisKeyStore<C> {
+impl<C: ConnectionLike + Clone + Send + Sync + 'static> RedisSplitKeyStore<C> {
     /// A store on a connection that you have already.
     #[must_use]
     pub fn new(connection: C) -> Self {
@@ -94,9 +94,9 @@ fn field(project: &str, split: SplitId) -> String {
 }
 
 /// The record, if it is that of this field.
-fn record(field_read: &str, value: &[u8]) -> Option<KeyRecord> {
+fn record(field_read: &str, value: &[u8]) -> Option<SplitKeyRecord> {
     let end = value.iter().position(|byte| *byte == b'\n')?;
-    let record: KeyRecord = serde_json::from_slice(&value[end + 1..]).ok()?;
+    let record: SplitKeyRecord = serde_json::from_slice(&value[end + 1..]).ok()?;
     let revision: u64 = std::str::from_utf8(&value[..end]).ok()?.parse().ok()?;
     let is_it = field(record.project(), record.split()) == field_read && record.revision() == revision;
     is_it.then_some(record)
@@ -109,8 +109,8 @@ async fn patiently<T>(answer: impl Future<Output = RedisResult<T>>) -> Result<T,
     }
 }
 
-impl<C: ConnectionLike + Clone + Send + Sync + 'static> KeyStore for RedisKeyStore<C> {
-    async fn get(&self, project: &str, split: SplitId) -> Result<Option<KeyRecord>, StoreError> {
+impl<C: ConnectionLike + Clone + Send + Sync + 'static> SplitKeyStore for RedisSplitKeyStore<C> {
+    async fn get(&self, project: &str, split: SplitId) -> Result<Option<SplitKeyRecord>, StoreError> {
         let field = field(project, split);
         let mut command = redis::cmd("HGET");
         command.arg(self.hash()).arg(&field);
@@ -120,7 +120,7 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> KeyStore for RedisKeySto
         record(&field, &value).map(Some).ok_or_else(|| StoreError::unavailable(self.link.rubbish()))
     }
 
-    async fn put(&self, records: Vec<KeyRecord>) -> Result<(), StoreError> {
+    async fn put(&self, records: Vec<SplitKeyRecord>) -> Result<(), StoreError> {
         let mut command = redis::cmd("EVAL");
         command.arg(PUT).arg(1).arg(self.hash());
         for record in &records {
@@ -131,7 +131,7 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> KeyStore for RedisKeySto
         if written { Ok(()) } else { Err(StoreError::conflict()) }
     }
 
-    async fn list(&self) -> Result<Vec<KeyRecord>, StoreError> {
+    async fn list(&self) -> Result<Vec<SplitKeyRecord>, StoreError> {
         let mut command = redis::cmd("HGETALL");
         command.arg(self.hash());
         let all: Vec<(String, Vec<u8>)> = patiently(self.link.query(command)).await?;
@@ -142,10 +142,10 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> KeyStore for RedisKeySto
     }
 }
 
-impl<C> fmt::Debug for RedisKeyStore<C> {
+impl<C> fmt::Debug for RedisSplitKeyStore<C> {
     // Without the connection, which holds a password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RedisKeyStore").field("prefix", &self.prefix).finish_non_exhaustive()
+        f.debug_struct("RedisSplitKeyStore").field("prefix", &self.prefix).finish_non_exhaustive()
     }
 }
 
@@ -166,7 +166,7 @@ pub struct RedisUsageLog<C = ConnectionManager> {
 pub struct UseCount {
     /// The split and its project; `None` for all splits that the store does not have.
     pub key: Option<(String, SplitId)>,
-    /// [`KeyOutcome::as_str`](crate::split_key::KeyOutcome::as_str).
+    /// [`SplitKeyOutcome::as_str`](crate::split_key::SplitKeyOutcome::as_str).
     pub outcome: String,
     /// How often.
     pub uses: u64,
@@ -227,8 +227,8 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> RedisUsageLog<C> {
     }
 }
 
-impl<C: ConnectionLike + Clone + Send + Sync + 'static> KeyObserver for RedisUsageLog<C> {
-    fn used(&self, event: &KeyEvent) {
+impl<C: ConnectionLike + Clone + Send + Sync + 'static> SplitKeyObserver for RedisUsageLog<C> {
+    fn used(&self, event: &SplitKeyEvent) {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         let key = match (&event.project, event.metadata) {
             // As in `UsageLog`: only what the store knows has a provider.

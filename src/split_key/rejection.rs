@@ -21,7 +21,7 @@ use crate::{gate::problem::Problem, gate::rejection::ProblemDetails, split_key::
 /// A 401 carries `WWW-Authenticate: SplitKey`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum KeyRejection {
+pub enum SplitKeyRejection {
     /// The request holds no client part, or no project id.
     MissingKey,
     /// The client part opens no key that may be used: it is malformed, unknown, of another key or project,
@@ -57,19 +57,19 @@ struct Row {
 }
 
 #[rustfmt::skip]
-const fn row(rejection: &KeyRejection) -> Row {
+const fn row(rejection: &SplitKeyRejection) -> Row {
     let (variant, code, title, status, grpc_status) = match rejection {
-        KeyRejection::MissingKey => ("MissingKey", "missing_key", "No key", StatusCode::UNAUTHORIZED, 16),
-        KeyRejection::InvalidKey => ("InvalidKey", "invalid_key", "Invalid key", StatusCode::UNAUTHORIZED, 16),
-        KeyRejection::LimitNotMet(_) => ("LimitNotMet", "limit_not_met", "Key not allowed here", StatusCode::FORBIDDEN, 7),
-        KeyRejection::Blocked { .. } => ("Blocked", "key_blocked", "Key blocked for a while", StatusCode::TOO_MANY_REQUESTS, 8),
-        KeyRejection::Unavailable { .. } => ("Unavailable", "keys_unavailable", "Keys unavailable", StatusCode::SERVICE_UNAVAILABLE, 14),
-        KeyRejection::Unverified => ("Unverified", "device_unverified", "Device not verified", StatusCode::INTERNAL_SERVER_ERROR, 13),
+        SplitKeyRejection::MissingKey => ("MissingKey", "missing_key", "No key", StatusCode::UNAUTHORIZED, 16),
+        SplitKeyRejection::InvalidKey => ("InvalidKey", "invalid_key", "Invalid key", StatusCode::UNAUTHORIZED, 16),
+        SplitKeyRejection::LimitNotMet(_) => ("LimitNotMet", "limit_not_met", "Key not allowed here", StatusCode::FORBIDDEN, 7),
+        SplitKeyRejection::Blocked { .. } => ("Blocked", "key_blocked", "Key blocked for a while", StatusCode::TOO_MANY_REQUESTS, 8),
+        SplitKeyRejection::Unavailable { .. } => ("Unavailable", "keys_unavailable", "Keys unavailable", StatusCode::SERVICE_UNAVAILABLE, 14),
+        SplitKeyRejection::Unverified => ("Unverified", "device_unverified", "Device not verified", StatusCode::INTERNAL_SERVER_ERROR, 13),
     };
     Row { variant, code, title, status, grpc_status }
 }
 
-impl KeyRejection {
+impl SplitKeyRejection {
     /// A name for machines: `missing_key`, `invalid_key`, `limit_not_met`, `key_blocked`,
     /// `keys_unavailable` or `device_unverified`.
     #[must_use]
@@ -99,13 +99,13 @@ impl KeyRejection {
     }
 }
 
-impl fmt::Display for KeyRejection {
+impl fmt::Display for SplitKeyRejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(row(self).title)
     }
 }
 
-impl Error for KeyRejection {
+impl Error for SplitKeyRejection {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             Self::LimitNotMet(limit) => Some(limit),
@@ -115,35 +115,35 @@ impl Error for KeyRejection {
 }
 
 /// Makes the response to a request that was not given its key. Implemented by [`ProblemDetails`] and
-/// closures `Fn(&KeyRejection, &request::Parts) -> Response<Bytes>`.
+/// closures `Fn(&SplitKeyRejection, &request::Parts) -> Response<Bytes>`.
 #[diagnostic::on_unimplemented(
-    note = "use `ProblemDetails` or a closure `Fn(&KeyRejection, &request::Parts) -> Response<Bytes>`"
+    note = "use `ProblemDetails` or a closure `Fn(&SplitKeyRejection, &request::Parts) -> Response<Bytes>`"
 )]
-pub trait KeyRejectionResponse: Send + Sync + 'static {
+pub trait SplitKeyRejectionResponse: Send + Sync + 'static {
     /// The response to one request. `head` is its head, without the credentials that were read from it.
-    fn response(&self, rejection: &KeyRejection, head: &request::Parts) -> Response<Bytes>;
+    fn response(&self, rejection: &SplitKeyRejection, head: &request::Parts) -> Response<Bytes>;
 }
 
-impl<F> KeyRejectionResponse for F
+impl<F> SplitKeyRejectionResponse for F
 where
-    F: Fn(&KeyRejection, &request::Parts) -> Response<Bytes> + Send + Sync + 'static,
+    F: Fn(&SplitKeyRejection, &request::Parts) -> Response<Bytes> + Send + Sync + 'static,
 {
-    fn response(&self, rejection: &KeyRejection, head: &request::Parts) -> Response<Bytes> {
+    fn response(&self, rejection: &SplitKeyRejection, head: &request::Parts) -> Response<Bytes> {
         self(rejection, head)
     }
 }
 
 /// As for [`Rejection`](crate::Rejection): the `detail` says which limit is not met.
-impl KeyRejectionResponse for ProblemDetails {
-    fn response(&self, rejection: &KeyRejection, head: &request::Parts) -> Response<Bytes> {
+impl SplitKeyRejectionResponse for ProblemDetails {
+    fn response(&self, rejection: &SplitKeyRejection, head: &request::Parts) -> Response<Bytes> {
         let Row { variant, code, title, status, grpc_status } = row(rejection);
         let problem = Problem {
-            page: "split_key/enum.KeyRejection.html",
+            page: "split_key/enum.SplitKeyRejection.html",
             variant,
             code,
             title,
             detail: match rejection {
-                KeyRejection::LimitNotMet(limit) => Some(limit.as_str()),
+                SplitKeyRejection::LimitNotMet(limit) => Some(limit.as_str()),
                 _ => None,
             },
             status,
@@ -164,14 +164,14 @@ mod tests {
     #[test]
     fn the_table() {
         let retry_after = Duration::from_secs(7);
-        type Row = (KeyRejection, u16, u8, Option<&'static str>, &'static str);
+        type Row = (SplitKeyRejection, u16, u8, Option<&'static str>, &'static str);
         let cases: &[Row] = &[
-            (KeyRejection::MissingKey, 401, 16, None, "missing_key"),
-            (KeyRejection::InvalidKey, 401, 16, None, "invalid_key"),
-            (KeyRejection::LimitNotMet(Limit::Path), 403, 7, None, "limit_not_met"),
-            (KeyRejection::Blocked { retry_after }, 429, 8, Some("7"), "key_blocked"),
-            (KeyRejection::Unavailable { retry_after }, 503, 14, Some("7"), "keys_unavailable"),
-            (KeyRejection::Unverified, 500, 13, None, "device_unverified"),
+            (SplitKeyRejection::MissingKey, 401, 16, None, "missing_key"),
+            (SplitKeyRejection::InvalidKey, 401, 16, None, "invalid_key"),
+            (SplitKeyRejection::LimitNotMet(Limit::Path), 403, 7, None, "limit_not_met"),
+            (SplitKeyRejection::Blocked { retry_after }, 429, 8, Some("7"), "key_blocked"),
+            (SplitKeyRejection::Unavailable { retry_after }, 503, 14, Some("7"), "keys_unavailable"),
+            (SplitKeyRejection::Unverified, 500, 13, None, "device_unverified"),
         ];
         for (rejection, status, grpc, retry_after, code) in cases {
             let head = |content_type| {

@@ -20,8 +20,8 @@ use crate::{
     gate::service::put_back,
     runtime::Moment,
     split_key::{
-        ApiKey, ClientPart, KeyEvent, KeyOutcome, KeyState, Limits, SplitKeyFuture, Version, cut,
-        layer::Keys, record::project_id, sealed, splitter::open,
+        ApiKey, ClientPart, Limits, SplitKeyEvent, SplitKeyFuture, SplitKeyOutcome, SplitKeyState, Version,
+        cut, layer::Keys, record::project_id, sealed, splitter::open,
     },
 };
 
@@ -84,12 +84,12 @@ where
 /// A client part that is to be looked up.
 pub(super) struct Inquiry {
     client_part: ClientPart,
-    event: KeyEvent,
+    event: SplitKeyEvent,
 }
 
 /// What came of looking it up.
 pub(super) struct Opening {
-    event: KeyEvent,
+    event: SplitKeyEvent,
     /// The key and its limits, where the outcome is that it was opened.
     key: Option<(ApiKey, Arc<Limits>)>,
 }
@@ -177,7 +177,7 @@ async fn look_up(keys: Arc<Keys>, inquiry: Inquiry) -> Opening {
     let record = match keys.config.store.get(&project, client_part.metadata().split()).await {
         Ok(record) => record.filter(|record| record.project() == &*project),
         Err(error) => {
-            event.outcome = KeyOutcome::StoreFailed;
+            event.outcome = SplitKeyOutcome::StoreFailed;
             event.error = Some(error);
             return Opening { event, key: None };
         }
@@ -188,17 +188,19 @@ async fn look_up(keys: Arc<Keys>, inquiry: Inquiry) -> Opening {
             Version::Cut => cut::join(&keys.decoy, &client_part, None),
             Version::Sealed => sealed::open(&keys.decoy, &client_part, &project),
         };
-        event.outcome = KeyOutcome::Unknown;
+        event.outcome = SplitKeyOutcome::Unknown;
         return Opening { event, key: None };
     };
     event.provider = Some(Arc::clone(record.shared_provider()));
     let opened = open(&keys.config.providers, &record, &client_part);
     let (outcome, key) = match (opened, record.state()) {
-        (Err(_), _) => (KeyOutcome::Mismatch, None),
-        (Ok(_), KeyState::Revoked) => (KeyOutcome::Revoked, None),
-        (Ok(_), KeyState::Retiring { until }) if event.started.wall >= until => (KeyOutcome::Retired, None),
-        (Ok(key), KeyState::Retiring { .. }) => (KeyOutcome::OpenedRetiring, Some(key)),
-        (Ok(key), KeyState::Active) => (KeyOutcome::Opened, Some(key)),
+        (Err(_), _) => (SplitKeyOutcome::Mismatch, None),
+        (Ok(_), SplitKeyState::Revoked) => (SplitKeyOutcome::Revoked, None),
+        (Ok(_), SplitKeyState::Retiring { until }) if event.started.wall >= until => {
+            (SplitKeyOutcome::Retired, None)
+        }
+        (Ok(key), SplitKeyState::Retiring { .. }) => (SplitKeyOutcome::OpenedRetiring, Some(key)),
+        (Ok(key), SplitKeyState::Active) => (SplitKeyOutcome::Opened, Some(key)),
     };
     event.outcome = outcome;
     Opening { event, key: key.map(|key| (key, record.shared_limits())) }
@@ -218,19 +220,19 @@ impl Decide for Keys {
         }
         let device = head.extensions.get().map(VerifiedDevice::digest);
         let client_part = credentials.client_part;
-        let mut event = KeyEvent {
+        let mut event = SplitKeyEvent {
             project: credentials.project.as_ref().ok().cloned().flatten(),
             provider: None,
             metadata: client_part.as_ref().ok().and_then(Option::as_ref).map(ClientPart::metadata),
             device,
-            outcome: KeyOutcome::Missing,
+            outcome: SplitKeyOutcome::Missing,
             error: None,
             started: Moment::now(),
         };
         event.outcome = match (client_part, credentials.project) {
-            _ if device.is_none() && !self.config.allow_unverified => KeyOutcome::Unverified,
-            (Err(Malformed), _) | (_, Err(Malformed)) => KeyOutcome::Malformed,
-            (Ok(None), _) | (_, Ok(None)) => KeyOutcome::Missing,
+            _ if device.is_none() && !self.config.allow_unverified => SplitKeyOutcome::Unverified,
+            (Err(Malformed), _) | (_, Err(Malformed)) => SplitKeyOutcome::Malformed,
+            (Ok(None), _) | (_, Ok(None)) => SplitKeyOutcome::Missing,
             (Ok(Some(client_part)), Ok(Some(project))) => {
                 let split = client_part.metadata().split();
                 let now = event.started.monotonic;
@@ -239,7 +241,7 @@ impl Decide for Keys {
                     Some(block) => {
                         event.provider = block.provider;
                         let retry_after = block.left;
-                        KeyOutcome::Blocked { retry_after }
+                        SplitKeyOutcome::Blocked { retry_after }
                     }
                 }
             }
@@ -262,7 +264,7 @@ impl Decide for Keys {
             match limits.check(&head.method, head.uri.path(), event.started.wall) {
                 Ok(()) => Some(key),
                 Err(limit) => {
-                    event.outcome = KeyOutcome::LimitNotMet(limit);
+                    event.outcome = SplitKeyOutcome::LimitNotMet(limit);
                     None
                 }
             }

@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 use crate::{
     runtime::SystemTime,
     split_key::{
-        ApiKey, ClientPart, KeyRecord, KeyState, KeyStore, Limits, Metadata, Providers, SplitId, Version,
-        cut,
+        ApiKey, ClientPart, Limits, Metadata, Providers, SplitId, SplitKeyRecord, SplitKeyState,
+        SplitKeyStore, Version, cut,
         error::{SplitKeyError, SplitKeyErrorKind},
         random::{OsRandom, Random},
         record::project_id,
@@ -21,11 +21,11 @@ const ATTEMPTS: usize = 8;
 ///
 /// ```
 /// use std::{sync::Arc, time::Duration};
-/// use tower_devicecheck::split_key::{KeyStore, Limits, MemoryKeyStore, SplitKeyError, Splitter, revoke};
+/// use tower_devicecheck::split_key::{SplitKeyStore, Limits, MemorySplitKeyStore, SplitKeyError, Splitter, revoke};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), SplitKeyError> {
-/// let store = MemoryKeyStore::new();
+/// let store = MemorySplitKeyStore::new();
 /// let splitter = Splitter::new();
 /// let key = "sk-proj-not-a-real-key";
 /// let first = splitter.issue(&store, "my-app", "openai", key, Limits::none()).await?;
@@ -48,14 +48,14 @@ pub struct Splitter {
 /// A key that was split: what the server keeps, and what the client gets.
 #[derive(Clone, Debug)]
 pub struct Split {
-    record: KeyRecord,
+    record: SplitKeyRecord,
     client_part: ClientPart,
 }
 
 impl Split {
     /// What the server keeps.
     #[must_use]
-    pub const fn record(&self) -> &KeyRecord {
+    pub const fn record(&self) -> &SplitKeyRecord {
         &self.record
     }
 
@@ -111,7 +111,7 @@ impl Splitter {
             Version::Sealed => sealed::seal(api_key, &project, metadata, random)?,
         };
         Ok(Split {
-            record: KeyRecord::new(&project, &provider.shared_name(), metadata, server_part)?,
+            record: SplitKeyRecord::new(&project, &provider.shared_name(), metadata, server_part)?,
             client_part,
         })
     }
@@ -121,7 +121,7 @@ impl Splitter {
     /// # Errors
     ///
     /// [`NotOpened`](SplitKeyErrorKind::NotOpened) if the parts do not belong together.
-    pub fn open(&self, record: &KeyRecord, client_part: &ClientPart) -> Result<ApiKey, SplitKeyError> {
+    pub fn open(&self, record: &SplitKeyRecord, client_part: &ClientPart) -> Result<ApiKey, SplitKeyError> {
         open(&self.providers, record, client_part)
     }
 
@@ -132,7 +132,7 @@ impl Splitter {
     /// As for [`split`](Self::split), or if the store fails.
     pub async fn issue(
         &self,
-        store: &impl KeyStore,
+        store: &impl SplitKeyStore,
         project: &str,
         provider: &str,
         api_key: &str,
@@ -159,7 +159,7 @@ impl Splitter {
     /// [`issue`](Self::issue). Then the old one is as it was.
     pub async fn rotate(
         &self,
-        store: &impl KeyStore,
+        store: &impl SplitKeyStore,
         project: &str,
         split: SplitId,
         api_key: &str,
@@ -192,14 +192,14 @@ impl Split {
 /// [`NotFound`](SplitKeyErrorKind::NotFound) if there is no such key, [`Revoked`](SplitKeyErrorKind::Revoked)
 /// if it is revoked, or if the store fails.
 pub async fn retire(
-    store: &impl KeyStore,
+    store: &impl SplitKeyStore,
     project: &str,
     split: SplitId,
     until: SystemTime,
-) -> Result<KeyRecord, SplitKeyError> {
+) -> Result<SplitKeyRecord, SplitKeyError> {
     change(store, project, split, |state| match state {
-        KeyState::Revoked => Err(SplitKeyErrorKind::Revoked.into()),
-        _ => Ok(KeyState::Retiring { until }),
+        SplitKeyState::Revoked => Err(SplitKeyErrorKind::Revoked.into()),
+        _ => Ok(SplitKeyState::Retiring { until }),
     })
     .await
 }
@@ -210,19 +210,19 @@ pub async fn retire(
 ///
 /// [`NotFound`](SplitKeyErrorKind::NotFound) if there is no such key, or if the store fails.
 pub async fn revoke(
-    store: &impl KeyStore,
+    store: &impl SplitKeyStore,
     project: &str,
     split: SplitId,
-) -> Result<KeyRecord, SplitKeyError> {
-    change(store, project, split, |_| Ok(KeyState::Revoked)).await
+) -> Result<SplitKeyRecord, SplitKeyError> {
+    change(store, project, split, |_| Ok(SplitKeyState::Revoked)).await
 }
 
 async fn change(
-    store: &impl KeyStore,
+    store: &impl SplitKeyStore,
     project: &str,
     split: SplitId,
-    next: impl Fn(KeyState) -> Result<KeyState, SplitKeyError>,
-) -> Result<KeyRecord, SplitKeyError> {
+    next: impl Fn(SplitKeyState) -> Result<SplitKeyState, SplitKeyError>,
+) -> Result<SplitKeyRecord, SplitKeyError> {
     retried(async || {
         let record = find(store, project, split).await?;
         let state = next(record.state())?;
@@ -237,17 +237,21 @@ async fn change(
 }
 
 /// The change that lets a record retire, if it is one.
-fn retiring(record: &KeyRecord, until: SystemTime) -> Option<KeyRecord> {
+fn retiring(record: &SplitKeyRecord, until: SystemTime) -> Option<SplitKeyRecord> {
     match record.state() {
-        KeyState::Active => Some(record.changed_to(KeyState::Retiring { until })),
-        KeyState::Retiring { until: earlier } if earlier > until => {
-            Some(record.changed_to(KeyState::Retiring { until }))
+        SplitKeyState::Active => Some(record.changed_to(SplitKeyState::Retiring { until })),
+        SplitKeyState::Retiring { until: earlier } if earlier > until => {
+            Some(record.changed_to(SplitKeyState::Retiring { until }))
         }
-        KeyState::Retiring { .. } | KeyState::Revoked => None,
+        SplitKeyState::Retiring { .. } | SplitKeyState::Revoked => None,
     }
 }
 
-async fn find(store: &impl KeyStore, project: &str, split: SplitId) -> Result<KeyRecord, SplitKeyError> {
+async fn find(
+    store: &impl SplitKeyStore,
+    project: &str,
+    split: SplitId,
+) -> Result<SplitKeyRecord, SplitKeyError> {
     let found = store.get(project, split).await?;
     found.ok_or(SplitKeyErrorKind::NotFound.into())
 }
@@ -267,7 +271,7 @@ async fn retried<T>(operation: impl AsyncFn() -> Result<T, SplitKeyError>) -> Re
 /// Puts a key together.
 pub(super) fn open(
     providers: &Providers,
-    record: &KeyRecord,
+    record: &SplitKeyRecord,
     client_part: &ClientPart,
 ) -> Result<ApiKey, SplitKeyError> {
     let key = match client_part.metadata().version() {

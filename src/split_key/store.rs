@@ -11,35 +11,35 @@ use futures_util::future::BoxFuture;
 
 use crate::{
     BoxError,
-    split_key::{KeyRecord, SplitId},
+    split_key::{SplitId, SplitKeyRecord},
 };
 
-/// Keeps the server's halves of split keys. [`MemoryKeyStore`] and `FileKeyStore` are in this crate.
+/// Keeps the server's halves of split keys. [`MemorySplitKeyStore`] and `FileSplitKeyStore` are in this crate.
 ///
 /// ```
-/// use tower_devicecheck::split_key::{KeyRecord, KeyStore, MemoryKeyStore, SplitId, StoreError};
+/// use tower_devicecheck::split_key::{SplitKeyRecord, SplitKeyStore, MemorySplitKeyStore, SplitId, StoreError};
 ///
 /// /// Keys that nobody can change.
-/// struct Frozen(MemoryKeyStore);
+/// struct Frozen(MemorySplitKeyStore);
 ///
-/// impl KeyStore for Frozen {
-///     async fn get(&self, project: &str, split: SplitId) -> Result<Option<KeyRecord>, StoreError> {
+/// impl SplitKeyStore for Frozen {
+///     async fn get(&self, project: &str, split: SplitId) -> Result<Option<SplitKeyRecord>, StoreError> {
 ///         self.0.get(project, split).await
 ///     }
 ///
-///     async fn put(&self, _: Vec<KeyRecord>) -> Result<(), StoreError> {
+///     async fn put(&self, _: Vec<SplitKeyRecord>) -> Result<(), StoreError> {
 ///         Err(StoreError::unavailable("these keys do not change"))
 ///     }
 ///
-///     async fn list(&self) -> Result<Vec<KeyRecord>, StoreError> {
+///     async fn list(&self) -> Result<Vec<SplitKeyRecord>, StoreError> {
 ///         self.0.list().await
 ///     }
 /// }
 /// ```
 #[diagnostic::on_unimplemented(
-    note = "use `FileKeyStore` or `MemoryKeyStore`, or implement `get`, `put`, `list`"
+    note = "use `FileSplitKeyStore` or `MemorySplitKeyStore`, or implement `get`, `put`, `list`"
 )]
-pub trait KeyStore: Send + Sync + 'static {
+pub trait SplitKeyStore: Send + Sync + 'static {
     /// The record of a split. `project` and `split` come from the client and may be anything.
     ///
     /// Asked once for every request; it must end by itself, for the layer sets no deadline. When the client
@@ -48,12 +48,12 @@ pub trait KeyStore: Send + Sync + 'static {
     /// # Errors
     ///
     /// If the store cannot say. The request is answered with
-    /// [`Unavailable`](crate::split_key::KeyRejection::Unavailable).
+    /// [`Unavailable`](crate::split_key::SplitKeyRejection::Unavailable).
     fn get(
         &self,
         project: &str,
         split: SplitId,
-    ) -> impl Future<Output = Result<Option<KeyRecord>, StoreError>> + Send;
+    ) -> impl Future<Output = Result<Option<SplitKeyRecord>, StoreError>> + Send;
 
     /// Writes all of these records or none, whatever happens meanwhile.
     ///
@@ -64,50 +64,50 @@ pub trait KeyStore: Send + Sync + 'static {
     ///
     /// [`StoreError::conflict`] if the store has another revision of one of them; any other error if the
     /// store failed.
-    fn put(&self, records: Vec<KeyRecord>) -> impl Future<Output = Result<(), StoreError>> + Send;
+    fn put(&self, records: Vec<SplitKeyRecord>) -> impl Future<Output = Result<(), StoreError>> + Send;
 
     /// Every record, in any order. For operators, not on the way of requests.
     ///
     /// # Errors
     ///
     /// If the store cannot say.
-    fn list(&self) -> impl Future<Output = Result<Vec<KeyRecord>, StoreError>> + Send;
+    fn list(&self) -> impl Future<Output = Result<Vec<SplitKeyRecord>, StoreError>> + Send;
 }
 
-impl<K: KeyStore> KeyStore for Arc<K> {
+impl<K: SplitKeyStore> SplitKeyStore for Arc<K> {
     fn get(
         &self,
         project: &str,
         split: SplitId,
-    ) -> impl Future<Output = Result<Option<KeyRecord>, StoreError>> + Send {
+    ) -> impl Future<Output = Result<Option<SplitKeyRecord>, StoreError>> + Send {
         K::get(self, project, split)
     }
 
-    fn put(&self, records: Vec<KeyRecord>) -> impl Future<Output = Result<(), StoreError>> + Send {
+    fn put(&self, records: Vec<SplitKeyRecord>) -> impl Future<Output = Result<(), StoreError>> + Send {
         K::put(self, records)
     }
 
-    fn list(&self) -> impl Future<Output = Result<Vec<KeyRecord>, StoreError>> + Send {
+    fn list(&self) -> impl Future<Output = Result<Vec<SplitKeyRecord>, StoreError>> + Send {
         K::list(self)
     }
 }
 
-/// What the layer needs of a [`KeyStore`], as a trait object.
-pub(super) trait ErasedKeyStore: Send + Sync {
+/// What the layer needs of a [`SplitKeyStore`], as a trait object.
+pub(super) trait ErasedSplitKeyStore: Send + Sync {
     fn get<'a>(
         &'a self,
         project: &'a str,
         split: SplitId,
-    ) -> BoxFuture<'a, Result<Option<KeyRecord>, StoreError>>;
+    ) -> BoxFuture<'a, Result<Option<SplitKeyRecord>, StoreError>>;
 }
 
-impl<K: KeyStore> ErasedKeyStore for K {
+impl<K: SplitKeyStore> ErasedSplitKeyStore for K {
     fn get<'a>(
         &'a self,
         project: &'a str,
         split: SplitId,
-    ) -> BoxFuture<'a, Result<Option<KeyRecord>, StoreError>> {
-        Box::pin(KeyStore::get(self, project, split))
+    ) -> BoxFuture<'a, Result<Option<SplitKeyRecord>, StoreError>> {
+        Box::pin(SplitKeyStore::get(self, project, split))
     }
 }
 
@@ -155,25 +155,25 @@ impl Error for StoreError {
 
 /// Records by project and split.
 #[derive(Clone, Default)]
-pub(super) struct Records(BTreeMap<Arc<str>, BTreeMap<SplitId, KeyRecord>>);
+pub(super) struct Records(BTreeMap<Arc<str>, BTreeMap<SplitId, SplitKeyRecord>>);
 
 impl Records {
-    pub(super) fn get(&self, project: &str, split: SplitId) -> Option<&KeyRecord> {
+    pub(super) fn get(&self, project: &str, split: SplitId) -> Option<&SplitKeyRecord> {
         self.0.get(project)?.get(&split)
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &KeyRecord> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &SplitKeyRecord> {
         self.0.values().flat_map(BTreeMap::values)
     }
 
     /// Adds a record as it is. `None` if there is one of the same project and split.
-    pub(super) fn add(&mut self, record: KeyRecord) -> Option<()> {
+    pub(super) fn add(&mut self, record: SplitKeyRecord) -> Option<()> {
         let project = self.0.entry(Arc::clone(record.shared_project())).or_default();
         project.insert(record.split(), record).is_none().then_some(())
     }
 
-    /// [`KeyStore::put`]. On a conflict nothing is changed.
-    pub(super) fn put(&mut self, records: Vec<KeyRecord>) -> Result<(), StoreError> {
+    /// [`SplitKeyStore::put`]. On a conflict nothing is changed.
+    pub(super) fn put(&mut self, records: Vec<SplitKeyRecord>) -> Result<(), StoreError> {
         let mut changed = self.clone();
         for record in records {
             let present = changed.get(record.project(), record.split());
@@ -195,9 +195,9 @@ impl Records {
 /// Records in the memory of this process, gone with it. For tests, and for keys that come from elsewhere at
 /// each start.
 #[derive(Default)]
-pub struct MemoryKeyStore(RwLock<Records>);
+pub struct MemorySplitKeyStore(RwLock<Records>);
 
-impl MemoryKeyStore {
+impl MemorySplitKeyStore {
     /// No records yet.
     #[must_use]
     pub fn new() -> Self {
@@ -205,25 +205,25 @@ impl MemoryKeyStore {
     }
 }
 
-impl KeyStore for MemoryKeyStore {
-    async fn get(&self, project: &str, split: SplitId) -> Result<Option<KeyRecord>, StoreError> {
+impl SplitKeyStore for MemorySplitKeyStore {
+    async fn get(&self, project: &str, split: SplitId) -> Result<Option<SplitKeyRecord>, StoreError> {
         let records = self.0.read().unwrap_or_else(PoisonError::into_inner);
         Ok(records.get(project, split).cloned())
     }
 
-    async fn put(&self, records: Vec<KeyRecord>) -> Result<(), StoreError> {
+    async fn put(&self, records: Vec<SplitKeyRecord>) -> Result<(), StoreError> {
         self.0.write().unwrap_or_else(PoisonError::into_inner).put(records)
     }
 
-    async fn list(&self) -> Result<Vec<KeyRecord>, StoreError> {
+    async fn list(&self) -> Result<Vec<SplitKeyRecord>, StoreError> {
         let records = self.0.read().unwrap_or_else(PoisonError::into_inner);
         Ok(records.iter().cloned().collect())
     }
 }
 
-impl fmt::Debug for MemoryKeyStore {
+impl fmt::Debug for MemorySplitKeyStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let records = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        f.debug_struct("MemoryKeyStore").field("records", &records.iter().count()).finish()
+        f.debug_struct("MemorySplitKeyStore").field("records", &records.iter().count()).finish()
     }
 }

@@ -10,7 +10,7 @@ use std::{
 use crate::{
     runtime::Instant,
     split_key::{
-        KeyEvent, KeyOutcome, SplitId,
+        SplitId, SplitKeyEvent, SplitKeyOutcome,
         observer::{SuspicionKind, SuspiciousUse},
     },
 };
@@ -58,7 +58,7 @@ impl Suspicion {
         self
     }
 
-    /// Answers every use of a split with [`Blocked`](crate::split_key::KeyRejection::Blocked) for this long
+    /// Answers every use of a split with [`Blocked`](crate::split_key::SplitKeyRejection::Blocked) for this long
     /// after a threshold was passed. Then it is released, and counting begins anew. Default: nothing is
     /// blocked.
     ///
@@ -141,18 +141,18 @@ impl Watch {
     }
 
     /// Counts a use, and says what is suspicious about it.
-    pub(super) fn note(&self, event: &KeyEvent) -> Vec<SuspiciousUse> {
+    pub(super) fn note(&self, event: &SplitKeyEvent) -> Vec<SuspiciousUse> {
         let (Some(project), Some(split)) = (&event.project, event.split()) else {
             return Vec::new();
         };
         let known = event.provider.is_some();
         let refused = match event.outcome {
-            KeyOutcome::Opened | KeyOutcome::OpenedRetiring => false,
-            KeyOutcome::Unknown
-            | KeyOutcome::Mismatch
-            | KeyOutcome::Retired
-            | KeyOutcome::Revoked
-            | KeyOutcome::LimitNotMet(_) => true,
+            SplitKeyOutcome::Opened | SplitKeyOutcome::OpenedRetiring => false,
+            SplitKeyOutcome::Unknown
+            | SplitKeyOutcome::Mismatch
+            | SplitKeyOutcome::Retired
+            | SplitKeyOutcome::Revoked
+            | SplitKeyOutcome::LimitNotMet(_) => true,
             // The server's own doing, or what says nothing about a split.
             _ => return Vec::new(),
         };
@@ -166,8 +166,8 @@ impl Watch {
         sighting.provider.clone_from(&event.provider);
         let mut kinds = Vec::new();
         match event.outcome {
-            KeyOutcome::Retired => kinds.push(SuspicionKind::RetiredPart),
-            KeyOutcome::Revoked => kinds.push(SuspicionKind::RevokedPart),
+            SplitKeyOutcome::Retired => kinds.push(SuspicionKind::RetiredPart),
+            SplitKeyOutcome::Revoked => kinds.push(SuspicionKind::RevokedPart),
             _ => {}
         }
         if refused {

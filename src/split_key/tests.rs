@@ -50,8 +50,8 @@ fn split(version: Version, provider: &str, key: &str, seed: u64) -> Split {
     splitter(version).split_at("project", provider, key, NOW, &mut Seeded(seed)).unwrap()
 }
 
-fn record(project: &str, provider: &str, metadata: Metadata, server: &str) -> KeyRecord {
-    KeyRecord::new(project, provider, metadata, server.parse().unwrap()).unwrap()
+fn record(project: &str, provider: &str, metadata: Metadata, server: &str) -> SplitKeyRecord {
+    SplitKeyRecord::new(project, provider, metadata, server.parse().unwrap()).unwrap()
 }
 
 #[test]
@@ -212,7 +212,7 @@ fn one_flipped_bit_anywhere_does_not_open() {
     let client = split.client_part();
     let opens = |server: &ServerPart, client: &ClientPart, project: &str, metadata| {
         let by_parts = sealed::open(server, client, project).is_ok();
-        let record = KeyRecord::new(project, provider, metadata, server.clone());
+        let record = SplitKeyRecord::new(project, provider, metadata, server.clone());
         let by_record = record.is_ok_and(|record| splitter(Version::Sealed).open(&record, client).is_ok());
         by_parts || by_record
     };
@@ -340,9 +340,9 @@ fn records_in_json() {
         .with_limits(
             Limits::none().with_paths(["/v1/*"]).with_methods([http::Method::POST]).with_expiry(later),
         )
-        .changed_to(KeyState::Retiring { until: later });
+        .changed_to(SplitKeyState::Retiring { until: later });
     let json = serde_json::to_string(&record).unwrap();
-    let read: KeyRecord = serde_json::from_str(&json).unwrap();
+    let read: SplitKeyRecord = serde_json::from_str(&json).unwrap();
     assert_eq!(read.project(), "project");
     assert_eq!(read.metadata(), record.metadata());
     assert_eq!(read.state(), record.state());
@@ -360,14 +360,14 @@ fn records_in_json() {
     ];
     for (name, text) in broken {
         assert_ne!(text, json, "{name}");
-        assert!(serde_json::from_str::<KeyRecord>(&text).is_err(), "{name}");
+        assert!(serde_json::from_str::<SplitKeyRecord>(&text).is_err(), "{name}");
     }
 }
 
 #[tokio::test]
 async fn rotation_and_its_end() {
     let (provider, key) = KEYS[0];
-    let store = MemoryKeyStore::new();
+    let store = MemorySplitKeyStore::new();
     let splitter = splitter(Version::Sealed);
     let limits = Limits::none().with_methods([http::Method::POST]);
     let old = splitter.issue(&store, "project", provider, key, limits.clone()).await.unwrap();
@@ -382,19 +382,19 @@ async fn rotation_and_its_end() {
         assert!(splitter.open(&record, split.client_part()).is_ok());
         record.state()
     };
-    assert_eq!(state(&new).await, KeyState::Active);
-    let KeyState::Retiring { until } = state(&old).await else {
+    assert_eq!(state(&new).await, SplitKeyState::Active);
+    let SplitKeyState::Retiring { until } = state(&old).await else {
         panic!("the old one does not retire");
     };
     assert!(until >= before + hour);
 
     // Rotated again, the old one retires no later than before.
     splitter.rotate(&store, "project", old.record().split(), key, 2 * hour).await.unwrap();
-    assert_eq!(state(&old).await, KeyState::Retiring { until });
+    assert_eq!(state(&old).await, SplitKeyState::Retiring { until });
 
     let later = until + hour;
     retire(&store, "project", old.record().split(), later).await.unwrap();
-    assert_eq!(state(&old).await, KeyState::Retiring { until: later });
+    assert_eq!(state(&old).await, SplitKeyState::Retiring { until: later });
     for _ in 0..2 {
         let revoked = revoke(&store, "project", old.record().split()).await.unwrap();
         assert_eq!(revoked.revision(), 3);
@@ -409,11 +409,11 @@ async fn rotation_and_its_end() {
 #[tokio::test]
 async fn a_store_takes_all_records_or_none() {
     let (provider, key) = KEYS[0];
-    let store = MemoryKeyStore::new();
+    let store = MemorySplitKeyStore::new();
     let one = split(Version::Sealed, provider, key, 1).record().clone();
     let two = split(Version::Sealed, provider, key, 2).record().clone();
     store.put(vec![one.clone()]).await.unwrap();
-    let revoked = |record: &KeyRecord| record.changed_to(KeyState::Revoked);
+    let revoked = |record: &SplitKeyRecord| record.changed_to(SplitKeyState::Revoked);
     let conflicts = [
         ("not new", vec![two.clone(), one.clone()]),
         ("nothing to change", vec![revoked(&one), revoked(&two)]),

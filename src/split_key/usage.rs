@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::{
     runtime::since_epoch,
-    split_key::{KeyEvent, KeyObserver, KeyOutcome, SplitId},
+    split_key::{SplitId, SplitKeyEvent, SplitKeyObserver, SplitKeyOutcome},
 };
 
 /// An observer that counts uses per project, split and day (UTC), in the memory of this process.
@@ -19,11 +19,11 @@ use crate::{
 ///
 /// ```
 /// use std::sync::Arc;
-/// use tower_devicecheck::split_key::{MemoryKeyStore, SplitKeyLayer, TracingKeyObserver, UsageLog};
+/// use tower_devicecheck::split_key::{MemorySplitKeyStore, SplitKeyLayer, TracingSplitKeyObserver, UsageLog};
 ///
 /// let usage = Arc::new(UsageLog::new());
-/// let layer = SplitKeyLayer::new(MemoryKeyStore::new())
-///     .with_observer((TracingKeyObserver, Arc::clone(&usage)));
+/// let layer = SplitKeyLayer::new(MemorySplitKeyStore::new())
+///     .with_observer((TracingSplitKeyObserver, Arc::clone(&usage)));
 /// println!("{}", usage.to_json());
 /// ```
 pub struct UsageLog {
@@ -123,8 +123,8 @@ impl Default for UsageLog {
     }
 }
 
-impl KeyObserver for UsageLog {
-    fn used(&self, event: &KeyEvent) {
+impl SplitKeyObserver for UsageLog {
+    fn used(&self, event: &SplitKeyEvent) {
         let mut log = self.lock();
         let (Some(project), Some(provider), Some(metadata)) =
             (&event.project, &event.provider, event.metadata)
@@ -138,13 +138,13 @@ impl KeyObserver for UsageLog {
         counts.provider = Arc::clone(provider);
         counts.version = metadata.version().number();
         match event.outcome() {
-            KeyOutcome::Opened | KeyOutcome::OpenedRetiring => {
+            SplitKeyOutcome::Opened | SplitKeyOutcome::OpenedRetiring => {
                 counts.opened += 1;
-                counts.retiring += u64::from(event.outcome() == KeyOutcome::OpenedRetiring);
+                counts.retiring += u64::from(event.outcome() == SplitKeyOutcome::OpenedRetiring);
                 counts.last_used = counts.last_used.max(now);
             }
-            KeyOutcome::LimitNotMet(_) => counts.limited += 1,
-            KeyOutcome::Blocked { .. } => counts.blocked += 1,
+            SplitKeyOutcome::LimitNotMet(_) => counts.limited += 1,
+            SplitKeyOutcome::Blocked { .. } => counts.blocked += 1,
             _ => counts.refused += 1,
         }
         if log.counts.len() > self.capacity {

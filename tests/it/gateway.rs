@@ -32,7 +32,7 @@ use tokio::{
 };
 use tower_devicecheck::{
     DebugTokens,
-    split_key::{Limits as KeyLimits, MemoryKeyStore, Split, Splitter},
+    split_key::{Limits as KeyLimits, MemorySplitKeyStore, Split, Splitter},
     testing::Reply,
 };
 
@@ -79,7 +79,7 @@ impl Gateway {
     }
 
     async fn with(provider: &str, limits: Limits, key_limits: KeyLimits) -> Self {
-        let (apple, keys) = (Apple::new(), MemoryKeyStore::new());
+        let (apple, keys) = (Apple::new(), MemorySplitKeyStore::new());
         let split = Splitter::new().issue(&keys, "app", "openai", KEY, key_limits).await.unwrap();
         let base = |path| format!("{provider}{path}");
         let settings = Settings {

@@ -14,7 +14,7 @@ use axum::{Router, http::HeaderMap, routing::any};
 use tokio::{net::TcpListener, sync::Semaphore};
 use tower_devicecheck::{
     Environment,
-    split_key::{FileKeyStore, Limits, Splitter},
+    split_key::{FileSplitKeyStore, Limits, Splitter},
     testing::FakeApple,
 };
 
@@ -119,7 +119,7 @@ async fn memory_after_requests(idle_connections: &str, left: usize) {
         PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("memory-{left}-{}", std::process::id()));
     fs::create_dir_all(&folder).unwrap();
     let file = folder.join("keys.json");
-    let store = FileKeyStore::open_or_create(&file).unwrap();
+    let store = FileSplitKeyStore::open_or_create(&file).unwrap();
     let split = Splitter::new().issue(&store, "app", "openai", &key, Limits::none()).await.unwrap();
     let part = split.client_part().expose();
 

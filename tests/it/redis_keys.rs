@@ -12,7 +12,8 @@ use http_body_util::Full;
 use redis::AsyncCommands;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_devicecheck::split_key::{
-    KeyRecord, KeyState, KeyStore, Limits, RedisKeyStore, RedisUsageLog, SplitKeyLayer, Splitter, revoke,
+    Limits, RedisSplitKeyStore, RedisUsageLog, SplitKeyLayer, SplitKeyRecord, SplitKeyState, SplitKeyStore,
+    Splitter, revoke,
 };
 
 use crate::{
@@ -20,11 +21,11 @@ use crate::{
     support::{Apple, TOKEN_HEADER},
 };
 
-async fn store(server: &RedisServer) -> RedisKeyStore {
-    RedisKeyStore::connect(server.url()).await.unwrap().with_deadline(Duration::from_secs(20))
+async fn store(server: &RedisServer) -> RedisSplitKeyStore {
+    RedisSplitKeyStore::connect(server.url()).await.unwrap().with_deadline(Duration::from_secs(20))
 }
 
-fn new_record() -> KeyRecord {
+fn new_record() -> SplitKeyRecord {
     let key = format!("sk-{}", "0123456789abcdef".repeat(3));
     Splitter::new().split("project", "openai", &key).unwrap().record().clone()
 }
@@ -36,13 +37,13 @@ async fn what_one_replica_changes_all_see() {
     let record = new_record();
     one.put(vec![record.clone()]).await.unwrap();
     let found = two.get("project", record.split()).await.unwrap().unwrap();
-    assert_eq!((found.revision(), found.state()), (0, KeyState::Active));
+    assert_eq!((found.revision(), found.state()), (0, SplitKeyState::Active));
     assert_eq!(serde_json::to_string(&found).unwrap(), serde_json::to_string(&record).unwrap());
     assert!(two.get("another", record.split()).await.unwrap().is_none());
 
     revoke(&two, "project", record.split()).await.unwrap();
     let found = one.get("project", record.split()).await.unwrap().unwrap();
-    assert_eq!((found.revision(), found.state()), (1, KeyState::Revoked));
+    assert_eq!((found.revision(), found.state()), (1, SplitKeyState::Revoked));
     assert_eq!(one.list().await.unwrap().len(), 1);
 }
 
@@ -52,7 +53,7 @@ async fn all_records_or_none() {
     let store = store(&server).await;
     let (one, two) = (new_record(), new_record());
     store.put(vec![one.clone()]).await.unwrap();
-    let revoked = |record: &KeyRecord| record.changed_to(KeyState::Revoked);
+    let revoked = |record: &SplitKeyRecord| record.changed_to(SplitKeyState::Revoked);
     let conflicts = [
         ("not new", vec![two.clone(), one.clone()]),
         ("nothing to change", vec![revoked(&one), revoked(&two)]),
@@ -78,7 +79,7 @@ async fn rubbish_and_outages_are_errors() {
     store.put(vec![record.clone(), other.clone()]).await.unwrap();
     let mut client =
         redis::Client::open(server.url()).unwrap().get_multiplexed_async_connection().await.unwrap();
-    let name = |record: &KeyRecord| format!("{} {}", record.split(), record.project());
+    let name = |record: &SplitKeyRecord| format!("{} {}", record.split(), record.project());
     let hash = "tower-devicecheck:keys1";
     let good: Vec<u8> = client.hget(hash, name(&other)).await.unwrap();
     for value in [&good[..], b"", b"0\n", b"0\n{}", b"1", &[b"1", &good[1..]].concat()] {

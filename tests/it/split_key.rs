@@ -9,8 +9,8 @@ use tower::{ServiceBuilder, ServiceExt, service_fn};
 use tower_devicecheck::{
     BearerToken, DeviceCheckLayer, Evidence, HeaderToken, Rejection, VerifiedDevice,
     split_key::{
-        ApiKey, ClientPart, KeyRejection, Limits, MemoryKeyStore, Provider, Providers, Split, SplitKeyLayer,
-        Splitter, Version, lint, retire, revoke,
+        ApiKey, ClientPart, Limits, MemorySplitKeyStore, Provider, Providers, Split, SplitKeyLayer,
+        SplitKeyRejection, Splitter, Version, lint, retire, revoke,
     },
 };
 
@@ -27,14 +27,14 @@ const DOTTED: &str = "sk-9a.1c.2e.3g.4i.5k.6m.7o.8q.9s.0u.1w.2y.3a.4c.5e.6.";
 /// The gate, split keys inside of it, and a service that answers with the key.
 struct App {
     apple: Apple,
-    store: Arc<MemoryKeyStore>,
+    store: Arc<MemorySplitKeyStore>,
     gate: DeviceCheckLayer,
     split_keys: SplitKeyLayer,
 }
 
 impl App {
     fn new() -> Self {
-        let (apple, store) = (Apple::new(), Arc::new(MemoryKeyStore::new()));
+        let (apple, store) = (Apple::new(), Arc::new(MemorySplitKeyStore::new()));
         let gate = apple
             .layer()
             .with_token_source(HeaderToken::new(HeaderName::from_static("x-device-token")))
@@ -145,7 +145,7 @@ async fn r34_parts_of_two_keys_projects_or_versions_cannot_be_mixed() {
     for (name, project, part) in &cases {
         for response in [app.bearer(project, part, &token).await, app.headers(project, part, &token).await] {
             assert_eq!(response.status(), StatusCode::UNAUTHORIZED, "{name}");
-            assert_eq!(response.extensions().get(), Some(&KeyRejection::InvalidKey), "{name}");
+            assert_eq!(response.extensions().get(), Some(&SplitKeyRejection::InvalidKey), "{name}");
             let mut names: Vec<_> = response.headers().keys().map(HeaderName::as_str).collect();
             names.sort_unstable();
             assert_eq!(names, ["cache-control", "content-type", "www-authenticate"], "{name}");

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tower_devicecheck::split_key::{ClientPart, FileKeyStore, KeyState, KeyStore, Splitter};
+use tower_devicecheck::split_key::{ClientPart, FileSplitKeyStore, SplitKeyState, SplitKeyStore, Splitter};
 
 use crate::{split_key::KEYS, support::example};
 
@@ -82,7 +82,7 @@ async fn the_tool_manages_a_key_file() {
         "add --file keys.json --project app --provider openai --path /v1/openai/* --method POST",
         &format!("{key}\n"),
     ));
-    let store = FileKeyStore::open(tool.file()).unwrap().with_check_interval(Duration::ZERO);
+    let store = FileSplitKeyStore::open(tool.file()).unwrap().with_check_interval(Duration::ZERO);
     let find = async |split| store.get("app", split).await.unwrap().unwrap();
     let record = find(first).await;
     assert_eq!(Splitter::new().open(&record, &part).unwrap().expose(), key);
@@ -92,7 +92,7 @@ async fn the_tool_manages_a_key_file() {
     let rotate = format!("rotate --file keys.json --project app --split {first} --overlap 1h");
     let (second, part) = issued(tool.succeed(&rotate, key));
     assert_eq!(Splitter::new().open(&find(second).await, &part).unwrap().expose(), key);
-    assert!(matches!(find(first).await.state(), KeyState::Retiring { .. }));
+    assert!(matches!(find(first).await.state(), SplitKeyState::Retiring { .. }));
     let listed = tool.succeed("list --file=keys.json --project=app", "");
     assert_eq!(listed.lines().count(), 2, "{listed}");
     assert!(listed.lines().any(|line| line.contains(&second.to_string()) && line.contains("active")));
@@ -100,7 +100,7 @@ async fn the_tool_manages_a_key_file() {
 
     assert_eq!(tool.succeed(&format!("retire --file keys.json --project app --split {second}"), ""), "");
     assert_eq!(tool.succeed(&format!("revoke --file keys.json --project app --split {first}"), ""), "");
-    assert_eq!(find(first).await.state(), KeyState::Revoked);
+    assert_eq!(find(first).await.state(), SplitKeyState::Revoked);
     let listed = tool.succeed("list --file keys.json", "");
     assert!(listed.contains("retired") && listed.contains("revoked"), "{listed}");
 
@@ -164,7 +164,7 @@ fn a_writer_that_is_killed_leaves_the_old_or_the_new_records() {
     fs::write(tool.file(), contents.to_string()).unwrap();
 
     let records = || {
-        let store = FileKeyStore::open(tool.file()).unwrap();
+        let store = FileSplitKeyStore::open(tool.file()).unwrap();
         let records = futures::executor::block_on(store.list()).unwrap();
         let old = records.iter().filter(|record| record.project().starts_with("project-")).count();
         assert_eq!(old, 2_000);

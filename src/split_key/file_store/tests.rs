@@ -1,5 +1,5 @@
 use super::*;
-use crate::split_key::{KeyState, Limits, Splitter, retire, revoke, tests::KEYS};
+use crate::split_key::{Limits, SplitKeyState, Splitter, retire, revoke, tests::KEYS};
 
 /// A folder of the test's own, gone with it.
 struct Folder(PathBuf);
@@ -25,11 +25,11 @@ impl Drop for Folder {
     }
 }
 
-fn store(folder: &Folder) -> FileKeyStore {
-    FileKeyStore::open_or_create(folder.file()).unwrap().with_check_interval(Duration::ZERO)
+fn store(folder: &Folder) -> FileSplitKeyStore {
+    FileSplitKeyStore::open_or_create(folder.file()).unwrap().with_check_interval(Duration::ZERO)
 }
 
-async fn issue(store: &FileKeyStore) -> SplitId {
+async fn issue(store: &FileSplitKeyStore) -> SplitId {
     let (provider, key) = KEYS[0];
     let split = Splitter::new().issue(store, "project", provider, key, Limits::none()).await;
     split.unwrap().record().split()
@@ -40,11 +40,11 @@ async fn what_is_written_is_read_by_others() {
     let folder = Folder::new("others");
     let (writer, reader) = (store(&folder), store(&folder));
     let split = issue(&writer).await;
-    let state = async |store: &FileKeyStore| store.get("project", split).await.unwrap().unwrap().state();
-    assert_eq!(state(&writer).await, KeyState::Active);
-    assert_eq!(state(&reader).await, KeyState::Active);
+    let state = async |store: &FileSplitKeyStore| store.get("project", split).await.unwrap().unwrap().state();
+    assert_eq!(state(&writer).await, SplitKeyState::Active);
+    assert_eq!(state(&reader).await, SplitKeyState::Active);
     revoke(&reader, "project", split).await.unwrap();
-    assert_eq!(state(&writer).await, KeyState::Revoked);
+    assert_eq!(state(&writer).await, SplitKeyState::Revoked);
     assert_eq!(writer.list().await.unwrap().len(), 1);
     assert!(writer.get("another", split).await.unwrap().is_none());
 }
@@ -53,7 +53,7 @@ async fn what_is_written_is_read_by_others() {
 async fn the_file_is_looked_at_once_in_an_interval() {
     let folder = Folder::new("interval");
     let writer = store(&folder);
-    let reader = FileKeyStore::open(folder.file()).unwrap();
+    let reader = FileSplitKeyStore::open(folder.file()).unwrap();
     let split = issue(&writer).await;
     assert!(reader.get("project", split).await.unwrap().is_none());
     tokio::time::advance(Duration::from_millis(999)).await;
@@ -85,14 +85,14 @@ async fn a_file_that_is_not_right_is_an_error_until_it_is() {
     }
     fs::remove_file(folder.file()).unwrap();
     assert!(store.get("project", split).await.is_err());
-    assert!(FileKeyStore::open(folder.file()).is_err());
+    assert!(FileSplitKeyStore::open(folder.file()).is_err());
 }
 
 #[tokio::test]
 async fn errors_quote_nothing_of_the_file() {
     let folder = Folder::new("quotes");
     fs::write(folder.file(), r#"{"format":1,"keys":[{"project":"MARKER","MARKER":"MARKER"}]}"#).unwrap();
-    let error = FileKeyStore::open(folder.file()).unwrap_err();
+    let error = FileSplitKeyStore::open(folder.file()).unwrap_err();
     let text = format!("{error:?} {error} {}", std::error::Error::source(&error).unwrap());
     assert!(!text.contains("MARKER"), "{text}");
     assert!(text.contains("line 1"), "{text}");
@@ -105,7 +105,7 @@ async fn what_a_killed_writer_leaves_disturbs_nobody() {
     let split = issue(&store).await;
     let temporary = fs::canonicalize(folder.file()).unwrap();
     fs::write(beside(&temporary, ".tmp"), "{\"format\": 1, \"ke").unwrap();
-    assert!(FileKeyStore::open(folder.file()).is_ok());
+    assert!(FileSplitKeyStore::open(folder.file()).is_ok());
     revoke(&store, "project", split).await.unwrap();
     assert!(!beside(&temporary, ".tmp").exists());
 }
@@ -124,11 +124,11 @@ async fn permissions_and_links() {
 
     let link = folder.0.join("link.json");
     symlink(folder.file(), &link).unwrap();
-    let linked = FileKeyStore::open(&link).unwrap();
+    let linked = FileSplitKeyStore::open(&link).unwrap();
     revoke(&linked, "project", split).await.unwrap();
     assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
     let found = first.get("project", split).await.unwrap().unwrap();
-    assert_eq!(found.state(), KeyState::Revoked);
+    assert_eq!(found.state(), SplitKeyState::Revoked);
 }
 
 #[test]
@@ -150,7 +150,10 @@ fn writers_do_not_lose_the_work_of_others() {
     let store = store(&folder);
     let retired = retire(&store, "project", split, until);
     assert_eq!(futures_util::FutureExt::now_or_never(retired).unwrap().unwrap().revision(), 1);
-    assert_eq!(FileKeyStore::open(folder.file()).unwrap().current().records().unwrap().iter().count(), 21);
+    assert_eq!(
+        FileSplitKeyStore::open(folder.file()).unwrap().current().records().unwrap().iter().count(),
+        21
+    );
 }
 
 #[tokio::test]
@@ -163,7 +166,7 @@ async fn a_change_by_others_within_the_interval_is_no_conflict() {
     retire(&tool, "project", split, crate::runtime::SystemTime::now() + hour).await.unwrap();
     revoke(&server, "project", split).await.unwrap();
     let found = tool.get("project", split).await.unwrap().unwrap();
-    assert_eq!(found.state(), KeyState::Revoked);
+    assert_eq!(found.state(), SplitKeyState::Revoked);
 }
 
 #[cfg(unix)]

@@ -17,8 +17,9 @@ use crate::{
     VerifyError,
     runtime::SystemTime,
     split_key::{
-        KeyObserver, KeyRecord, KeyRejection, KeyStore, Limit, MemoryKeyStore, Split, SplitId, SplitKeyLayer,
-        Splitter, StoreError, Suspicion, SuspicionKind, SuspiciousUse, UsageLog, tests::KEYS,
+        Limit, MemorySplitKeyStore, Split, SplitId, SplitKeyLayer, SplitKeyObserver, SplitKeyRecord,
+        SplitKeyRejection, SplitKeyStore, Splitter, StoreError, Suspicion, SuspicionKind, SuspiciousUse,
+        UsageLog, tests::KEYS,
     },
 };
 
@@ -34,12 +35,12 @@ struct Inner {
 /// Notes what happens.
 #[derive(Default)]
 struct Notes {
-    outcomes: Mutex<Vec<KeyOutcome>>,
+    outcomes: Mutex<Vec<SplitKeyOutcome>>,
     suspicions: Mutex<Vec<(SuspicionKind, Option<Duration>)>>,
 }
 
-impl KeyObserver for Notes {
-    fn used(&self, event: &KeyEvent) {
+impl SplitKeyObserver for Notes {
+    fn used(&self, event: &SplitKeyEvent) {
         self.outcomes.lock().unwrap().push(event.outcome());
     }
 
@@ -51,12 +52,12 @@ impl KeyObserver for Notes {
 
 /// A store that can be broken.
 struct Fragile {
-    store: MemoryKeyStore,
+    store: MemorySplitKeyStore,
     gets: AtomicUsize,
 }
 
-impl KeyStore for Fragile {
-    async fn get(&self, project: &str, split: SplitId) -> Result<Option<KeyRecord>, StoreError> {
+impl SplitKeyStore for Fragile {
+    async fn get(&self, project: &str, split: SplitId) -> Result<Option<SplitKeyRecord>, StoreError> {
         self.gets.fetch_add(1, Ordering::Relaxed);
         if project == "down" {
             return Err(StoreError::unavailable("pulled the plug"));
@@ -64,11 +65,11 @@ impl KeyStore for Fragile {
         self.store.get(project, split).await
     }
 
-    async fn put(&self, records: Vec<KeyRecord>) -> Result<(), StoreError> {
+    async fn put(&self, records: Vec<SplitKeyRecord>) -> Result<(), StoreError> {
         self.store.put(records).await
     }
 
-    async fn list(&self) -> Result<Vec<KeyRecord>, StoreError> {
+    async fn list(&self) -> Result<Vec<SplitKeyRecord>, StoreError> {
         self.store.list().await
     }
 }
@@ -82,17 +83,17 @@ struct Fixture {
 
 impl Fixture {
     fn new() -> Self {
-        let store = Arc::new(Fragile { store: MemoryKeyStore::new(), gets: AtomicUsize::new(0) });
+        let store = Arc::new(Fragile { store: MemorySplitKeyStore::new(), gets: AtomicUsize::new(0) });
         let notes = Arc::new(Notes::default());
         let layer = SplitKeyLayer::new(Arc::clone(&store)).with_observer(Arc::clone(&notes));
         Self { store, notes, inner: Arc::default(), layer }
     }
 
     /// A key in a state and with limits.
-    async fn key(&self, state: KeyState, limits: Limits) -> Split {
+    async fn key(&self, state: SplitKeyState, limits: Limits) -> Split {
         let (provider, key) = KEYS[0];
         let split = Splitter::new().issue(&self.store, "project", provider, key, limits).await.unwrap();
-        if state != KeyState::Active {
+        if state != SplitKeyState::Active {
             self.store.put(vec![split.record().changed_to(state)]).await.unwrap();
         }
         split
@@ -115,7 +116,7 @@ impl Fixture {
         Response::from_parts(head, body.collect().await.unwrap().to_bytes())
     }
 
-    fn outcome(&self) -> Option<KeyOutcome> {
+    fn outcome(&self) -> Option<SplitKeyOutcome> {
         self.notes.outcomes.lock().unwrap().pop()
     }
 
@@ -149,38 +150,38 @@ fn bearer(client_part: &str) -> String {
 #[tokio::test]
 async fn where_credentials_are_found() {
     let fixture = Fixture::new();
-    let split = fixture.key(KeyState::Active, Limits::none()).await;
+    let split = fixture.key(SplitKeyState::Active, Limits::none()).await;
     let part = split.client_part().expose();
-    let other = fixture.key(KeyState::Active, Limits::none()).await;
+    let other = fixture.key(SplitKeyState::Active, Limits::none()).await;
     let other = other.client_part().expose();
     let project = ("x-project-id", "project");
-    type Row<'a> = (&'a str, Vec<(&'a str, &'a str)>, KeyOutcome);
+    type Row<'a> = (&'a str, Vec<(&'a str, &'a str)>, SplitKeyOutcome);
     let (key, authorization) = (("x-ai-key", part), &*bearer(part));
     let other_bearer = &*bearer(other);
     let cases: Vec<Row<'_>> = vec![
-        ("header", vec![key, project], KeyOutcome::Opened),
-        ("bearer", vec![("authorization", authorization), project], KeyOutcome::Opened),
-        ("both, the same", vec![key, ("authorization", authorization), project], KeyOutcome::Opened),
-        ("both, different", vec![key, ("authorization", other_bearer), project], KeyOutcome::Malformed),
-        ("repeated", vec![key, key, project], KeyOutcome::Malformed),
+        ("header", vec![key, project], SplitKeyOutcome::Opened),
+        ("bearer", vec![("authorization", authorization), project], SplitKeyOutcome::Opened),
+        ("both, the same", vec![key, ("authorization", authorization), project], SplitKeyOutcome::Opened),
+        ("both, different", vec![key, ("authorization", other_bearer), project], SplitKeyOutcome::Malformed),
+        ("repeated", vec![key, key, project], SplitKeyOutcome::Malformed),
         (
             "repeated bearer",
             vec![("authorization", authorization), ("authorization", authorization), project],
-            KeyOutcome::Malformed,
+            SplitKeyOutcome::Malformed,
         ),
-        ("two projects", vec![key, project, project], KeyOutcome::Malformed),
-        ("no project", vec![key], KeyOutcome::Missing),
-        ("an empty project", vec![key, ("x-project-id", "")], KeyOutcome::Malformed),
-        ("no client part", vec![project], KeyOutcome::Missing),
-        ("another scheme", vec![("authorization", "Basic x"), project], KeyOutcome::Missing),
-        ("nothing in it", vec![("x-ai-key", ""), project], KeyOutcome::Malformed),
-        ("no metadata", vec![("x-ai-key", "sk-whole-key"), project], KeyOutcome::Malformed),
+        ("two projects", vec![key, project, project], SplitKeyOutcome::Malformed),
+        ("no project", vec![key], SplitKeyOutcome::Missing),
+        ("an empty project", vec![key, ("x-project-id", "")], SplitKeyOutcome::Malformed),
+        ("no client part", vec![project], SplitKeyOutcome::Missing),
+        ("another scheme", vec![("authorization", "Basic x"), project], SplitKeyOutcome::Missing),
+        ("nothing in it", vec![("x-ai-key", ""), project], SplitKeyOutcome::Malformed),
+        ("no metadata", vec![("x-ai-key", "sk-whole-key"), project], SplitKeyOutcome::Malformed),
     ];
     for (name, headers, outcome) in cases {
         let calls = fixture.inner.calls.load(Ordering::Relaxed);
         let response = fixture.send(request(&headers)).await;
         assert_eq!(fixture.outcome(), Some(outcome), "{name}");
-        let opened = outcome == KeyOutcome::Opened;
+        let opened = outcome == SplitKeyOutcome::Opened;
         assert_eq!(response.status() == StatusCode::OK, opened, "{name}");
         let called = fixture.inner.calls.load(Ordering::Relaxed) - calls;
         assert_eq!(called, usize::from(opened), "{name}");
@@ -193,7 +194,7 @@ async fn where_credentials_are_found() {
     // A bearer token beside the header is the user's own.
     let jwt = "Bearer eyJhbGciOiJub25lIn0.e30.c2ln";
     fixture.send(request(&[key, ("authorization", jwt), project])).await;
-    assert_eq!(fixture.outcome(), Some(KeyOutcome::Opened));
+    assert_eq!(fixture.outcome(), Some(SplitKeyOutcome::Opened));
     assert_eq!(fixture.inner.headers.lock().unwrap()["authorization"], jwt);
 }
 
@@ -202,11 +203,11 @@ async fn one_uniform_401() {
     let fixture = Fixture::new();
     let now = SystemTime::now();
     let hour = Duration::from_secs(3600);
-    let active = fixture.key(KeyState::Active, Limits::none()).await;
-    let other = fixture.key(KeyState::Active, Limits::none()).await;
-    let retiring = fixture.key(KeyState::Retiring { until: now + hour }, Limits::none()).await;
-    let retired = fixture.key(KeyState::Retiring { until: now - hour }, Limits::none()).await;
-    let revoked = fixture.key(KeyState::Revoked, Limits::none()).await;
+    let active = fixture.key(SplitKeyState::Active, Limits::none()).await;
+    let other = fixture.key(SplitKeyState::Active, Limits::none()).await;
+    let retiring = fixture.key(SplitKeyState::Retiring { until: now + hour }, Limits::none()).await;
+    let retired = fixture.key(SplitKeyState::Retiring { until: now - hour }, Limits::none()).await;
+    let revoked = fixture.key(SplitKeyState::Revoked, Limits::none()).await;
     let (provider, key) = KEYS[0];
     let unknown = Splitter::new().split("project", provider, key).unwrap();
     let mixed = format!(
@@ -216,13 +217,13 @@ async fn one_uniform_401() {
     );
     let text = |split: &Split| split.client_part().expose().to_owned();
     let cases = [
-        ("active", text(&active), KeyOutcome::Opened),
-        ("retiring", text(&retiring), KeyOutcome::OpenedRetiring),
-        ("retired", text(&retired), KeyOutcome::Retired),
-        ("revoked", text(&revoked), KeyOutcome::Revoked),
-        ("unknown", text(&unknown), KeyOutcome::Unknown),
-        ("mixed", mixed, KeyOutcome::Mismatch),
-        ("malformed", "sk.x".to_owned(), KeyOutcome::Malformed),
+        ("active", text(&active), SplitKeyOutcome::Opened),
+        ("retiring", text(&retiring), SplitKeyOutcome::OpenedRetiring),
+        ("retired", text(&retired), SplitKeyOutcome::Retired),
+        ("revoked", text(&revoked), SplitKeyOutcome::Revoked),
+        ("unknown", text(&unknown), SplitKeyOutcome::Unknown),
+        ("mixed", mixed, SplitKeyOutcome::Mismatch),
+        ("malformed", "sk.x".to_owned(), SplitKeyOutcome::Malformed),
     ];
     let mut bodies = Vec::new();
     for (name, part, outcome) in cases {
@@ -233,7 +234,7 @@ async fn one_uniform_401() {
         }
         assert_eq!(response.status(), 401, "{name}");
         assert_eq!(response.headers()["www-authenticate"], "SplitKey", "{name}");
-        assert_eq!(response.extensions().get(), Some(&KeyRejection::InvalidKey), "{name}");
+        assert_eq!(response.extensions().get(), Some(&SplitKeyRejection::InvalidKey), "{name}");
         let (head, body) = response.into_parts();
         bodies.push((head.headers, body));
     }
@@ -247,15 +248,15 @@ async fn one_uniform_401() {
 async fn other_rejections() {
     let fixture = Fixture::new();
     let limits = Limits::none().with_methods([Method::GET]);
-    let limited = fixture.key(KeyState::Active, limits).await;
+    let limited = fixture.key(SplitKeyState::Active, limits).await;
     let part = limited.client_part().expose();
     let down = request(&[("x-ai-key", part), ("x-project-id", "down")]);
     let mut unverified = with(part);
     unverified.extensions_mut().remove::<VerifiedDevice>();
     let cases = [
-        ("limit", with(part), 403, "limit_not_met", KeyOutcome::LimitNotMet(Limit::Method)),
-        ("store down", down, 503, "keys_unavailable", KeyOutcome::StoreFailed),
-        ("no device", unverified, 500, "device_unverified", KeyOutcome::Unverified),
+        ("limit", with(part), 403, "limit_not_met", SplitKeyOutcome::LimitNotMet(Limit::Method)),
+        ("store down", down, 503, "keys_unavailable", SplitKeyOutcome::StoreFailed),
+        ("no device", unverified, 500, "device_unverified", SplitKeyOutcome::Unverified),
     ];
     for (name, mut request, status, code, outcome) in cases {
         // Nobody else's key is passed on.
@@ -277,7 +278,7 @@ fn opened(split: &Split) -> ApiKey {
 #[tokio::test]
 async fn switches() {
     let mut fixture = Fixture::new();
-    let split = fixture.key(KeyState::Active, Limits::none()).await;
+    let split = fixture.key(SplitKeyState::Active, Limits::none()).await;
     let part = split.client_part().expose();
     fixture.layer = fixture
         .layer
@@ -294,25 +295,25 @@ async fn switches() {
         fixture.outcome()
     };
     let key = ("x-api-key", part);
-    assert_eq!(send("/v1/openai/project/chat", &[key]).await, Some(KeyOutcome::Opened));
+    assert_eq!(send("/v1/openai/project/chat", &[key]).await, Some(SplitKeyOutcome::Opened));
     assert!(fixture.inner.headers.lock().unwrap()["x-api-key"].is_sensitive());
     let project = ("x-project-id", "project");
-    assert_eq!(send("/v1/openai/project/chat", &[key, project]).await, Some(KeyOutcome::Opened));
-    assert_eq!(send("/v1/openai/other/chat", &[key, project]).await, Some(KeyOutcome::Malformed));
-    assert_eq!(send("/v1", &[key, project]).await, Some(KeyOutcome::Opened));
-    assert_eq!(send("/v1", &[key]).await, Some(KeyOutcome::Missing));
+    assert_eq!(send("/v1/openai/project/chat", &[key, project]).await, Some(SplitKeyOutcome::Opened));
+    assert_eq!(send("/v1/openai/other/chat", &[key, project]).await, Some(SplitKeyOutcome::Malformed));
+    assert_eq!(send("/v1", &[key, project]).await, Some(SplitKeyOutcome::Opened));
+    assert_eq!(send("/v1", &[key]).await, Some(SplitKeyOutcome::Missing));
 }
 
 #[tokio::test]
 async fn a_preflight_passes_without_a_key() {
     let fixture = Fixture::new();
-    let split = fixture.key(KeyState::Active, Limits::none()).await;
+    let split = fixture.key(SplitKeyState::Active, Limits::none()).await;
     let mut preflight = with(split.client_part().expose());
     preflight.extensions_mut().insert(opened(&split));
     *preflight.method_mut() = Method::OPTIONS;
     let response = fixture.send(preflight).await;
     assert_eq!(response.status(), StatusCode::OK, "a plain OPTIONS with a key");
-    assert_eq!(fixture.outcome(), Some(KeyOutcome::Opened));
+    assert_eq!(fixture.outcome(), Some(SplitKeyOutcome::Opened));
 
     let preflight = Request::options("/v1/chat")
         .header("origin", "https://example.com")
@@ -386,8 +387,8 @@ async fn blocking_and_release() {
         .layer
         .clone()
         .with_suspicion(Suspicion::new().with_max_devices(2).with_max_refusals(3).with_blocking(minute));
-    let used = fixture.key(KeyState::Active, Limits::none()).await;
-    let quiet = fixture.key(KeyState::Active, Limits::none()).await;
+    let used = fixture.key(SplitKeyState::Active, Limits::none()).await;
+    let quiet = fixture.key(SplitKeyState::Active, Limits::none()).await;
     let from = |split: &Split, token: &str| {
         let mut request = with(split.client_part().expose());
         request.extensions_mut().insert(device(token));
@@ -441,7 +442,7 @@ async fn usage() {
     let log = Arc::new(UsageLog::with_capacity(1));
     fixture.layer = fixture.layer.clone().with_observer(Arc::clone(&log));
     let limits = Limits::none().with_paths(["/v1/chat"]);
-    let split = fixture.key(KeyState::Active, limits).await;
+    let split = fixture.key(SplitKeyState::Active, limits).await;
     let part = split.client_part().expose();
     fixture.send(with(part)).await;
     fixture.send(with(part)).await;
@@ -461,7 +462,7 @@ async fn usage() {
     assert!(entry["last_used"].as_u64().unwrap() > 0);
     assert_eq!(usage["unattributed"], 1);
 
-    let other = fixture.key(KeyState::Active, Limits::none()).await;
+    let other = fixture.key(SplitKeyState::Active, Limits::none()).await;
     fixture.send(with(other.client_part().expose())).await;
     let usage: serde_json::Value = serde_json::from_str(&log.to_json()).unwrap();
     assert_eq!(usage["entries"].as_array().unwrap().len(), 1);
@@ -472,7 +473,7 @@ async fn usage() {
 #[tokio::test]
 async fn a_slow_store_holds_no_readiness() {
     let fixture = Fixture::new();
-    let split = fixture.key(KeyState::Active, Limits::none()).await;
+    let split = fixture.key(SplitKeyState::Active, Limits::none()).await;
     let limited = ServiceBuilder::new()
         .layer(fixture.layer.clone())
         .concurrency_limit(1)
