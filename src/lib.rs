@@ -154,7 +154,7 @@
 #![cfg_attr(tower_devicecheck_docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 
-#[cfg(any(feature = "aws-lc-rs", feature = "rust-crypto"))]
+#[cfg(feature = "_apple")]
 mod apple;
 mod device_check;
 mod gate;
@@ -170,13 +170,9 @@ pub mod split_key;
 #[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "testing")))]
 pub mod testing;
 
-#[cfg(all(
-    feature = "reqwest",
-    any(feature = "aws-lc-rs", feature = "rust-crypto"),
-    not(target_arch = "wasm32")
-))]
+#[cfg(all(feature = "_apple", feature = "reqwest", not(target_arch = "wasm32")))]
 pub use self::apple::ReqwestTransport;
-#[cfg(any(feature = "aws-lc-rs", feature = "rust-crypto"))]
+#[cfg(feature = "_apple")]
 pub use self::apple::{
     AppleClient, AppleClientBuilder, Bits, BitsError, BitsErrorKind, ClientError, Credentials,
     CredentialsError, HttpTransport, TransportError,

@@ -37,10 +37,7 @@ impl Moment {
 }
 
 /// Time since the Unix epoch; zero for a clock that stands before it.
-#[cfg_attr(
-    not(any(feature = "memory-cache", feature = "redis", feature = "aws-lc-rs", feature = "rust-crypto")),
-    allow(dead_code)
-)]
+#[cfg_attr(not(any(feature = "memory-cache", feature = "redis", feature = "_apple")), allow(dead_code))]
 pub(crate) fn since_epoch(time: SystemTime) -> Duration {
     time.duration_since(UNIX_EPOCH).unwrap_or_default()
 }

@@ -54,7 +54,7 @@ pub struct VerifiedDevice {
     digest: TokenDigest,
     verified_at: SystemTime,
     /// `None` for a debug token.
-    #[cfg_attr(not(any(feature = "aws-lc-rs", feature = "rust-crypto")), allow(dead_code))]
+    #[cfg_attr(not(feature = "_apple"), allow(dead_code))]
     token: Option<DeviceToken>,
 }
 
@@ -101,7 +101,7 @@ impl VerifiedDevice {
         self.verified_at
     }
 
-    #[cfg_attr(not(any(feature = "aws-lc-rs", feature = "rust-crypto")), allow(dead_code))]
+    #[cfg_attr(not(feature = "_apple"), allow(dead_code))]
     pub(crate) const fn token(&self) -> Option<&DeviceToken> {
         self.token.as_ref()
     }
