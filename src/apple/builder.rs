@@ -1,7 +1,6 @@
 //! How a client is put together.
 
 use std::{
-    error::Error,
     fmt,
     net::{Ipv4Addr, Ipv6Addr},
     sync::Arc,
@@ -15,15 +14,33 @@ use tower_service::Service;
 use crate::{
     BoxError,
     apple::{
-        AppleClient,
-        client::{Client, Endpoints},
+        call::{Caller, Endpoints},
+        client::AppleClient,
         credentials::Credentials,
+        error::ClientError,
         limit::Limit,
         transport::{ErasedTransport, Tower},
         wire::{Question, TransactionIds},
     },
     gate::routing::Environment,
 };
+
+impl AppleClient {
+    /// Feature `reqwest`: a client with every default of [`AppleClientBuilder`].
+    ///
+    /// # Errors
+    ///
+    /// If the transport cannot be set up.
+    #[cfg(all(feature = "reqwest", not(target_arch = "wasm32")))]
+    pub fn new(credentials: Credentials) -> Result<Self, ClientError> {
+        Self::builder(credentials).build()
+    }
+
+    /// A client with defaults to change.
+    pub fn builder(credentials: Credentials) -> AppleClientBuilder {
+        AppleClientBuilder::new(credentials)
+    }
+}
 
 /// Puts an [`AppleClient`] together.
 #[derive(Clone)]
@@ -138,7 +155,7 @@ impl AppleClientBuilder {
             Some(transport) => transport,
             None => default_transport(self.attempt_timeout)?,
         };
-        Ok(AppleClient::from(Client {
+        Ok(AppleClient::from(Caller {
             team_id: self.credentials.team_id().into(),
             credentials: self.credentials.into(),
             production,
@@ -229,39 +246,6 @@ fn is_loopback(host: &str) -> bool {
     host.eq_ignore_ascii_case("localhost")
         || host.parse::<Ipv4Addr>().is_ok_and(|address| address.is_loopback())
         || ipv6.is_some_and(|address| address.is_loopback())
-}
-
-/// A client that cannot be made. The text names the cause and the cure.
-#[derive(Debug)]
-pub struct ClientError {
-    message: String,
-    source: Option<BoxError>,
-}
-
-impl ClientError {
-    pub(super) fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), source: None }
-    }
-
-    pub(super) fn with_source<E: Into<BoxError>>(mut self, source: E) -> Self {
-        self.source = Some(source.into());
-        self
-    }
-}
-
-impl fmt::Display for ClientError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
-    }
-}
-
-impl Error for ClientError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match &self.source {
-            Some(source) => Some(&**source),
-            None => None,
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,190 +1,163 @@
-//! One call to Apple, with its attempts and deadlines.
+//! The client for Apple's DeviceCheck server.
 
 use std::{
-    error::Error,
     fmt,
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
-    time::Duration,
+    sync::{Arc, PoisonError},
 };
 
 use bytes::Bytes;
-use http::{Request, Response, Uri};
+use tracing::{Level, event};
 
 use crate::{
-    BoxError,
     apple::{
-        credentials::Credentials,
-        limit::Limit,
-        provider_token::ProviderToken,
-        transport::{self, ErasedTransport},
-        wire::{self, Answer, Class, Question, TransactionIds},
+        bits::{Bits, BitsError},
+        call::Caller,
+        credentials::{Credentials, CredentialsError},
+        wire::Question,
     },
-    device_check::verifier::VerifyError,
-    gate::credential::DeviceToken,
+    device_check::verifier::{DeviceVerifier, VerifyError},
+    gate::credential::{Candidate, DeviceToken},
+    gate::decision::{Verdict, VerifiedDevice},
+    gate::observer::TARGET,
     gate::routing::Environment,
-    runtime::{Instant, Moment, SystemTime, within},
 };
 
-/// What all clones of an [`AppleClient`](crate::AppleClient) share.
-pub(super) struct Client {
-    /// Never changes, though the credentials may.
-    pub(super) team_id: Box<str>,
-    pub(super) credentials: RwLock<Credentials>,
-    pub(super) production: Endpoints,
-    pub(super) development: Endpoints,
-    pub(super) transport: Arc<dyn ErasedTransport>,
-    pub(super) attempt_timeout: Duration,
-    pub(super) total_timeout: Duration,
-    pub(super) limit: Limit,
-    pub(super) retry: bool,
-    pub(super) transaction_ids: TransactionIds,
+/// Asks Apple's DeviceCheck server.
+///
+/// One client serves both environments. Cloning is cheap; clones share connections, limits, credentials and
+/// the provider token.
+///
+/// Each call has a deadline, and takes one of a limited number of slots; see
+/// [`AppleClientBuilder`](crate::AppleClientBuilder) for/// these and their defaults. A call that is dropped gives its slot back and ends the request; Apple may have
+/// received it.
+///
+/// ```no_run
+/// use tower_devicecheck::{AppleClient, Credentials, Environment};
+///
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// # #[cfg(feature = "reqwest")] {
+/// let apple = AppleClient::new(Credentials::from_env()?)?;
+/// apple.check_credentials(Environment::Production).await?;
+/// # }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct AppleClient {
+    caller: Arc<Caller>,
 }
 
-/// The endpoints of one environment.
-#[derive(Debug)]
-pub(super) struct Endpoints {
-    pub(super) validate: Uri,
-    pub(super) query_bits: Uri,
-    pub(super) update_bits: Uri,
-}
-
-impl Client {
-    /// The body of Apple's answer, or `None` if Apple refused the device token.
-    pub(super) async fn ask(
+impl AppleClient {
+    /// Asks whether a token is genuine.
+    ///
+    /// # Errors
+    ///
+    /// If Apple gives no verdict. Never for a token that it refuses.
+    pub async fn validate(
         &self,
-        question: Question,
         token: &DeviceToken,
         environment: Environment,
-    ) -> Result<Option<Bytes>, VerifyError> {
-        let no_answer =
-            |reason, source| VerifyError::unavailable(NoAnswer { reason, environment, question, source });
-        let started = Instant::now();
-        let _slot = within(self.total_timeout, self.limit.acquire())
-            .await
-            .map_err(|_elapsed| no_answer(TOO_LATE, None))?
-            .map_err(|_full| {
-                VerifyError::unavailable("too many calls to Apple wait for a slot already")
-                    .with_retry_after(Some(Duration::from_secs(1)))
-            })?;
-        let uri = self.endpoint(question, environment);
-        let mut renewed = None;
-        let mut may_retry = self.retry;
-        let mut may_renew = true;
-        loop {
-            let now = Moment::now();
-            let provider_token = match renewed.take() {
-                Some(provider_token) => provider_token,
-                None => self.provider_token(now)?,
-            };
-            let transaction_id = self.transaction_ids.next();
-            let request = question.request(uri.clone(), &provider_token, token, transaction_id, now);
-            let left = self.total_timeout.saturating_sub(now.monotonic.saturating_duration_since(started));
-            let failure = match self.attempt(request, left).await {
-                Ok(response) => match wire::read(question, environment, &response, SystemTime::now) {
-                    Ok(body) => return Ok(Some(body)),
-                    Err(answer) => Failure::Answer(answer),
-                },
-                Err(failure) => failure,
-            };
-            // Without time for another attempt, what went wrong in this one is the better answer.
-            let has_time = started.elapsed() < self.total_timeout;
-            if may_retry && has_time && failure.is_worth_another_attempt() {
-                may_retry = false;
-                continue;
-            }
-            let answer = match failure {
-                Failure::Answer(answer) => answer,
-                Failure::NoAnswer { reason, source } => return Err(no_answer(reason, source)),
-            };
-            if may_renew && answer.class == Class::RefusedProviderToken {
-                may_renew = false;
-                renewed = self.replace(&provider_token, Moment::now())?;
-                if renewed.is_some() && has_time {
-                    continue;
-                }
-            }
-            return answer.into_error().map_or(Ok(None), Err);
+    ) -> Result<Verdict, VerifyError> {
+        // Apple promises nothing about the body.
+        let body = self.caller.ask(Question::Validate, token, environment).await?;
+        Ok(match body {
+            Some(_) => Verdict::Genuine,
+            None => Verdict::Refused,
+        })
+    }
+
+    /// Reads the two bits of a device. Bits that were never set are `false`.
+    ///
+    /// Apple wants a token used once, soon after it was made, and lets it be used again for a short while.
+    /// If the device was admitted on a cached verdict, that may be over.
+    ///
+    /// # Errors
+    ///
+    /// If Apple refuses the token or gives no answer, or if the device was admitted by a debug token.
+    pub async fn query_bits(&self, device: &VerifiedDevice) -> Result<Bits, BitsError> {
+        let body = self.ask_about(Question::QueryBits, device).await?;
+        Bits::read(&body)
+            .ok_or_else(|| VerifyError::unavailable("the answer to a query of bits is not understood").into())
+    }
+
+    /// Sets the two bits of a device.
+    ///
+    /// # Errors
+    ///
+    /// As for [`query_bits`](Self::query_bits). When there is no answer, the bits may be set or not.
+    pub async fn update_bits(
+        &self,
+        device: &VerifiedDevice,
+        bit0: bool,
+        bit1: bool,
+    ) -> Result<(), BitsError> {
+        self.ask_about(Question::UpdateBits { bit0, bit1 }, device).await.map(|_| ())
+    }
+
+    async fn ask_about(&self, question: Question, device: &VerifiedDevice) -> Result<Bytes, BitsError> {
+        let token = device.token().ok_or(BitsError::NO_DEVICE_TOKEN)?;
+        self.caller.ask(question, token, device.environment()).await?.ok_or(BitsError::REFUSED_TOKEN)
+    }
+
+    /// Asks about a token that no device made, to see whether Apple accepts the credentials: it judges them
+    /// first, as seen in practice. For the start of a server, and for health checks that run rarely.
+    ///
+    /// # Errors
+    ///
+    /// [`Misconfigured`](crate::VerifyErrorKind::Misconfigured) if Apple does not accept the credentials;
+    /// any other kind says nothing about them.
+    pub async fn check_credentials(&self, environment: Environment) -> Result<(), VerifyError> {
+        let bogus = http::HeaderValue::from_static("bm90IGEgZGV2aWNlIHRva2Vu");
+        let bogus = DeviceToken::try_from(Candidate::new(bogus)).map_err(VerifyError::unavailable)?;
+        self.validate(&bogus, environment).await.map(|_| ())
+    }
+
+    /// Uses another key of the same team from the next request on. Calls under way end with the old key,
+    /// or, if Apple refuses that meanwhile, with the new one.
+    ///
+    /// Apple's order: make the new key, rotate, then revoke the old one.
+    ///
+    /// # Errors
+    ///
+    /// If the credentials are of another team: the team id is part of every cache key.
+    pub fn rotate_credentials(&self, credentials: Credentials) -> Result<(), CredentialsError> {
+        if credentials.team_id() != &*self.caller.team_id {
+            return Err(CredentialsError::other_team(&self.caller.team_id, credentials.team_id()));
         }
-    }
-
-    /// Sends the request and waits, for no longer than is `left` of the call's time.
-    async fn attempt(&self, request: Request<Bytes>, left: Duration) -> Result<Response<Bytes>, Failure> {
-        let (reason, source) =
-            match within(self.attempt_timeout.min(left), self.transport.send(request)).await {
-                Ok(Ok(response)) => return Ok(response),
-                Ok(Err(error)) => ("the transport failed", Some(error)),
-                Err(_elapsed) if left < self.attempt_timeout => (TOO_LATE, None),
-                Err(_elapsed) => ("no answer in the time for one attempt", None),
-            };
-        Err(Failure::NoAnswer { reason, source })
-    }
-
-    fn endpoint(&self, question: Question, environment: Environment) -> &Uri {
-        let endpoints = match environment {
-            Environment::Production => &self.production,
-            Environment::Development => &self.development,
-        };
-        match question {
-            Question::Validate => &endpoints.validate,
-            Question::QueryBits => &endpoints.query_bits,
-            Question::UpdateBits { .. } => &endpoints.update_bits,
-        }
-    }
-
-    pub(super) fn credentials(&self) -> RwLockReadGuard<'_, Credentials> {
-        self.credentials.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn provider_token(&self, now: Moment) -> Result<ProviderToken, VerifyError> {
-        self.credentials().provider_tokens().token(now).map_err(VerifyError::misconfigured)
-    }
-
-    fn replace(&self, refused: &ProviderToken, now: Moment) -> Result<Option<ProviderToken>, VerifyError> {
-        self.credentials().provider_tokens().replace(refused, now).map_err(VerifyError::misconfigured)
+        event!(target: TARGET, Level::DEBUG, key_id = credentials.key_id(), "credentials rotated");
+        *self.caller.credentials.write().unwrap_or_else(PoisonError::into_inner) = credentials;
+        Ok(())
     }
 }
 
-const TOO_LATE: &str = "no answer in time, that for a free slot included";
+/// The scope is the team id.
+impl DeviceVerifier for AppleClient {
+    async fn verify(&self, token: &DeviceToken, environment: Environment) -> Result<Verdict, VerifyError> {
+        self.validate(token, environment).await
+    }
 
-/// Why one attempt brought nothing.
-enum Failure {
-    Answer(Answer),
-    NoAnswer { reason: &'static str, source: Option<BoxError> },
-}
-
-impl Failure {
-    /// Only where asking again can do no harm and may help: Apple has not seen the request, or a server in
-    /// between says that it is Apple's momentary absence.
-    fn is_worth_another_attempt(&self) -> bool {
-        match self {
-            Self::Answer(answer) => matches!(answer.status.as_u16(), 502..=504) && !answer.has_retry_after,
-            Self::NoAnswer { source, .. } => {
-                source.as_ref().is_some_and(|source| transport::is_harmless(&**source))
-            }
-        }
+    fn scope(&self) -> &str {
+        &self.caller.team_id
     }
 }
 
-/// There is no answer to a question.
-#[derive(Debug)]
-struct NoAnswer {
-    reason: &'static str,
-    environment: Environment,
-    question: Question,
-    source: Option<BoxError>,
+impl From<Caller> for AppleClient {
+    fn from(caller: Caller) -> Self {
+        Self { caller: Arc::new(caller) }
+    }
 }
 
-impl fmt::Display for NoAnswer {
+impl fmt::Debug for AppleClient {
+    // The transport is anything, a closure too, and is not asked to print.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}{}", self.reason, self.environment, self.question.path())
-    }
-}
-
-impl Error for NoAnswer {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match &self.source {
-            Some(source) => Some(&**source),
-            None => None,
-        }
+        let caller = &self.caller;
+        f.debug_struct("AppleClient")
+            .field("credentials", &*caller.credentials())
+            .field("production", &caller.production.validate)
+            .field("development", &caller.development.validate)
+            .field("attempt_timeout", &caller.attempt_timeout)
+            .field("total_timeout", &caller.total_timeout)
+            .field("retry", &caller.retry)
+            .finish_non_exhaustive()
     }
 }

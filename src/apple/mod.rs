@@ -2,200 +2,29 @@
 
 mod bits;
 mod builder;
+mod call;
 mod client;
 mod credentials;
+mod error;
 mod http_transport;
 mod limit;
 mod pem;
 mod provider_token;
 #[cfg(all(feature = "reqwest", not(target_arch = "wasm32")))]
 mod reqwest_transport;
+#[cfg(test)]
+mod tests;
 mod transport;
 mod wire;
-
-use std::{
-    fmt,
-    sync::{Arc, PoisonError},
-};
-
-use tracing::{Level, event};
 
 #[cfg(all(feature = "reqwest", not(target_arch = "wasm32")))]
 pub use self::reqwest_transport::ReqwestTransport;
 pub use self::{
     bits::{Bits, BitsError, BitsErrorKind},
-    builder::{AppleClientBuilder, ClientError},
+    builder::AppleClientBuilder,
+    client::AppleClient,
     credentials::{Credentials, CredentialsError},
+    error::ClientError,
     http_transport::HttpTransport,
     transport::TransportError,
 };
-use crate::{
-    apple::{client::Client, wire::Question},
-    device_check::verifier::{DeviceVerifier, VerifyError},
-    gate::credential::{Candidate, DeviceToken},
-    gate::decision::{Verdict, VerifiedDevice},
-    gate::observer::TARGET,
-    gate::routing::Environment,
-};
-
-/// Asks Apple's DeviceCheck server.
-///
-/// One client serves both environments. Cloning is cheap; clones share connections, limits, credentials and
-/// the provider token.
-///
-/// Each call has a deadline, and takes one of a limited number of slots; see [`AppleClientBuilder`] for
-/// these and their defaults. A call that is dropped gives its slot back and ends the request; Apple may have
-/// received it.
-///
-/// ```no_run
-/// use tower_devicecheck::{AppleClient, Credentials, Environment};
-///
-/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-/// # #[cfg(feature = "reqwest")] {
-/// let apple = AppleClient::new(Credentials::from_env()?)?;
-/// apple.check_credentials(Environment::Production).await?;
-/// # }
-/// # Ok(())
-/// # }
-/// ```
-#[derive(Clone)]
-pub struct AppleClient {
-    client: Arc<Client>,
-}
-
-impl AppleClient {
-    /// Feature `reqwest`: a client with every default of [`AppleClientBuilder`].
-    ///
-    /// # Errors
-    ///
-    /// If the transport cannot be set up.
-    #[cfg(all(feature = "reqwest", not(target_arch = "wasm32")))]
-    pub fn new(credentials: Credentials) -> Result<Self, ClientError> {
-        Self::builder(credentials).build()
-    }
-
-    /// A client with defaults to change.
-    pub fn builder(credentials: Credentials) -> AppleClientBuilder {
-        AppleClientBuilder::new(credentials)
-    }
-
-    /// Asks whether a token is genuine.
-    ///
-    /// # Errors
-    ///
-    /// If Apple gives no verdict. Never for a token that it refuses.
-    pub async fn validate(
-        &self,
-        token: &DeviceToken,
-        environment: Environment,
-    ) -> Result<Verdict, VerifyError> {
-        // Apple promises nothing about the body.
-        let body = self.client.ask(Question::Validate, token, environment).await?;
-        Ok(match body {
-            Some(_) => Verdict::Genuine,
-            None => Verdict::Refused,
-        })
-    }
-
-    /// Reads the two bits of a device. Bits that were never set are `false`.
-    ///
-    /// Apple wants a token used once, soon after it was made, and lets it be used again for a short while.
-    /// If the device was admitted on a cached verdict, that may be over.
-    ///
-    /// # Errors
-    ///
-    /// If Apple refuses the token or gives no answer, or if the device was admitted by a debug token.
-    pub async fn query_bits(&self, device: &VerifiedDevice) -> Result<Bits, BitsError> {
-        let body = self.ask_about(Question::QueryBits, device).await?;
-        Bits::read(&body)
-            .ok_or_else(|| VerifyError::unavailable("the answer to a query of bits is not understood").into())
-    }
-
-    /// Sets the two bits of a device.
-    ///
-    /// # Errors
-    ///
-    /// As for [`query_bits`](Self::query_bits). When there is no answer, the bits may be set or not.
-    pub async fn update_bits(
-        &self,
-        device: &VerifiedDevice,
-        bit0: bool,
-        bit1: bool,
-    ) -> Result<(), BitsError> {
-        self.ask_about(Question::UpdateBits { bit0, bit1 }, device).await.map(|_| ())
-    }
-
-    async fn ask_about(
-        &self,
-        question: Question,
-        device: &VerifiedDevice,
-    ) -> Result<bytes::Bytes, BitsError> {
-        let token = device.token().ok_or(BitsError::NO_DEVICE_TOKEN)?;
-        self.client.ask(question, token, device.environment()).await?.ok_or(BitsError::REFUSED_TOKEN)
-    }
-
-    /// Asks about a token that no device made, to see whether Apple accepts the credentials: it judges them
-    /// first, as seen in practice. For the start of a server, and for health checks that run rarely.
-    ///
-    /// # Errors
-    ///
-    /// [`Misconfigured`](crate::VerifyErrorKind::Misconfigured) if Apple does not accept the credentials;
-    /// any other kind says nothing about them.
-    pub async fn check_credentials(&self, environment: Environment) -> Result<(), VerifyError> {
-        let bogus = http::HeaderValue::from_static("bm90IGEgZGV2aWNlIHRva2Vu");
-        let bogus = DeviceToken::try_from(Candidate::new(bogus)).map_err(VerifyError::unavailable)?;
-        self.validate(&bogus, environment).await.map(|_| ())
-    }
-
-    /// Uses another key of the same team from the next request on. Calls under way end with the old key,
-    /// or, if Apple refuses that meanwhile, with the new one.
-    ///
-    /// Apple's order: make the new key, rotate, then revoke the old one.
-    ///
-    /// # Errors
-    ///
-    /// If the credentials are of another team: the team id is part of every cache key.
-    pub fn rotate_credentials(&self, credentials: Credentials) -> Result<(), CredentialsError> {
-        if credentials.team_id() != &*self.client.team_id {
-            return Err(CredentialsError::other_team(&self.client.team_id, credentials.team_id()));
-        }
-        event!(target: TARGET, Level::DEBUG, key_id = credentials.key_id(), "credentials rotated");
-        *self.client.credentials.write().unwrap_or_else(PoisonError::into_inner) = credentials;
-        Ok(())
-    }
-}
-
-/// The scope is the team id.
-impl DeviceVerifier for AppleClient {
-    async fn verify(&self, token: &DeviceToken, environment: Environment) -> Result<Verdict, VerifyError> {
-        self.validate(token, environment).await
-    }
-
-    fn scope(&self) -> &str {
-        &self.client.team_id
-    }
-}
-
-impl From<Client> for AppleClient {
-    fn from(client: Client) -> Self {
-        Self { client: Arc::new(client) }
-    }
-}
-
-impl fmt::Debug for AppleClient {
-    // The transport is anything, a closure too, and is not asked to print.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let client = &self.client;
-        f.debug_struct("AppleClient")
-            .field("credentials", &*client.credentials())
-            .field("production", &client.production.validate)
-            .field("development", &client.development.validate)
-            .field("attempt_timeout", &client.attempt_timeout)
-            .field("total_timeout", &client.total_timeout)
-            .field("retry", &client.retry)
-            .finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests;

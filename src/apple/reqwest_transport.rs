@@ -21,7 +21,7 @@ use tower_service::Service;
 
 use crate::{
     apple::{
-        builder::ClientError,
+        error::ClientError,
         transport::{TransportError, chain, is_turned_away},
         wire::MAX_ANSWER_LENGTH,
     },

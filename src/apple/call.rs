@@ -1,0 +1,190 @@
+//! One call to Apple, with its attempts and deadlines.
+
+use std::{
+    error::Error,
+    fmt,
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, Response, Uri};
+
+use crate::{
+    BoxError,
+    apple::{
+        credentials::Credentials,
+        limit::Limit,
+        provider_token::ProviderToken,
+        transport::{self, ErasedTransport},
+        wire::{self, Answer, Class, Question, TransactionIds},
+    },
+    device_check::verifier::VerifyError,
+    gate::credential::DeviceToken,
+    gate::routing::Environment,
+    runtime::{Instant, Moment, SystemTime, within},
+};
+
+/// What all clones of an [`AppleClient`](crate::AppleClient) share.
+pub(super) struct Caller {
+    /// Never changes, though the credentials may.
+    pub(super) team_id: Box<str>,
+    pub(super) credentials: RwLock<Credentials>,
+    pub(super) production: Endpoints,
+    pub(super) development: Endpoints,
+    pub(super) transport: Arc<dyn ErasedTransport>,
+    pub(super) attempt_timeout: Duration,
+    pub(super) total_timeout: Duration,
+    pub(super) limit: Limit,
+    pub(super) retry: bool,
+    pub(super) transaction_ids: TransactionIds,
+}
+
+/// The endpoints of one environment.
+#[derive(Debug)]
+pub(super) struct Endpoints {
+    pub(super) validate: Uri,
+    pub(super) query_bits: Uri,
+    pub(super) update_bits: Uri,
+}
+
+impl Caller {
+    /// The body of Apple's answer, or `None` if Apple refused the device token.
+    pub(super) async fn ask(
+        &self,
+        question: Question,
+        token: &DeviceToken,
+        environment: Environment,
+    ) -> Result<Option<Bytes>, VerifyError> {
+        let no_answer =
+            |reason, source| VerifyError::unavailable(NoAnswer { reason, environment, question, source });
+        let started = Instant::now();
+        let _slot = within(self.total_timeout, self.limit.acquire())
+            .await
+            .map_err(|_elapsed| no_answer(TOO_LATE, None))?
+            .map_err(|_full| {
+                VerifyError::unavailable("too many calls to Apple wait for a slot already")
+                    .with_retry_after(Some(Duration::from_secs(1)))
+            })?;
+        let uri = self.endpoint(question, environment);
+        let mut renewed = None;
+        let mut may_retry = self.retry;
+        let mut may_renew = true;
+        loop {
+            let now = Moment::now();
+            let provider_token = match renewed.take() {
+                Some(provider_token) => provider_token,
+                None => self.provider_token(now)?,
+            };
+            let transaction_id = self.transaction_ids.next();
+            let request = question.request(uri.clone(), &provider_token, token, transaction_id, now);
+            let left = self.total_timeout.saturating_sub(now.monotonic.saturating_duration_since(started));
+            let failure = match self.attempt(request, left).await {
+                Ok(response) => match wire::read(question, environment, &response, SystemTime::now) {
+                    Ok(body) => return Ok(Some(body)),
+                    Err(answer) => Failure::Answer(answer),
+                },
+                Err(failure) => failure,
+            };
+            // Without time for another attempt, what went wrong in this one is the better answer.
+            let has_time = started.elapsed() < self.total_timeout;
+            if may_retry && has_time && failure.is_worth_another_attempt() {
+                may_retry = false;
+                continue;
+            }
+            let answer = match failure {
+                Failure::Answer(answer) => answer,
+                Failure::NoAnswer { reason, source } => return Err(no_answer(reason, source)),
+            };
+            if may_renew && answer.class == Class::RefusedProviderToken {
+                may_renew = false;
+                renewed = self.replace(&provider_token, Moment::now())?;
+                if renewed.is_some() && has_time {
+                    continue;
+                }
+            }
+            return answer.into_error().map_or(Ok(None), Err);
+        }
+    }
+
+    /// Sends the request and waits, for no longer than is `left` of the call's time.
+    async fn attempt(&self, request: Request<Bytes>, left: Duration) -> Result<Response<Bytes>, Failure> {
+        let (reason, source) =
+            match within(self.attempt_timeout.min(left), self.transport.send(request)).await {
+                Ok(Ok(response)) => return Ok(response),
+                Ok(Err(error)) => ("the transport failed", Some(error)),
+                Err(_elapsed) if left < self.attempt_timeout => (TOO_LATE, None),
+                Err(_elapsed) => ("no answer in the time for one attempt", None),
+            };
+        Err(Failure::NoAnswer { reason, source })
+    }
+
+    fn endpoint(&self, question: Question, environment: Environment) -> &Uri {
+        let endpoints = match environment {
+            Environment::Production => &self.production,
+            Environment::Development => &self.development,
+        };
+        match question {
+            Question::Validate => &endpoints.validate,
+            Question::QueryBits => &endpoints.query_bits,
+            Question::UpdateBits { .. } => &endpoints.update_bits,
+        }
+    }
+
+    pub(super) fn credentials(&self) -> RwLockReadGuard<'_, Credentials> {
+        self.credentials.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn provider_token(&self, now: Moment) -> Result<ProviderToken, VerifyError> {
+        self.credentials().provider_tokens().token(now).map_err(VerifyError::misconfigured)
+    }
+
+    fn replace(&self, refused: &ProviderToken, now: Moment) -> Result<Option<ProviderToken>, VerifyError> {
+        self.credentials().provider_tokens().replace(refused, now).map_err(VerifyError::misconfigured)
+    }
+}
+
+const TOO_LATE: &str = "no answer in time, that for a free slot included";
+
+/// Why one attempt brought nothing.
+enum Failure {
+    Answer(Answer),
+    NoAnswer { reason: &'static str, source: Option<BoxError> },
+}
+
+impl Failure {
+    /// Only where asking again can do no harm and may help: Apple has not seen the request, or a server in
+    /// between says that it is Apple's momentary absence.
+    fn is_worth_another_attempt(&self) -> bool {
+        match self {
+            Self::Answer(answer) => matches!(answer.status.as_u16(), 502..=504) && !answer.has_retry_after,
+            Self::NoAnswer { source, .. } => {
+                source.as_ref().is_some_and(|source| transport::is_harmless(&**source))
+            }
+        }
+    }
+}
+
+/// There is no answer to a question.
+#[derive(Debug)]
+struct NoAnswer {
+    reason: &'static str,
+    environment: Environment,
+    question: Question,
+    source: Option<BoxError>,
+}
+
+impl fmt::Display for NoAnswer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}{}", self.reason, self.environment, self.question.path())
+    }
+}
+
+impl Error for NoAnswer {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match &self.source {
+            Some(source) => Some(&**source),
+            None => None,
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! Why there is no client.
+
+use std::{error::Error, fmt};
+
+use crate::BoxError;
+
+/// A client that cannot be made. The text names the cause and the cure.
+#[derive(Debug)]
+pub struct ClientError {
+    message: String,
+    source: Option<BoxError>,
+}
+
+impl ClientError {
+    pub(super) fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), source: None }
+    }
+
+    pub(super) fn with_source<E: Into<BoxError>>(mut self, source: E) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+}
+
+impl fmt::Display for ClientError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl Error for ClientError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match &self.source {
+            Some(source) => Some(&**source),
+            None => None,
+        }
+    }
+}

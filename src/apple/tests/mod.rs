@@ -1,0 +1,102 @@
+//! The client over a transport that a test answers for. The fixtures are here.
+
+mod attempts;
+mod client;
+
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::{HeaderValue, Request, Response, header::AUTHORIZATION};
+use p256::{SecretKey, pkcs8::EncodePrivateKey};
+use tower::{service_fn, util::BoxCloneSyncService};
+
+use crate::{
+    apple::{
+        builder::AppleClientBuilder, client::AppleClient, credentials::Credentials, transport::TransportError,
+    },
+    device_check::verifier::VerifyError,
+    gate::credential::{DeviceToken, TokenDigest},
+    gate::decision::{Evidence, Verdict, VerifiedDevice},
+    gate::routing::Environment,
+    runtime::SystemTime,
+};
+
+type Answer = Result<Response<Bytes>, TransportError>;
+type Transport = BoxCloneSyncService<Request<Bytes>, Response<Bytes>, TransportError>;
+
+const TOKEN: &str = "AgAASECRETTOKEM=";
+const NOT_GENUINE: &str = "Missing or incorrectly formatted device token payload";
+
+fn credentials_of(seed: u8) -> Credentials {
+    let key = SecretKey::from_slice(&[seed; 32]).unwrap().to_pkcs8_der().unwrap();
+    Credentials::from_der("TEAM123456", &format!("KEY12345{seed:02}"), key.as_bytes()).unwrap()
+}
+
+fn builder() -> AppleClientBuilder {
+    AppleClient::builder(credentials_of(7))
+}
+
+fn token() -> DeviceToken {
+    TOKEN.parse().unwrap()
+}
+
+fn device(environment: Environment) -> VerifiedDevice {
+    let digest = TokenDigest::from([0; 32]);
+    VerifiedDevice::new(token(), digest, environment, Evidence::Apple, SystemTime::UNIX_EPOCH)
+}
+
+fn status(status: u16, body: &'static str) -> Answer {
+    Ok(Response::builder().status(status).body(Bytes::from(body)).unwrap())
+}
+
+/// What was sent, request by request.
+#[derive(Clone, Default)]
+struct Sent(Arc<Mutex<Vec<Request<Bytes>>>>);
+
+impl Sent {
+    fn count(&self) -> usize {
+        self.0.lock().unwrap().len()
+    }
+
+    /// The provider tokens that were used, each once, in order.
+    fn provider_tokens(&self) -> Vec<HeaderValue> {
+        let mut tokens = Vec::new();
+        for request in &*self.0.lock().unwrap() {
+            let value = request.headers()[AUTHORIZATION].clone();
+            if !tokens.contains(&value) {
+                tokens.push(value);
+            }
+        }
+        tokens
+    }
+}
+
+/// An Apple that answers the n-th request with `answer(n, request)`.
+fn apple(
+    answer: impl Fn(usize, &Request<Bytes>) -> BoxFuture<'static, Answer> + Send + Sync + 'static,
+) -> (Sent, Transport) {
+    let sent = Sent::default();
+    let log = sent.clone();
+    let answer = Arc::new(answer);
+    let service = service_fn(move |request: Request<Bytes>| {
+        let mut log = log.0.lock().unwrap();
+        let future = answer(log.len(), &request);
+        log.push(request);
+        future
+    });
+    (sent, BoxCloneSyncService::new(service))
+}
+
+/// An Apple that gives these answers one after the other, and the last one ever after.
+fn script(answers: Vec<fn() -> Answer>) -> (Sent, Transport) {
+    apple(move |n, _| {
+        let answer = answers[n.min(answers.len() - 1)]();
+        Box::pin(std::future::ready(answer))
+    })
+}
+
+async fn validate(builder: AppleClientBuilder, transport: Transport) -> Result<Verdict, VerifyError> {
+    let client = builder.transport(transport).build().unwrap();
+    client.validate(&token(), Environment::Production).await
+}
