@@ -154,7 +154,6 @@
 #![cfg_attr(tower_devicecheck_docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 
-#[cfg(feature = "_apple")]
 mod apple;
 mod device_check;
 mod gate;
@@ -180,6 +179,7 @@ pub use self::apple::{
 #[cfg(feature = "axum")]
 pub use self::gate::extract::MissingDevice;
 pub use self::{
+    apple::{DeviceToken, MAX_TOKEN_LENGTH},
     device_check::{
         cache,
         debug_token::{DebugTokenError, DebugTokens},
@@ -188,11 +188,11 @@ pub use self::{
     },
     gate::{
         body::ResponseBody,
-        credential::{Candidate, DeviceToken, MAX_TOKEN_LENGTH, MalformedToken, TokenDigest},
+        credential::{Candidate, TokenDigest},
         decision::{DeviceOutcome, Evidence, Verdict, VerifiedDevice},
         future::ResponseFuture,
         observer::{Event, Observer, Outcome, TracingObserver},
-        rejection::{ProblemDetails, Rejection, RejectionResponse},
+        rejection::{MalformedToken, ProblemDetails, Rejection, RejectionResponse},
         routing::{Environment, EnvironmentHeader, Route, RoutingPolicy, UnknownEnvironment},
         service::DeviceCheck,
     },

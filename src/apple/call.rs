@@ -16,11 +16,11 @@ use crate::{
         credentials::Credentials,
         limit::Limit,
         provider_token::ProviderToken,
+        token::DeviceToken,
         transport::{self, ErasedTransport},
         wire::{self, Answer, Class, Question, TransactionIds},
     },
     device_check::verifier::VerifyError,
-    gate::credential::DeviceToken,
     gate::routing::Environment,
     runtime::{Instant, Moment, SystemTime, within},
 };

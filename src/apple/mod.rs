@@ -1,24 +1,39 @@
 //! The client for Apple's DeviceCheck server.
 
+#[cfg(feature = "_apple")]
 mod bits;
+#[cfg(feature = "_apple")]
 mod builder;
+#[cfg(feature = "_apple")]
 mod call;
+#[cfg(feature = "_apple")]
 mod client;
+#[cfg(feature = "_apple")]
 mod credentials;
+#[cfg(feature = "_apple")]
 mod error;
+#[cfg(feature = "_apple")]
 mod http_transport;
+#[cfg(feature = "_apple")]
 mod limit;
+#[cfg(feature = "_apple")]
 mod pem;
+#[cfg(feature = "_apple")]
 mod provider_token;
-#[cfg(all(feature = "reqwest", not(target_arch = "wasm32")))]
+#[cfg(all(feature = "_apple", feature = "reqwest", not(target_arch = "wasm32")))]
 mod reqwest_transport;
 #[cfg(test)]
 mod tests;
+mod token;
+#[cfg(feature = "_apple")]
 mod transport;
+#[cfg(feature = "_apple")]
 mod wire;
 
-#[cfg(all(feature = "reqwest", not(target_arch = "wasm32")))]
+#[cfg(all(feature = "_apple", feature = "reqwest", not(target_arch = "wasm32")))]
 pub use self::reqwest_transport::ReqwestTransport;
+pub use self::token::{DeviceToken, MAX_TOKEN_LENGTH};
+#[cfg(feature = "_apple")]
 pub use self::{
     bits::{Bits, BitsError, BitsErrorKind},
     builder::AppleClientBuilder,

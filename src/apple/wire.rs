@@ -17,9 +17,8 @@ use uuid::Uuid;
 use web_time::UNIX_EPOCH;
 
 use crate::{
-    apple::provider_token::ProviderToken,
+    apple::{provider_token::ProviderToken, token::DeviceToken},
     device_check::verifier::VerifyError,
-    gate::credential::DeviceToken,
     gate::routing::Environment,
     runtime::{Moment, SystemTime, since_epoch},
 };

@@ -3,9 +3,9 @@
 use futures_util::future::BoxFuture;
 
 use crate::{
+    apple::DeviceToken,
     device_check::cache::{CacheError, CachedVerdict, Lease, VerdictCache, VerdictKey},
     device_check::verifier::{DeviceVerifier, VerifyError},
-    gate::credential::DeviceToken,
     gate::decision::Verdict,
     gate::routing::Environment,
     replay::owner::Owner,

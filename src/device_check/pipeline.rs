@@ -3,10 +3,11 @@
 use std::{mem, sync::Arc, time::Duration};
 
 use crate::{
+    apple::DeviceToken,
     device_check::cache::{CacheError, CachedVerdict, Lease, Memo, VerdictKey},
     device_check::erased::ErasedReplayGuard,
     device_check::verifier::VerifyError,
-    gate::credential::{DeviceToken, TokenDigest},
+    gate::credential::TokenDigest,
     gate::decision::{Evidence, Verdict, VerifiedDevice},
     gate::rejection::Rejection,
     gate::routing::{Environment, Route},

@@ -4,7 +4,7 @@ use std::fmt;
 
 use http::{HeaderMap, HeaderName, HeaderValue, header::AUTHORIZATION, request};
 
-use crate::gate::credential::{Candidate, MalformedToken};
+use crate::gate::{credential::Candidate, rejection::MalformedToken};
 
 /// Finds the device token in a request and takes it out, so that it does not reach the inner service.
 ///

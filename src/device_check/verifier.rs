@@ -2,7 +2,7 @@
 
 use std::{error::Error, fmt, sync::Arc, time::Duration};
 
-use crate::{BoxError, gate::credential::DeviceToken, gate::decision::Verdict, gate::routing::Environment};
+use crate::{BoxError, apple::DeviceToken, gate::decision::Verdict, gate::routing::Environment};
 
 /// Knows whether a device token is genuine. `AppleClient` is the one to use; tests bring their own.
 ///

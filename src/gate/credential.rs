@@ -1,29 +1,13 @@
-//! Device tokens: what a token source found, what passed the syntax check, and what may be seen of it.
+//! The text that a token source found, and the digest of a token.
 
 use std::{
-    error::Error,
     fmt,
     hash::{Hash, Hasher},
     ops::Range,
-    str::FromStr,
 };
 
-use base64::{
-    Engine,
-    alphabet::STANDARD,
-    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
-};
 use http::HeaderValue;
 use sha2::{Digest, Sha256};
-
-/// The longest device token that is accepted, in characters. Real ones have about 2,950.
-pub const MAX_TOKEN_LENGTH: usize = 8 * 1024;
-
-/// Standard alphabet, zero trailing bits. Padding is judged before, by its length alone.
-const CANONICAL: GeneralPurpose = GeneralPurpose::new(
-    &STANDARD,
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::RequireNone),
-);
 
 /// Text that a [`TokenSource`](crate::TokenSource) found where a device token should be; not yet checked.
 ///
@@ -57,25 +41,6 @@ impl Candidate {
     pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.value.as_bytes()[self.range.clone()]
     }
-
-    /// The text without its padding, if its length and padding are possible for a canonical token.
-    ///
-    /// This is all of the syntax check but the alphabet and the trailing bits. Those depend on nothing but
-    /// the bytes returned here, so whoever has seen the same bytes pass the whole check need not repeat it.
-    pub(crate) fn unpadded(&self) -> Result<&[u8], MalformedToken> {
-        let text = self.as_bytes();
-        if text.is_empty() {
-            return Err(MalformedToken::Empty);
-        }
-        if text.len() > MAX_TOKEN_LENGTH {
-            return Err(MalformedToken::TooLong);
-        }
-        let ([unpadded @ .., b'=', b'='] | [unpadded @ .., b'=']) = text else {
-            return Ok(text);
-        };
-        let canonical_padding = text.len().is_multiple_of(4) && !unpadded.is_empty();
-        if canonical_padding { Ok(unpadded) } else { Err(MalformedToken::NotCanonical) }
-    }
 }
 
 impl From<HeaderValue> for Candidate {
@@ -90,115 +55,6 @@ impl fmt::Debug for Candidate {
         f.debug_struct("Candidate").field("length", &self.range.len()).finish_non_exhaustive()
     }
 }
-
-/// A device token in its one accepted spelling: standard base64, canonical padding or none, zero trailing
-/// bits, at most [`MAX_TOKEN_LENGTH`] characters.
-///
-/// Any other spelling of the same bytes is refused rather than repaired, so that no alias of a token has a
-/// cache entry of its own.
-///
-/// `Debug` shows nothing of it. Cloning is cheap. The text stays in the buffer in which the HTTP server read
-/// the request, which is not this crate's to wipe.
-#[derive(Clone)]
-pub struct DeviceToken(Candidate);
-
-impl DeviceToken {
-    /// The token's text, without padding. A secret while the token lives: send it to nobody but Apple.
-    #[must_use]
-    pub fn expose(&self) -> &str {
-        // Canonical base64 is ASCII, so this is never the empty string.
-        std::str::from_utf8(self.as_bytes()).unwrap_or_default()
-    }
-
-    /// SHA-256 of [`expose`](Self::expose). Computed anew at each call.
-    #[must_use]
-    pub fn digest(&self) -> TokenDigest {
-        TokenDigest::of(self.as_bytes())
-    }
-
-    /// The bytes of [`expose`](Self::expose), without asking again whether they are text.
-    pub(crate) fn as_bytes(&self) -> &[u8] {
-        self.0.unpadded().unwrap_or_default()
-    }
-
-    /// Wraps a candidate whose unpadded bytes are known to have passed the whole check before.
-    #[cfg_attr(not(feature = "memory-cache"), allow(dead_code))]
-    pub(crate) fn known_canonical(candidate: Candidate) -> Self {
-        Self(candidate)
-    }
-}
-
-impl TryFrom<Candidate> for DeviceToken {
-    type Error = MalformedToken;
-
-    fn try_from(candidate: Candidate) -> Result<Self, MalformedToken> {
-        let text = candidate.unpadded()?;
-        // Looks at every byte even after a bad one, because the compiler can do that many bytes at a time.
-        let in_alphabet = text
-            .iter()
-            .fold(true, |all, byte| all & (byte.is_ascii_alphanumeric() | (*byte == b'+') | (*byte == b'/')));
-        // All else that can be wrong is in what follows the last whole group of four characters.
-        let (_, tail) = text.split_at(text.len() / 4 * 4);
-        let mut decoded = [0; 3];
-        if in_alphabet && CANONICAL.decode_slice(tail, &mut decoded).is_ok() {
-            Ok(Self(candidate))
-        } else {
-            Err(MalformedToken::NotCanonical)
-        }
-    }
-}
-
-impl FromStr for DeviceToken {
-    type Err = MalformedToken;
-
-    fn from_str(text: &str) -> Result<Self, MalformedToken> {
-        let value = HeaderValue::from_str(text).map_err(|_| MalformedToken::NotCanonical)?;
-        Candidate::new(value).try_into()
-    }
-}
-
-impl fmt::Debug for DeviceToken {
-    // A device token can be replayed while it lives: never printed.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("DeviceToken(..)")
-    }
-}
-
-/// Why a text is not a device token. Apple is not asked about it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum MalformedToken {
-    /// There is a place for a token, and nothing in it.
-    Empty,
-    /// More than [`MAX_TOKEN_LENGTH`] characters.
-    TooLong,
-    /// Not base64 in the one accepted spelling.
-    NotCanonical,
-    /// The header that holds the token came more than once.
-    Repeated,
-    /// Two token sources found different tokens.
-    Disagreement,
-}
-
-impl MalformedToken {
-    pub(crate) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Empty => "the device token is empty",
-            Self::TooLong => "the device token is too long",
-            Self::NotCanonical => "the device token is not canonical base64",
-            Self::Repeated => "the header of the device token came more than once",
-            Self::Disagreement => "the request holds two different device tokens",
-        }
-    }
-}
-
-impl fmt::Display for MalformedToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl Error for MalformedToken {}
 
 /// SHA-256 of a token's canonical text: what caches, logs and handlers may see of it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -239,81 +95,5 @@ impl fmt::Display for TokenDigest {
 impl fmt::Debug for TokenDigest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "TokenDigest({self})")
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn syntax() {
-        use MalformedToken::*;
-        let cases: &[(&str, &str, Result<&str, MalformedToken>)] = &[
-            ("no padding needed", "AgAA", Ok("AgAA")),
-            ("canonical padding, two", "Ag==", Ok("Ag")),
-            ("canonical padding, one", "AgA=", Ok("AgA")),
-            ("padding left out", "Ag", Ok("Ag")),
-            ("all of the alphabet's extras", "+/+/", Ok("+/+/")),
-            ("white space around", " AgAA\t", Ok("AgAA")),
-            ("nothing", "", Err(Empty)),
-            ("only white space", "  ", Err(Empty)),
-            ("only padding", "==", Err(NotCanonical)),
-            ("only padding, a whole group", "====", Err(NotCanonical)),
-            ("padding after a whole group", "AgAA=", Err(NotCanonical)),
-            ("padding of a whole group's length", "AgAA====", Err(NotCanonical)),
-            ("one padding where two belong", "Ag=", Err(NotCanonical)),
-            ("two paddings where one belongs", "AgA==", Err(NotCanonical)),
-            ("three paddings", "A===", Err(NotCanonical)),
-            ("padding inside", "Ag==AgAA", Err(NotCanonical)),
-            ("trailing bits, one byte", "Ah==", Err(NotCanonical)),
-            ("trailing bits, unpadded", "Ah", Err(NotCanonical)),
-            ("trailing bits, two bytes", "AgB=", Err(NotCanonical)),
-            ("a lone character", "A", Err(NotCanonical)),
-            ("URL-safe alphabet", "-_-_", Err(NotCanonical)),
-            ("white space inside", "Ag AA", Err(NotCanonical)),
-            ("a dot", "Ag.AA", Err(NotCanonical)),
-            ("joined by a proxy", "AgAA, AgAA", Err(NotCanonical)),
-        ];
-        for (name, text, expected) in cases {
-            let token = text.parse::<DeviceToken>();
-            assert_eq!(token.as_ref().map(DeviceToken::expose), expected.as_ref().copied(), "{name}");
-        }
-    }
-
-    #[test]
-    fn the_limit_is_exact() {
-        assert!("A".repeat(MAX_TOKEN_LENGTH).parse::<DeviceToken>().is_ok());
-        let too_long = "A".repeat(MAX_TOKEN_LENGTH + 4).parse::<DeviceToken>();
-        assert_eq!(too_long.err(), Some(MalformedToken::TooLong));
-    }
-
-    #[test]
-    fn bytes_beyond_ascii_are_refused() {
-        let value = HeaderValue::from_bytes(b"Ag\xffA").unwrap();
-        assert_eq!(DeviceToken::try_from(Candidate::new(value)).err(), Some(MalformedToken::NotCanonical));
-    }
-
-    #[test]
-    fn padding_is_not_part_of_the_digest() {
-        let digest = |text: &str| text.parse::<DeviceToken>().unwrap().digest();
-        assert_eq!(digest("Ag=="), digest("Ag"));
-        assert_eq!(
-            digest("AgAA").to_string(),
-            "0f2586d0b356299d329104bb4001c66e2410c491980c1384b1bf8d114d063e3d".to_owned(),
-        );
-    }
-
-    #[test]
-    fn a_part_outside_of_the_value_is_empty() {
-        let value = HeaderValue::from_static("AgAA");
-        assert_eq!(Candidate::part(value.clone(), 9..12).unpadded(), Err(MalformedToken::Empty));
-        assert_eq!(Candidate::part(value, 2..usize::MAX).unpadded(), Ok(&b"AA"[..]));
-    }
-
-    #[test]
-    fn debug_shows_no_token() {
-        let token: DeviceToken = "SECRETSECRET".parse().unwrap();
-        assert!(!format!("{token:?} {:?}", token.0).contains("SECRET"));
     }
 }

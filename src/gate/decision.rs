@@ -3,10 +3,8 @@
 use std::{fmt, sync::Arc};
 
 use crate::{
-    gate::credential::{DeviceToken, TokenDigest},
-    gate::rejection::Rejection,
-    gate::routing::Environment,
-    runtime::SystemTime,
+    apple::DeviceToken, gate::credential::TokenDigest, gate::rejection::Rejection,
+    gate::routing::Environment, runtime::SystemTime,
 };
 
 /// Apple's answer about a device token. That there was no answer is a

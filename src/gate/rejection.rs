@@ -7,7 +7,6 @@ use http::{Response, StatusCode, request};
 
 use crate::{
     device_check::verifier::{VerifyError, VerifyErrorKind},
-    gate::credential::MalformedToken,
     gate::problem::Problem,
 };
 
@@ -51,6 +50,42 @@ pub enum Rejection {
     /// Apple does not accept this server's credentials. The operator must act; the client is not at fault.
     Misconfigured,
 }
+
+/// Why a text is not a device token. Apple is not asked about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum MalformedToken {
+    /// There is a place for a token, and nothing in it.
+    Empty,
+    /// More than [`MAX_TOKEN_LENGTH`](crate::MAX_TOKEN_LENGTH) characters.
+    TooLong,
+    /// Not base64 in the one accepted spelling.
+    NotCanonical,
+    /// The header that holds the token came more than once.
+    Repeated,
+    /// Two token sources found different tokens.
+    Disagreement,
+}
+
+impl MalformedToken {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Empty => "the device token is empty",
+            Self::TooLong => "the device token is too long",
+            Self::NotCanonical => "the device token is not canonical base64",
+            Self::Repeated => "the header of the device token came more than once",
+            Self::Disagreement => "the request holds two different device tokens",
+        }
+    }
+}
+
+impl fmt::Display for MalformedToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl Error for MalformedToken {}
 
 /// The columns of the table.
 struct Row {

@@ -12,14 +12,15 @@ use http::{HeaderMap, HeaderName, Request, Response, header::Entry, request};
 use tower_service::Service;
 
 use crate::{
+    apple::DeviceToken,
     device_check::cache::{CachedVerdict, Memo, VerdictKey},
     device_check::pipeline::{Decision, Inquiry, resolve},
     gate::body::ResponseBody,
-    gate::credential::{Candidate, DeviceToken, MalformedToken, TokenDigest},
+    gate::credential::{Candidate, TokenDigest},
     gate::decision::{DeviceOutcome, Evidence, Verdict, VerifiedDevice},
     gate::future::{Admission, Decide, ResponseFuture},
     gate::observer::Event,
-    gate::rejection::Rejection,
+    gate::rejection::{MalformedToken, Rejection},
     gate::routing::{Environment, Route, is_preflight},
     layer::{Enforcement, Gate, Memory},
     replay::Retry,

@@ -107,7 +107,7 @@ mod transport;
 
 pub use self::{fake_apple::FakeApple, script::Reply, server::FakeAppleServer, transport::FakeAppleService};
 use crate::{
-    gate::credential::DeviceToken,
+    apple::DeviceToken,
     gate::decision::{Evidence, VerifiedDevice},
     gate::routing::Environment,
     runtime::SystemTime,

@@ -13,10 +13,11 @@ use tower::{service_fn, util::BoxCloneSyncService};
 
 use crate::{
     apple::{
-        builder::AppleClientBuilder, client::AppleClient, credentials::Credentials, transport::TransportError,
+        builder::AppleClientBuilder, client::AppleClient, credentials::Credentials, token::DeviceToken,
+        transport::TransportError,
     },
     device_check::verifier::VerifyError,
-    gate::credential::{DeviceToken, TokenDigest},
+    gate::credential::TokenDigest,
     gate::decision::{Evidence, Verdict, VerifiedDevice},
     gate::routing::Environment,
     runtime::SystemTime,

@@ -17,12 +17,8 @@ pub use self::tiered::Tiered;
 #[cfg(feature = "memory-cache")]
 pub use self::{keyed_hash::HashSecret, memory::MemoryCache};
 use crate::{
-    BoxError,
-    gate::credential::{DeviceToken, TokenDigest},
-    gate::decision::Verdict,
-    gate::routing::Environment,
-    replay::owner::Owner,
-    runtime::SystemTime,
+    BoxError, apple::DeviceToken, gate::credential::TokenDigest, gate::decision::Verdict,
+    gate::routing::Environment, replay::owner::Owner, runtime::SystemTime,
 };
 
 /// Remembers verdicts: `MemoryCache` in the process, others between processes, [`Tiered`] both.

@@ -367,7 +367,7 @@ impl Seal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gate::credential::DeviceToken;
+    use crate::apple::DeviceToken;
 
     fn value() -> Value {
         Value { verdict: Verdict::Genuine, checked_at: 1_000, expires_at: 301_000 }
