@@ -1,4 +1,4 @@
-//! How a rejection is written: as HTTP problem details, or as a gRPC status.
+//! One row of a table of rejections, and how it is written: as HTTP problem details, or as a gRPC status.
 
 use std::time::Duration;
 
@@ -8,8 +8,9 @@ use http::{
     header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
 };
 
-/// One rejection. Its texts are literals of this crate that need no escaping, in JSON or in headers.
-pub(crate) struct Problem {
+/// How one rejection is answered. The texts are literals of this crate that need no escaping, neither in JSON
+/// nor in headers.
+pub(crate) struct Row {
     /// The page of this crate's documentation that lists the variants.
     pub(crate) page: &'static str,
     /// The variant's name, to which the problem's `type` points.
@@ -24,7 +25,45 @@ pub(crate) struct Problem {
     pub(crate) retry_after: Option<Duration>,
 }
 
-impl Problem {
+/// Gives a rejection with a `const fn row(&self) -> Row` its public accessors and `Display`.
+macro_rules! row_accessors {
+    ($rejection:ty) => {
+        impl $rejection {
+            /// A name for machines: the code in the table.
+            #[must_use]
+            pub const fn code(&self) -> &'static str {
+                self.row().code
+            }
+
+            /// The HTTP status in the table.
+            #[must_use]
+            pub const fn status(&self) -> http::StatusCode {
+                self.row().status
+            }
+
+            /// The gRPC status code in the table.
+            #[must_use]
+            pub const fn grpc_status(&self) -> u8 {
+                self.row().grpc_status
+            }
+
+            /// When the client may come back, in whole seconds; `None` where waiting does not help.
+            #[must_use]
+            pub const fn retry_after(&self) -> Option<std::time::Duration> {
+                self.row().retry_after
+            }
+        }
+
+        impl std::fmt::Display for $rejection {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(self.row().title)
+            }
+        }
+    };
+}
+pub(crate) use row_accessors;
+
+impl Row {
     /// The response to a request with these headers: their content type tells gRPC from the rest.
     pub(crate) fn response(&self, request: &HeaderMap) -> Response<Bytes> {
         let mut response = match grpc_content_type(request) {

@@ -1,26 +1,26 @@
 //! Why a request did not reach the inner service, and how that is answered: the one decision table.
 
-use std::{error::Error, fmt, time::Duration};
+use std::{error::Error, time::Duration};
 
 use bytes::Bytes;
 use http::{Response, StatusCode, request};
 
 use crate::{
     device_check::verifier::{VerifyError, VerifyErrorKind},
-    gate::problem::Problem,
+    gate::problem::{Row, row_accessors},
 };
 
 /// Why a request did not reach the inner service. It is also in the extensions of the response.
 ///
-/// | rejection | HTTP | gRPC | `Retry-After` |
-/// |---|---|---|---|
-/// | [`MissingToken`](Self::MissingToken) | 401 | 16 `UNAUTHENTICATED` | |
-/// | [`MalformedToken`](Self::MalformedToken) | 401 | 16 `UNAUTHENTICATED` | |
-/// | [`RefusedToken`](Self::RefusedToken) | 401 | 16 `UNAUTHENTICATED` | |
-/// | [`ReusedToken`](Self::ReusedToken) | 401 | 16 `UNAUTHENTICATED` | |
-/// | [`Throttled`](Self::Throttled) | 503 | 14 `UNAVAILABLE` | 1 to 300 s |
-/// | [`Unavailable`](Self::Unavailable) | 503 | 14 `UNAVAILABLE` | 1 to 5 s |
-/// | [`Misconfigured`](Self::Misconfigured) | 500 | 13 `INTERNAL` | |
+/// | rejection | code | HTTP | gRPC | `Retry-After` |
+/// |---|---|---|---|---|
+/// | [`MissingToken`](Self::MissingToken) | `missing_token` | 401 | 16 `UNAUTHENTICATED` | |
+/// | [`MalformedToken`](Self::MalformedToken) | `malformed_token` | 401 | 16 `UNAUTHENTICATED` | |
+/// | [`RefusedToken`](Self::RefusedToken) | `refused_token` | 401 | 16 `UNAUTHENTICATED` | |
+/// | [`ReusedToken`](Self::ReusedToken) | `reused_token` | 401 | 16 `UNAUTHENTICATED` | |
+/// | [`Throttled`](Self::Throttled) | `throttled` | 503 | 14 `UNAVAILABLE` | 1 to 300 s |
+/// | [`Unavailable`](Self::Unavailable) | `unavailable` | 503 | 14 `UNAVAILABLE` | 1 to 5 s |
+/// | [`Misconfigured`](Self::Misconfigured) | `misconfigured` | 500 | 13 `INTERNAL` | |
 ///
 /// A 401 carries `WWW-Authenticate: DeviceCheck`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,68 +87,34 @@ impl fmt::Display for MalformedToken {
 
 impl Error for MalformedToken {}
 
-/// The columns of the table.
-struct Row {
-    /// The variant's name, to which the problem's `type` points.
-    variant: &'static str,
-    code: &'static str,
-    title: &'static str,
-    status: StatusCode,
-    grpc_status: u8,
-}
-
-#[rustfmt::skip]
-const fn row(rejection: &Rejection) -> Row {
-    let (variant, code, title, status, grpc_status) = match rejection {
-        Rejection::MissingToken => ("MissingToken", "missing_token", "No device token", 401, 16),
-        Rejection::MalformedToken(_) => ("MalformedToken", "malformed_token", "Malformed device token", 401, 16),
-        Rejection::RefusedToken => ("RefusedToken", "refused_token", "Device token refused", 401, 16),
-        Rejection::ReusedToken => ("ReusedToken", "reused_token", "Device token used before", 401, 16),
-        Rejection::Throttled { .. } => ("Throttled", "throttled", "Too many device checks", 503, 14),
-        Rejection::Unavailable { .. } => ("Unavailable", "unavailable", "Device check unavailable", 503, 14),
-        Rejection::Misconfigured => ("Misconfigured", "misconfigured", "Device check misconfigured", 500, 13),
-    };
-    let status = match status {
-        401 => StatusCode::UNAUTHORIZED,
-        503 => StatusCode::SERVICE_UNAVAILABLE,
-        _ => StatusCode::INTERNAL_SERVER_ERROR,
-    };
-    Row { variant, code, title, status, grpc_status }
-}
+row_accessors!(Rejection);
 
 impl Rejection {
-    /// A name for machines: `missing_token`, `malformed_token`, `refused_token`, `reused_token`,
-    /// `throttled`, `unavailable` or `misconfigured`.
-    #[must_use]
-    pub const fn code(&self) -> &'static str {
-        row(self).code
-    }
-
-    /// The HTTP status: 401, 503 or 500.
-    #[must_use]
-    pub const fn status(&self) -> StatusCode {
-        row(self).status
-    }
-
-    /// The gRPC status code: 16, 14 or 13.
-    #[must_use]
-    pub const fn grpc_status(&self) -> u8 {
-        row(self).grpc_status
-    }
-
-    /// When the client may come back, in whole seconds; `None` where waiting does not help.
-    #[must_use]
-    pub const fn retry_after(&self) -> Option<Duration> {
-        match self {
+    #[rustfmt::skip]
+    const fn row(&self) -> Row {
+        let (variant, code, title, status, grpc_status) = match self {
+            Self::MissingToken => ("MissingToken", "missing_token", "No device token", StatusCode::UNAUTHORIZED, 16),
+            Self::MalformedToken(_) => ("MalformedToken", "malformed_token", "Malformed device token", StatusCode::UNAUTHORIZED, 16),
+            Self::RefusedToken => ("RefusedToken", "refused_token", "Device token refused", StatusCode::UNAUTHORIZED, 16),
+            Self::ReusedToken => ("ReusedToken", "reused_token", "Device token used before", StatusCode::UNAUTHORIZED, 16),
+            Self::Throttled { .. } => ("Throttled", "throttled", "Too many device checks", StatusCode::SERVICE_UNAVAILABLE, 14),
+            Self::Unavailable { .. } => ("Unavailable", "unavailable", "Device check unavailable", StatusCode::SERVICE_UNAVAILABLE, 14),
+            Self::Misconfigured => ("Misconfigured", "misconfigured", "Device check misconfigured", StatusCode::INTERNAL_SERVER_ERROR, 13),
+        };
+        let detail = match self {
+            Self::MalformedToken(reason) => Some(reason.as_str()),
+            _ => None,
+        };
+        let retry_after = match self {
             Self::Throttled { retry_after } | Self::Unavailable { retry_after } => Some(*retry_after),
             _ => None,
+        };
+        Row {
+            page: "enum.Rejection.html",
+            variant, code, title, detail, status, grpc_status,
+            challenge: "DeviceCheck",
+            retry_after,
         }
-    }
-}
-
-impl fmt::Display for Rejection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(row(self).title)
     }
 }
 
@@ -231,22 +197,7 @@ pub struct ProblemDetails;
 
 impl RejectionResponse for ProblemDetails {
     fn response(&self, rejection: &Rejection, head: &request::Parts) -> Response<Bytes> {
-        let Row { variant, code, title, status, grpc_status } = row(rejection);
-        let problem = Problem {
-            page: "enum.Rejection.html",
-            variant,
-            code,
-            title,
-            detail: match rejection {
-                Rejection::MalformedToken(reason) => Some(reason.as_str()),
-                _ => None,
-            },
-            status,
-            grpc_status,
-            challenge: "DeviceCheck",
-            retry_after: rejection.retry_after(),
-        };
-        problem.response(&head.headers)
+        rejection.row().response(&head.headers)
     }
 }
 

@@ -1,22 +1,26 @@
 //! Why a request was not given its key, and how that is answered.
 
-use std::{error::Error, fmt, time::Duration};
+use std::{error::Error, time::Duration};
 
 use bytes::Bytes;
 use http::{Response, StatusCode, request};
 
-use crate::{gate::problem::Problem, gate::rejection::ProblemDetails, split_key::Limit};
+use crate::{
+    gate::problem::{Row, row_accessors},
+    gate::rejection::ProblemDetails,
+    split_key::limits::Limit,
+};
 
 /// Why a request was not given its key. It is also in the extensions of the response.
 ///
-/// | rejection | HTTP | gRPC | `Retry-After` |
-/// |---|---|---|---|
-/// | [`MissingKey`](Self::MissingKey) | 401 | 16 `UNAUTHENTICATED` | |
-/// | [`InvalidKey`](Self::InvalidKey) | 401 | 16 `UNAUTHENTICATED` | |
-/// | [`LimitNotMet`](Self::LimitNotMet) | 403 | 7 `PERMISSION_DENIED` | |
-/// | [`Blocked`](Self::Blocked) | 429 | 8 `RESOURCE_EXHAUSTED` | until the release |
-/// | [`Unavailable`](Self::Unavailable) | 503 | 14 `UNAVAILABLE` | 5 s |
-/// | [`Unverified`](Self::Unverified) | 500 | 13 `INTERNAL` | |
+/// | rejection | code | HTTP | gRPC | `Retry-After` |
+/// |---|---|---|---|---|
+/// | [`MissingKey`](Self::MissingKey) | `missing_key` | 401 | 16 `UNAUTHENTICATED` | |
+/// | [`InvalidKey`](Self::InvalidKey) | `invalid_key` | 401 | 16 `UNAUTHENTICATED` | |
+/// | [`LimitNotMet`](Self::LimitNotMet) | `limit_not_met` | 403 | 7 `PERMISSION_DENIED` | |
+/// | [`Blocked`](Self::Blocked) | `key_blocked` | 429 | 8 `RESOURCE_EXHAUSTED` | until the release |
+/// | [`Unavailable`](Self::Unavailable) | `keys_unavailable` | 503 | 14 `UNAVAILABLE` | 5 s |
+/// | [`Unverified`](Self::Unverified) | `device_unverified` | 500 | 13 `INTERNAL` | |
 ///
 /// A 401 carries `WWW-Authenticate: SplitKey`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,61 +51,33 @@ pub enum SplitKeyRejection {
     Unverified,
 }
 
-/// The columns of the table.
-struct Row {
-    variant: &'static str,
-    code: &'static str,
-    title: &'static str,
-    status: StatusCode,
-    grpc_status: u8,
-}
-
-#[rustfmt::skip]
-const fn row(rejection: &SplitKeyRejection) -> Row {
-    let (variant, code, title, status, grpc_status) = match rejection {
-        SplitKeyRejection::MissingKey => ("MissingKey", "missing_key", "No key", StatusCode::UNAUTHORIZED, 16),
-        SplitKeyRejection::InvalidKey => ("InvalidKey", "invalid_key", "Invalid key", StatusCode::UNAUTHORIZED, 16),
-        SplitKeyRejection::LimitNotMet(_) => ("LimitNotMet", "limit_not_met", "Key not allowed here", StatusCode::FORBIDDEN, 7),
-        SplitKeyRejection::Blocked { .. } => ("Blocked", "key_blocked", "Key blocked for a while", StatusCode::TOO_MANY_REQUESTS, 8),
-        SplitKeyRejection::Unavailable { .. } => ("Unavailable", "keys_unavailable", "Keys unavailable", StatusCode::SERVICE_UNAVAILABLE, 14),
-        SplitKeyRejection::Unverified => ("Unverified", "device_unverified", "Device not verified", StatusCode::INTERNAL_SERVER_ERROR, 13),
-    };
-    Row { variant, code, title, status, grpc_status }
-}
+row_accessors!(SplitKeyRejection);
 
 impl SplitKeyRejection {
-    /// A name for machines: `missing_key`, `invalid_key`, `limit_not_met`, `key_blocked`,
-    /// `keys_unavailable` or `device_unverified`.
-    #[must_use]
-    pub const fn code(&self) -> &'static str {
-        row(self).code
-    }
-
-    /// The HTTP status: 401, 403, 429, 503 or 500.
-    #[must_use]
-    pub const fn status(&self) -> StatusCode {
-        row(self).status
-    }
-
-    /// The gRPC status code: 16, 7, 8, 14 or 13.
-    #[must_use]
-    pub const fn grpc_status(&self) -> u8 {
-        row(self).grpc_status
-    }
-
-    /// When the client may come back, in whole seconds; `None` where waiting does not help.
-    #[must_use]
-    pub const fn retry_after(&self) -> Option<Duration> {
-        match self {
+    #[rustfmt::skip]
+    const fn row(&self) -> Row {
+        let (variant, code, title, status, grpc_status) = match self {
+            Self::MissingKey => ("MissingKey", "missing_key", "No key", StatusCode::UNAUTHORIZED, 16),
+            Self::InvalidKey => ("InvalidKey", "invalid_key", "Invalid key", StatusCode::UNAUTHORIZED, 16),
+            Self::LimitNotMet(_) => ("LimitNotMet", "limit_not_met", "Key not allowed here", StatusCode::FORBIDDEN, 7),
+            Self::Blocked { .. } => ("Blocked", "key_blocked", "Key blocked for a while", StatusCode::TOO_MANY_REQUESTS, 8),
+            Self::Unavailable { .. } => ("Unavailable", "keys_unavailable", "Keys unavailable", StatusCode::SERVICE_UNAVAILABLE, 14),
+            Self::Unverified => ("Unverified", "device_unverified", "Device not verified", StatusCode::INTERNAL_SERVER_ERROR, 13),
+        };
+        let detail = match self {
+            Self::LimitNotMet(limit) => Some(limit.as_str()),
+            _ => None,
+        };
+        let retry_after = match self {
             Self::Blocked { retry_after } | Self::Unavailable { retry_after } => Some(*retry_after),
             _ => None,
+        };
+        Row {
+            page: "split_key/enum.SplitKeyRejection.html",
+            variant, code, title, detail, status, grpc_status,
+            challenge: "SplitKey",
+            retry_after,
         }
-    }
-}
-
-impl fmt::Display for SplitKeyRejection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(row(self).title)
     }
 }
 
@@ -136,22 +112,7 @@ where
 /// As for [`Rejection`](crate::Rejection): the `detail` says which limit is not met.
 impl SplitKeyRejectionResponse for ProblemDetails {
     fn response(&self, rejection: &SplitKeyRejection, head: &request::Parts) -> Response<Bytes> {
-        let Row { variant, code, title, status, grpc_status } = row(rejection);
-        let problem = Problem {
-            page: "split_key/enum.SplitKeyRejection.html",
-            variant,
-            code,
-            title,
-            detail: match rejection {
-                SplitKeyRejection::LimitNotMet(limit) => Some(limit.as_str()),
-                _ => None,
-            },
-            status,
-            grpc_status,
-            challenge: "SplitKey",
-            retry_after: rejection.retry_after(),
-        };
-        problem.response(&head.headers)
+        rejection.row().response(&head.headers)
     }
 }
 
@@ -164,8 +125,8 @@ mod tests {
     #[test]
     fn the_table() {
         let retry_after = Duration::from_secs(7);
-        type Row = (SplitKeyRejection, u16, u8, Option<&'static str>, &'static str);
-        let cases: &[Row] = &[
+        type Case = (SplitKeyRejection, u16, u8, Option<&'static str>, &'static str);
+        let cases: &[Case] = &[
             (SplitKeyRejection::MissingKey, 401, 16, None, "missing_key"),
             (SplitKeyRejection::InvalidKey, 401, 16, None, "invalid_key"),
             (SplitKeyRejection::LimitNotMet(Limit::Path), 403, 7, None, "limit_not_met"),
