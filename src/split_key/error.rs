@@ -2,7 +2,7 @@
 
 use std::{error::Error, fmt};
 
-use crate::{BoxError, split_key::StoreError};
+use crate::{BoxError, split_key::SplitKeyStoreError};
 
 /// A key could not be split, opened or managed. Says nothing of the key.
 #[derive(Debug)]
@@ -64,8 +64,8 @@ impl From<SplitKeyErrorKind> for SplitKeyError {
     }
 }
 
-impl From<StoreError> for SplitKeyError {
-    fn from(error: StoreError) -> Self {
+impl From<SplitKeyStoreError> for SplitKeyError {
+    fn from(error: SplitKeyStoreError) -> Self {
         let kind = if error.is_conflict() { SplitKeyErrorKind::Conflict } else { SplitKeyErrorKind::Store };
         Self::with_source(kind, error)
     }

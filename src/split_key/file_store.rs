@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     runtime::Instant,
-    split_key::{SplitId, SplitKeyRecord, SplitKeyStore, StoreError, store::Records},
+    split_key::{SplitId, SplitKeyRecord, SplitKeyStore, SplitKeyStoreError, store::Records},
 };
 
 /// The largest file that is read, in bytes.
@@ -76,9 +76,9 @@ impl FileSplitKeyStore {
     /// # Errors
     ///
     /// If the file cannot be read or holds anything but records.
-    pub fn open(path: impl Into<PathBuf>) -> Result<Self, StoreError> {
+    pub fn open(path: impl Into<PathBuf>) -> Result<Self, SplitKeyStoreError> {
         let path = path.into();
-        let (records, seen) = read(&path).map_err(StoreError::unavailable)?;
+        let (records, seen) = read(&path).map_err(SplitKeyStoreError::unavailable)?;
         Ok(Self {
             path,
             check_interval: Duration::from_secs(1),
@@ -91,7 +91,7 @@ impl FileSplitKeyStore {
     /// # Errors
     ///
     /// If the file can be neither read nor made, or holds anything but records.
-    pub fn open_or_create(path: impl Into<PathBuf>) -> Result<Self, StoreError> {
+    pub fn open_or_create(path: impl Into<PathBuf>) -> Result<Self, SplitKeyStoreError> {
         let path = path.into();
         let create = || {
             let _lock = lock(&path)?;
@@ -101,7 +101,7 @@ impl FileSplitKeyStore {
             }
             io::Result::Ok(())
         };
-        create().map_err(StoreError::unavailable)?;
+        create().map_err(SplitKeyStoreError::unavailable)?;
         Self::open(path)
     }
 
@@ -126,12 +126,12 @@ impl FileSplitKeyStore {
         self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn put(&self, changes: Vec<SplitKeyRecord>) -> Result<(), StoreError> {
-        let _lock = lock(&self.path).map_err(StoreError::unavailable)?;
-        let (mut records, _) = read(&self.path).map_err(StoreError::unavailable)?;
+    fn put(&self, changes: Vec<SplitKeyRecord>) -> Result<(), SplitKeyStoreError> {
+        let _lock = lock(&self.path).map_err(SplitKeyStoreError::unavailable)?;
+        let (mut records, _) = read(&self.path).map_err(SplitKeyStoreError::unavailable)?;
         let result = records.put(changes);
         if result.is_ok() {
-            write(&self.path, &records).map_err(StoreError::unavailable)?;
+            write(&self.path, &records).map_err(SplitKeyStoreError::unavailable)?;
         }
         // After a conflict too: whoever tries again must see what others have changed.
         *self.loaded() = Loaded {
@@ -157,21 +157,21 @@ impl Loaded {
         };
     }
 
-    fn records(&self) -> Result<&Records, StoreError> {
-        self.records.as_ref().map_err(|error| StoreError::unavailable(error.clone()))
+    fn records(&self) -> Result<&Records, SplitKeyStoreError> {
+        self.records.as_ref().map_err(|error| SplitKeyStoreError::unavailable(error.clone()))
     }
 }
 
 impl SplitKeyStore for FileSplitKeyStore {
-    async fn get(&self, project: &str, split: SplitId) -> Result<Option<SplitKeyRecord>, StoreError> {
+    async fn get(&self, project: &str, split: SplitId) -> Result<Option<SplitKeyRecord>, SplitKeyStoreError> {
         Ok(self.current().records()?.get(project, split).cloned())
     }
 
-    async fn put(&self, records: Vec<SplitKeyRecord>) -> Result<(), StoreError> {
+    async fn put(&self, records: Vec<SplitKeyRecord>) -> Result<(), SplitKeyStoreError> {
         Self::put(self, records)
     }
 
-    async fn list(&self) -> Result<Vec<SplitKeyRecord>, StoreError> {
+    async fn list(&self) -> Result<Vec<SplitKeyRecord>, SplitKeyStoreError> {
         let mut loaded = self.loaded();
         loaded.refresh(&self.path);
         Ok(loaded.records()?.iter().cloned().collect())

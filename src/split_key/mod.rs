@@ -10,10 +10,10 @@
 //! use tower::ServiceBuilder;
 //! use tower_devicecheck::{
 //!     BearerToken, DeviceCheckLayer, DeviceVerifier, HeaderToken,
-//!     split_key::{ApiKey, FileSplitKeyStore, SplitKeyLayer, StoreError},
+//!     split_key::{ApiKey, FileSplitKeyStore, SplitKeyLayer, SplitKeyStoreError},
 //! };
 //!
-//! # fn stack(apple: impl DeviceVerifier) -> Result<(), StoreError> {
+//! # fn stack(apple: impl DeviceVerifier) -> Result<(), SplitKeyStoreError> {
 //! // What a Proxed client sends: the device token in a header of its own, or after the client part.
 //! let gate = DeviceCheckLayer::new(apple)
 //!     .with_token_source(HeaderToken::new(HeaderName::from_static("x-device-token")))
@@ -102,7 +102,7 @@ pub use self::{
     rejection::{SplitKeyRejection, SplitKeyRejectionResponse},
     service::SplitKey,
     splitter::{Split, Splitter, retire, revoke},
-    store::{MemorySplitKeyStore, SplitKeyStore, StoreError},
+    store::{MemorySplitKeyStore, SplitKeyStore, SplitKeyStoreError},
     suspicion::Suspicion,
     usage::UsageLog,
 };

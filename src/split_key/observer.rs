@@ -8,7 +8,7 @@ use crate::{
     gate::credential::TokenDigest,
     gate::observer::{Chain, TARGET},
     runtime::{Moment, SystemTime},
-    split_key::{Limit, Metadata, SplitId, SplitKeyRejection, StoreError, Version},
+    split_key::{Limit, Metadata, SplitId, SplitKeyRejection, SplitKeyStoreError, Version},
 };
 
 /// Is told about every use of a key, and about uses that look suspicious.
@@ -131,7 +131,7 @@ pub struct SplitKeyEvent {
     pub(super) metadata: Option<Metadata>,
     pub(super) device: Option<TokenDigest>,
     pub(super) outcome: SplitKeyOutcome,
-    pub(super) error: Option<StoreError>,
+    pub(super) error: Option<SplitKeyStoreError>,
     pub(super) started: Moment,
 }
 
@@ -175,7 +175,7 @@ impl SplitKeyEvent {
 
     /// Why the store failed, for the operator's eyes.
     #[must_use]
-    pub const fn error(&self) -> Option<&StoreError> {
+    pub const fn error(&self) -> Option<&SplitKeyStoreError> {
         self.error.as_ref()
     }
 

@@ -10,7 +10,9 @@ use redis::{
 use crate::{
     redis::{self as redis_link, Kind, Link, LinkError},
     runtime::{SystemTime, Waited, since_epoch},
-    split_key::{SplitId, SplitKeyEvent, SplitKeyObserver, SplitKeyRecord, SplitKeyStore, StoreError},
+    split_key::{
+        SplitId, SplitKeyEvent, SplitKeyObserver, SplitKeyRecord, SplitKeyStore, SplitKeyStoreError,
+    },
 };
 
 /// How long operators wait; requests wait for [`Link`]'s deadline.
@@ -102,43 +104,43 @@ fn record(field_read: &str, value: &[u8]) -> Option<SplitKeyRecord> {
     is_it.then_some(record)
 }
 
-async fn patiently<T>(answer: impl Future<Output = RedisResult<T>>) -> Result<T, StoreError> {
+async fn patiently<T>(answer: impl Future<Output = RedisResult<T>>) -> Result<T, SplitKeyStoreError> {
     match tokio::time::timeout(PATIENCE, answer).await {
-        Ok(answer) => answer.map_err(StoreError::unavailable),
-        Err(_) => Err(StoreError::unavailable("no answer from Redis within 5 seconds")),
+        Ok(answer) => answer.map_err(SplitKeyStoreError::unavailable),
+        Err(_) => Err(SplitKeyStoreError::unavailable("no answer from Redis within 5 seconds")),
     }
 }
 
 impl<C: ConnectionLike + Clone + Send + Sync + 'static> SplitKeyStore for RedisSplitKeyStore<C> {
-    async fn get(&self, project: &str, split: SplitId) -> Result<Option<SplitKeyRecord>, StoreError> {
+    async fn get(&self, project: &str, split: SplitId) -> Result<Option<SplitKeyRecord>, SplitKeyStoreError> {
         let field = field(project, split);
         let mut command = redis::cmd("HGET");
         command.arg(self.hash()).arg(&field);
         let answer = self.link.run(Kind::Read, &Waited::none(), self.link.query(command)).await;
-        let value: Option<Vec<u8>> = answer.map_err(StoreError::unavailable)?;
+        let value: Option<Vec<u8>> = answer.map_err(SplitKeyStoreError::unavailable)?;
         let Some(value) = value else { return Ok(None) };
-        record(&field, &value).map(Some).ok_or_else(|| StoreError::unavailable(self.link.rubbish()))
+        record(&field, &value).map(Some).ok_or_else(|| SplitKeyStoreError::unavailable(self.link.rubbish()))
     }
 
-    async fn put(&self, records: Vec<SplitKeyRecord>) -> Result<(), StoreError> {
+    async fn put(&self, records: Vec<SplitKeyRecord>) -> Result<(), SplitKeyStoreError> {
         let mut command = redis::cmd("EVAL");
         command.arg(PUT).arg(1).arg(self.hash());
         for record in &records {
             command.arg(field(record.project(), record.split())).arg(record.revision());
-            command.arg(serde_json::to_vec(record).map_err(StoreError::unavailable)?);
+            command.arg(serde_json::to_vec(record).map_err(SplitKeyStoreError::unavailable)?);
         }
         let written: bool = patiently(self.link.query(command)).await?;
-        if written { Ok(()) } else { Err(StoreError::conflict()) }
+        if written { Ok(()) } else { Err(SplitKeyStoreError::conflict()) }
     }
 
-    async fn list(&self) -> Result<Vec<SplitKeyRecord>, StoreError> {
+    async fn list(&self) -> Result<Vec<SplitKeyRecord>, SplitKeyStoreError> {
         let mut command = redis::cmd("HGETALL");
         command.arg(self.hash());
         let all: Vec<(String, Vec<u8>)> = patiently(self.link.query(command)).await?;
         all.iter()
             .map(|(field, value)| record(field, value))
             .collect::<Option<_>>()
-            .ok_or_else(|| StoreError::unavailable(LinkError::Rubbish))
+            .ok_or_else(|| SplitKeyStoreError::unavailable(LinkError::Rubbish))
     }
 }
 
@@ -202,7 +204,7 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> RedisUsageLog<C> {
     /// # Errors
     ///
     /// If Redis does not answer within 5 seconds, or with something else than counts.
-    pub async fn day(&self, day: SystemTime) -> Result<Vec<UseCount>, StoreError> {
+    pub async fn day(&self, day: SystemTime) -> Result<Vec<UseCount>, SplitKeyStoreError> {
         let mut command = redis::cmd("HGETALL");
         command.arg(self.hash(day));
         let all: Vec<(String, u64)> = patiently(self.link.query(command)).await?;
@@ -219,7 +221,7 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> RedisUsageLog<C> {
                 Some(UseCount { key, outcome: outcome.to_owned(), uses })
             })
             .collect::<Option<_>>()
-            .ok_or_else(|| StoreError::unavailable(LinkError::Rubbish))
+            .ok_or_else(|| SplitKeyStoreError::unavailable(LinkError::Rubbish))
     }
 
     fn hash(&self, time: SystemTime) -> String {

@@ -17,21 +17,21 @@ use crate::{
 /// Keeps the server's halves of split keys. [`MemorySplitKeyStore`] and `FileSplitKeyStore` are in this crate.
 ///
 /// ```
-/// use tower_devicecheck::split_key::{SplitKeyRecord, SplitKeyStore, MemorySplitKeyStore, SplitId, StoreError};
+/// use tower_devicecheck::split_key::{SplitKeyRecord, SplitKeyStore, MemorySplitKeyStore, SplitId, SplitKeyStoreError};
 ///
 /// /// Keys that nobody can change.
 /// struct Frozen(MemorySplitKeyStore);
 ///
 /// impl SplitKeyStore for Frozen {
-///     async fn get(&self, project: &str, split: SplitId) -> Result<Option<SplitKeyRecord>, StoreError> {
+///     async fn get(&self, project: &str, split: SplitId) -> Result<Option<SplitKeyRecord>, SplitKeyStoreError> {
 ///         self.0.get(project, split).await
 ///     }
 ///
-///     async fn put(&self, _: Vec<SplitKeyRecord>) -> Result<(), StoreError> {
-///         Err(StoreError::unavailable("these keys do not change"))
+///     async fn put(&self, _: Vec<SplitKeyRecord>) -> Result<(), SplitKeyStoreError> {
+///         Err(SplitKeyStoreError::unavailable("these keys do not change"))
 ///     }
 ///
-///     async fn list(&self) -> Result<Vec<SplitKeyRecord>, StoreError> {
+///     async fn list(&self) -> Result<Vec<SplitKeyRecord>, SplitKeyStoreError> {
 ///         self.0.list().await
 ///     }
 /// }
@@ -53,7 +53,7 @@ pub trait SplitKeyStore: Send + Sync + 'static {
         &self,
         project: &str,
         split: SplitId,
-    ) -> impl Future<Output = Result<Option<SplitKeyRecord>, StoreError>> + Send;
+    ) -> impl Future<Output = Result<Option<SplitKeyRecord>, SplitKeyStoreError>> + Send;
 
     /// Writes all of these records or none, whatever happens meanwhile.
     ///
@@ -62,16 +62,19 @@ pub trait SplitKeyStore: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`StoreError::conflict`] if the store has another revision of one of them; any other error if the
+    /// [`SplitKeyStoreError::conflict`] if the store has another revision of one of them; any other error if the
     /// store failed.
-    fn put(&self, records: Vec<SplitKeyRecord>) -> impl Future<Output = Result<(), StoreError>> + Send;
+    fn put(
+        &self,
+        records: Vec<SplitKeyRecord>,
+    ) -> impl Future<Output = Result<(), SplitKeyStoreError>> + Send;
 
     /// Every record, in any order. For operators, not on the way of requests.
     ///
     /// # Errors
     ///
     /// If the store cannot say.
-    fn list(&self) -> impl Future<Output = Result<Vec<SplitKeyRecord>, StoreError>> + Send;
+    fn list(&self) -> impl Future<Output = Result<Vec<SplitKeyRecord>, SplitKeyStoreError>> + Send;
 }
 
 impl<K: SplitKeyStore> SplitKeyStore for Arc<K> {
@@ -79,15 +82,18 @@ impl<K: SplitKeyStore> SplitKeyStore for Arc<K> {
         &self,
         project: &str,
         split: SplitId,
-    ) -> impl Future<Output = Result<Option<SplitKeyRecord>, StoreError>> + Send {
+    ) -> impl Future<Output = Result<Option<SplitKeyRecord>, SplitKeyStoreError>> + Send {
         K::get(self, project, split)
     }
 
-    fn put(&self, records: Vec<SplitKeyRecord>) -> impl Future<Output = Result<(), StoreError>> + Send {
+    fn put(
+        &self,
+        records: Vec<SplitKeyRecord>,
+    ) -> impl Future<Output = Result<(), SplitKeyStoreError>> + Send {
         K::put(self, records)
     }
 
-    fn list(&self) -> impl Future<Output = Result<Vec<SplitKeyRecord>, StoreError>> + Send {
+    fn list(&self) -> impl Future<Output = Result<Vec<SplitKeyRecord>, SplitKeyStoreError>> + Send {
         K::list(self)
     }
 }
@@ -98,7 +104,7 @@ pub(super) trait ErasedSplitKeyStore: Send + Sync {
         &'a self,
         project: &'a str,
         split: SplitId,
-    ) -> BoxFuture<'a, Result<Option<SplitKeyRecord>, StoreError>>;
+    ) -> BoxFuture<'a, Result<Option<SplitKeyRecord>, SplitKeyStoreError>>;
 }
 
 impl<K: SplitKeyStore> ErasedSplitKeyStore for K {
@@ -106,19 +112,19 @@ impl<K: SplitKeyStore> ErasedSplitKeyStore for K {
         &'a self,
         project: &'a str,
         split: SplitId,
-    ) -> BoxFuture<'a, Result<Option<SplitKeyRecord>, StoreError>> {
+    ) -> BoxFuture<'a, Result<Option<SplitKeyRecord>, SplitKeyStoreError>> {
         Box::pin(SplitKeyStore::get(self, project, split))
     }
 }
 
 /// A key store failed, or has another revision than the one to be replaced.
 #[derive(Debug)]
-pub struct StoreError {
+pub struct SplitKeyStoreError {
     conflict: bool,
     source: BoxError,
 }
 
-impl StoreError {
+impl SplitKeyStoreError {
     /// The store cannot say or cannot keep. The cause must hold no secret: it is logged.
     pub fn unavailable(source: impl Into<BoxError>) -> Self {
         Self { conflict: false, source: source.into() }
@@ -137,7 +143,7 @@ impl StoreError {
     }
 }
 
-impl fmt::Display for StoreError {
+impl fmt::Display for SplitKeyStoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.conflict {
             "the key store has another revision of the record"
@@ -147,7 +153,7 @@ impl fmt::Display for StoreError {
     }
 }
 
-impl Error for StoreError {
+impl Error for SplitKeyStoreError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         Some(&*self.source)
     }
@@ -173,7 +179,7 @@ impl Records {
     }
 
     /// [`SplitKeyStore::put`]. On a conflict nothing is changed.
-    pub(super) fn put(&mut self, records: Vec<SplitKeyRecord>) -> Result<(), StoreError> {
+    pub(super) fn put(&mut self, records: Vec<SplitKeyRecord>) -> Result<(), SplitKeyStoreError> {
         let mut changed = self.clone();
         for record in records {
             let present = changed.get(record.project(), record.split());
@@ -182,7 +188,7 @@ impl Records {
                 None => Some(0),
             };
             if next != Some(record.revision()) {
-                return Err(StoreError::conflict());
+                return Err(SplitKeyStoreError::conflict());
             }
             let project = changed.0.entry(Arc::clone(record.shared_project())).or_default();
             project.insert(record.split(), record);
@@ -206,16 +212,16 @@ impl MemorySplitKeyStore {
 }
 
 impl SplitKeyStore for MemorySplitKeyStore {
-    async fn get(&self, project: &str, split: SplitId) -> Result<Option<SplitKeyRecord>, StoreError> {
+    async fn get(&self, project: &str, split: SplitId) -> Result<Option<SplitKeyRecord>, SplitKeyStoreError> {
         let records = self.0.read().unwrap_or_else(PoisonError::into_inner);
         Ok(records.get(project, split).cloned())
     }
 
-    async fn put(&self, records: Vec<SplitKeyRecord>) -> Result<(), StoreError> {
+    async fn put(&self, records: Vec<SplitKeyRecord>) -> Result<(), SplitKeyStoreError> {
         self.0.write().unwrap_or_else(PoisonError::into_inner).put(records)
     }
 
-    async fn list(&self) -> Result<Vec<SplitKeyRecord>, StoreError> {
+    async fn list(&self) -> Result<Vec<SplitKeyRecord>, SplitKeyStoreError> {
         let records = self.0.read().unwrap_or_else(PoisonError::into_inner);
         Ok(records.iter().cloned().collect())
     }

@@ -18,8 +18,8 @@ use crate::{
     runtime::SystemTime,
     split_key::{
         Limit, MemorySplitKeyStore, Split, SplitId, SplitKeyLayer, SplitKeyObserver, SplitKeyRecord,
-        SplitKeyRejection, SplitKeyStore, Splitter, StoreError, Suspicion, SuspicionKind, SuspiciousUse,
-        UsageLog, tests::KEYS,
+        SplitKeyRejection, SplitKeyStore, SplitKeyStoreError, Splitter, Suspicion, SuspicionKind,
+        SuspiciousUse, UsageLog, tests::KEYS,
     },
 };
 
@@ -57,19 +57,19 @@ struct Fragile {
 }
 
 impl SplitKeyStore for Fragile {
-    async fn get(&self, project: &str, split: SplitId) -> Result<Option<SplitKeyRecord>, StoreError> {
+    async fn get(&self, project: &str, split: SplitId) -> Result<Option<SplitKeyRecord>, SplitKeyStoreError> {
         self.gets.fetch_add(1, Ordering::Relaxed);
         if project == "down" {
-            return Err(StoreError::unavailable("pulled the plug"));
+            return Err(SplitKeyStoreError::unavailable("pulled the plug"));
         }
         self.store.get(project, split).await
     }
 
-    async fn put(&self, records: Vec<SplitKeyRecord>) -> Result<(), StoreError> {
+    async fn put(&self, records: Vec<SplitKeyRecord>) -> Result<(), SplitKeyStoreError> {
         self.store.put(records).await
     }
 
-    async fn list(&self) -> Result<Vec<SplitKeyRecord>, StoreError> {
+    async fn list(&self) -> Result<Vec<SplitKeyRecord>, SplitKeyStoreError> {
         self.store.list().await
     }
 }
