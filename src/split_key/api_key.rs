@@ -7,8 +7,8 @@ use http::HeaderValue;
 use zeroize::Zeroizing;
 
 use crate::split_key::{
-    Metadata, SplitId, Version,
     error::{SplitKeyError, SplitKeyErrorKind},
+    metadata::{Metadata, SplitId, Version},
 };
 
 /// Key material on its way. Its capacity is reserved before it is filled: what grows leaves copies behind.

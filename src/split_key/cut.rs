@@ -8,9 +8,11 @@ use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 use crate::split_key::{
-    ClientPart, Metadata, Provider, ServerPart,
     api_key::KeyBytes,
     error::{SplitKeyError, SplitKeyErrorKind},
+    metadata::{Metadata, Version},
+    parts::{ClientPart, ServerPart},
+    provider::Provider,
     random::Random,
 };
 
@@ -109,7 +111,7 @@ impl CutLint {
 /// [`NotOpened`](SplitKeyErrorKind::NotOpened) if the parts do not belong together or make no key of this
 /// provider; [`Malformed`](SplitKeyErrorKind::Malformed) if the client part is not of version 1.
 pub fn lint(server: &ServerPart, client: &ClientPart, provider: &Provider) -> Result<CutLint, SplitKeyError> {
-    if client.metadata().version() != crate::split_key::Version::Cut {
+    if client.metadata().version() != Version::Cut {
         return Err(SplitKeyErrorKind::Malformed.into());
     }
     let (head, _) = halves(server, client)?;

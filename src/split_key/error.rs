@@ -2,7 +2,7 @@
 
 use std::{error::Error, fmt};
 
-use crate::{BoxError, split_key::SplitKeyStoreError};
+use crate::BoxError;
 
 /// A key could not be split, opened or managed. Says nothing of the key.
 #[derive(Debug)]
@@ -61,13 +61,6 @@ impl SplitKeyError {
 impl From<SplitKeyErrorKind> for SplitKeyError {
     fn from(kind: SplitKeyErrorKind) -> Self {
         Self::new(kind)
-    }
-}
-
-impl From<SplitKeyStoreError> for SplitKeyError {
-    fn from(error: SplitKeyStoreError) -> Self {
-        let kind = if error.is_conflict() { SplitKeyErrorKind::Conflict } else { SplitKeyErrorKind::Store };
-        Self::with_source(kind, error)
     }
 }
 

@@ -15,7 +15,12 @@ use zeroize::Zeroizing;
 
 use crate::{
     runtime::Instant,
-    split_key::{SplitId, SplitKeyRecord, SplitKeyStore, SplitKeyStoreError, store::Records},
+    split_key::{
+        memory_store::Records,
+        metadata::SplitId,
+        record::SplitKeyRecord,
+        store::{SplitKeyStore, SplitKeyStoreError},
+    },
 };
 
 /// The largest file that is read, in bytes.

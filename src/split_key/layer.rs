@@ -8,8 +8,16 @@ use tower_layer::Layer;
 use crate::{
     gate::rejection::ProblemDetails,
     split_key::{
-        Providers, ServerPart, SplitKey, SplitKeyObserver, SplitKeyRejectionResponse, SplitKeyStore,
-        Suspicion, TracingSplitKeyObserver, sealed, store::ErasedSplitKeyStore, suspicion::Watch,
+        audit::{
+            observer::{SplitKeyObserver, TracingSplitKeyObserver},
+            suspicion::{Suspicion, Watch},
+        },
+        parts::ServerPart,
+        provider::Providers,
+        rejection::SplitKeyRejectionResponse,
+        sealed,
+        service::SplitKey,
+        store::{ErasedSplitKeyStore, SplitKeyStore},
     },
 };
 

@@ -56,6 +56,7 @@
 //! received the client part, and in which an HTTP client sent the key, are not its to wipe.
 
 mod api_key;
+mod audit;
 mod cut;
 mod error;
 #[cfg(not(target_arch = "wasm32"))]
@@ -63,8 +64,8 @@ mod file_store;
 mod future;
 mod layer;
 mod limits;
+mod memory_store;
 mod metadata;
-mod observer;
 mod parts;
 mod provider;
 mod random;
@@ -76,8 +77,6 @@ mod sealed;
 mod service;
 mod splitter;
 mod store;
-mod suspicion;
-mod usage;
 
 #[cfg(not(target_arch = "wasm32"))]
 pub use self::file_store::FileSplitKeyStore;
@@ -86,25 +85,26 @@ pub use self::file_store::FileSplitKeyStore;
 pub use self::redis_store::{RedisSplitKeyStore, RedisUsageLog, UseCount};
 pub use self::{
     api_key::ApiKey,
+    audit::{
+        event::{SplitKeyEvent, SplitKeyOutcome, SuspicionKind, SuspiciousUse},
+        observer::{SplitKeyObserver, TracingSplitKeyObserver},
+        suspicion::Suspicion,
+        usage::UsageLog,
+    },
     cut::{CutLint, lint},
     error::{SplitKeyError, SplitKeyErrorKind},
     future::SplitKeyFuture,
     layer::SplitKeyLayer,
     limits::{Limit, Limits},
+    memory_store::MemorySplitKeyStore,
     metadata::{Metadata, SplitId, Version},
-    observer::{
-        SplitKeyEvent, SplitKeyObserver, SplitKeyOutcome, SuspicionKind, SuspiciousUse,
-        TracingSplitKeyObserver,
-    },
     parts::{ClientPart, MAX_KEY_LENGTH, ServerPart},
     provider::{Provider, Providers},
     record::{SplitKeyRecord, SplitKeyState},
     rejection::{SplitKeyRejection, SplitKeyRejectionResponse},
     service::SplitKey,
     splitter::{Split, Splitter, retire, revoke},
-    store::{MemorySplitKeyStore, SplitKeyStore, SplitKeyStoreError},
-    suspicion::Suspicion,
-    usage::UsageLog,
+    store::{SplitKeyStore, SplitKeyStoreError},
 };
 
 #[cfg(test)]

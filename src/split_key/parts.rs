@@ -6,8 +6,8 @@ use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 use crate::split_key::{
-    Metadata,
     error::{SplitKeyError, SplitKeyErrorKind},
+    metadata::Metadata,
 };
 
 /// The longest API key that is split, in characters.

@@ -8,9 +8,10 @@ use web_time::UNIX_EPOCH;
 use crate::{
     runtime::{SystemTime, millis, since_epoch},
     split_key::{
-        Limits, Metadata, ServerPart, SplitId,
         error::{SplitKeyError, SplitKeyErrorKind},
-        parts::is_visible,
+        limits::Limits,
+        metadata::{Metadata, SplitId},
+        parts::{ServerPart, is_visible},
     },
 };
 

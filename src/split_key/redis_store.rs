@@ -11,7 +11,10 @@ use crate::{
     redis::{self as redis_link, Kind, Link, LinkError},
     runtime::{SystemTime, Waited, since_epoch},
     split_key::{
-        SplitId, SplitKeyEvent, SplitKeyObserver, SplitKeyRecord, SplitKeyStore, SplitKeyStoreError,
+        audit::{event::SplitKeyEvent, observer::SplitKeyObserver},
+        metadata::SplitId,
+        record::SplitKeyRecord,
+        store::{SplitKeyStore, SplitKeyStoreError},
     },
 };
 

@@ -9,9 +9,10 @@ use chacha20poly1305::{KeyInit, XChaCha20Poly1305, XNonce, aead::AeadInOut};
 use zeroize::Zeroizing;
 
 use crate::split_key::{
-    ClientPart, Metadata, ServerPart,
     api_key::KeyBytes,
     error::{SplitKeyError, SplitKeyErrorKind},
+    metadata::Metadata,
+    parts::{ClientPart, ServerPart},
     random::Random,
 };
 

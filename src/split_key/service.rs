@@ -20,8 +20,17 @@ use crate::{
     gate::service::put_back,
     runtime::Moment,
     split_key::{
-        ApiKey, ClientPart, Limits, SplitKeyEvent, SplitKeyFuture, SplitKeyOutcome, SplitKeyState, Version,
-        cut, layer::Keys, record::project_id, sealed, splitter::open,
+        api_key::ApiKey,
+        audit::event::{SplitKeyEvent, SplitKeyOutcome},
+        cut,
+        future::SplitKeyFuture,
+        layer::Keys,
+        limits::Limits,
+        metadata::Version,
+        parts::ClientPart,
+        record::{SplitKeyState, project_id},
+        sealed,
+        splitter::open,
     },
 };
 

@@ -5,12 +5,17 @@ use std::{sync::Arc, time::Duration};
 use crate::{
     runtime::SystemTime,
     split_key::{
-        ApiKey, ClientPart, Limits, Metadata, Providers, SplitId, SplitKeyRecord, SplitKeyState,
-        SplitKeyStore, Version, cut,
+        api_key::ApiKey,
+        cut,
         error::{SplitKeyError, SplitKeyErrorKind},
+        limits::Limits,
+        metadata::{Metadata, SplitId, Version},
+        parts::ClientPart,
+        provider::Providers,
         random::{OsRandom, Random},
-        record::project_id,
+        record::{SplitKeyRecord, SplitKeyState, project_id},
         sealed,
+        store::SplitKeyStore,
     },
 };
 

@@ -1,17 +1,16 @@
 //! Where records are kept.
 
-use std::{
-    collections::BTreeMap,
-    error::Error,
-    fmt,
-    sync::{Arc, PoisonError, RwLock},
-};
+use std::{error::Error, fmt, sync::Arc};
 
 use futures_util::future::BoxFuture;
 
 use crate::{
     BoxError,
-    split_key::{SplitId, SplitKeyRecord},
+    split_key::{
+        error::{SplitKeyError, SplitKeyErrorKind},
+        metadata::SplitId,
+        record::SplitKeyRecord,
+    },
 };
 
 /// Keeps the server's halves of split keys. [`MemorySplitKeyStore`] and `FileSplitKeyStore` are in this crate.
@@ -159,77 +158,9 @@ impl Error for SplitKeyStoreError {
     }
 }
 
-/// Records by project and split.
-#[derive(Clone, Default)]
-pub(super) struct Records(BTreeMap<Arc<str>, BTreeMap<SplitId, SplitKeyRecord>>);
-
-impl Records {
-    pub(super) fn get(&self, project: &str, split: SplitId) -> Option<&SplitKeyRecord> {
-        self.0.get(project)?.get(&split)
-    }
-
-    pub(super) fn iter(&self) -> impl Iterator<Item = &SplitKeyRecord> {
-        self.0.values().flat_map(BTreeMap::values)
-    }
-
-    /// Adds a record as it is. `None` if there is one of the same project and split.
-    pub(super) fn add(&mut self, record: SplitKeyRecord) -> Option<()> {
-        let project = self.0.entry(Arc::clone(record.shared_project())).or_default();
-        project.insert(record.split(), record).is_none().then_some(())
-    }
-
-    /// [`SplitKeyStore::put`]. On a conflict nothing is changed.
-    pub(super) fn put(&mut self, records: Vec<SplitKeyRecord>) -> Result<(), SplitKeyStoreError> {
-        let mut changed = self.clone();
-        for record in records {
-            let present = changed.get(record.project(), record.split());
-            let next = match present {
-                Some(present) => present.revision().checked_add(1),
-                None => Some(0),
-            };
-            if next != Some(record.revision()) {
-                return Err(SplitKeyStoreError::conflict());
-            }
-            let project = changed.0.entry(Arc::clone(record.shared_project())).or_default();
-            project.insert(record.split(), record);
-        }
-        *self = changed;
-        Ok(())
-    }
-}
-
-/// Records in the memory of this process, gone with it. For tests, and for keys that come from elsewhere at
-/// each start.
-#[derive(Default)]
-pub struct MemorySplitKeyStore(RwLock<Records>);
-
-impl MemorySplitKeyStore {
-    /// No records yet.
-    #[must_use]
-    pub fn new() -> Self {
-        Self::default()
-    }
-}
-
-impl SplitKeyStore for MemorySplitKeyStore {
-    async fn get(&self, project: &str, split: SplitId) -> Result<Option<SplitKeyRecord>, SplitKeyStoreError> {
-        let records = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        Ok(records.get(project, split).cloned())
-    }
-
-    async fn put(&self, records: Vec<SplitKeyRecord>) -> Result<(), SplitKeyStoreError> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).put(records)
-    }
-
-    async fn list(&self) -> Result<Vec<SplitKeyRecord>, SplitKeyStoreError> {
-        let records = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        Ok(records.iter().cloned().collect())
-    }
-}
-
-impl fmt::Debug for MemorySplitKeyStore {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let records = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        f.debug_struct("MemorySplitKeyStore").field("records", &records.iter().count()).finish()
+impl From<SplitKeyStoreError> for SplitKeyError {
+    fn from(error: SplitKeyStoreError) -> Self {
+        let kind = if error.is_conflict() { SplitKeyErrorKind::Conflict } else { SplitKeyErrorKind::Store };
+        Self::with_source(kind, error)
     }
 }

@@ -10,8 +10,8 @@ use std::{
 use crate::{
     runtime::Instant,
     split_key::{
-        SplitId, SplitKeyEvent, SplitKeyOutcome,
-        observer::{SuspicionKind, SuspiciousUse},
+        audit::event::{SplitKeyEvent, SplitKeyOutcome, SuspicionKind, SuspiciousUse},
+        metadata::SplitId,
     },
 };
 
@@ -80,7 +80,7 @@ impl Default for Suspicion {
 const MAX_SPLITS: usize = 10_000;
 
 /// Counts uses.
-pub(super) struct Watch {
+pub(crate) struct Watch {
     rules: Suspicion,
     sightings: Mutex<Sightings>,
 }
@@ -97,10 +97,10 @@ struct Sightings {
 struct Splits(HashMap<Arc<str>, HashMap<SplitId, Sighting>>);
 
 /// A split is blocked.
-pub(super) struct Block {
+pub(crate) struct Block {
     /// For how long, in whole seconds.
-    pub(super) left: Duration,
-    pub(super) provider: Option<Arc<str>>,
+    pub(crate) left: Duration,
+    pub(crate) provider: Option<Arc<str>>,
 }
 
 /// What was seen of one split within one window.
@@ -118,16 +118,16 @@ struct Sighting {
 }
 
 impl Watch {
-    pub(super) fn new(rules: Suspicion) -> Self {
+    pub(crate) fn new(rules: Suspicion) -> Self {
         Self { rules, sightings: Mutex::default() }
     }
 
-    pub(super) const fn rules(&self) -> &Suspicion {
+    pub(crate) const fn rules(&self) -> &Suspicion {
         &self.rules
     }
 
     /// Whether a split is still blocked.
-    pub(super) fn blocked(&self, project: &str, split: SplitId, now: Instant) -> Option<Block> {
+    pub(crate) fn blocked(&self, project: &str, split: SplitId, now: Instant) -> Option<Block> {
         self.rules.block?;
         let sightings = self.lock();
         let block = |splits: &Splits| {
@@ -141,7 +141,7 @@ impl Watch {
     }
 
     /// Counts a use, and says what is suspicious about it.
-    pub(super) fn note(&self, event: &SplitKeyEvent) -> Vec<SuspiciousUse> {
+    pub(crate) fn note(&self, event: &SplitKeyEvent) -> Vec<SuspiciousUse> {
         let (Some(project), Some(split)) = (&event.project, event.split()) else {
             return Vec::new();
         };

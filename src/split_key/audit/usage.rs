@@ -10,7 +10,13 @@ use serde::Serialize;
 
 use crate::{
     runtime::since_epoch,
-    split_key::{SplitId, SplitKeyEvent, SplitKeyObserver, SplitKeyOutcome},
+    split_key::{
+        audit::{
+            event::{SplitKeyEvent, SplitKeyOutcome},
+            observer::SplitKeyObserver,
+        },
+        metadata::SplitId,
+    },
 };
 
 /// An observer that counts uses per project, split and day (UTC), in the memory of this process.

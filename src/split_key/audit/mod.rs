@@ -1,0 +1,6 @@
+//! What is known of the use of keys: events, who is told, counts, suspicion.
+
+pub(super) mod event;
+pub(super) mod observer;
+pub(super) mod suspicion;
+pub(super) mod usage;
