@@ -1,7 +1,6 @@
 //! The fake Apple's key as the client for Apple takes it.
 
-use super::FakeApple;
-use crate::Credentials;
+use crate::{apple::Credentials, testing::fake_apple::FakeApple};
 
 impl FakeApple {
     /// Credentials that it accepts: the team and the key that it was made with.

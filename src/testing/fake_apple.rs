@@ -1,8 +1,7 @@
 //! The fake Apple itself: what tests hold in their hands.
 
 use std::{
-    fmt, io,
-    net::SocketAddr,
+    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -10,15 +9,17 @@ use std::{
 use http::request;
 use zeroize::Zeroizing;
 
-use super::{
-    Endpoint, FakeAppleServer, FakeAppleService, Reply,
-    keys::PrivateKey,
-    rules::{Apple, Device},
-    script::Fault,
-    state::{Counts, Outcome, State},
-    tokens::TokenBuilder,
+use crate::{
+    gate::routing::Environment,
+    testing::{
+        endpoint::Endpoint,
+        keys::PrivateKey,
+        rules::{Apple, Device},
+        script::{Fault, Reply},
+        state::{Counts, Outcome, State},
+        tokens::TokenBuilder,
+    },
 };
-use crate::gate::routing::Environment;
 
 /// Apple's DeviceCheck for tests, in the process ([`transport`](Self::transport)) or on the loopback
 /// interface ([`serve`](Self::serve)).
@@ -247,36 +248,6 @@ impl FakeApple {
     /// Counts calls and provider tokens from zero again.
     pub fn reset_counts(&self) {
         self.state().counts = Counts::default();
-    }
-
-    /// This Apple as a tower service, in the place of the transport to Apple. Needs no socket.
-    #[must_use]
-    pub fn transport(&self) -> FakeAppleService {
-        FakeAppleService::new(self.clone())
-    }
-
-    /// This Apple as a server on two free ports of 127.0.0.1. Must be called on a tokio runtime.
-    ///
-    /// # Errors
-    ///
-    /// If no port can be bound.
-    pub async fn serve(&self) -> io::Result<FakeAppleServer> {
-        let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        self.serve_on(any, any).await
-    }
-
-    /// This Apple as a server on two given addresses; port 0 stands for a free one. Must be called on a
-    /// tokio runtime.
-    ///
-    /// # Errors
-    ///
-    /// If an address cannot be bound.
-    pub async fn serve_on(
-        &self,
-        production: SocketAddr,
-        development: SocketAddr,
-    ) -> io::Result<FakeAppleServer> {
-        FakeAppleServer::start(self.clone(), production, development).await
     }
 
     /// Counts a call and takes what the script has for it.

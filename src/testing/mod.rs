@@ -93,6 +93,7 @@
 //! whether it takes another is not known.
 
 mod credentials;
+mod endpoint;
 mod fake_apple;
 pub mod keys;
 pub mod readiness;
@@ -105,43 +106,16 @@ mod tests;
 pub mod tokens;
 mod transport;
 
-pub use self::{fake_apple::FakeApple, script::Reply, server::FakeAppleServer, transport::FakeAppleService};
+pub use self::{
+    endpoint::Endpoint, fake_apple::FakeApple, script::Reply, server::FakeAppleServer,
+    transport::FakeAppleService,
+};
 use crate::{
     apple::DeviceToken,
     gate::decision::{Evidence, VerifiedDevice},
     gate::routing::Environment,
     runtime::SystemTime,
 };
-
-/// One of the three things that can be asked of Apple.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[allow(clippy::exhaustive_enums, reason = "Apple documents exactly these three")]
-pub enum Endpoint {
-    /// `/v1/validate_device_token`: is this token genuine?
-    Validate,
-    /// `/v1/query_two_bits`: reads the bits of a device.
-    QueryBits,
-    /// `/v1/update_two_bits`: writes them.
-    UpdateBits,
-}
-
-impl Endpoint {
-    /// The path on Apple's server.
-    #[must_use]
-    pub const fn path(self) -> &'static str {
-        match self {
-            Self::Validate => "/v1/validate_device_token",
-            Self::QueryBits => "/v1/query_two_bits",
-            Self::UpdateBits => "/v1/update_two_bits",
-        }
-    }
-
-    fn from_path(path: &str) -> Option<Self> {
-        [Self::Validate, Self::QueryBits, Self::UpdateBits]
-            .into_iter()
-            .find(|endpoint| endpoint.path() == path)
-    }
-}
 
 /// A verified device without any verification, as if Apple had just accepted `token`: for unit tests of
 /// handlers that take one.

@@ -16,8 +16,7 @@ use p256::ecdsa::{Signature, VerifyingKey, signature::Verifier};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use super::Endpoint;
-use crate::gate::routing::Environment;
+use crate::{gate::routing::Environment, testing::endpoint::Endpoint};
 
 /// Apple documents it for the provider tokens of its push service, which DeviceCheck's are made like.
 const PROVIDER_TOKEN_LIFETIME: u64 = 60 * 60;

@@ -5,8 +5,7 @@ use std::{collections::VecDeque, time::Duration};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
-use super::Endpoint;
-use crate::gate::routing::Environment;
+use crate::{gate::routing::Environment, testing::endpoint::Endpoint};
 
 /// How a [`FakeApple`](super::FakeApple) answers one call.
 ///

@@ -28,8 +28,10 @@ use tokio::{
     task::{JoinHandle, JoinSet},
 };
 
-use super::{FakeApple, state::Outcome};
-use crate::gate::routing::Environment;
+use crate::{
+    gate::routing::Environment,
+    testing::{fake_apple::FakeApple, state::Outcome},
+};
 
 /// More than any call to Apple has. Longer bodies count as none.
 const MAX_REQUEST_BODY: usize = 64 * 1024;
@@ -63,15 +65,31 @@ struct Running {
     task: JoinHandle<()>,
 }
 
-impl FakeAppleServer {
-    pub(super) async fn start(
-        apple: FakeApple,
+impl FakeApple {
+    /// This Apple as a server on two free ports of 127.0.0.1. Must be called on a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// If no port can be bound.
+    pub async fn serve(&self) -> io::Result<FakeAppleServer> {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        self.serve_on(any, any).await
+    }
+
+    /// This Apple as a server on two given addresses; port 0 stands for a free one. Must be called on a
+    /// tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// If an address cannot be bound.
+    pub async fn serve_on(
+        &self,
         production: SocketAddr,
         development: SocketAddr,
-    ) -> io::Result<Self> {
+    ) -> io::Result<FakeAppleServer> {
         let port = |address, environment| Port { address, environment, running: None };
-        let mut server = Self {
-            apple,
+        let mut server = FakeAppleServer {
+            apple: self.clone(),
             production: port(production, Environment::Production),
             development: port(development, Environment::Development),
             connections: Arc::default(),
@@ -79,7 +97,9 @@ impl FakeAppleServer {
         server.restart().await?;
         Ok(server)
     }
+}
 
+impl FakeAppleServer {
     /// Whom it serves.
     #[must_use]
     pub const fn apple(&self) -> &FakeApple {

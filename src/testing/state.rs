@@ -5,15 +5,15 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header::CONTENT_TYPE, request};
 
-use super::{
-    Endpoint, Reply,
-    rules::{Apple, ProviderTokens},
-    script::Script,
-    tokens::TokenBuilder,
-};
 use crate::{
     gate::routing::Environment,
     runtime::{SystemTime, since_epoch},
+    testing::{
+        endpoint::Endpoint,
+        rules::{Apple, ProviderTokens},
+        script::{Reply, Script},
+        tokens::TokenBuilder,
+    },
 };
 
 pub(super) struct State {

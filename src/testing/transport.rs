@@ -10,8 +10,11 @@ use bytes::Bytes;
 use http::{Request, Response, header::HOST, request};
 use tower_service::Service;
 
-use super::{FakeApple, state::Outcome};
-use crate::{BoxError, gate::routing::Environment};
+use crate::{
+    BoxError,
+    gate::routing::Environment,
+    testing::{fake_apple::FakeApple, state::Outcome},
+};
 
 /// A [`FakeApple`] in the place of the transport to Apple; made by [`FakeApple::transport`].
 ///
@@ -25,9 +28,11 @@ pub struct FakeAppleService {
     apple: FakeApple,
 }
 
-impl FakeAppleService {
-    pub(super) const fn new(apple: FakeApple) -> Self {
-        Self { apple }
+impl FakeApple {
+    /// This Apple as a tower service, in the place of the transport to Apple. Needs no socket.
+    #[must_use]
+    pub fn transport(&self) -> FakeAppleService {
+        FakeAppleService { apple: self.clone() }
     }
 }
 
