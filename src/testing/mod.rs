@@ -1,4 +1,4 @@
-//! For the tests of servers that use this crate: a fake Apple, tokens, keys, and a readiness probe.
+//! For the tests of servers that use this crate: a fake Apple, tokens and keys.
 //!
 //! Behind the feature `testing`, which only adds this module and changes no decision of the crate. Enable it
 //! among the `dev-dependencies`.
@@ -96,7 +96,6 @@ mod credentials;
 mod endpoint;
 mod fake_apple;
 pub mod keys;
-pub mod readiness;
 mod rules;
 mod script;
 mod server;

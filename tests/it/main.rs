@@ -17,6 +17,7 @@ mod generated;
 mod outage;
 mod protocols;
 mod provider_token;
+mod readiness;
 #[cfg(feature = "redis")]
 mod redis;
 #[cfg(feature = "redis")]

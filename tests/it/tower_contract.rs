@@ -6,12 +6,12 @@ use futures::future::{join_all, poll_immediate};
 use http::{Request, Response, StatusCode, request};
 use http_body_util::Full;
 use tower::{Layer, Service, ServiceExt, limit::ConcurrencyLimitLayer, service_fn};
-use tower_devicecheck::{
-    DeviceCheckLayer, Enforcement, Route,
-    testing::{Reply, readiness::ReadinessProbe},
-};
+use tower_devicecheck::{DeviceCheckLayer, Enforcement, Route, testing::Reply};
 
-use crate::support::{Apple, get, plain};
+use crate::{
+    readiness::ReadinessProbe,
+    support::{Apple, get, plain},
+};
 
 type Body = Full<bytes::Bytes>;
 
