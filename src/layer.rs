@@ -6,9 +6,9 @@ use http::HeaderName;
 use tower_layer::Layer;
 
 use crate::{
-    device_check::cache::{CachedVerdict, VerdictCache},
+    device_check::cache::{CachedVerdict, ErasedCache, VerdictCache},
     device_check::debug_token::DebugTokens,
-    device_check::erased::{ErasedCache, ErasedReplayGuard, ErasedVerifier},
+    device_check::erased::ErasedVerifier,
     device_check::pipeline::Answer,
     device_check::single_flight::SingleFlight,
     device_check::token_source::{HeaderToken, TokenSource},
@@ -19,7 +19,7 @@ use crate::{
     gate::rejection::{ProblemDetails, RejectionResponse},
     gate::routing::{Environment, Route, RoutingPolicy},
     gate::service::DeviceCheck,
-    replay::ReplayGuard,
+    replay::{ErasedReplayGuard, ReplayGuard},
     runtime::SystemTime,
 };
 

@@ -5,7 +5,6 @@ use std::{mem, sync::Arc, time::Duration};
 use crate::{
     apple::DeviceToken,
     device_check::cache::{CacheError, CachedVerdict, Lease, Memo, VerdictKey},
-    device_check::erased::ErasedReplayGuard,
     device_check::verifier::VerifyError,
     gate::credential::TokenDigest,
     gate::decision::{Evidence, Verdict, VerifiedDevice},
@@ -13,7 +12,7 @@ use crate::{
     gate::routing::{Environment, Route},
     layer::{Gate, Memory},
     replay::owner::Owner,
-    replay::{Claim, GuardError, ReplayKey, Reservation, Retry},
+    replay::{Claim, ErasedReplayGuard, GuardError, ReplayKey, Reservation, Retry},
     runtime::{Instant, Moment, SystemTime, within},
 };
 

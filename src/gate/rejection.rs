@@ -1,6 +1,6 @@
 //! Why a request did not reach the inner service, and how that is answered: the one decision table.
 
-use std::{error::Error, time::Duration};
+use std::{error::Error, fmt, time::Duration};
 
 use bytes::Bytes;
 use http::{Response, StatusCode, request};

@@ -11,8 +11,9 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     gate::credential::TokenDigest,
+    replay::claim::{Claim, ReplayKey, Reservation},
+    replay::guard::{DEFAULT_LEASE, DEFAULT_RETENTION, GuardError, ReplayGuard},
     replay::owner::Owner,
-    replay::{Claim, GuardError, ReplayGuard, ReplayKey, Reservation},
     runtime::Instant,
 };
 
@@ -124,10 +125,6 @@ impl MemoryReplayGuard {
         tokens.spent.push_back((ends_at, id));
     }
 }
-
-/// Default times, here and in Redis.
-pub(super) const DEFAULT_LEASE: Duration = Duration::from_secs(30);
-pub(super) const DEFAULT_RETENTION: Duration = Duration::from_secs(60 * 60);
 
 /// Adding to an instant can overflow; a century is as good as any longer time.
 fn later(now: Instant, duration: Duration) -> Instant {

@@ -10,8 +10,8 @@ use redis::{
 use crate::{
     redis::{self as redis_link, Kind, Link, LinkError},
     replay::{
-        Claim, GuardError, ReplayGuard, ReplayKey, Reservation,
-        memory::{DEFAULT_LEASE, DEFAULT_RETENTION},
+        claim::{Claim, ReplayKey, Reservation},
+        guard::{DEFAULT_LEASE, DEFAULT_RETENTION, GuardError, ReplayGuard},
     },
 };
 

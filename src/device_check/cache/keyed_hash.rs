@@ -17,7 +17,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use crate::{device_check::cache::VerdictKey, gate::routing::Environment};
+use crate::{device_check::cache::verdict_key::VerdictKey, gate::routing::Environment};
 
 /// The secret of one process under which [`VerdictKey::keyed_hash`] hashes. Its hashes must not leave the
 /// process.

@@ -9,7 +9,12 @@ use quick_cache::{
 use web_time::UNIX_EPOCH;
 
 use crate::{
-    device_check::cache::{CacheError, CachedVerdict, HashSecret, VerdictCache, VerdictKey},
+    device_check::cache::{
+        cached_verdict::CachedVerdict,
+        keyed_hash::HashSecret,
+        verdict_cache::{CacheError, VerdictCache},
+        verdict_key::VerdictKey,
+    },
     gate::credential::TokenDigest,
     gate::decision::Verdict,
     runtime::{Instant, millis, since_epoch},

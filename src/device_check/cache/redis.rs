@@ -2,17 +2,18 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use hmac::{Hmac, KeyInit, Mac};
 use redis::{
     IntoConnectionInfo, RedisResult,
     aio::{ConnectionLike, ConnectionManager},
 };
-use sha2::Sha256;
-use web_time::UNIX_EPOCH;
 
 use crate::{
-    device_check::cache::{CacheError, CachedVerdict, Lease, VerdictCache, VerdictKey},
-    gate::decision::Verdict,
+    device_check::cache::{
+        cached_verdict::CachedVerdict,
+        sealed_verdict::{Seal, Value},
+        verdict_cache::{CacheError, Lease, VerdictCache},
+        verdict_key::VerdictKey,
+    },
     gate::routing::Environment,
     redis::{self as redis_link, Kind, Link, LinkError},
     replay::owner::Owner,
@@ -279,147 +280,5 @@ const fn letter(environment: Environment) -> char {
     match environment {
         Environment::Production => 'p',
         Environment::Development => 'd',
-    }
-}
-
-/// What a value says. In Redis: the version (1 byte), `G` or `R`, both times (8 bytes each, the most
-/// significant first), and the seal (32 bytes).
-#[derive(Debug, PartialEq, Eq)]
-struct Value {
-    verdict: Verdict,
-    /// Milliseconds since the Unix epoch.
-    checked_at: u64,
-    /// Milliseconds since the Unix epoch.
-    expires_at: u64,
-}
-
-impl Value {
-    const VERSION: u8 = 1;
-    const SAID: usize = 18;
-    const LENGTH: usize = Self::SAID + 32;
-
-    /// The verdict at this time since the Unix epoch, unless its time is over.
-    fn at(&self, now: Duration, key: &VerdictKey<'_>) -> Option<CachedVerdict> {
-        // No clock that is behind makes more of a verdict than it was.
-        let longest = self.expires_at.saturating_sub(self.checked_at);
-        let left = self.expires_at.saturating_sub(millis(now)).min(longest);
-        let checked_at = UNIX_EPOCH.checked_add(Duration::from_millis(self.checked_at))?;
-        let left = (left > 0).then(|| Duration::from_millis(left))?;
-        Some(CachedVerdict::new(self.verdict, key.digest(), checked_at, left))
-    }
-}
-
-/// Binds a value to its key and, where there is a secret, to those who know it.
-#[derive(Clone)]
-struct Seal(Hmac<Sha256>);
-
-impl Seal {
-    fn new(secret: &[u8]) -> Self {
-        #[allow(clippy::expect_used, reason = "HMAC takes keys of any length")]
-        Self(Hmac::new_from_slice(secret).expect("any length"))
-    }
-
-    /// The parts have fixed lengths but for the scope, which comes last.
-    fn over(&self, key: &VerdictKey<'_>, said: &[u8]) -> Hmac<Sha256> {
-        self.0
-            .clone()
-            .chain_update(b"tower-devicecheck verdict")
-            .chain_update(said)
-            .chain_update([u8::from(key.environment() == Environment::Development)])
-            .chain_update(key.digest().as_bytes())
-            .chain_update(key.scope())
-    }
-
-    fn close(&self, key: &VerdictKey<'_>, value: &Value) -> [u8; Value::LENGTH] {
-        let mut bytes = [0; Value::LENGTH];
-        bytes[0] = Value::VERSION;
-        bytes[1] = match value.verdict {
-            Verdict::Genuine => b'G',
-            Verdict::Refused => b'R',
-        };
-        bytes[2..10].copy_from_slice(&value.checked_at.to_be_bytes());
-        bytes[10..Value::SAID].copy_from_slice(&value.expires_at.to_be_bytes());
-        let seal = self.over(key, &bytes[..Value::SAID]).finalize().into_bytes();
-        bytes[Value::SAID..].copy_from_slice(&seal);
-        bytes
-    }
-
-    /// `None` for everything that was not closed under this key with this secret.
-    fn open(&self, key: &VerdictKey<'_>, bytes: &[u8]) -> Option<Value> {
-        let bytes: &[u8; Value::LENGTH] = bytes.try_into().ok()?;
-        let (said, seal) = bytes.split_first_chunk::<{ Value::SAID }>()?;
-        self.over(key, said).verify_slice(seal).ok()?;
-        let [Value::VERSION, verdict, times @ ..] = said else { return None };
-        let verdict = match verdict {
-            b'G' => Verdict::Genuine,
-            b'R' => Verdict::Refused,
-            _ => return None,
-        };
-        let (checked_at, expires_at) = times.split_first_chunk::<8>()?;
-        Some(Value {
-            verdict,
-            checked_at: u64::from_be_bytes(*checked_at),
-            expires_at: u64::from_be_bytes(expires_at.try_into().ok()?),
-        })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::apple::DeviceToken;
-
-    fn value() -> Value {
-        Value { verdict: Verdict::Genuine, checked_at: 1_000, expires_at: 301_000 }
-    }
-
-    #[test]
-    fn a_value_opens_under_its_key_and_secret_only() {
-        let token: DeviceToken = "AgAA".parse().unwrap();
-        let other: DeviceToken = "AgAB".parse().unwrap();
-        let key = VerdictKey::new("TEAM", Environment::Production, &token);
-        for secret in [&b""[..], b"secret"] {
-            let seal = Seal::new(secret);
-            let bytes = seal.close(&key, &value());
-            assert_eq!(seal.open(&key, &bytes), Some(value()));
-
-            assert_eq!(Seal::new(b"another").open(&key, &bytes), None);
-            for (scope, environment, token) in [
-                ("TEAN", Environment::Production, &token),
-                ("TEAM", Environment::Development, &token),
-                ("TEAM", Environment::Production, &other),
-            ] {
-                assert_eq!(seal.open(&VerdictKey::new(scope, environment, token), &bytes), None);
-            }
-            for index in 0..bytes.len() {
-                let mut changed = bytes;
-                changed[index] ^= 1;
-                assert_eq!(seal.open(&key, &changed), None, "byte {index}");
-                assert_eq!(seal.open(&key, &bytes[..index]), None, "{index} bytes");
-            }
-            assert_eq!(seal.open(&key, &[&bytes[..], b"!"].concat()), None, "more bytes");
-        }
-    }
-
-    #[test]
-    fn time_to_live() {
-        let token: DeviceToken = "AgAA".parse().unwrap();
-        let key = VerdictKey::new("TEAM", Environment::Production, &token);
-        let cases: &[(&str, u64, Option<u64>)] = &[
-            ("fresh", 1_000, Some(300_000)),
-            ("later", 300_999, Some(1)),
-            ("over", 301_000, None),
-            ("long over", 999_999_999, None),
-            ("a clock that is behind", 0, Some(300_000)),
-        ];
-        for (name, now, left) in cases {
-            let found = value().at(Duration::from_millis(*now), &key);
-            let expected = left.map(Duration::from_millis);
-            assert_eq!(found.map(|verdict| verdict.time_to_live()), expected, "{name}");
-        }
-        let backwards = Value { checked_at: 301_000, ..value() };
-        assert_eq!(backwards.at(Duration::ZERO, &key), None, "checked after it ended");
-        let endless = Value { checked_at: u64::MAX, expires_at: u64::MAX, ..value() };
-        assert_eq!(endless.at(Duration::ZERO, &key), None);
     }
 }

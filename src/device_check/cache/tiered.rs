@@ -1,7 +1,11 @@
 //! Two caches as one.
 
 use crate::{
-    device_check::cache::{CacheError, CachedVerdict, Lease, VerdictCache, VerdictKey},
+    device_check::cache::{
+        cached_verdict::CachedVerdict,
+        verdict_cache::{CacheError, Lease, VerdictCache},
+        verdict_key::VerdictKey,
+    },
     replay::owner::Owner,
 };
 

@@ -1,0 +1,211 @@
+//! The trait of guards, and its error.
+
+use std::{error::Error, fmt, sync::Arc, time::Duration};
+
+use futures_util::future::BoxFuture;
+
+use crate::{
+    BoxError,
+    replay::claim::{Claim, ReplayKey, Reservation},
+};
+
+/// Default times, in the process and in Redis.
+pub(super) const DEFAULT_LEASE: Duration = Duration::from_secs(30);
+pub(super) const DEFAULT_RETENTION: Duration = Duration::from_secs(60 * 60);
+
+/// Remembers which tokens are in use or spent: [`MemoryReplayGuard`] in the process, `RedisReplayGuard`
+/// between processes.
+///
+/// Under tokio, a step that takes longer than a second has failed.
+///
+/// ```
+/// use std::{collections::HashMap, sync::Mutex};
+/// use tower_devicecheck::{
+///     Owner, TokenDigest,
+///     replay::{Claim, GuardError, ReplayGuard, ReplayKey, Reservation},
+/// };
+///
+/// /// Never forgets, so good for nothing but a page of documentation.
+/// #[derive(Default)]
+/// struct Elephant(Mutex<HashMap<(String, TokenDigest), Owner>>);
+///
+/// impl ReplayGuard for Elephant {
+///     async fn reserve(&self, key: &ReplayKey<'_>, claim: &Claim) -> Result<Reservation, GuardError> {
+///         let mut owners = self.0.lock().map_err(|_| GuardError::new("poisoned"))?;
+///         let owner = owners.entry((key.scope().to_owned(), key.digest())).or_insert(claim.owner());
+///         Ok(if *owner == claim.owner() { Reservation::Reserved } else { Reservation::Reused })
+///     }
+///
+///     async fn confirm(&self, key: &ReplayKey<'_>, claim: &Claim) -> Result<Reservation, GuardError> {
+///         self.reserve(key, claim).await
+///     }
+///
+///     async fn release(&self, key: &ReplayKey<'_>, claim: &Claim) -> Result<(), GuardError> {
+///         let mut owners = self.0.lock().map_err(|_| GuardError::new("poisoned"))?;
+///         let key = (key.scope().to_owned(), key.digest());
+///         if owners.get(&key) == Some(&claim.owner()) {
+///             owners.remove(&key);
+///         }
+///         Ok(())
+///     }
+/// }
+/// # let _layer = |verifier: std::sync::Arc<tower_devicecheck::AppleClient>| {
+/// #     tower_devicecheck::DeviceCheckLayer::new(verifier).with_single_use(Elephant::default())
+/// # };
+/// ```
+#[diagnostic::on_unimplemented(
+    note = "use `MemoryReplayGuard` or `RedisReplayGuard`, or implement `reserve`, `confirm`, `release`"
+)]
+pub trait ReplayGuard: Send + Sync + 'static {
+    /// Reserves the token for one request, before Apple is asked.
+    ///
+    /// It must be one atomic step. A reservation that is neither confirmed nor released must lapse by itself,
+    /// but not before Apple's answer can be there: the `AppleClient` gives up after 5 seconds by default.
+    ///
+    /// # Errors
+    ///
+    /// If the guard cannot say. The request is answered with
+    /// [`Unavailable`](crate::Rejection::Unavailable).
+    fn reserve(
+        &self,
+        key: &ReplayKey<'_>,
+        claim: &Claim,
+    ) -> impl Future<Output = Result<Reservation, GuardError>> + Send;
+
+    /// Marks the token as spent: Apple has found it genuine, and the request is about to be admitted.
+    ///
+    /// [`Reservation::Reserved`] if the reservation is still this claim's, or has lapsed with nobody having
+    /// taken it since; [`Reservation::Reused`] otherwise, and the request is rejected.
+    ///
+    /// # Errors
+    ///
+    /// If the guard cannot say. The request is answered with
+    /// [`Unavailable`](crate::Rejection::Unavailable); whether the token is spent is then not known.
+    fn confirm(
+        &self,
+        key: &ReplayKey<'_>,
+        claim: &Claim,
+    ) -> impl Future<Output = Result<Reservation, GuardError>> + Send;
+
+    /// Gives the token free again, if it is reserved under this claim: there was no verdict.
+    ///
+    /// # Errors
+    ///
+    /// If the guard cannot. The reservation then lapses by itself.
+    fn release(
+        &self,
+        key: &ReplayKey<'_>,
+        claim: &Claim,
+    ) -> impl Future<Output = Result<(), GuardError>> + Send;
+
+    /// The same as [`release`](Self::release) for a request whose future was dropped, where nothing can be
+    /// awaited: the client went away. Must not block. Default: nothing, the reservation lapses.
+    fn abandon(&self, key: &ReplayKey<'_>, claim: &Claim) {
+        let _ = (key, claim);
+    }
+}
+
+impl<G: ReplayGuard> ReplayGuard for Arc<G> {
+    fn reserve(
+        &self,
+        key: &ReplayKey<'_>,
+        claim: &Claim,
+    ) -> impl Future<Output = Result<Reservation, GuardError>> + Send {
+        G::reserve(self, key, claim)
+    }
+
+    fn confirm(
+        &self,
+        key: &ReplayKey<'_>,
+        claim: &Claim,
+    ) -> impl Future<Output = Result<Reservation, GuardError>> + Send {
+        G::confirm(self, key, claim)
+    }
+
+    fn release(
+        &self,
+        key: &ReplayKey<'_>,
+        claim: &Claim,
+    ) -> impl Future<Output = Result<(), GuardError>> + Send {
+        G::release(self, key, claim)
+    }
+
+    fn abandon(&self, key: &ReplayKey<'_>, claim: &Claim) {
+        G::abandon(self, key, claim);
+    }
+}
+
+/// The twin of [`ReplayGuard`] that can be a trait object.
+pub(crate) trait ErasedReplayGuard: Send + Sync {
+    fn reserve<'a>(
+        &'a self,
+        key: &'a ReplayKey<'_>,
+        claim: &'a Claim,
+    ) -> BoxFuture<'a, Result<Reservation, GuardError>>;
+    fn confirm<'a>(
+        &'a self,
+        key: &'a ReplayKey<'_>,
+        claim: &'a Claim,
+    ) -> BoxFuture<'a, Result<Reservation, GuardError>>;
+    fn release<'a>(
+        &'a self,
+        key: &'a ReplayKey<'_>,
+        claim: &'a Claim,
+    ) -> BoxFuture<'a, Result<(), GuardError>>;
+    fn abandon(&self, key: &ReplayKey<'_>, claim: &Claim);
+}
+
+impl<G: ReplayGuard> ErasedReplayGuard for G {
+    fn reserve<'a>(
+        &'a self,
+        key: &'a ReplayKey<'_>,
+        claim: &'a Claim,
+    ) -> BoxFuture<'a, Result<Reservation, GuardError>> {
+        Box::pin(ReplayGuard::reserve(self, key, claim))
+    }
+
+    fn confirm<'a>(
+        &'a self,
+        key: &'a ReplayKey<'_>,
+        claim: &'a Claim,
+    ) -> BoxFuture<'a, Result<Reservation, GuardError>> {
+        Box::pin(ReplayGuard::confirm(self, key, claim))
+    }
+
+    fn release<'a>(
+        &'a self,
+        key: &'a ReplayKey<'_>,
+        claim: &'a Claim,
+    ) -> BoxFuture<'a, Result<(), GuardError>> {
+        Box::pin(ReplayGuard::release(self, key, claim))
+    }
+
+    fn abandon(&self, key: &ReplayKey<'_>, claim: &Claim) {
+        ReplayGuard::abandon(self, key, claim);
+    }
+}
+
+/// A guard could not say whether a token is in use.
+#[derive(Debug)]
+pub struct GuardError {
+    source: BoxError,
+}
+
+impl GuardError {
+    /// An error with this cause, which must hold no secret: it is logged.
+    pub fn new(source: impl Into<BoxError>) -> Self {
+        Self { source: source.into() }
+    }
+}
+
+impl fmt::Display for GuardError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the replay guard failed")
+    }
+}
+
+impl Error for GuardError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&*self.source)
+    }
+}
