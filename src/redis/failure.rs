@@ -1,0 +1,51 @@
+//! Why there is no answer from Redis.
+
+use std::{error::Error, fmt, time::Duration};
+
+use redis::{ErrorKind, RedisError};
+
+/// Why there is no answer from Redis.
+#[derive(Debug)]
+pub(crate) enum LinkError {
+    /// It has not answered lately, and was not asked.
+    Down,
+    /// No answer in time.
+    Late(Duration),
+    /// An error from the server or the client.
+    Redis(RedisError),
+    /// A value that this crate has not written.
+    Rubbish,
+}
+
+impl LinkError {
+    /// Whether the server cannot be talked to, rather than declines.
+    pub(super) fn is_unreachable(&self) -> bool {
+        match self {
+            Self::Down | Self::Late(_) => true,
+            Self::Redis(error) => {
+                error.is_io_error() || error.is_unrecoverable_error() || error.kind() == ErrorKind::Parse
+            }
+            Self::Rubbish => false,
+        }
+    }
+}
+
+impl fmt::Display for LinkError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Down => f.write_str("Redis has not answered lately"),
+            Self::Late(limit) => write!(f, "Redis has not answered within {} ms", limit.as_millis()),
+            Self::Redis(error) => error.fmt(f),
+            Self::Rubbish => f.write_str("a value in Redis is not one that this version wrote"),
+        }
+    }
+}
+
+impl Error for LinkError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Redis(error) => error.source(),
+            _ => None,
+        }
+    }
+}
