@@ -14,7 +14,10 @@ pub(crate) use web_time::Instant;
 use std::{
     future::poll_fn,
     pin::pin,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     task::Poll,
     time::Duration,
 };
@@ -95,6 +98,11 @@ pub(crate) async fn within<F: Future>(limit: Duration, future: F) -> Result<F::O
         end.as_mut().as_pin_mut().map_or(Poll::Pending, |end| end.poll(cx).map(|()| Err(Elapsed)))
     })
     .await
+}
+
+/// Locks, poisoned or not: what this crate keeps behind a mutex is whole at every point where code can panic.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Heard even when the future beside it has used up its share of tokio's time.

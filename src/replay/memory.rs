@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     fmt,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
     time::Duration,
 };
 
@@ -14,7 +14,7 @@ use crate::{
     replay::claim::{Claim, ReplayKey, Reservation},
     replay::guard::{DEFAULT_LEASE, DEFAULT_RETENTION, GuardError, ReplayGuard},
     replay::owner::Owner,
-    runtime::Instant,
+    runtime::{Instant, lock},
 };
 
 /// Remembers tokens in the memory of this process.
@@ -114,8 +114,7 @@ impl MemoryReplayGuard {
     }
 
     fn tokens(&self) -> MutexGuard<'_, Tokens> {
-        // Nothing that runs under the lock can leave the tokens half changed.
-        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.tokens)
     }
 
     fn spend(&self, tokens: &mut Tokens, id: [u8; 32], claim: &Claim, now: Instant) {
