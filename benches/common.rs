@@ -11,8 +11,7 @@ use http::{HeaderValue, Request, Response};
 use http_body_util::Empty;
 use tower::{service_fn, util::ServiceFn};
 use tower_devicecheck::{
-    DeviceCheckLayer, DeviceToken, DeviceVerifier, Environment, Verdict, VerifiedDevice, VerifyError,
-    testing::tokens,
+    DeviceCheckLayer, DeviceVerifier, TokenQuestion, Verdict, VerifiedDevice, VerifyError, testing::tokens,
 };
 
 use crate::baseline::{Afternoon, TOKEN_HEADER, Verify};
@@ -24,7 +23,7 @@ pub(crate) const TEAM_ID: &str = "TEAM123456";
 pub(crate) struct Instantly(pub(crate) Verdict);
 
 impl DeviceVerifier for Instantly {
-    async fn verify(&self, _: &DeviceToken, _: Environment) -> Result<Verdict, VerifyError> {
+    async fn verify(&self, _: TokenQuestion<'_>) -> Result<Verdict, VerifyError> {
         Ok(self.0)
     }
 

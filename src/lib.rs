@@ -179,24 +179,28 @@ pub use self::apple::{
 #[cfg(feature = "axum")]
 pub use self::gate::extract::MissingDevice;
 pub use self::{
-    apple::{DeviceToken, MAX_TOKEN_LENGTH},
+    apple::{DeviceToken, MAX_TOKEN_LENGTH, Verdict},
     device_check::{
         cache,
         debug_token::{DebugTokenError, DebugTokens},
         token_source::{BearerToken, HeaderToken, TokenSource},
-        verifier::{DeviceVerifier, VerifyError, VerifyErrorKind},
+        verifier::{DeviceVerifier, TokenQuestion},
     },
     gate::{
+        DeviceCheck, Gate,
         body::ResponseBody,
         credential::{Candidate, TokenDigest},
-        decision::{DeviceOutcome, Evidence, Verdict, VerifiedDevice},
+        decision::{DeviceOutcome, Enforcement, Evidence, Rejected, VerifiedDevice},
+        error::{VerifyError, VerifyErrorKind},
         future::ResponseFuture,
+        gate_body::{GateBody, HeadOnly, ReadBodies},
         observer::{Event, Observer, Outcome, TracingObserver},
+        proof::{Facts, Proof, Step},
         rejection::{MalformedToken, ProblemDetails, Rejection, RejectionResponse},
         routing::{Environment, EnvironmentHeader, Route, RoutingPolicy, UnknownEnvironment},
-        service::DeviceCheck,
+        service::Gated,
     },
-    layer::{DeviceCheckLayer, Enforcement},
+    layer::{DeviceCheckLayer, LayerError},
     replay::owner::Owner,
 };
 

@@ -22,6 +22,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::BoxFuture;
 use web_time::UNIX_EPOCH;
 
 /// One reading of both clocks. Decisions about time take it as an argument, which makes them pure.
@@ -103,6 +104,14 @@ pub(crate) async fn within<F: Future>(limit: Duration, future: F) -> Result<F::O
 /// Locks, poisoned or not: what this crate keeps behind a mutex is whole at every point where code can panic.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A deadline that a state machine holds.
+pub(crate) type Timer = BoxFuture<'static, ()>;
+
+/// Ends after `limit`. `None` where no clock runs that could end it.
+pub(crate) fn boxed_timer(limit: Duration) -> Option<Timer> {
+    timer(limit).map(|timer| Box::pin(timer) as Timer)
 }
 
 /// Heard even when the future beside it has used up its share of tokio's time.

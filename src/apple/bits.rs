@@ -3,7 +3,7 @@
 use std::{error::Error, fmt};
 
 use crate::{
-    device_check::verifier::{VerifyError, VerifyErrorKind},
+    gate::error::{VerifyError, VerifyErrorKind},
     gate::rejection::Rejection,
 };
 

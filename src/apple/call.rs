@@ -20,7 +20,7 @@ use crate::{
         transport::{self, ErasedTransport},
         wire::{self, Answer, Class, Question, TransactionIds},
     },
-    device_check::verifier::VerifyError,
+    gate::error::VerifyError,
     gate::routing::Environment,
     runtime::{Instant, Moment, SystemTime, within},
 };

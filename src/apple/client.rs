@@ -9,6 +9,7 @@ use bytes::Bytes;
 use tracing::{Level, event};
 
 use crate::{
+    apple::token::Verdict,
     apple::{
         bits::{Bits, BitsError},
         call::Caller,
@@ -16,9 +17,9 @@ use crate::{
         token::DeviceToken,
         wire::Question,
     },
-    device_check::verifier::{DeviceVerifier, VerifyError},
     gate::credential::Candidate,
-    gate::decision::{Verdict, VerifiedDevice},
+    gate::decision::VerifiedDevice,
+    gate::error::VerifyError,
     gate::observer::TARGET,
     gate::routing::Environment,
 };
@@ -96,8 +97,13 @@ impl AppleClient {
     }
 
     async fn ask_about(&self, question: Question, device: &VerifiedDevice) -> Result<Bytes, BitsError> {
-        let token = device.token().ok_or(BitsError::NO_DEVICE_TOKEN)?;
+        let text = device.text().ok_or(BitsError::NO_DEVICE_TOKEN)?;
+        let token = &DeviceToken::try_from(text.clone()).map_err(|_| BitsError::NO_DEVICE_TOKEN)?;
         self.caller.ask(question, token, device.environment()).await?.ok_or(BitsError::REFUSED_TOKEN)
+    }
+
+    pub(crate) fn team_id(&self) -> &str {
+        &self.caller.team_id
     }
 
     /// Asks about a token that no device made, to see whether Apple accepts the credentials: it judges them
@@ -128,17 +134,6 @@ impl AppleClient {
         event!(target: TARGET, Level::DEBUG, key_id = credentials.key_id(), "credentials rotated");
         *self.caller.credentials.write().unwrap_or_else(PoisonError::into_inner) = credentials;
         Ok(())
-    }
-}
-
-/// The scope is the team id.
-impl DeviceVerifier for AppleClient {
-    async fn verify(&self, token: &DeviceToken, environment: Environment) -> Result<Verdict, VerifyError> {
-        self.validate(token, environment).await
-    }
-
-    fn scope(&self) -> &str {
-        &self.caller.team_id
     }
 }
 

@@ -24,7 +24,7 @@ mod provider_token;
 mod reqwest_transport;
 #[cfg(test)]
 mod tests;
-mod token;
+pub(crate) mod token;
 #[cfg(feature = "_apple")]
 mod transport;
 #[cfg(feature = "_apple")]
@@ -32,7 +32,7 @@ mod wire;
 
 #[cfg(all(feature = "_apple", feature = "reqwest", not(target_arch = "wasm32")))]
 pub use self::reqwest_transport::ReqwestTransport;
-pub use self::token::{DeviceToken, MAX_TOKEN_LENGTH};
+pub use self::token::{DeviceToken, MAX_TOKEN_LENGTH, Verdict};
 #[cfg(feature = "_apple")]
 pub use self::{
     bits::{Bits, BitsError, BitsErrorKind},

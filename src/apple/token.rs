@@ -23,6 +23,17 @@ const CANONICAL: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::RequireNone),
 );
 
+/// Apple's answer about a device token. That there was no answer is a
+/// [`VerifyError`](crate::VerifyError), not a verdict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(clippy::exhaustive_enums, reason = "a token is genuine or it is not")]
+pub enum Verdict {
+    /// The token is one that Apple made for your team's app on a genuine device.
+    Genuine,
+    /// It is not: forged, expired, of another team or of the other environment. Apple does not say which.
+    Refused,
+}
+
 /// A device token in its one accepted spelling: standard base64, canonical padding or none, zero trailing
 /// bits, at most [`MAX_TOKEN_LENGTH`] characters.
 ///
@@ -50,13 +61,12 @@ impl DeviceToken {
 
     /// The bytes of [`expose`](Self::expose), without asking again whether they are text.
     pub(crate) fn as_bytes(&self) -> &[u8] {
-        self.0.unpadded().unwrap_or_default()
+        unpadded(&self.0).unwrap_or_default()
     }
 
-    /// Wraps a candidate whose unpadded bytes are known to have passed the whole check before.
-    #[cfg_attr(not(feature = "memory-cache"), allow(dead_code))]
-    pub(crate) fn known_canonical(candidate: Candidate) -> Self {
-        Self(candidate)
+    /// The text as it was shown, padding included.
+    pub(crate) fn into_text(self) -> Candidate {
+        self.0
     }
 }
 
@@ -64,7 +74,7 @@ impl TryFrom<Candidate> for DeviceToken {
     type Error = MalformedToken;
 
     fn try_from(candidate: Candidate) -> Result<Self, MalformedToken> {
-        let text = candidate.unpadded()?;
+        let text = unpadded(&candidate)?;
         // Looks at every byte even after a bad one, because the compiler can do that many bytes at a time.
         let in_alphabet = text
             .iter()
@@ -96,25 +106,23 @@ impl fmt::Debug for DeviceToken {
     }
 }
 
-impl Candidate {
-    /// The text without its padding, if its length and padding are possible for a canonical token.
-    ///
-    /// This is all of the syntax check but the alphabet and the trailing bits. Those depend on nothing but
-    /// the bytes returned here, so whoever has seen the same bytes pass the whole check need not repeat it.
-    pub(crate) fn unpadded(&self) -> Result<&[u8], MalformedToken> {
-        let text = self.as_bytes();
-        if text.is_empty() {
-            return Err(MalformedToken::Empty);
-        }
-        if text.len() > MAX_TOKEN_LENGTH {
-            return Err(MalformedToken::TooLong);
-        }
-        let ([unpadded @ .., b'=', b'='] | [unpadded @ .., b'=']) = text else {
-            return Ok(text);
-        };
-        let canonical_padding = text.len().is_multiple_of(4) && !unpadded.is_empty();
-        if canonical_padding { Ok(unpadded) } else { Err(MalformedToken::NotCanonical) }
+/// The text without its padding, if its length and padding are possible for a canonical token.
+///
+/// This is all of the syntax check but the alphabet and the trailing bits. Those depend on the bytes returned here
+/// alone, so the same bytes need the whole check only once.
+pub(crate) fn unpadded(candidate: &Candidate) -> Result<&[u8], MalformedToken> {
+    let text = candidate.as_bytes();
+    if text.is_empty() {
+        return Err(MalformedToken::Empty);
     }
+    if text.len() > MAX_TOKEN_LENGTH {
+        return Err(MalformedToken::TooLong);
+    }
+    let ([unpadded @ .., b'=', b'='] | [unpadded @ .., b'=']) = text else {
+        return Ok(text);
+    };
+    let canonical_padding = text.len().is_multiple_of(4) && !unpadded.is_empty();
+    if canonical_padding { Ok(unpadded) } else { Err(MalformedToken::NotCanonical) }
 }
 
 #[cfg(test)]
@@ -182,8 +190,8 @@ mod tests {
     #[test]
     fn a_part_outside_of_the_value_is_empty() {
         let value = HeaderValue::from_static("AgAA");
-        assert_eq!(Candidate::part(value.clone(), 9..12).unpadded(), Err(MalformedToken::Empty));
-        assert_eq!(Candidate::part(value, 2..usize::MAX).unpadded(), Ok(&b"AA"[..]));
+        assert_eq!(unpadded(&Candidate::part(value.clone(), 9..12)), Err(MalformedToken::Empty));
+        assert_eq!(unpadded(&Candidate::part(value, 2..usize::MAX)), Ok(&b"AA"[..]));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use web_time::UNIX_EPOCH;
 
 use crate::{
     apple::{provider_token::ProviderToken, token::DeviceToken},
-    device_check::verifier::VerifyError,
+    gate::error::VerifyError,
     gate::routing::Environment,
     runtime::{Moment, SystemTime, since_epoch},
 };

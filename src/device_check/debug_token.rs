@@ -5,7 +5,7 @@ use std::{error::Error, fmt, sync::Arc};
 use http::{HeaderMap, HeaderName};
 use subtle::{Choice, ConstantTimeEq};
 
-use crate::{device_check::token_source::take_only, gate::credential::TokenDigest, runtime::SystemTime};
+use crate::{gate::credential::TokenDigest, gate::headers::take_only, runtime::SystemTime};
 
 /// Named secrets that stand in for a device token where there is no device: simulators and CI.
 ///
@@ -104,7 +104,7 @@ impl DebugTokens {
     }
 
     /// The name of the unexpired token whose secret `text` is. Takes the same time whichever it is.
-    pub(crate) fn find(&self, text: &[u8], now: SystemTime) -> Option<&Arc<str>> {
+    pub(super) fn find(&self, text: &[u8], now: SystemTime) -> Option<&Arc<str>> {
         if !(Self::MIN_LENGTH..=Self::MAX_LENGTH).contains(&text.len()) {
             return None;
         }
@@ -120,10 +120,19 @@ impl DebugTokens {
         found
     }
 
-    /// Removes the header of debug tokens and finds the token in it. Repeated, it counts as absent.
-    pub(crate) fn take(&self, headers: &mut HeaderMap, now: SystemTime) -> Option<&Arc<str>> {
-        let value = take_only(headers, &self.header).ok().flatten()?;
-        self.find(value.as_bytes(), now)
+    /// Removes the header of debug tokens and finds the token in it: `None` where there is no such header,
+    /// `Some(None)` where it holds no unexpired token, or comes more than once.
+    pub(super) fn take(&self, headers: &mut HeaderMap, now: SystemTime) -> Option<Option<&Arc<str>>> {
+        match take_only(headers, &self.header) {
+            Ok(None) => None,
+            Ok(Some(value)) => Some(self.find(value.as_bytes(), now)),
+            Err(_) => Some(None),
+        }
+    }
+
+    /// Removes the header of debug tokens.
+    pub(super) fn strip(&self, headers: &mut HeaderMap) {
+        headers.remove(&self.header);
     }
 }
 

@@ -1,9 +1,14 @@
-//! A device token, judged by Apple, or a debug token in its place.
+//! A proof: a device token, judged by Apple, or a debug token that stands in for one.
+//!
+//! [`proof`] takes the credential out of a request and judges it from this process's memory; [`ask`] asks the
+//! shared cache and Apple about a token that the process does not remember.
 
+mod ask;
 pub mod cache;
 pub(crate) mod debug_token;
-pub(crate) mod erased;
-pub(crate) mod pipeline;
-pub(crate) mod single_flight;
+mod evidence;
+pub(crate) mod proof;
+pub(crate) mod settings;
+mod single_flight;
 pub(crate) mod token_source;
 pub(crate) mod verifier;

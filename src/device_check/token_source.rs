@@ -2,9 +2,13 @@
 
 use std::fmt;
 
-use http::{HeaderMap, HeaderName, HeaderValue, header::AUTHORIZATION, request};
+use http::{HeaderName, HeaderValue, header::AUTHORIZATION, request};
 
-use crate::gate::{credential::Candidate, rejection::MalformedToken};
+use crate::gate::{
+    credential::Candidate,
+    headers::{after_scheme, is_bearer, take_only},
+    rejection::MalformedToken,
+};
 
 /// Finds the device token in a request and takes it out, so that it does not reach the inner service.
 ///
@@ -104,10 +108,11 @@ impl TokenSource for BearerToken {
             return Ok(None);
         };
         let text = value.as_bytes();
+        let scheme = text.len() - after_scheme(&value).len();
         let token_start = match text.iter().rposition(|byte| *byte == b'.') {
             Some(dot) => {
                 let left = &text[..dot];
-                if left.len() > SCHEME.len()
+                if left.len() > scheme
                     && let Ok(mut left) = HeaderValue::from_bytes(left)
                 {
                     left.set_sensitive(true);
@@ -115,37 +120,11 @@ impl TokenSource for BearerToken {
                 }
                 dot + 1
             }
-            None => SCHEME.len(),
+            None => scheme,
         };
         let end = text.len();
         Ok(Some(Candidate::part(value, token_start..end)))
     }
-}
-
-const SCHEME: &str = "Bearer ";
-
-pub(crate) fn is_bearer(value: &HeaderValue) -> bool {
-    value.as_bytes().get(..SCHEME.len()).is_some_and(|start| start.eq_ignore_ascii_case(SCHEME.as_bytes()))
-}
-
-/// What follows the scheme in a value for which [`is_bearer`] holds.
-#[cfg(feature = "split-key")]
-pub(crate) fn after_scheme(value: &HeaderValue) -> &[u8] {
-    value.as_bytes().get(SCHEME.len()..).unwrap_or_default()
-}
-
-/// Removes every value of a header and returns it if it was the only one.
-pub(crate) fn take_only(
-    headers: &mut HeaderMap,
-    name: &HeaderName,
-) -> Result<Option<HeaderValue>, MalformedToken> {
-    let mut values = headers.get_all(name).iter();
-    if values.next().is_none() {
-        return Ok(None);
-    }
-    let repeated = values.next().is_some();
-    let value = headers.remove(name);
-    if repeated { Err(MalformedToken::Repeated) } else { Ok(value) }
 }
 
 #[cfg(test)]

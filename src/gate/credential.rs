@@ -61,7 +61,9 @@ impl fmt::Debug for Candidate {
 pub struct TokenDigest([u8; 32]);
 
 impl TokenDigest {
-    pub(crate) fn of(text: &[u8]) -> Self {
+    /// The digest of a credential's canonical text.
+    #[must_use]
+    pub fn of(text: &[u8]) -> Self {
         Self(Sha256::digest(text).into())
     }
 

@@ -1,112 +1,286 @@
-//! Apple's answer about a token, and what the inner service sees of it.
+//! Decisions about requests, and the extensions in which the inner service finds them.
 
-use std::{fmt, sync::Arc};
+use std::{any::Any, fmt, sync::Arc};
 
 use crate::{
-    apple::DeviceToken, gate::credential::TokenDigest, gate::rejection::Rejection,
-    gate::routing::Environment, runtime::SystemTime,
+    gate::{
+        credential::{Candidate, TokenDigest},
+        error::VerifyError,
+        rejection::Rejection,
+        routing::Environment,
+    },
+    runtime::SystemTime,
 };
 
-/// Apple's answer about a device token. That there was no answer is a
-/// [`VerifyError`](crate::VerifyError), not a verdict.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[allow(clippy::exhaustive_enums, reason = "a token is genuine or it is not")]
-pub enum Verdict {
-    /// The token is one that Apple made for your team's app on a genuine device.
-    Genuine,
-    /// It is not: forged, expired, of another team or of the other environment. Apple does not say which.
-    Refused,
-}
-
-/// What a [`VerifiedDevice`] rests on.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// The layer's treatment of rejected requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Evidence {
-    /// Apple was asked for this request, or for another one with the same token at the same time.
-    Apple,
-    /// Apple was asked earlier, and the verdict was still good.
-    Cache,
-    /// No device at all: the debug token of this name.
-    DebugToken(Arc<str>),
+pub enum Enforcement {
+    /// The layer answers the request, which does not reach the inner service. The default.
+    #[default]
+    Enforce,
+    /// The request reaches the inner service all the same. Every request that is not exempt carries a
+    /// [`DeviceOutcome`]. For a roll-out.
+    ///
+    /// A request still waits for the check, during an outage of Apple's for all of its deadline.
+    ///
+    /// # Danger
+    ///
+    /// Nothing is protected: every request reaches the inner service.
+    Monitor,
 }
 
-/// `apple`, `cache`, or `debug-token:` and its name.
+/// The grounds on which a [`VerifiedDevice`] was verified: by which proof, and on what basis.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Evidence {
+    proof: &'static str,
+    basis: &'static str,
+    name: Option<Arc<str>>,
+    grade: Grade,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Grade {
+    Fresh,
+    Remembered,
+    StandIn,
+}
+
+impl Evidence {
+    const fn new(proof: &'static str, basis: &'static str, grade: Grade) -> Self {
+        Self { proof, basis, name: None, grade }
+    }
+
+    /// `proof` checked the credential for this request, or for another one with the same credential at the
+    /// same time. `basis` is one lower-case word for logs, such as `apple`.
+    #[must_use]
+    pub const fn fresh(proof: &'static str, basis: &'static str) -> Self {
+        Self::new(proof, basis, Grade::Fresh)
+    }
+
+    /// `proof` remembered an earlier check.
+    #[must_use]
+    pub const fn remembered(proof: &'static str, basis: &'static str) -> Self {
+        Self::new(proof, basis, Grade::Remembered)
+    }
+
+    /// `proof` accepted a secret called `name`, behind which there is no device at all. The default observer
+    /// warns of each such admission.
+    #[must_use]
+    pub const fn stand_in(proof: &'static str, basis: &'static str, name: Arc<str>) -> Self {
+        Self { proof, basis, name: Some(name), grade: Grade::StandIn }
+    }
+
+    /// The [scheme](crate::Proof::scheme) of the proof that decided.
+    #[must_use]
+    pub const fn proof(&self) -> &'static str {
+        self.proof
+    }
+
+    /// The basis in one word: `apple`, `cache` or `debug-token` for a device token.
+    #[must_use]
+    pub const fn basis(&self) -> &'static str {
+        self.basis
+    }
+
+    /// The name of the secret, where a secret stands in for a device.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
+    /// Whether the credential was checked just now, not remembered, and a device stands behind it.
+    #[must_use]
+    pub const fn is_fresh(&self) -> bool {
+        matches!(self.grade, Grade::Fresh)
+    }
+
+    /// Whether a secret stands in for a device.
+    #[must_use]
+    pub const fn is_stand_in(&self) -> bool {
+        matches!(self.grade, Grade::StandIn)
+    }
+}
+
+/// The basis, followed by a colon and the name where there is one: `debug-token:ci`.
 impl fmt::Display for Evidence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Apple => f.write_str("apple"),
-            Self::Cache => f.write_str("cache"),
-            Self::DebugToken(name) => write!(f, "debug-token:{name}"),
+        f.write_str(self.basis)?;
+        match &self.name {
+            Some(name) => write!(f, ":{name}"),
+            None => Ok(()),
         }
     }
 }
 
 /// The request came from a genuine device: the extension that the inner service finds.
 ///
-/// [`DeviceCheck`](crate::DeviceCheck) makes it, and removes any that is already in the request.
-/// Cloning is cheap.
+/// A [proof](crate::Proof) makes it by [`Facts::verified`](crate::Facts::verified); the gate inserts it, and
+/// removes any that is already in the request. Cloning is cheap.
 #[derive(Clone, Debug)]
 pub struct VerifiedDevice {
     environment: Environment,
     evidence: Evidence,
     digest: TokenDigest,
     verified_at: SystemTime,
-    /// `None` for a debug token.
-    #[cfg_attr(not(feature = "_apple"), allow(dead_code))]
-    token: Option<DeviceToken>,
+    keepsake: Keepsake,
+    subject: Option<Arc<str>>,
+}
+
+/// The part of a credential that its proof needs later.
+#[derive(Clone)]
+enum Keepsake {
+    Nothing,
+    /// The text that the client showed. It needs no allocation.
+    Text(Candidate),
+    Value(Arc<dyn Any + Send + Sync>),
+}
+
+impl fmt::Debug for Keepsake {
+    // It may be a secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("..")
+    }
 }
 
 impl VerifiedDevice {
     pub(crate) const fn new(
-        token: DeviceToken,
         digest: TokenDigest,
         environment: Environment,
         evidence: Evidence,
         verified_at: SystemTime,
     ) -> Self {
-        Self { environment, evidence, digest, verified_at, token: Some(token) }
+        Self { environment, evidence, digest, verified_at, keepsake: Keepsake::Nothing, subject: None }
     }
 
-    pub(crate) fn from_debug_token(name: Arc<str>, environment: Environment, now: SystemTime) -> Self {
-        let evidence = Evidence::DebugToken(name);
-        // The digest of the debug token itself would let readers of logs guess weak ones offline.
-        let digest = TokenDigest::of(evidence.to_string().as_bytes());
-        Self { environment, evidence, digest, verified_at: now, token: None }
+    /// The same device, which keeps the text that the client showed.
+    pub(crate) fn with_text(mut self, text: Candidate) -> Self {
+        self.keepsake = Keepsake::Text(text);
+        self
     }
 
-    /// Which of Apple's servers accepted the token.
+    /// The same device in another environment. Default: the first one that the route admits.
+    #[must_use]
+    pub fn with_environment(mut self, environment: Environment) -> Self {
+        self.environment = environment;
+        self
+    }
+
+    /// The same device, verified at another time. Default: the time of the request.
+    #[must_use]
+    pub fn with_verified_at(mut self, verified_at: SystemTime) -> Self {
+        self.verified_at = verified_at;
+        self
+    }
+
+    /// The same device with a stable pseudonym, where the proof has one.
+    #[must_use]
+    pub fn with_subject(mut self, subject: Arc<str>) -> Self {
+        self.subject = Some(subject);
+        self
+    }
+
+    /// The same device with a value that its proof needs later. `Debug` does not show it.
+    #[must_use]
+    pub fn with_value(mut self, value: Arc<dyn Any + Send + Sync>) -> Self {
+        self.keepsake = Keepsake::Value(value);
+        self
+    }
+
+    /// The environment in which the device was verified: for a device token, the one whose server accepted it.
     #[must_use]
     pub const fn environment(&self) -> Environment {
         self.environment
     }
 
-    /// What the verification rests on.
+    /// The grounds on which the device was verified.
     #[must_use]
     pub const fn evidence(&self) -> &Evidence {
         &self.evidence
     }
 
-    /// SHA-256 of the token; of `debug-token:` and its name for a debug token. It identifies the token, not
-    /// the device: the same device has another digest with its next token.
+    /// SHA-256 of the credential; of `debug-token:` and its name for a debug token.
+    ///
+    /// It identifies the token, not the device: the same device has another digest with its next token.
     #[must_use]
     pub const fn digest(&self) -> TokenDigest {
         self.digest
     }
 
-    /// When the check with Apple began.
+    /// The time at which the check began.
     #[must_use]
     pub const fn verified_at(&self) -> SystemTime {
         self.verified_at
     }
 
+    /// A stable pseudonym of the device or its key; `None` for a device token, which has none.
+    #[must_use]
+    pub fn subject(&self) -> Option<&str> {
+        self.subject.as_deref()
+    }
+
+    /// The value that the proof left with [`with_value`](Self::with_value), if it is a `T`.
+    #[must_use]
+    pub fn value<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
+        match &self.keepsake {
+            Keepsake::Value(value) => Arc::clone(value).downcast().ok(),
+            _ => None,
+        }
+    }
+
     #[cfg_attr(not(feature = "_apple"), allow(dead_code))]
-    pub(crate) const fn token(&self) -> Option<&DeviceToken> {
-        self.token.as_ref()
+    pub(crate) const fn text(&self) -> Option<&Candidate> {
+        match &self.keepsake {
+            Keepsake::Text(text) => Some(text),
+            _ => None,
+        }
     }
 }
 
-/// The extension that [`Enforcement::Monitor`](crate::Enforcement::Monitor) leaves in every request that is
-/// not exempt: what [`Enforcement::Enforce`](crate::Enforcement::Enforce) would have done with it.
+/// A rejection, and what only observers and logs may see of it.
+#[derive(Clone, Debug)]
+pub struct Rejected {
+    pub(super) rejection: Rejection,
+    pub(super) environment: Option<Environment>,
+    pub(super) digest: Option<TokenDigest>,
+    pub(super) error: Option<VerifyError>,
+}
+
+impl Rejected {
+    pub(crate) const fn rejection(&self) -> Rejection {
+        self.rejection
+    }
+
+    /// The same with the digest of the credential that was judged.
+    #[must_use]
+    pub fn with_digest(mut self, digest: TokenDigest) -> Self {
+        self.digest = Some(digest);
+        self
+    }
+
+    /// The same with the environment that answered last. Default: the first one that the route admits.
+    #[must_use]
+    pub fn with_environment(mut self, environment: Environment) -> Self {
+        self.environment = Some(environment);
+        self
+    }
+}
+
+impl From<Rejection> for Rejected {
+    fn from(rejection: Rejection) -> Self {
+        Self { rejection, environment: None, digest: None, error: None }
+    }
+}
+
+/// The client gets the [rejection of the error](Rejection#impl-From<%26VerifyError>-for-Rejection), the operator the error.
+impl From<VerifyError> for Rejected {
+    fn from(error: VerifyError) -> Self {
+        Self { error: Some(error.clone()), ..Rejection::from(&error).into() }
+    }
+}
+
+/// The extension that [`Enforcement::Monitor`] leaves in every request that is not exempt: what
+/// [`Enforcement::Enforce`] would have done with it.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum DeviceOutcome {

@@ -1,4 +1,4 @@
-//! The response future.
+//! The response future: from a request to the inner service, by a decision that may take time.
 
 use std::{
     fmt,
@@ -9,180 +9,274 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{Request, Response, request};
+use http::{HeaderMap, Request, Response, StatusCode, request};
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
-use crate::{gate::body::ResponseBody, layer::Gate};
+use crate::gate::{
+    body::ResponseBody,
+    gate_body::{BodyDigest, ReadBodies, TakesBody},
+    proof::AfterBody,
+    rejection::Rejection,
+};
+
+/// Decides which requests reach an inner service, at once or after a while. Not for others to implement.
+#[doc(hidden)]
+#[allow(unnameable_types, reason = "sealed")]
+pub trait Decide: Sized {
+    type Mode;
+    /// The part of a request that the decision needs again when an answer is there.
+    type Kept;
+    type Answer;
+
+    /// Begins with a request. It may take from the request and put into it.
+    fn admit(self: &Arc<Self>, head: &mut request::Parts) -> Progress<Self>;
+
+    /// Goes on with an answer.
+    fn answered(kept: Self::Kept, answer: Self::Answer, head: &mut request::Parts) -> Progress<Self>;
+
+    /// Goes on with the body. A decision that never reads one keeps this.
+    fn body_read(
+        kept: Self::Kept,
+        then: AfterBody,
+        digest: BodyDigest,
+        head: &mut request::Parts,
+    ) -> Progress<Self> {
+        let _ = (kept, then, digest, head);
+        let mut response = Response::default();
+        *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+        Progress::Respond(response)
+    }
+}
+
+/// The next thing to do with a request.
+#[doc(hidden)]
+#[allow(
+    missing_debug_implementations,
+    unnameable_types,
+    clippy::exhaustive_enums,
+    reason = "private in all but name"
+)]
+pub enum Progress<D: Decide> {
+    /// Call the inner service, and append these headers to its response.
+    Forward(Option<Box<HeaderMap>>),
+    /// Answer without the inner service.
+    Respond(Response<Bytes>),
+    /// Wait for an answer.
+    Wait(BoxFuture<'static, D::Answer>, D::Kept),
+    /// Read the body.
+    Read(ReadBodies, AfterBody, D::Kept),
+}
 
 pin_project! {
-    /// The response future of [`DeviceCheck`](crate::DeviceCheck).
+    /// The response future of [`DeviceCheck`](crate::DeviceCheck) and its kin.
     ///
-    /// Dropping it disturbs no other request, even if both wait for the same check. The last one to be
-    /// dropped ends the check.
+    /// Dropping it disturbs no other request, even if both wait for the same check. The last one to be dropped
+    /// ends the check.
     #[must_use = "futures do nothing unless polled"]
-    pub struct ResponseFuture<S, B>
+    pub struct ResponseFuture<S, B, D>
     where
-        S: Service<Request<B>>,
+        D: Decide,
+        D::Mode: TakesBody<B>,
+        S: Service<Request<<D::Mode as TakesBody<B>>::Body>>,
     {
         #[pin]
-        slow: Slow<S, B, Gate>,
+        state: State<S, B, D, D::Mode>,
     }
-}
-
-impl<S: Service<Request<B>>, B> ResponseFuture<S, B> {
-    pub(crate) fn start(inner: &mut S, gate: &Arc<Gate>, request: Request<B>) -> Self
-    where
-        S: Clone,
-    {
-        Self { slow: Slow::start(inner, gate, request) }
-    }
-}
-
-impl<S, B, ResBody> Future for ResponseFuture<S, B>
-where
-    S: Service<Request<B>, Response = Response<ResBody>>,
-{
-    type Output = Result<Response<ResponseBody<ResBody>>, S::Error>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.project().slow.poll(cx)
-    }
-}
-
-/// Decides about requests, at once or after a while.
-pub(crate) trait Decide {
-    /// What is to be found out about a request.
-    type Inquiry;
-    type Decision;
-
-    /// Decides at once if that is possible. It may take from the request and put into it.
-    fn admit(&self, head: &mut request::Parts) -> Admission<Self::Inquiry>;
-
-    /// Decides when everything is found out.
-    fn resolve(self: Arc<Self>, inquiry: Self::Inquiry) -> BoxFuture<'static, Self::Decision>;
-
-    /// Carries a decision out on the request that it is about. Returns the response to a request that shall not
-    /// reach the inner service.
-    fn conclude(&self, decision: Self::Decision, head: &mut request::Parts) -> Option<Response<Bytes>>;
-}
-
-/// What can be done with a request at once.
-pub(crate) enum Admission<I> {
-    Admitted,
-    Rejected(Response<Bytes>),
-    Unknown(I),
 }
 
 pin_project! {
-    /// From a request to the inner service, by a decision that may take time.
-    #[project = SlowProj]
-    pub(crate) enum Slow<S, B, G>
+    // The request and the inner service wait beside the boxed answer, so that nothing is demanded of their types.
+    #[project = StateProj]
+    #[project_replace = StateOwned]
+    enum State<S, B, D, M>
     where
-        S: Service<Request<B>>,
-        G: Decide,
+        D: Decide,
+        M: TakesBody<B>,
+        S: Service<Request<M::Body>>,
     {
-        /// Waits for the decision. Only that is boxed: the request and the inner service wait beside it, so
-        /// that nothing is demanded of their types.
-        Resolving { decision: BoxFuture<'static, G::Decision>, gate: Arc<G>, waiting: Option<Waiting<S, B>> },
-        /// Admitted; the inner service becomes ready.
-        Readying { waiting: Option<Waiting<S, B>> },
-        Forwarding { #[pin] future: S::Future },
-        Rejected { response: Option<Response<Bytes>> },
+        Waiting { answer: BoxFuture<'static, D::Answer>, kept: D::Kept, request: Held<S, WaitingBody<B, M>> },
+        Reading { reading: Box<M::Reading>, then: AfterBody, kept: D::Kept, request: Held<S, ()> },
+        /// The request is admitted; the inner service becomes ready.
+        Readying { request: Held<S, M::Body>, headers: Option<Box<HeaderMap>> },
+        Forwarding { #[pin] future: S::Future, headers: Option<Box<HeaderMap>> },
+        Rejected { response: Response<Bytes> },
+        Done,
     }
 }
 
 /// An unready service and the request that it may get.
-pub(crate) struct Waiting<S, B> {
+struct Held<S, B> {
     inner: S,
     head: request::Parts,
     body: B,
 }
 
-impl<S: Service<Request<B>>, B, G: Decide> Slow<S, B, G> {
+enum WaitingBody<B, M: TakesBody<B>> {
+    Unread(B),
+    Read(M::Body),
+}
+
+impl<S, B, D> ResponseFuture<S, B, D>
+where
+    D: Decide,
+    D::Mode: TakesBody<B>,
+    S: Service<Request<<D::Mode as TakesBody<B>>::Body>> + Clone,
+{
     /// Starts with a request. `inner` was polled ready.
     ///
-    /// Its readiness may hold what others wait for, such as a permit of a concurrency limit. A request that
-    /// does not call it now gives that back; one that may call it later asks again then.
-    pub(crate) fn start(inner: &mut S, gate: &Arc<G>, request: Request<B>) -> Self
-    where
-        S: Clone,
-    {
+    /// A ready service may hold a shared resource, such as a concurrency permit. If the request does not call it
+    /// now, a fresh clone takes its place and the permit is free again; a later call polls for readiness anew.
+    pub(super) fn start(inner: &mut S, decider: &Arc<D>, request: Request<B>) -> Self {
         let (mut head, body) = request.into_parts();
-        match gate.admit(&mut head) {
-            Admission::Admitted => Self::Forwarding { future: inner.call(Request::from_parts(head, body)) },
-            Admission::Rejected(response) => {
-                *inner = inner.clone();
-                Self::Rejected { response: Some(response) }
+        let state = match decider.admit(&mut head) {
+            Progress::Forward(headers) => {
+                let request = Request::from_parts(head, D::Mode::pass(body));
+                State::Forwarding { future: inner.call(request), headers }
             }
-            Admission::Unknown(inquiry) => {
+            progress => {
                 *inner = inner.clone();
-                let waiting = Some(Waiting { inner: inner.clone(), head, body });
-                let decision = Arc::clone(gate).resolve(inquiry);
-                Self::Resolving { decision, gate: Arc::clone(gate), waiting }
+                let body = WaitingBody::Unread(body);
+                State::next(progress, Held { inner: inner.clone(), head, body })
+            }
+        };
+        Self { state }
+    }
+}
+
+impl<S, B, D, M> State<S, B, D, M>
+where
+    D: Decide,
+    M: TakesBody<B>,
+    S: Service<Request<M::Body>>,
+{
+    fn next(mut progress: Progress<D>, request: Held<S, WaitingBody<B, M>>) -> Self {
+        let Held { inner, mut head, mut body } = request;
+        loop {
+            match progress {
+                Progress::Forward(headers) => {
+                    let body = match body {
+                        WaitingBody::Unread(body) => M::pass(body),
+                        WaitingBody::Read(body) => body,
+                    };
+                    return Self::Readying { request: Held { inner, head, body }, headers };
+                }
+                Progress::Respond(response) => return Self::Rejected { response },
+                Progress::Wait(answer, kept) => {
+                    return Self::Waiting { answer, kept, request: Held { inner, head, body } };
+                }
+                Progress::Read(bounds, then, kept) => {
+                    body = match body {
+                        WaitingBody::Unread(unread) => match M::read(unread, bounds) {
+                            Ok(reading) => {
+                                let (reading, request) = (Box::new(reading), Held { inner, head, body: () });
+                                return Self::Reading { reading, then, kept, request };
+                            }
+                            Err(unread) => WaitingBody::Unread(unread),
+                        },
+                        read @ WaitingBody::Read(_) => read,
+                    };
+                    // The proof wants a body in a layer that reads none, or wants it twice.
+                    progress = D::body_read(kept, then, Err(Rejection::Misconfigured), &mut head);
+                }
             }
         }
     }
 
-    /// The name of the state, for `Debug`.
-    pub(crate) const fn state(&self) -> &'static str {
+    const fn name(&self) -> &'static str {
         match self {
-            Self::Resolving { .. } => "Resolving",
+            Self::Waiting { .. } => "Waiting",
+            Self::Reading { .. } => "Reading",
             Self::Readying { .. } => "Readying",
             Self::Forwarding { .. } => "Forwarding",
             Self::Rejected { .. } => "Rejected",
+            Self::Done => "Done",
         }
     }
 }
 
-impl<S, B, G, ResBody> Future for Slow<S, B, G>
+impl<S, B, D, ResBody> Future for ResponseFuture<S, B, D>
 where
-    S: Service<Request<B>, Response = Response<ResBody>>,
-    G: Decide,
+    D: Decide,
+    D::Mode: TakesBody<B>,
+    S: Service<Request<<D::Mode as TakesBody<B>>::Body>, Response = Response<ResBody>>,
 {
     type Output = Result<Response<ResponseBody<ResBody>>, S::Error>;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+    #[allow(clippy::panic, reason = "a future's own contract: no input leads here")]
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut state = self.project().state;
         loop {
-            let next = match self.as_mut().project() {
-                SlowProj::Resolving { decision, gate, waiting } => {
-                    let decision = ready!(decision.as_mut().poll(cx));
-                    match waiting.take() {
-                        Some(mut request) => match gate.conclude(decision, &mut request.head) {
-                            None => Self::Readying { waiting: Some(request) },
-                            Some(response) => Self::Rejected { response: Some(response) },
-                        },
-                        None => Self::Rejected { response: None },
-                    }
+            // Each arm takes the state apart once it has what it waits for.
+            let next = match state.as_mut().project() {
+                StateProj::Waiting { answer, .. } => {
+                    let answer = ready!(answer.as_mut().poll(cx));
+                    let StateOwned::Waiting { kept, mut request, .. } =
+                        state.as_mut().project_replace(State::Done)
+                    else {
+                        continue;
+                    };
+                    State::next(D::answered(kept, answer, &mut request.head), request)
                 }
-                SlowProj::Readying { waiting } => {
-                    if let Some(request) = waiting {
-                        ready!(request.inner.poll_ready(cx))?;
-                    }
-                    match waiting.take() {
-                        Some(Waiting { mut inner, head, body }) => {
-                            Self::Forwarding { future: inner.call(Request::from_parts(head, body)) }
-                        }
-                        None => Self::Rejected { response: None },
-                    }
+                StateProj::Reading { reading, .. } => {
+                    let (digest, body) = ready!(D::Mode::poll_read(reading, cx));
+                    let StateOwned::Reading { then, kept, request, .. } =
+                        state.as_mut().project_replace(State::Done)
+                    else {
+                        continue;
+                    };
+                    let Held { inner, mut head, .. } = request;
+                    let progress = D::body_read(kept, then, digest, &mut head);
+                    State::next(progress, Held { inner, head, body: WaitingBody::Read(body) })
                 }
-                SlowProj::Forwarding { future } => {
-                    let response = ready!(future.poll(cx))?;
+                StateProj::Readying { request, .. } => {
+                    ready!(request.inner.poll_ready(cx))?;
+                    let StateOwned::Readying { request, headers } =
+                        state.as_mut().project_replace(State::Done)
+                    else {
+                        continue;
+                    };
+                    let Held { mut inner, head, body } = request;
+                    State::Forwarding { future: inner.call(Request::from_parts(head, body)), headers }
+                }
+                StateProj::Forwarding { future, headers } => {
+                    let mut response = ready!(future.poll(cx))?;
+                    if let Some(headers) = headers.take() {
+                        append(response.headers_mut(), *headers);
+                    }
                     return Poll::Ready(Ok(response.map(ResponseBody::inner)));
                 }
-                #[allow(clippy::expect_used, reason = "a future's own contract: no input leads here")]
-                SlowProj::Rejected { response } => {
-                    let response = response.take().expect("polled after completion");
-                    return Poll::Ready(Ok(response.map(ResponseBody::rejection)));
-                }
+                StateProj::Rejected { .. } => match state.as_mut().project_replace(State::Done) {
+                    StateOwned::Rejected { response } => {
+                        return Poll::Ready(Ok(response.map(ResponseBody::rejection)));
+                    }
+                    _ => continue,
+                },
+                StateProj::Done => panic!("polled after completion"),
             };
-            self.set(next);
+            state.set(next);
         }
     }
 }
 
-impl<S: Service<Request<B>>, B> fmt::Debug for ResponseFuture<S, B> {
+/// Appends: a header that the inner service set stays.
+pub(super) fn append(headers: &mut HeaderMap, more: HeaderMap) {
+    let mut last = None;
+    for (name, value) in more {
+        last = name.or(last);
+        if let Some(name) = &last {
+            headers.append(name, value);
+        }
+    }
+}
+
+impl<S, B, D> fmt::Debug for ResponseFuture<S, B, D>
+where
+    D: Decide,
+    D::Mode: TakesBody<B>,
+    S: Service<Request<<D::Mode as TakesBody<B>>::Body>>,
+{
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ResponseFuture").field("state", &self.slow.state()).finish_non_exhaustive()
+        f.debug_struct("ResponseFuture").field("state", &self.state.name()).finish_non_exhaustive()
     }
 }

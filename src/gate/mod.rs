@@ -1,13 +1,291 @@
-//! Takes one request through.
+//! The gate takes one request through, and knows no proof by name.
+//!
+//! [`Gate`] finds the route, looks at its proofs in order, and carries the decision out. [`service`] and [`future`]
+//! are the tower glue around it, [`proof`] is the seam to the proofs, [`rejection`] the one decision table.
 
 pub(crate) mod body;
 pub(crate) mod credential;
 pub(crate) mod decision;
+pub(crate) mod error;
 #[cfg(feature = "axum")]
 pub(crate) mod extract;
 pub(crate) mod future;
+pub(crate) mod gate_body;
+pub(crate) mod headers;
 pub(crate) mod observer;
 pub(crate) mod problem;
+pub(crate) mod proof;
 pub(crate) mod rejection;
 pub(crate) mod routing;
 pub(crate) mod service;
+
+use std::{fmt, mem, sync::Arc};
+
+use bytes::Bytes;
+use http::{Extensions, HeaderMap, HeaderValue, Response, Uri, header::WWW_AUTHENTICATE, request, uri};
+
+use self::{
+    decision::{DeviceOutcome, Enforcement, Rejected, VerifiedDevice},
+    error::VerifyError,
+    future::{Decide, Progress},
+    gate_body::{BodyDigest, BodyMode, HeadOnly},
+    headers::Original,
+    observer::{Event, Observer, TracingObserver},
+    proof::{AfterBody, Facts, Next, Proof, Step},
+    rejection::{ProblemDetails, Rejection, RejectionResponse},
+    routing::{Route, RoutingPolicy, is_preflight},
+    service::Gated,
+};
+use crate::runtime::Moment;
+
+/// Lets only requests from genuine devices through to `S`. With [`ReadBodies`](crate::ReadBodies) as `M`, `S` takes requests with a
+/// [`GateBody`](crate::GateBody).
+///
+/// See the [crate's docs](crate) for an example. Errors are those of `S`, untouched.
+pub type DeviceCheck<S, M = HeadOnly> = Gated<S, Gate<M>>;
+
+/// The rules by which a [`DeviceCheck`] decides. A [`DeviceCheckLayer`](crate::DeviceCheckLayer) makes them.
+#[derive(Clone)]
+pub struct Gate<M = HeadOnly> {
+    pub(crate) routing: Arc<dyn RoutingPolicy>,
+    pub(crate) exempt_preflights: bool,
+    pub(crate) original_uri: Option<Arc<dyn FindUri>>,
+    pub(crate) proofs: Vec<Arc<dyn Proof>>,
+    pub(crate) enforcement: Enforcement,
+    pub(crate) forward_credentials: bool,
+    pub(crate) rejection_response: Arc<dyn RejectionResponse>,
+    pub(crate) observer: Arc<dyn Observer>,
+    pub(crate) mode: M,
+}
+
+/// Finds the URI that the client sent; a name for the closures that do.
+pub(crate) trait FindUri: Fn(&Extensions) -> Option<&Uri> + Send + Sync {}
+
+impl<F: Fn(&Extensions) -> Option<&Uri> + Send + Sync> FindUri for F {}
+
+/// The part of a request that waits for an answer, beside its head.
+#[doc(hidden)]
+#[allow(missing_debug_implementations, unnameable_types, reason = "hidden inside of the response future")]
+pub struct Asked<M> {
+    gate: Arc<Gate<M>>,
+    facts: Facts,
+}
+
+impl Gate {
+    pub(crate) fn new(proof: Arc<dyn Proof>) -> Self {
+        Self {
+            routing: Arc::new(Route::Production),
+            exempt_preflights: true,
+            original_uri: None,
+            proofs: vec![proof],
+            enforcement: Enforcement::Enforce,
+            forward_credentials: false,
+            rejection_response: Arc::new(ProblemDetails),
+            observer: Arc::new(TracingObserver),
+            mode: HeadOnly,
+        }
+    }
+}
+
+impl<M> Gate<M> {
+    /// The same gate, which reads bodies or does not.
+    pub(crate) fn with_mode<N>(self, mode: N) -> Gate<N> {
+        let Self { routing, exempt_preflights, original_uri, proofs, enforcement, .. } = self;
+        let Self { forward_credentials, rejection_response, observer, .. } = self;
+        Gate {
+            routing,
+            exempt_preflights,
+            original_uri,
+            proofs,
+            enforcement,
+            forward_credentials,
+            rejection_response,
+            observer,
+            mode,
+        }
+    }
+
+    fn route(&self, head: &request::Parts) -> Route {
+        if self.exempt_preflights && is_preflight(head) { Route::Exempt } else { self.routing.route(head) }
+    }
+
+    /// Looks at one proof after the other. Those behind the one that decides lose their credentials.
+    fn judge(&self, head: &mut request::Parts, facts: &Facts) -> Step {
+        for (index, proof) in self.proofs.iter().enumerate() {
+            let step = proof.judge(head, facts);
+            if !matches!(step.0, Next::Absent) {
+                for proof in &self.proofs[index + 1..] {
+                    proof.strip(head);
+                }
+                return step;
+            }
+        }
+        Step::rejected(Rejection::MissingToken)
+    }
+
+    /// Reports a decision and carries it out on the request. `facts` are of the time of the decision.
+    fn conclude<D>(
+        &self,
+        decision: Result<VerifiedDevice, Rejected>,
+        facts: &Facts,
+        began: &Facts,
+        head: &mut request::Parts,
+    ) -> Progress<D>
+    where
+        D: Decide,
+    {
+        self.observer.decision(&Event::new(&decision, began, self.enforcement));
+        match (decision, self.enforcement) {
+            (Ok(device), enforcement) => {
+                let headers = self.response_headers(&device, facts);
+                if enforcement == Enforcement::Monitor {
+                    head.extensions.insert(DeviceOutcome::Verified(device.clone()));
+                }
+                head.extensions.insert(device);
+                Progress::Forward(headers)
+            }
+            (Err(rejected), Enforcement::Monitor) => {
+                head.extensions.insert(DeviceOutcome::Rejected(rejected.rejection));
+                Progress::Forward(None)
+            }
+            (Err(rejected), Enforcement::Enforce) => {
+                Progress::Respond(self.respond(rejected.rejection, head))
+            }
+        }
+    }
+
+    fn response_headers(&self, device: &VerifiedDevice, facts: &Facts) -> Option<Box<HeaderMap>> {
+        let mut all: Option<Box<HeaderMap>> = None;
+        for proof in &self.proofs {
+            if let Some(headers) = proof.admitted(device, facts) {
+                match &mut all {
+                    Some(all) => future::append(all, headers),
+                    None => all = Some(Box::new(headers)),
+                }
+            }
+        }
+        all
+    }
+
+    fn respond(&self, rejection: Rejection, head: &request::Parts) -> Response<Bytes> {
+        let mut response = self.rejection_response.response(&rejection, head);
+        response.extensions_mut().insert(rejection);
+        let headers = response.headers_mut();
+        // A client without any credential learns of all that would be taken.
+        if rejection == Rejection::MissingToken && headers.contains_key(WWW_AUTHENTICATE) {
+            for proof in &self.proofs {
+                let scheme = proof.scheme();
+                let is_named = headers.get_all(WWW_AUTHENTICATE).iter().any(|value| value == scheme);
+                if let (false, Ok(scheme)) = (is_named, HeaderValue::from_str(scheme)) {
+                    headers.append(WWW_AUTHENTICATE, scheme);
+                }
+            }
+        }
+        response
+    }
+}
+
+impl<M: BodyMode> Gate<M> {
+    fn go_on(
+        self: &Arc<Self>,
+        step: Step,
+        facts: &Facts,
+        began: &Facts,
+        head: &mut request::Parts,
+    ) -> Progress<Self> {
+        let asked = || Box::new(Asked { gate: Arc::clone(self), facts: *began });
+        match step.0 {
+            Next::Decided(decision) => self.conclude(decision, facts, began, head),
+            Next::Ask(answer) => Progress::Wait(answer, asked()),
+            Next::NeedsBody(limit, then) => Progress::Read(self.mode.bounds().within(limit), then, asked()),
+            Next::Absent => {
+                let error = VerifyError::misconfigured("a proof that was present has become absent");
+                self.conclude(Err(error.into()), facts, began, head)
+            }
+        }
+    }
+}
+
+impl<M: BodyMode> Decide for Gate<M> {
+    type Mode = M;
+    type Kept = Box<Asked<M>>;
+    type Answer = Step;
+
+    fn admit(self: &Arc<Self>, head: &mut request::Parts) -> Progress<Self> {
+        // No other gate's word counts.
+        head.extensions.remove::<VerifiedDevice>();
+        head.extensions.remove::<DeviceOutcome>();
+
+        let stripped = self.original_uri.as_ref().and_then(|find| {
+            let original = find(&head.extensions)?.clone();
+            Some(mem::replace(&mut head.uri, original))
+        });
+        let route = self.route(head);
+        let step = if route == Route::Exempt {
+            None
+        } else {
+            let facts = Facts::new(route, Moment::now());
+            let original = self.forward_credentials.then(|| Original::of(head));
+            let step = self.judge(head, &facts);
+            if let Some(original) = original {
+                original.put_back(head);
+            }
+            Some((step, facts))
+        };
+        if let Some(stripped) = stripped {
+            head.uri = with_query_of(stripped, &head.uri);
+        }
+        match step {
+            Some((step, facts)) => self.go_on(step, &facts, &facts, head),
+            None => {
+                self.observer.decision(&Event::exempt(self.enforcement));
+                Progress::Forward(None)
+            }
+        }
+    }
+
+    fn answered(asked: Box<Asked<M>>, step: Step, head: &mut request::Parts) -> Progress<Self> {
+        let Asked { gate, facts } = *asked;
+        gate.go_on(step, &facts.renewed(), &facts, head)
+    }
+
+    fn body_read(
+        asked: Box<Asked<M>>,
+        then: AfterBody,
+        digest: BodyDigest,
+        head: &mut request::Parts,
+    ) -> Progress<Self> {
+        let step = match digest {
+            Ok(digest) => then(digest),
+            Err(rejection) => Step::rejected(rejection),
+        };
+        Self::answered(asked, step, head)
+    }
+}
+
+/// The URI that a router has stripped, without the parts of the query that proofs took.
+fn with_query_of(stripped: Uri, shown: &Uri) -> Uri {
+    if stripped.query() == shown.query() {
+        return stripped;
+    }
+    let path_and_query = match shown.query() {
+        Some(query) => format!("{}?{query}", stripped.path()),
+        None => stripped.path().to_owned(),
+    };
+    let mut parts = stripped.clone().into_parts();
+    parts.path_and_query = uri::PathAndQuery::try_from(path_and_query).ok();
+    Uri::from_parts(parts).unwrap_or(stripped)
+}
+
+impl<M: fmt::Debug> fmt::Debug for Gate<M> {
+    // Plug-ins are anything, closures too; they are not asked to print.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let schemes: Vec<_> = self.proofs.iter().map(|proof| proof.scheme()).collect();
+        f.debug_struct("Gate")
+            .field("proofs", &schemes)
+            .field("enforcement", &self.enforcement)
+            .field("forward_credentials", &self.forward_credentials)
+            .field("mode", &self.mode)
+            .finish_non_exhaustive()
+    }
+}

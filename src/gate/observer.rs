@@ -1,18 +1,19 @@
 //! Who is told about decisions.
 
-use std::{fmt, time::Duration};
+use std::{error::Error, fmt, time::Duration};
 
 use tracing::{Level, event};
 
 use crate::{
-    device_check::cache::CacheError,
-    device_check::pipeline::Decision,
-    device_check::verifier::VerifyError,
-    gate::credential::TokenDigest,
-    gate::decision::{Evidence, VerifiedDevice},
-    gate::rejection::Rejection,
-    gate::routing::Environment,
-    layer::Enforcement,
+    BoxError,
+    gate::{
+        credential::TokenDigest,
+        decision::{Enforcement, Evidence, Rejected, VerifiedDevice},
+        error::VerifyError,
+        proof::Facts,
+        rejection::Rejection,
+        routing::Environment,
+    },
     runtime::Instant,
 };
 
@@ -108,28 +109,40 @@ impl Outcome<'_> {
 }
 
 impl<'a> Event<'a> {
-    pub(crate) fn new(decision: &'a Decision, enforcement: Enforcement) -> Self {
+    pub(super) fn new(
+        decision: &'a Result<VerifiedDevice, Rejected>,
+        began: &Facts,
+        enforcement: Enforcement,
+    ) -> Self {
+        let (outcome, environment, digest, error) = match decision {
+            Ok(device) => {
+                (Outcome::Verified(device), Some(device.environment()), Some(device.digest()), None)
+            }
+            Err(rejected) => {
+                let Rejected { rejection, environment, digest, error } = rejected;
+                (Outcome::Rejected(rejection), *environment, *digest, error.as_ref())
+            }
+        };
         Self {
-            outcome: match &decision.outcome {
-                Ok(device) => Outcome::Verified(device),
-                Err(rejection) => Outcome::Rejected(rejection),
-            },
-            environment: Some(decision.environment),
-            digest: decision.digest,
-            error: decision.error.as_ref(),
+            outcome,
+            environment: Some(environment.unwrap_or_else(|| began.environment())),
+            digest,
+            error,
             enforcement,
-            started: Some(decision.started),
+            started: Some(began.moment().monotonic),
         }
     }
 
-    pub(crate) const EXEMPT: Self = Self {
-        outcome: Outcome::Exempt,
-        environment: None,
-        digest: None,
-        error: None,
-        enforcement: Enforcement::Enforce,
-        started: None,
-    };
+    pub(super) const fn exempt(enforcement: Enforcement) -> Self {
+        Self {
+            outcome: Outcome::Exempt,
+            environment: None,
+            digest: None,
+            error: None,
+            enforcement,
+            started: None,
+        }
+    }
 
     /// What was decided.
     #[must_use]
@@ -227,7 +240,7 @@ impl Observer for TracingObserver {
         }
         match event.outcome {
             Outcome::Exempt => event!(target: TARGET, Level::TRACE, outcome = "exempt", "request is exempt"),
-            Outcome::Verified(device) if matches!(device.evidence(), Evidence::DebugToken(_)) => {
+            Outcome::Verified(device) if device.evidence().is_stand_in() => {
                 decision!(Level::WARN, "debug token admitted");
             }
             Outcome::Verified(_) => decision!(Level::DEBUG, "device verified"),
@@ -245,6 +258,46 @@ impl Observer for TracingObserver {
         if !error.is_reported() {
             event!(target: TARGET, Level::WARN, error = %Chain(error), "verdict cache failed");
         }
+    }
+}
+
+/// A cache could not say or could not keep.
+#[derive(Debug)]
+pub struct CacheError {
+    source: BoxError,
+    reported: bool,
+}
+
+impl CacheError {
+    /// An error with this cause, which must hold no secret: it is logged.
+    pub fn new(source: impl Into<BoxError>) -> Self {
+        Self { source: source.into(), reported: false }
+    }
+
+    /// The same error of a cache that logs its incidents itself, once each and not once per request.
+    #[must_use]
+    pub const fn reported(mut self) -> Self {
+        self.reported = true;
+        self
+    }
+
+    /// Whether the cache has logged the incident already. [`TracingObserver`](crate::TracingObserver) is
+    /// silent about those; observers that count get all of them.
+    #[must_use]
+    pub const fn is_reported(&self) -> bool {
+        self.reported
+    }
+}
+
+impl fmt::Display for CacheError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the verdict cache failed")
+    }
+}
+
+impl Error for CacheError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&*self.source)
     }
 }
 

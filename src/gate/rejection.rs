@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{Response, StatusCode, request};
 
 use crate::{
-    device_check::verifier::{VerifyError, VerifyErrorKind},
+    gate::error::{VerifyError, VerifyErrorKind},
     gate::problem::{Row, row_accessors},
 };
 
@@ -47,7 +47,11 @@ pub enum Rejection {
         /// When the client may come back.
         retry_after: Duration,
     },
-    /// Apple does not accept this server's credentials. The operator must act; the client is not at fault.
+    /// The body is longer than the layer reads for a proof that needs it.
+    TooLarge,
+    /// The body did not arrive whole, within the time that the layer gives it, for a proof that needs it.
+    IncompleteBody,
+    /// Apple does not accept this server's credentials, or the layer is put together wrongly. The operator must act; the client is not at fault.
     Misconfigured,
 }
 
@@ -65,6 +69,8 @@ pub enum MalformedToken {
     Repeated,
     /// Two token sources found different tokens.
     Disagreement,
+    /// A part of the credential is there, and the rest is not.
+    Incomplete,
 }
 
 impl MalformedToken {
@@ -75,6 +81,7 @@ impl MalformedToken {
             Self::NotCanonical => "the device token is not canonical base64",
             Self::Repeated => "the header of the device token came more than once",
             Self::Disagreement => "the request holds two different device tokens",
+            Self::Incomplete => "a part of the credential is missing",
         }
     }
 }
@@ -99,6 +106,8 @@ impl Rejection {
             Self::ReusedToken => ("ReusedToken", "reused_token", "Device token used before", StatusCode::UNAUTHORIZED, 16),
             Self::Throttled { .. } => ("Throttled", "throttled", "Too many device checks", StatusCode::SERVICE_UNAVAILABLE, 14),
             Self::Unavailable { .. } => ("Unavailable", "unavailable", "Device check unavailable", StatusCode::SERVICE_UNAVAILABLE, 14),
+            Self::TooLarge => ("TooLarge", "too_large", "Body too large", StatusCode::PAYLOAD_TOO_LARGE, 8),
+            Self::IncompleteBody => ("IncompleteBody", "incomplete_body", "Body incomplete", StatusCode::REQUEST_TIMEOUT, 4),
             Self::Misconfigured => ("Misconfigured", "misconfigured", "Device check misconfigured", StatusCode::INTERNAL_SERVER_ERROR, 13),
         };
         let detail = match self {

@@ -61,7 +61,6 @@ mod cut;
 mod error;
 #[cfg(not(target_arch = "wasm32"))]
 mod file_store;
-mod future;
 mod layer;
 mod limits;
 mod memory_store;
@@ -93,7 +92,6 @@ pub use self::{
     },
     cut::{CutLint, lint},
     error::{SplitKeyError, SplitKeyErrorKind},
-    future::SplitKeyFuture,
     layer::SplitKeyLayer,
     limits::{Limit, Limits},
     memory_store::MemorySplitKeyStore,
@@ -102,7 +100,7 @@ pub use self::{
     provider::{Provider, Providers},
     record::{SplitKeyRecord, SplitKeyState},
     rejection::{SplitKeyRejection, SplitKeyRejectionResponse},
-    service::SplitKey,
+    service::{KeyGate, SplitKey},
     splitter::{Split, Splitter, retire, revoke},
     store::{SplitKeyStore, SplitKeyStoreError},
 };

@@ -1,36 +1,36 @@
 //! The service: from the credentials in a request to its key.
 
-use std::{
-    fmt,
-    sync::Arc,
-    task::{Context, Poll},
-};
+use std::{fmt, sync::Arc};
 
-use bytes::Bytes;
-use futures_util::future::BoxFuture;
-use http::{HeaderName, Request, Response, header::AUTHORIZATION, request};
-use tower_service::Service;
+use http::{HeaderName, header::AUTHORIZATION, request};
 
 use crate::{
-    device_check::token_source::{after_scheme, is_bearer, take_only},
-    gate::body::ResponseBody,
-    gate::decision::VerifiedDevice,
-    gate::future::{Admission, Decide},
-    gate::routing::is_preflight,
-    gate::service::put_back,
+    gate::{
+        decision::VerifiedDevice,
+        future::{Decide, Progress},
+        gate_body::HeadOnly,
+        headers::{Original, after_scheme, is_bearer, take_only},
+        routing::is_preflight,
+        service::Gated,
+    },
     runtime::Moment,
     split_key::{
         api_key::ApiKey,
-        audit::event::{SplitKeyEvent, SplitKeyOutcome},
+        audit::{
+            event::{SplitKeyEvent, SplitKeyOutcome},
+            observer::SplitKeyObserver,
+            suspicion::Watch,
+        },
         cut,
-        future::SplitKeyFuture,
-        layer::Keys,
         limits::Limits,
         metadata::Version,
-        parts::ClientPart,
+        parts::{ClientPart, ServerPart},
+        provider::Providers,
         record::{SplitKeyState, project_id},
+        rejection::SplitKeyRejectionResponse,
         sealed,
         splitter::open,
+        store::ErasedSplitKeyStore,
     },
 };
 
@@ -39,72 +39,45 @@ const PROJECT: HeaderName = HeaderName::from_static("x-project-id");
 /// Gives requests their API keys and passes them on to `S`.
 ///
 /// See the [module's docs](crate::split_key) for an example. Errors are those of `S`, untouched.
+pub type SplitKey<S> = Gated<S, KeyGate>;
+
+/// The rules by which a [`SplitKey`] gives out keys. A [`SplitKeyLayer`](crate::split_key::SplitKeyLayer) makes
+/// them.
+pub struct KeyGate {
+    pub(super) settings: Settings,
+    pub(super) watch: Watch,
+    /// A server part that no client part opens.
+    pub(super) decoy: ServerPart,
+}
+
 #[derive(Clone)]
-#[must_use]
-pub struct SplitKey<S> {
-    inner: S,
-    keys: Arc<Keys>,
+pub(super) struct Settings {
+    pub(super) store: Arc<dyn ErasedSplitKeyStore>,
+    pub(super) providers: Arc<Providers>,
+    pub(super) key_headers: Vec<HeaderName>,
+    pub(super) project: Option<Arc<dyn FindProject>>,
+    pub(super) allow_unverified: bool,
+    pub(super) forward_credentials: bool,
+    pub(super) rejection_response: Arc<dyn SplitKeyRejectionResponse>,
+    pub(super) observer: Arc<dyn SplitKeyObserver>,
 }
 
-impl<S> SplitKey<S> {
-    pub(super) const fn new(inner: S, keys: Arc<Keys>) -> Self {
-        Self { inner, keys }
-    }
+/// Finds the project of a request; a name for the closures that do.
+pub(super) trait FindProject: Fn(&request::Parts) -> Option<String> + Send + Sync {}
 
-    /// The inner service.
-    pub const fn get_ref(&self) -> &S {
-        &self.inner
-    }
+impl<F: Fn(&request::Parts) -> Option<String> + Send + Sync> FindProject for F {}
 
-    /// The inner service, to be changed.
-    pub const fn get_mut(&mut self) -> &mut S {
-        &mut self.inner
-    }
-
-    /// The inner service alone.
-    pub fn into_inner(self) -> S {
-        self.inner
-    }
-}
-
-impl<S: fmt::Debug> fmt::Debug for SplitKey<S> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SplitKey").field("inner", &self.inner).field("keys", &self.keys).finish()
-    }
-}
-
-impl<S, B, ResBody> Service<Request<B>> for SplitKey<S>
-where
-    S: Service<Request<B>, Response = Response<ResBody>> + Clone,
-{
-    type Response = Response<ResponseBody<ResBody>>;
-    type Error = S::Error;
-    type Future = SplitKeyFuture<S, B>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        SplitKeyFuture::start(&mut self.inner, &self.keys, request)
-    }
-}
-
-/// A client part that is to be looked up.
-pub(super) struct Inquiry {
-    client_part: ClientPart,
-    event: SplitKeyEvent,
-}
-
-/// What came of looking it up.
-pub(super) struct Opening {
+/// The result of looking a client part up.
+#[doc(hidden)]
+#[allow(missing_debug_implementations, unnameable_types, reason = "hidden inside of the response future")]
+pub struct Opening {
     event: SplitKeyEvent,
     /// The key and its limits, where the outcome is that it was opened.
     key: Option<(ApiKey, Arc<Limits>)>,
 }
 
-/// What was found in a request.
-struct Credentials {
+/// The credentials of one request.
+struct ShownParts {
     client_part: Result<Option<ClientPart>, Malformed>,
     project: Result<Option<Arc<str>>, Malformed>,
 }
@@ -112,13 +85,13 @@ struct Credentials {
 /// Not what it should be, or there more than once.
 struct Malformed;
 
-impl Keys {
-    fn take_credentials(&self, head: &mut request::Parts) -> Credentials {
-        let original = self.config.forward_credentials.then(|| head.headers.clone());
+impl KeyGate {
+    fn take_credentials(&self, head: &mut request::Parts) -> ShownParts {
+        let original = self.settings.forward_credentials.then(|| Original::of(head));
         let credentials =
-            Credentials { client_part: self.take_client_part(head), project: self.take_project(head) };
+            ShownParts { client_part: self.take_client_part(head), project: self.take_project(head) };
         if let Some(original) = original {
-            put_back(original, &mut head.headers);
+            original.put_back(head);
         }
         credentials
     }
@@ -126,7 +99,7 @@ impl Keys {
     fn take_client_part(&self, head: &mut request::Parts) -> Result<Option<ClientPart>, Malformed> {
         let mut found = Ok(None);
         // Every header is looked at, so that no client part stays behind.
-        for name in &self.config.key_headers {
+        for name in &self.settings.key_headers {
             let next = match take_only(&mut head.headers, name) {
                 Ok(None) => continue,
                 Ok(Some(value)) => client_part(value.as_bytes()),
@@ -156,7 +129,7 @@ impl Keys {
             let text = value.to_str().map_err(|_| Malformed)?;
             found = Ok(Some(project_id(text).map_err(|_| Malformed)?));
         }
-        match self.config.project.as_ref().and_then(|project| project(head)) {
+        match self.settings.project.as_ref().and_then(|project| project(head)) {
             Some(text) => agreed(found, project_id(&text).map_err(|_| Malformed)),
             None => found,
         }
@@ -180,10 +153,9 @@ fn agreed<T: PartialEq>(
 }
 
 /// Asks the store and puts the key together.
-async fn look_up(keys: Arc<Keys>, inquiry: Inquiry) -> Opening {
-    let Inquiry { client_part, mut event } = inquiry;
+async fn look_up(keys: Arc<KeyGate>, client_part: ClientPart, mut event: SplitKeyEvent) -> Opening {
     let project = event.project.clone().unwrap_or_default();
-    let record = match keys.config.store.get(&project, client_part.metadata().split()).await {
+    let record = match keys.settings.store.get(&project, client_part.metadata().split()).await {
         Ok(record) => record.filter(|record| record.project() == &*project),
         Err(error) => {
             event.outcome = SplitKeyOutcome::StoreFailed;
@@ -201,7 +173,7 @@ async fn look_up(keys: Arc<Keys>, inquiry: Inquiry) -> Opening {
         return Opening { event, key: None };
     };
     event.provider = Some(Arc::clone(record.shared_provider()));
-    let opened = open(&keys.config.providers, &record, &client_part);
+    let opened = open(&keys.settings.providers, &record, &client_part);
     let (outcome, key) = match (opened, record.state()) {
         (Err(_), _) => (SplitKeyOutcome::Mismatch, None),
         (Ok(_), SplitKeyState::Revoked) => (SplitKeyOutcome::Revoked, None),
@@ -215,17 +187,18 @@ async fn look_up(keys: Arc<Keys>, inquiry: Inquiry) -> Opening {
     Opening { event, key: key.map(|key| (key, record.shared_limits())) }
 }
 
-impl Decide for Keys {
-    type Inquiry = Inquiry;
-    type Decision = Opening;
+impl Decide for KeyGate {
+    type Mode = HeadOnly;
+    type Kept = Arc<Self>;
+    type Answer = Opening;
 
-    fn admit(&self, head: &mut request::Parts) -> Admission<Inquiry> {
+    fn admit(self: &Arc<Self>, head: &mut request::Parts) -> Progress<Self> {
         // Whoever put it here, it was not this layer.
         head.extensions.remove::<ApiKey>();
         let credentials = self.take_credentials(head);
         // It has no credentials, so it goes on without a key.
         if is_preflight(head) {
-            return Admission::Admitted;
+            return Progress::Forward(None);
         }
         let device = head.extensions.get().map(VerifiedDevice::digest);
         let client_part = credentials.client_part;
@@ -239,14 +212,17 @@ impl Decide for Keys {
             started: Moment::now(),
         };
         event.outcome = match (client_part, credentials.project) {
-            _ if device.is_none() && !self.config.allow_unverified => SplitKeyOutcome::Unverified,
+            _ if device.is_none() && !self.settings.allow_unverified => SplitKeyOutcome::Unverified,
             (Err(Malformed), _) | (_, Err(Malformed)) => SplitKeyOutcome::Malformed,
             (Ok(None), _) | (_, Ok(None)) => SplitKeyOutcome::Missing,
             (Ok(Some(client_part)), Ok(Some(project))) => {
                 let split = client_part.metadata().split();
                 let now = event.started.monotonic;
                 match self.watch.blocked(&project, split, now) {
-                    None => return Admission::Unknown(Inquiry { client_part, event }),
+                    None => {
+                        let answer = look_up(Arc::clone(self), client_part, event);
+                        return Progress::Wait(Box::pin(answer), Arc::clone(self));
+                    }
                     Some(block) => {
                         event.provider = block.provider;
                         let retry_after = block.left;
@@ -255,19 +231,17 @@ impl Decide for Keys {
                 }
             }
         };
-        match self.conclude(Opening { event, key: None }, head) {
-            Some(response) => Admission::Rejected(response),
-            // Does not occur: no outcome above admits a request.
-            None => Admission::Admitted,
-        }
+        self.conclude(Opening { event, key: None }, head)
     }
 
-    fn resolve(self: Arc<Self>, inquiry: Inquiry) -> BoxFuture<'static, Opening> {
-        Box::pin(look_up(self, inquiry))
+    fn answered(keys: Arc<Self>, opening: Opening, head: &mut request::Parts) -> Progress<Self> {
+        keys.conclude(opening, head)
     }
+}
 
+impl KeyGate {
     /// Checks the limits, reports the use and carries the decision out on the request.
-    fn conclude(&self, opening: Opening, head: &mut request::Parts) -> Option<Response<Bytes>> {
+    fn conclude(&self, opening: Opening, head: &mut request::Parts) -> Progress<Self> {
         let Opening { mut event, key } = opening;
         let key = key.and_then(|(key, limits)| {
             match limits.check(&head.method, head.uri.path(), event.started.wall) {
@@ -278,19 +252,34 @@ impl Decide for Keys {
                 }
             }
         });
-        self.config.observer.used(&event);
+        self.settings.observer.used(&event);
         for suspicious in self.watch.note(&event) {
-            self.config.observer.suspicious(&suspicious);
+            self.settings.observer.suspicious(&suspicious);
         }
         if let Some(rejection) = event.outcome.rejection() {
-            let mut response = self.config.rejection_response.response(&rejection, head);
+            let mut response = self.settings.rejection_response.response(&rejection, head);
             response.extensions_mut().insert(rejection);
-            return Some(response);
+            return Progress::Respond(response);
         }
         if let Some(key) = key {
             head.extensions.insert(key);
         }
-        None
+        Progress::Forward(None)
+    }
+}
+
+impl fmt::Debug for KeyGate {
+    // Plug-ins are anything, closures too; they are not asked to print.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let settings = &self.settings;
+        f.debug_struct("SplitKeyLayer")
+            .field("providers", &settings.providers)
+            .field("key_headers", &settings.key_headers)
+            .field("project", &settings.project.is_some())
+            .field("allow_unverified", &settings.allow_unverified)
+            .field("forward_credentials", &settings.forward_credentials)
+            .field("suspicion", &self.watch)
+            .finish_non_exhaustive()
     }
 }
 

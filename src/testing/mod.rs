@@ -110,7 +110,7 @@ pub use self::{
     transport::FakeAppleService,
 };
 use crate::{
-    apple::DeviceToken,
+    apple::token::DeviceToken,
     gate::decision::{Evidence, VerifiedDevice},
     gate::routing::Environment,
     runtime::SystemTime,
@@ -136,5 +136,5 @@ use crate::{
 #[must_use]
 pub fn verified_device(token: DeviceToken, environment: Environment) -> VerifiedDevice {
     let digest = token.digest();
-    VerifiedDevice::new(token, digest, environment, Evidence::Apple, SystemTime::now())
+    VerifiedDevice::new(digest, environment, Evidence::APPLE, SystemTime::now()).with_text(token.into_text())
 }

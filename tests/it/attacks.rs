@@ -252,7 +252,7 @@ async fn a_stricter_clone_of_a_layer_does_not_live_off_the_verdicts_of_the_other
     assert_eq!((app.status(&token).await, apple.calls()), (StatusCode::OK, 1));
     for calls in 2..=3 {
         assert_eq!(strict.status(&token).await, StatusCode::OK);
-        assert_eq!((strict.evidence(), apple.calls()), (Evidence::Apple, calls));
+        assert_eq!((strict.evidence(), apple.calls()), (Evidence::APPLE, calls));
     }
 }
 

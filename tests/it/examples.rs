@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 use tonic::transport::server::TcpIncoming;
 use tower::ServiceExt;
 use tower_devicecheck::{
-    Credentials, DeviceCheckLayer, DeviceToken, DeviceVerifier, Environment, Verdict,
+    Credentials, DeviceCheckLayer, DeviceToken, Environment, Verdict,
     testing::{Endpoint, FakeApple, Reply},
 };
 
@@ -319,8 +319,9 @@ async fn fake_apple_takes_orders() {
         assert_eq!(status, StatusCode::OK, "{path}");
         token.as_str().unwrap().to_owned()
     };
-    let verify =
-        async |token: &str, environment| apple.client.verify(&token.parse().unwrap(), environment).await.ok();
+    let verify = async |token: &str, environment| {
+        apple.client.validate(&token.parse().unwrap(), environment).await.ok()
+    };
     for (path, environment) in [
         ("/fake/token", Environment::Production),
         ("/fake/token?environment=production", Environment::Production),

@@ -132,7 +132,7 @@ async fn outage((server, app): (FakeAppleServer, App)) {
         assert!((10..=20).contains(&(apple.calls() - asked)), "{name}: at most one retry each");
 
         assert_eq!(app.status(&remembered).await, StatusCode::OK, "{name}: what is remembered is served");
-        assert_eq!(app.evidence(), Evidence::Cache, "{name}");
+        assert_eq!(app.evidence(), Evidence::CACHE, "{name}");
 
         apple.clear();
         assert_eq!(app.status(&tokens[0]).await, StatusCode::OK, "{name}: back by itself");

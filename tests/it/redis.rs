@@ -97,7 +97,7 @@ async fn a_token_admitted_by_one_replica_is_a_hit_in_the_others() {
     for app in &apps {
         for _ in 0..2 {
             assert_eq!(app.status(&token).await, StatusCode::OK);
-            assert_eq!(app.evidence(), Evidence::Cache);
+            assert_eq!(app.evidence(), Evidence::CACHE);
             assert_eq!(app.status(&forged).await, StatusCode::UNAUTHORIZED);
         }
     }
@@ -202,7 +202,7 @@ async fn nothing_but_a_value_of_ours_admits_anybody() {
     assert_eq!(plain.status(&genuine).await, StatusCode::OK);
     let good: Vec<u8> = client.get(name(&genuine)).await.unwrap();
     assert_eq!(secretive.status(&genuine).await, StatusCode::OK);
-    assert_eq!(secretive.evidence(), Evidence::Apple, "without the secret it is rubbish");
+    assert_eq!(secretive.evidence(), Evidence::APPLE, "without the secret it is rubbish");
     let sealed: Vec<u8> = client.get(name(&genuine)).await.unwrap();
 
     let with = |change: &dyn Fn(&mut Vec<u8>)| {

@@ -49,7 +49,7 @@ async fn r27_a_verified_device_from_outside_is_removed() {
     }
     assert_eq!(app.send(forge(plain())).await.status(), StatusCode::UNAUTHORIZED);
     assert_eq!(app.send(forge(get(&apple.genuine()))).await.status(), StatusCode::OK);
-    assert_eq!(app.device().evidence(), &Evidence::Apple);
+    assert_eq!(app.device().evidence(), &Evidence::APPLE);
     assert_ne!(app.device().digest(), stolen.digest());
     assert_eq!(apple.calls(), 2);
 }
@@ -167,7 +167,7 @@ async fn r30_debug_tokens_are_visible_expire_and_never_win_over_a_device_token()
 
     for request in [debug(DEBUG_SECRET), get(DEBUG_SECRET)] {
         assert_eq!(app.send(request).await.status(), StatusCode::OK);
-        assert_eq!(app.evidence(), Evidence::DebugToken("ci".into()));
+        assert_eq!(app.evidence(), Evidence::debug_token("ci"));
         assert_eq!(app.evidence().to_string(), "debug-token:ci");
         let error = apple.client.query_bits(&app.device()).await.unwrap_err();
         assert_eq!(error.kind(), tower_devicecheck::BitsErrorKind::NoDeviceToken);
@@ -182,7 +182,7 @@ async fn r30_debug_tokens_are_visible_expire_and_never_win_over_a_device_token()
     assert_eq!(app.send(together(&apple.fake.forged_token())).await.status(), StatusCode::UNAUTHORIZED);
     assert_eq!(app.send(together("not a token")).await.status(), StatusCode::UNAUTHORIZED);
     assert_eq!(app.send(together(&apple.genuine())).await.status(), StatusCode::OK);
-    assert_eq!(app.evidence(), Evidence::Apple);
+    assert_eq!(app.evidence(), Evidence::APPLE);
     assert_eq!(apple.calls(), 2);
 }
 

@@ -117,7 +117,7 @@ async fn a_token_admits_one_request() {
     let app = App::new(&apple.layer().with_single_use(MemoryReplayGuard::new()));
     let token = apple.genuine();
     assert_eq!(app.status(&token).await, StatusCode::OK);
-    assert_eq!(app.evidence(), Evidence::Apple);
+    assert_eq!(app.evidence(), Evidence::APPLE);
     for _ in 0..3 {
         let response = app.get(&token).await;
         assert_eq!(response.status(), StatusCode::UNAUTHORIZED);

@@ -52,7 +52,7 @@ impl App {
         let stack = ServiceBuilder::new().layer(&self.gate).layer(&self.split_keys);
         let service = service_fn(async |request: Request<Full<Bytes>>| {
             let device = request.extensions().get::<VerifiedDevice>().unwrap();
-            assert!(matches!(device.evidence(), Evidence::Apple | Evidence::Cache));
+            assert!([Evidence::APPLE, Evidence::CACHE].contains(device.evidence()));
             assert!(request.headers().is_empty(), "credentials are left: {:?}", request.headers());
             let key = request.extensions().get::<ApiKey>().unwrap();
             Ok::<_, Infallible>(Response::new(Full::from(key.expose().to_owned())))

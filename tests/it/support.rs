@@ -15,8 +15,8 @@ use http::{Request, Response, StatusCode, request};
 use http_body_util::{BodyExt, Empty, Full};
 use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
 use tower_devicecheck::{
-    AppleClient, DeviceCheckLayer, DeviceToken, DeviceVerifier, Environment, Evidence, Rejection,
-    ResponseBody, Verdict, VerifiedDevice, VerifyError, testing::FakeApple,
+    AppleClient, DeviceCheckLayer, DeviceVerifier, Environment, Evidence, Rejection, ResponseBody,
+    TokenQuestion, Verdict, VerifiedDevice, VerifyError, testing::FakeApple,
 };
 
 pub(crate) const TOKEN_HEADER: &str = "x-apple-device-token";
@@ -160,7 +160,7 @@ impl Stub {
 }
 
 impl DeviceVerifier for Stub {
-    async fn verify(&self, _: &DeviceToken, _: Environment) -> Result<Verdict, VerifyError> {
+    async fn verify(&self, _: TokenQuestion<'_>) -> Result<Verdict, VerifyError> {
         self.asked.add();
         Ok(self.verdict)
     }

@@ -10,8 +10,8 @@ use futures::{
 use http::{HeaderName, HeaderValue, Request, StatusCode};
 use http_body_util::Full;
 use tower_devicecheck::{
-    AppleClient, BearerToken, DeviceCheckLayer, DeviceToken, DeviceVerifier, Environment, Evidence,
-    HeaderToken, MAX_TOKEN_LENGTH, MalformedToken, Observer, Rejection, Verdict, VerifyError,
+    AppleClient, BearerToken, DeviceCheckLayer, DeviceVerifier, Environment, Evidence, HeaderToken,
+    MAX_TOKEN_LENGTH, MalformedToken, Observer, Rejection, TokenQuestion, Verdict, VerifyError,
     cache::{CacheError, CachedVerdict, MemoryCache, Tiered, VerdictCache, VerdictKey},
     testing::{FakeApple, Reply, tokens},
 };
@@ -176,7 +176,7 @@ async fn r13_a_failure_is_shared_with_those_who_wait_and_not_stored() {
 struct PanicsOnce(Counter);
 
 impl DeviceVerifier for PanicsOnce {
-    async fn verify(&self, _: &DeviceToken, _: Environment) -> Result<Verdict, VerifyError> {
+    async fn verify(&self, _: TokenQuestion<'_>) -> Result<Verdict, VerifyError> {
         self.0.add();
         tokio::time::sleep(Duration::from_millis(100)).await;
         assert!(self.0.get() > 1, "a panic, as this test wants");
@@ -206,9 +206,9 @@ async fn r14_a_panic_in_the_verifier_fails_those_waiting_and_frees_the_slot() {
 struct ByPrefix(Counter);
 
 impl DeviceVerifier for ByPrefix {
-    async fn verify(&self, token: &DeviceToken, _: Environment) -> Result<Verdict, VerifyError> {
+    async fn verify(&self, question: TokenQuestion<'_>) -> Result<Verdict, VerifyError> {
         self.0.add();
-        let genuine = token.expose().starts_with("AgAAAgen");
+        let genuine = question.token().expose().starts_with("AgAAAgen");
         Ok(if genuine { Verdict::Genuine } else { Verdict::Refused })
     }
 
@@ -242,7 +242,7 @@ fn r15_a_flood_of_random_tokens_is_bounded_and_displaces_no_genuine_one() {
     let asked = verifier.0.get();
     assert_eq!(asked as u64, FLOOD + 1);
     assert_eq!(block_on(app.status("AgAAAgen")), StatusCode::OK);
-    assert_eq!(app.evidence(), Evidence::Cache);
+    assert_eq!(app.evidence(), Evidence::CACHE);
     assert_eq!((verifier.0.get(), app.inner.calls()), (asked, 2));
 }
 
@@ -256,11 +256,11 @@ async fn r16_time_to_live_counts_from_the_start_of_the_check() {
 
     tokio::time::advance(Duration::from_millis(7_400)).await;
     assert_eq!(app.status(&token).await, StatusCode::OK);
-    assert_eq!((app.evidence(), apple.calls()), (Evidence::Cache, 1));
+    assert_eq!((app.evidence(), apple.calls()), (Evidence::CACHE, 1));
 
     tokio::time::advance(Duration::from_millis(101)).await;
     assert_eq!(app.status(&token).await, StatusCode::OK);
-    assert_eq!((app.evidence(), apple.calls()), (Evidence::Apple, 2));
+    assert_eq!((app.evidence(), apple.calls()), (Evidence::APPLE, 2));
 }
 
 #[tokio::test(start_paused = true)]
@@ -271,7 +271,7 @@ async fn r16_a_check_longer_than_the_time_to_live_is_not_remembered() {
     apple.fake.script(Reply::normal().delay(Duration::from_secs(2)));
     for calls in 1..=2 {
         assert_eq!(app.status(&token).await, StatusCode::OK);
-        assert_eq!((app.evidence(), apple.calls()), (Evidence::Apple, calls));
+        assert_eq!((app.evidence(), apple.calls()), (Evidence::APPLE, calls));
     }
 }
 
@@ -413,7 +413,7 @@ async fn tiers_are_searched_from_near_to_far_and_filled_on_the_way_back() {
 
     let app = App::new(&apple.layer().with_cache(Tiered::new(Arc::clone(&near), FarOnly(far))));
     assert_eq!(app.status(&token).await, StatusCode::OK);
-    assert_eq!(app.evidence(), Evidence::Cache);
+    assert_eq!(app.evidence(), Evidence::CACHE);
     assert_eq!((near.genuine_len(), apple.calls()), (1, 1));
 }
 

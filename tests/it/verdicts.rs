@@ -18,13 +18,13 @@ async fn r01_the_happy_path_lets_a_genuine_device_through() {
     let token = apple.genuine();
 
     assert_eq!(app.status(&token).await, StatusCode::OK);
-    assert_eq!(app.evidence(), Evidence::Apple);
+    assert_eq!(app.evidence(), Evidence::APPLE);
     assert_eq!(app.device().environment(), Environment::Production);
     assert_eq!(apple.calls(), 1);
 
     let first = app.device();
     assert_eq!(app.status(&token).await, StatusCode::OK);
-    assert_eq!(app.evidence(), Evidence::Cache);
+    assert_eq!(app.evidence(), Evidence::CACHE);
     assert_eq!(app.device().digest(), first.digest());
     let drift = first.verified_at().duration_since(app.device().verified_at()).unwrap();
     assert!(drift < Duration::from_millis(1), "kept to the millisecond");
@@ -161,7 +161,7 @@ async fn r06_fallback_to_development_only_on_a_refused_token() {
     assert_eq!(app.device().environment(), Environment::Development);
     assert_eq!((calls(Environment::Production), calls(Environment::Development)), (1, 1));
     assert_eq!(app.status(&development).await, StatusCode::OK);
-    assert_eq!(app.evidence(), Evidence::Cache);
+    assert_eq!(app.evidence(), Evidence::CACHE);
     assert_eq!(apple.calls(), 2);
 
     apple.fake.reset_counts();

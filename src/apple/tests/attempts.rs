@@ -8,12 +8,12 @@ use tower::{ServiceExt, service_fn};
 
 use super::{Answer, NOT_GENUINE, apple, builder, script, status, token, validate};
 use crate::{
+    apple::token::Verdict,
     apple::transport::TransportError,
-    device_check::verifier::{
+    gate::error::{
         VerifyError,
         VerifyErrorKind::{self, Misconfigured, Throttled, Unavailable},
     },
-    gate::decision::Verdict,
     gate::routing::Environment,
 };
 

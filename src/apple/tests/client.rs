@@ -16,11 +16,9 @@ use crate::{
         bits::{Bits, BitsError, BitsErrorKind},
         credentials::Credentials,
     },
-    device_check::verifier::{
-        DeviceVerifier,
-        VerifyErrorKind::{self, Misconfigured, Unavailable},
-    },
-    gate::decision::VerifiedDevice,
+    gate::credential::TokenDigest,
+    gate::decision::{Evidence, VerifiedDevice},
+    gate::error::VerifyErrorKind::{self, Misconfigured, Unavailable},
     gate::rejection::Rejection,
     gate::routing::Environment,
     runtime::SystemTime,
@@ -111,7 +109,7 @@ async fn credentials_rotate_while_calls_are_under_way() {
     assert!(first.is_ok() && second.is_ok());
     // The call whose token was refused goes on with the new key's one, which nobody refused.
     assert_eq!((sent.count(), sent.provider_tokens().len()), (3, 2));
-    assert_eq!(client.scope(), "TEAM123456");
+    assert_eq!(client.team_id(), "TEAM123456");
 
     let key = SecretKey::from_slice(&[9; 32]).unwrap().to_pkcs8_der().unwrap();
     let other = Credentials::from_der("OTHER12345", "KEY1234509", key.as_bytes()).unwrap();
@@ -141,8 +139,12 @@ async fn bits() {
     assert_eq!(client.query_bits(&device).await.unwrap_err().kind(), BitsErrorKind::RefusedToken);
     client.update_bits(&device, true, false).await.unwrap();
 
-    let debug =
-        VerifiedDevice::from_debug_token("ci".into(), Environment::Production, SystemTime::UNIX_EPOCH);
+    let debug = VerifiedDevice::new(
+        TokenDigest::of(b"debug-token:ci"),
+        Environment::Production,
+        Evidence::debug_token("ci"),
+        SystemTime::UNIX_EPOCH,
+    );
     let error = client.query_bits(&debug).await.unwrap_err();
     assert_eq!((error.kind(), error.rejection()), (BitsErrorKind::NoDeviceToken, Rejection::MissingToken));
     assert_eq!(sent.count(), 5);
@@ -158,8 +160,8 @@ async fn bits() {
 async fn requests_are_as_apple_wants_them() {
     let (sent, transport) = script(vec![|| status(503, ""), || status(200, "")]);
     let client = builder().transport(transport).build().unwrap();
-    client.verify(&token(), Environment::Production).await.unwrap();
-    client.verify(&token(), Environment::Development).await.unwrap();
+    client.validate(&token(), Environment::Production).await.unwrap();
+    client.validate(&token(), Environment::Development).await.unwrap();
     let sent = sent.0.lock().unwrap();
     let uris: Vec<String> = sent.iter().map(|request| request.uri().to_string()).collect();
     assert_eq!(uris[1], "https://api.devicecheck.apple.com/v1/validate_device_token");

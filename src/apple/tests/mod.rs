@@ -13,12 +13,15 @@ use tower::{service_fn, util::BoxCloneSyncService};
 
 use crate::{
     apple::{
-        builder::AppleClientBuilder, client::AppleClient, credentials::Credentials, token::DeviceToken,
+        builder::AppleClientBuilder,
+        client::AppleClient,
+        credentials::Credentials,
+        token::{DeviceToken, Verdict},
         transport::TransportError,
     },
-    device_check::verifier::VerifyError,
     gate::credential::TokenDigest,
-    gate::decision::{Evidence, Verdict, VerifiedDevice},
+    gate::decision::{Evidence, VerifiedDevice},
+    gate::error::VerifyError,
     gate::routing::Environment,
     runtime::SystemTime,
 };
@@ -44,7 +47,8 @@ fn token() -> DeviceToken {
 
 fn device(environment: Environment) -> VerifiedDevice {
     let digest = TokenDigest::from([0; 32]);
-    VerifiedDevice::new(token(), digest, environment, Evidence::Apple, SystemTime::UNIX_EPOCH)
+    VerifiedDevice::new(digest, environment, Evidence::APPLE, SystemTime::UNIX_EPOCH)
+        .with_text(token().into_text())
 }
 
 fn status(status: u16, body: &'static str) -> Answer {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{gate::credential::TokenDigest, gate::decision::Verdict, runtime::SystemTime};
+use crate::{apple::token::Verdict, gate::credential::TokenDigest, runtime::SystemTime};
 
 /// A verdict as caches hold it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +48,10 @@ impl CachedVerdict {
     #[must_use]
     pub const fn time_to_live(&self) -> Duration {
         self.time_to_live
+    }
+
+    pub(crate) const fn is_for_exact_text(&self) -> bool {
+        true
     }
 
     /// The same verdict with another time to live.

@@ -9,14 +9,13 @@ use quick_cache::{
 use web_time::UNIX_EPOCH;
 
 use crate::{
+    apple::token::Verdict,
     device_check::cache::{
-        cached_verdict::CachedVerdict,
-        keyed_hash::HashSecret,
-        verdict_cache::{CacheError, VerdictCache},
+        cached_verdict::CachedVerdict, keyed_hash::HashSecret, verdict_cache::VerdictCache,
         verdict_key::VerdictKey,
     },
     gate::credential::TokenDigest,
-    gate::decision::Verdict,
+    gate::observer::CacheError,
     runtime::{Instant, millis, since_epoch},
 };
 

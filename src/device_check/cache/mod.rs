@@ -5,6 +5,7 @@ mod cached_verdict;
 mod keyed_hash;
 #[cfg(feature = "memory-cache")]
 mod memory;
+mod no_cache;
 #[cfg(feature = "redis")]
 mod redis;
 #[cfg(feature = "redis")]
@@ -19,9 +20,10 @@ pub use self::redis::RedisCache;
 pub use self::{
     cached_verdict::CachedVerdict,
     tiered::Tiered,
-    verdict_cache::{CacheError, Lease, VerdictCache},
+    verdict_cache::{Lease, VerdictCache},
     verdict_key::VerdictKey,
 };
 #[cfg(feature = "memory-cache")]
 pub use self::{keyed_hash::HashSecret, memory::MemoryCache};
-pub(crate) use self::{verdict_cache::ErasedCache, verdict_key::Memo};
+pub(crate) use self::{no_cache::NoCache, verdict_cache::ErasedCache, verdict_key::Memo};
+pub use crate::gate::observer::CacheError;

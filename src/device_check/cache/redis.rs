@@ -11,9 +11,10 @@ use crate::{
     device_check::cache::{
         cached_verdict::CachedVerdict,
         sealed_verdict::{Seal, Value},
-        verdict_cache::{CacheError, Lease, VerdictCache},
+        verdict_cache::{Lease, VerdictCache},
         verdict_key::VerdictKey,
     },
+    gate::observer::CacheError,
     gate::routing::Environment,
     redis::{self as redis_link, Kind, Link, LinkError},
     replay::owner::Owner,

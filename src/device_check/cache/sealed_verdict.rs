@@ -7,8 +7,8 @@ use sha2::Sha256;
 use web_time::UNIX_EPOCH;
 
 use crate::{
+    apple::token::Verdict,
     device_check::cache::{cached_verdict::CachedVerdict, verdict_key::VerdictKey},
-    gate::decision::Verdict,
     gate::routing::Environment,
     runtime::millis,
 };
@@ -98,7 +98,7 @@ impl Seal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::apple::DeviceToken;
+    use crate::apple::token::DeviceToken;
 
     fn value() -> Value {
         Value { verdict: Verdict::Genuine, checked_at: 1_000, expires_at: 301_000 }

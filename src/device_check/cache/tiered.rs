@@ -3,9 +3,10 @@
 use crate::{
     device_check::cache::{
         cached_verdict::CachedVerdict,
-        verdict_cache::{CacheError, Lease, VerdictCache},
+        verdict_cache::{Lease, VerdictCache},
         verdict_key::VerdictKey,
     },
+    gate::observer::CacheError,
     replay::owner::Owner,
 };
 

@@ -1,12 +1,12 @@
 //! The trait of caches, and its error.
 
-use std::{error::Error, fmt, sync::Arc};
+use std::{sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 
 use crate::{
-    BoxError,
     device_check::cache::{cached_verdict::CachedVerdict, verdict_key::VerdictKey},
+    gate::observer::CacheError,
     replay::owner::Owner,
 };
 
@@ -57,6 +57,11 @@ pub trait VerdictCache: Send + Sync + 'static {
     fn peek(&self, key: &VerdictKey<'_>) -> Option<CachedVerdict> {
         let _ = key;
         None
+    }
+
+    /// How long one request waits for this cache in all, before and after Apple is asked. Default: 1 second.
+    fn deadline(&self) -> Duration {
+        Duration::from_secs(1)
     }
 
     /// Looks everywhere, also where [`peek`](Self::peek) looks. The answer says how much of the verdict's time to
@@ -150,6 +155,7 @@ pub enum Lease {
 
 /// The twin of [`VerdictCache`] that can be a trait object.
 pub(crate) trait ErasedCache: Send + Sync {
+    fn deadline(&self) -> Duration;
     fn peek(&self, key: &VerdictKey<'_>) -> Option<CachedVerdict>;
     fn get<'a>(&'a self, key: &'a VerdictKey<'_>)
     -> BoxFuture<'a, Result<Option<CachedVerdict>, CacheError>>;
@@ -163,6 +169,10 @@ pub(crate) trait ErasedCache: Send + Sync {
 }
 
 impl<C: VerdictCache> ErasedCache for C {
+    fn deadline(&self) -> Duration {
+        VerdictCache::deadline(self)
+    }
+
     fn peek(&self, key: &VerdictKey<'_>) -> Option<CachedVerdict> {
         VerdictCache::peek(self, key)
     }
@@ -188,45 +198,5 @@ impl<C: VerdictCache> ErasedCache for C {
 
     fn release<'a>(&'a self, key: &'a VerdictKey<'_>, owner: Owner) -> BoxFuture<'a, ()> {
         Box::pin(VerdictCache::release(self, key, owner))
-    }
-}
-
-/// A cache could not say or could not keep.
-#[derive(Debug)]
-pub struct CacheError {
-    source: BoxError,
-    reported: bool,
-}
-
-impl CacheError {
-    /// An error with this cause, which must hold no secret: it is logged.
-    pub fn new(source: impl Into<BoxError>) -> Self {
-        Self { source: source.into(), reported: false }
-    }
-
-    /// The same error of a cache that logs its incidents itself, once each and not once per request.
-    #[must_use]
-    pub const fn reported(mut self) -> Self {
-        self.reported = true;
-        self
-    }
-
-    /// Whether the cache has logged the incident already. [`TracingObserver`](crate::TracingObserver) is
-    /// silent about those; observers that count get all of them.
-    #[must_use]
-    pub const fn is_reported(&self) -> bool {
-        self.reported
-    }
-}
-
-impl fmt::Display for CacheError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the verdict cache failed")
-    }
-}
-
-impl Error for CacheError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        Some(&*self.source)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::OnceLock};
 
-use crate::{apple::DeviceToken, gate::credential::TokenDigest, gate::routing::Environment};
+use crate::{apple::token::DeviceToken, gate::credential::TokenDigest, gate::routing::Environment};
 
 /// What a verdict is about: a token, the environment that was asked, and whose credentials asked.
 ///
@@ -42,6 +42,12 @@ impl<'a> VerdictKey<'a> {
 
     pub(crate) fn of_text(scope: &'a str, environment: Environment, text: &'a [u8]) -> Self {
         Self { scope, environment, text, memo: Memo::default() }
+    }
+
+    /// The same key of a token whose digest is known already.
+    pub(crate) fn with_digest(self, digest: TokenDigest) -> Self {
+        self.memo.digest.get_or_init(|| digest);
+        self
     }
 
     /// The same key, with what is known about it already.

@@ -7,14 +7,15 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, Method, StatusCode};
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Empty};
-use tower::{Layer, ServiceBuilder, ServiceExt, service_fn};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 
 use super::*;
 use crate::{
-    BearerToken, DeviceCheckLayer, DeviceToken, DeviceVerifier, Environment, Evidence, HeaderToken, Verdict,
-    VerifyError,
+    BearerToken, DeviceCheckLayer, DeviceToken, DeviceVerifier, Environment, Evidence, HeaderToken,
+    TokenQuestion, Verdict, VerifyError,
     runtime::SystemTime,
     split_key::{
         Limit, MemorySplitKeyStore, Split, SplitId, SplitKeyLayer, SplitKeyObserver, SplitKeyRecord,
@@ -62,7 +63,7 @@ impl SplitKeyStore for Fragile {
         if project == "down" {
             return Err(SplitKeyStoreError::unavailable("pulled the plug"));
         }
-        self.store.get(project, split).await
+        SplitKeyStore::get(&self.store, project, split).await
     }
 
     async fn put(&self, records: Vec<SplitKeyRecord>) -> Result<(), SplitKeyStoreError> {
@@ -128,7 +129,8 @@ impl Fixture {
 fn device(text: &str) -> VerifiedDevice {
     let token: DeviceToken = text.parse().unwrap();
     let digest = token.digest();
-    VerifiedDevice::new(token, digest, Environment::Production, Evidence::Apple, SystemTime::now())
+    VerifiedDevice::new(digest, Environment::Production, Evidence::APPLE, SystemTime::now())
+        .with_text(token.into_text())
 }
 
 fn request(headers: &[(&str, &str)]) -> Request<Body> {
@@ -331,7 +333,7 @@ async fn a_preflight_passes_without_a_key() {
 struct Gullible;
 
 impl DeviceVerifier for Gullible {
-    async fn verify(&self, _: &DeviceToken, _: Environment) -> Result<Verdict, VerifyError> {
+    async fn verify(&self, _: TokenQuestion<'_>) -> Result<Verdict, VerifyError> {
         Ok(Verdict::Genuine)
     }
 

@@ -1,0 +1,225 @@
+//! Asking about a device token: the shared cache, then Apple, once for all requests that wait for the answer.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{
+    apple::token::{DeviceToken, Verdict},
+    device_check::{
+        cache::{CacheError, CachedVerdict, Lease, VerdictKey},
+        settings::{Reuse, Settings},
+        single_flight::SingleFlight,
+        verifier::TokenQuestion,
+    },
+    gate::{
+        credential::TokenDigest,
+        decision::{Evidence, Rejected, VerifiedDevice},
+        error::VerifyError,
+        proof::{Facts, Step},
+        rejection::Rejection,
+        routing::Environment,
+    },
+    replay::{Claim, ErasedReplayGuard, GuardError, ReplayKey, Reservation, Retry, owner::Owner},
+    runtime::{Instant, Moment, SystemTime, within},
+};
+
+/// A step of a guard that takes longer has failed, and the token is withheld.
+const GUARD_DEADLINE: Duration = Duration::from_secs(1);
+
+/// The checks of one layer: its settings, and the questions that are under way.
+pub(super) struct Checks {
+    pub(super) settings: Settings,
+    flights: SingleFlight<(Environment, TokenDigest), Result<Finding, VerifyError>>,
+}
+
+/// A well-formed token that this process does not remember.
+pub(super) struct UnknownToken {
+    pub(super) token: DeviceToken,
+    pub(super) facts: Facts,
+    /// Identifies a retry of the request, if the layer allows one.
+    pub(super) retry: Option<Retry>,
+}
+
+/// A verdict about a token in one environment, and its grounds.
+#[derive(Clone)]
+struct Finding {
+    verdict: Verdict,
+    evidence: Evidence,
+    checked_at: SystemTime,
+}
+
+impl From<CachedVerdict> for Finding {
+    fn from(cached: CachedVerdict) -> Self {
+        Self { verdict: cached.verdict(), evidence: Evidence::CACHE, checked_at: cached.checked_at() }
+    }
+}
+
+type Decision = Result<VerifiedDevice, Rejected>;
+
+impl Checks {
+    pub(super) fn new(settings: Settings) -> Self {
+        Self { settings, flights: SingleFlight::new() }
+    }
+
+    /// Decides about a token that this process does not remember.
+    pub(super) async fn decide(self: Arc<Self>, unknown: UnknownToken) -> Step {
+        let digest = unknown.token.digest();
+        let decision = match &self.settings.reuse {
+            // Boxed, so that it does not make all other checks larger.
+            Reuse::Once(guard) => Box::pin(self.decide_once(&**guard, &unknown, digest)).await,
+            Reuse::Cached(_) => self.check(&unknown, digest).await,
+        };
+        match decision {
+            Ok(device) => Step::verified(device),
+            Err(rejected) => Step::rejected(rejected.with_digest(digest)),
+        }
+    }
+
+    /// Asks one environment after the other until one accepts the token. Only a refusal leads to the next one.
+    async fn check(self: &Arc<Self>, unknown: &UnknownToken, digest: TokenDigest) -> Decision {
+        let UnknownToken { token, facts, .. } = unknown;
+        let mut last = facts.environment();
+        for &environment in facts.environments() {
+            last = environment;
+            match self.find(token, digest, environment).await {
+                Ok(Finding { verdict: Verdict::Refused, .. }) => {}
+                Ok(Finding { verdict: Verdict::Genuine, evidence, checked_at }) => {
+                    let device = VerifiedDevice::new(digest, environment, evidence, checked_at);
+                    return Ok(device.with_text(token.clone().into_text()));
+                }
+                Err(error) => return Err(Rejected::from(error).with_environment(environment)),
+            }
+        }
+        Err(Rejected::from(Rejection::RefusedToken).with_environment(last))
+    }
+
+    /// The same for a token that admits one request only.
+    async fn decide_once(
+        self: &Arc<Self>,
+        guard: &dyn ErasedReplayGuard,
+        unknown: &UnknownToken,
+        digest: TokenDigest,
+    ) -> Decision {
+        let claim = &Claim::new(Owner::random()).with(unknown.retry);
+        let key = ReplayKey::new(self.settings.scope(), digest);
+        // A reservation that is made while this future is dropped is given back, too.
+        let mut held = Held { guard, key, claim, armed: true };
+        match in_time(guard.reserve(&key, claim)).await {
+            Ok(Reservation::Reserved) => {}
+            Ok(Reservation::Reused) => {
+                held.armed = false;
+                return Err(Rejection::ReusedToken.into());
+            }
+            Err(error) => return Err(VerifyError::unavailable(error).into()),
+        }
+        let decision = match self.check(unknown, digest).await {
+            Ok(device) => match in_time(guard.confirm(&key, claim)).await {
+                Ok(Reservation::Reserved) => Ok(device),
+                Ok(Reservation::Reused) => {
+                    Err(Rejected::from(Rejection::ReusedToken).with_environment(device.environment()))
+                }
+                // Whether the token is spent is not known, so it is not given back.
+                Err(error) => {
+                    let rejected = Rejected::from(VerifyError::unavailable(error));
+                    Err(rejected.with_environment(device.environment()))
+                }
+            },
+            // Asking again about a token that Apple refused is worth nothing: the reservation lapses.
+            Err(rejected) if rejected.rejection() == Rejection::RefusedToken => Err(rejected),
+            Err(rejected) => {
+                // An error means that the reservation lapses by itself.
+                let _ = in_time(guard.release(&key, claim)).await;
+                Err(rejected)
+            }
+        };
+        held.armed = false;
+        decision
+    }
+
+    /// The finding that all requests with this token wait for together.
+    async fn find(
+        self: &Arc<Self>,
+        token: &DeviceToken,
+        digest: TokenDigest,
+        environment: Environment,
+    ) -> Result<Finding, VerifyError> {
+        let flight = {
+            let ask = Arc::clone(self).ask(token.clone(), digest, environment);
+            self.flights.run((environment, digest), ask)
+        };
+        flight.await.unwrap_or_else(|_panicked| Err(VerifyError::unavailable("the check panicked")))
+    }
+
+    /// Asks the cache, then the verifier, and remembers its verdict.
+    async fn ask(
+        self: Arc<Self>,
+        token: DeviceToken,
+        digest: TokenDigest,
+        environment: Environment,
+    ) -> Result<Finding, VerifyError> {
+        let (settings, cache) = (&self.settings, self.settings.cache());
+        let key = VerdictKey::new(settings.scope(), environment, &token).with_digest(digest);
+        // The request waits for the cache for so long in all, before and after Apple is asked.
+        let mut left = cache.deadline();
+        // The process's own memory too: another request may have asked and finished since this one looked there.
+        match spending(&mut left, cache.get(&key)).await {
+            Ok(Some(cached)) if settings.is_fresh(&cached, SystemTime::now()) => return Ok(cached.into()),
+            Ok(_) => {}
+            Err(error) => settings.observer.cache_error(&error),
+        }
+        let lease = cache.lease(&key).await;
+        if let Lease::Known(cached) = lease
+            && settings.is_fresh(&cached, SystemTime::now())
+        {
+            return Ok(cached.into());
+        }
+        let started = Moment::now();
+        let verdict = settings.verifier.verify(TokenQuestion::new(&token, environment)).await;
+        if let Ok(verdict) = verdict {
+            // Apple's answer describes the token as it was when it was sent.
+            let time_to_live = settings.time_to_live(verdict).saturating_sub(started.monotonic.elapsed());
+            if time_to_live > Duration::ZERO {
+                let cached = CachedVerdict::new(verdict, digest, started.wall, time_to_live);
+                if let Err(error) = spending(&mut left, cache.put(&key, cached)).await {
+                    settings.observer.cache_error(&error);
+                }
+            }
+        }
+        if let Lease::Granted(owner) = lease {
+            // After the verdict is there, so that the next holder of the lease finds it.
+            let _ = within(left, cache.release(&key, owner)).await;
+        }
+        Ok(Finding { verdict: verdict?, evidence: Evidence::APPLE, checked_at: started.wall })
+    }
+}
+
+/// The cache's answer, if it comes within the time that is left; what it took is gone from that.
+async fn spending<T>(
+    left: &mut Duration,
+    answer: impl Future<Output = Result<T, CacheError>>,
+) -> Result<T, CacheError> {
+    let started = Instant::now();
+    let answer = within(*left, answer).await;
+    *left = left.saturating_sub(started.elapsed());
+    answer.unwrap_or_else(|_elapsed| Err(CacheError::new("no answer within the cache's deadline")))
+}
+
+async fn in_time<T>(answer: impl Future<Output = Result<T, GuardError>>) -> Result<T, GuardError> {
+    let answer = within(GUARD_DEADLINE, answer).await;
+    answer.unwrap_or_else(|_elapsed| Err(GuardError::new("no answer within a second")))
+}
+
+/// A reservation, given back on drop while it is armed.
+struct Held<'a> {
+    guard: &'a dyn ErasedReplayGuard,
+    key: ReplayKey<'a>,
+    claim: &'a Claim,
+    armed: bool,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        if self.armed {
+            self.guard.abandon(&self.key, self.claim);
+        }
+    }
+}

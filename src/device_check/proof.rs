@@ -1,0 +1,190 @@
+//! The proof: a device token or a debug token is taken out of a request, and judged from memory or by asking.
+
+use std::{fmt, sync::Arc};
+
+use http::request;
+
+use crate::{
+    apple::token::{DeviceToken, Verdict, unpadded},
+    device_check::{
+        ask::{Checks, UnknownToken},
+        cache::{CachedVerdict, VerdictKey},
+        evidence::SCHEME,
+        settings::{Reuse, Settings},
+    },
+    gate::{
+        credential::{Candidate, TokenDigest},
+        decision::{Evidence, Rejected},
+        proof::{Facts, Proof, Step},
+        rejection::{MalformedToken, Rejection},
+        routing::Environment,
+    },
+    replay::Retry,
+};
+
+/// The check with device tokens.
+#[derive(Clone)]
+pub(crate) struct DeviceTokenProof {
+    checks: Arc<Checks>,
+}
+
+/// The credential of one request.
+enum Shown<'a> {
+    Nothing,
+    DeviceToken(Candidate),
+    /// The debug token of this name.
+    DebugToken(&'a Arc<str>),
+}
+
+impl DeviceTokenProof {
+    pub(crate) fn new(settings: Settings) -> Self {
+        Self { checks: Arc::new(Checks::new(settings)) }
+    }
+
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.checks.settings
+    }
+
+    fn take(&self, head: &mut request::Parts, facts: &Facts) -> Result<Shown<'_>, Rejection> {
+        let settings = self.settings();
+        // Every source is asked, so that no credential stays behind.
+        let mut token = Ok(None);
+        for source in &settings.token_sources {
+            token = agreed(token, source.take(head));
+        }
+        let debug_tokens = settings.debug_tokens.as_deref();
+        let debug_token = debug_tokens.and_then(|tokens| tokens.take(&mut head.headers, facts.now()));
+        match (token?, debug_token) {
+            // A device token is never set aside for a debug token that came with it.
+            (Some(candidate), _) => {
+                let name = debug_tokens.and_then(|tokens| tokens.find(candidate.as_bytes(), facts.now()));
+                Ok(name.map_or(Shown::DeviceToken(candidate), Shown::DebugToken))
+            }
+            (None, Some(Some(name))) => Ok(Shown::DebugToken(name)),
+            (None, Some(None)) => Err(Rejection::MissingToken),
+            (None, None) => Ok(Shown::Nothing),
+        }
+    }
+
+    /// This process's memory of a token: that one environment accepted it, or that all refused it.
+    fn peek(&self, text: &[u8], facts: &Facts) -> Option<(CachedVerdict, Environment)> {
+        let settings = self.settings();
+        let cache = settings.cache();
+        let mut refused = None;
+        let mut unknown = false;
+        for &environment in facts.environments() {
+            let found = cache.peek(&VerdictKey::of_text(settings.scope(), environment, text));
+            match found.filter(|cached| settings.is_fresh(cached, facts.now())) {
+                Some(cached) if cached.verdict() == Verdict::Genuine => return Some((cached, environment)),
+                Some(cached) => refused = Some((cached, environment)),
+                None => unknown = true,
+            }
+        }
+        refused.filter(|_| !unknown)
+    }
+
+    fn judge_token(
+        &self,
+        candidate: Candidate,
+        head: &request::Parts,
+        facts: &Facts,
+    ) -> Result<Step, MalformedToken> {
+        let Some((cached, environment)) = self.peek(unpadded(&candidate)?, facts) else {
+            let token = DeviceToken::try_from(candidate)?;
+            let unknown = UnknownToken { token, facts: *facts, retry: self.retry(head) };
+            return Ok(Step::ask(Arc::clone(&self.checks).decide(unknown)));
+        };
+        Ok(match cached.verdict() {
+            Verdict::Refused => {
+                Step::rejected(Rejected::from(Rejection::RefusedToken).with_digest(cached.digest()))
+            }
+            Verdict::Genuine => {
+                // `MemoryCache` answers for these very bytes, which were canonical when it got the verdict. Other
+                // caches may answer for another spelling.
+                let candidate = if cached.is_for_exact_text() {
+                    candidate
+                } else {
+                    DeviceToken::try_from(candidate)?.into_text()
+                };
+                let device = facts.verified(Evidence::CACHE, cached.digest());
+                let device = device.with_environment(environment).with_verified_at(cached.checked_at());
+                Step::verified(device.with_text(candidate))
+            }
+        })
+    }
+
+    /// Identifies a retry of the request, if the layer allows one.
+    fn retry(&self, head: &request::Parts) -> Option<Retry> {
+        let settings = self.settings();
+        let window = settings.retry_window;
+        if window.is_zero() || !matches!(settings.reuse, Reuse::Once(_)) {
+            return None;
+        }
+        let mut values = head.headers.get_all(&settings.idempotency_header).iter();
+        match (values.next(), values.next()) {
+            (Some(key), None) if !key.is_empty() => {
+                Some(Retry { key: TokenDigest::of(key.as_bytes()), window })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// A token that two sources find must be the same.
+fn agreed(
+    found: Result<Option<Candidate>, MalformedToken>,
+    next: Result<Option<Candidate>, MalformedToken>,
+) -> Result<Option<Candidate>, MalformedToken> {
+    match (found?, next?) {
+        (Some(found), Some(next)) if found.as_bytes() != next.as_bytes() => Err(MalformedToken::Disagreement),
+        (Some(token), _) | (None, Some(token)) => Ok(Some(token)),
+        (None, None) => Ok(None),
+    }
+}
+
+impl Proof for DeviceTokenProof {
+    fn scheme(&self) -> &'static str {
+        SCHEME
+    }
+
+    fn judge(&self, head: &mut request::Parts, facts: &Facts) -> Step {
+        match self.take(head, facts) {
+            Ok(Shown::Nothing) => Step::absent(),
+            Ok(Shown::DeviceToken(candidate)) => self
+                .judge_token(candidate, head, facts)
+                .unwrap_or_else(|reason| Step::rejected(Rejection::from(reason))),
+            Ok(Shown::DebugToken(name)) => {
+                let evidence = Evidence::debug_token(Arc::clone(name));
+                // The digest of the debug token itself would let readers of logs guess weak ones offline.
+                let digest = TokenDigest::of(evidence.to_string().as_bytes());
+                Step::verified(facts.verified(evidence, digest))
+            }
+            Err(rejection) => Step::rejected(rejection),
+        }
+    }
+
+    fn strip(&self, head: &mut request::Parts) {
+        for source in &self.settings().token_sources {
+            // The proof that decided makes this one's credential worthless, well-formed or not.
+            let _ = source.take(head);
+        }
+        if let Some(tokens) = &self.settings().debug_tokens {
+            tokens.strip(&mut head.headers);
+        }
+    }
+}
+
+impl fmt::Debug for DeviceTokenProof {
+    // Plug-ins are anything, closures too; they are not asked to print.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let settings = self.settings();
+        f.debug_struct("DeviceTokenProof")
+            .field("scope", &settings.scope())
+            .field("token_sources", &settings.token_sources.len())
+            .field("debug_tokens", &settings.debug_tokens)
+            .field("single_use", &matches!(settings.reuse, Reuse::Once(_)))
+            .field("genuine_time_to_live", &settings.genuine_time_to_live)
+            .field("refused_time_to_live", &settings.refused_time_to_live)
+            .finish_non_exhaustive()
+    }
+}
