@@ -20,7 +20,7 @@ use crate::{
         error::ClientError,
         limit::Limit,
         transport::{ErasedTransport, Tower},
-        wire::{Question, TransactionIds},
+        wire::Question,
     },
     gate::routing::Environment,
 };
@@ -165,7 +165,6 @@ impl AppleClientBuilder {
             total_timeout: self.total_timeout,
             limit: Limit::new(self.in_flight_limit, self.waiting_limit),
             retry: self.retry,
-            transaction_ids: TransactionIds::new(),
         }))
     }
 }

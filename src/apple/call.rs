@@ -18,7 +18,7 @@ use crate::{
         provider_token::ProviderToken,
         token::DeviceToken,
         transport::{self, ErasedTransport},
-        wire::{self, Answer, Class, Question, TransactionIds},
+        wire::{self, Answer, Class, Question},
     },
     device_check::verifier::VerifyError,
     gate::routing::Environment,
@@ -37,7 +37,6 @@ pub(super) struct Caller {
     pub(super) total_timeout: Duration,
     pub(super) limit: Limit,
     pub(super) retry: bool,
-    pub(super) transaction_ids: TransactionIds,
 }
 
 /// The endpoints of one environment.
@@ -76,8 +75,7 @@ impl Caller {
                 Some(provider_token) => provider_token,
                 None => self.provider_token(now)?,
             };
-            let transaction_id = self.transaction_ids.next();
-            let request = question.request(uri.clone(), &provider_token, token, transaction_id, now);
+            let request = question.request(uri.clone(), &provider_token, token, now);
             let left = self.total_timeout.saturating_sub(now.monotonic.saturating_duration_since(started));
             let failure = match self.attempt(request, left).await {
                 Ok(response) => match wire::read(question, environment, &response, SystemTime::now) {

@@ -75,22 +75,13 @@ impl Signer {
             .map_err(SignError::new)?;
         bearer.push('.');
         BASE64_URL_SAFE_NO_PAD.encode_string(signature, &mut bearer);
-        let bytes = Bytes::from_owner(Wiped(bearer));
-        let mut value = HeaderValue::from_maybe_shared(bytes).map_err(SignError::new)?;
+        let mut value = HeaderValue::from_maybe_shared(Bytes::from_owner(bearer)).map_err(SignError::new)?;
         value.set_sensitive(true);
         Ok(value)
     }
 }
 
 const SCHEME: &str = "Bearer ";
-
-struct Wiped(Zeroizing<String>);
-
-impl AsRef<[u8]> for Wiped {
-    fn as_ref(&self) -> &[u8] {
-        self.0.as_bytes()
-    }
-}
 
 /// The provider token could not be signed.
 #[derive(Debug)]
