@@ -3,7 +3,7 @@
 use std::{
     error::Error,
     fmt,
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -22,14 +22,14 @@ use crate::{
     },
     device_check::verifier::VerifyError,
     gate::routing::Environment,
-    runtime::{Instant, Moment, SystemTime, within},
+    runtime::{Instant, Moment, SystemTime, lock, within},
 };
 
 /// What all clones of an [`AppleClient`](crate::AppleClient) share.
 pub(super) struct Caller {
     /// Never changes, though the credentials may.
     pub(super) team_id: Box<str>,
-    pub(super) credentials: RwLock<Credentials>,
+    pub(super) credentials: Mutex<Credentials>,
     pub(super) production: Endpoints,
     pub(super) development: Endpoints,
     pub(super) transport: Arc<dyn ErasedTransport>,
@@ -129,8 +129,8 @@ impl Caller {
         }
     }
 
-    pub(super) fn credentials(&self) -> RwLockReadGuard<'_, Credentials> {
-        self.credentials.read().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn credentials(&self) -> Credentials {
+        lock(&self.credentials).clone()
     }
 
     fn provider_token(&self, now: Moment) -> Result<ProviderToken, VerifyError> {

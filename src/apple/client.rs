@@ -1,9 +1,6 @@
 //! The client for Apple's DeviceCheck server.
 
-use std::{
-    fmt,
-    sync::{Arc, PoisonError},
-};
+use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
 use tracing::{Level, event};
@@ -21,6 +18,7 @@ use crate::{
     gate::decision::{Verdict, VerifiedDevice},
     gate::observer::TARGET,
     gate::routing::Environment,
+    runtime::lock,
 };
 
 /// Asks Apple's DeviceCheck server.
@@ -126,7 +124,7 @@ impl AppleClient {
             return Err(CredentialsError::other_team(&self.caller.team_id, credentials.team_id()));
         }
         event!(target: TARGET, Level::DEBUG, key_id = credentials.key_id(), "credentials rotated");
-        *self.caller.credentials.write().unwrap_or_else(PoisonError::into_inner) = credentials;
+        *lock(&self.caller.credentials) = credentials;
         Ok(())
     }
 }
@@ -153,7 +151,7 @@ impl fmt::Debug for AppleClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let caller = &self.caller;
         f.debug_struct("AppleClient")
-            .field("credentials", &*caller.credentials())
+            .field("credentials", &caller.credentials())
             .field("production", &caller.production.validate)
             .field("development", &caller.development.validate)
             .field("attempt_timeout", &caller.attempt_timeout)

@@ -3,7 +3,7 @@
 use std::{
     error::Error,
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 use crate::{
     BoxError,
     gate::observer::TARGET,
-    runtime::{Moment, SystemTime, since_epoch},
+    runtime::{Moment, SystemTime, lock, since_epoch},
 };
 
 // Named, because jsonwebtoken's own choice panics when somebody else's crate turns on its other backend.
@@ -145,7 +145,7 @@ impl ProviderTokens {
 
     /// The token to use now.
     pub(super) fn token(&self, now: Moment) -> Result<ProviderToken, SignError> {
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut current = lock(&self.current);
         self.current_or_new(&mut current, now)
     }
 
@@ -155,7 +155,7 @@ impl ProviderTokens {
         refused: &ProviderToken,
         now: Moment,
     ) -> Result<Option<ProviderToken>, SignError> {
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut current = lock(&self.current);
         match &*current {
             Some(token) if Arc::ptr_eq(&token.0, &refused.0) => {
                 if !may_force(&token.0, now) {
