@@ -18,9 +18,9 @@ use crate::{
         client::AppleClient,
         credentials::Credentials,
         error::ClientError,
-        limit::Limit,
-        transport::{ErasedTransport, Tower},
-        wire::Question,
+        limit::CallLimit,
+        transport::{ErasedTransport, ServiceTransport},
+        wire::Operation,
     },
     gate::routing::Environment,
 };
@@ -94,7 +94,7 @@ impl AppleClientBuilder {
         S::Error: Into<BoxError>,
         S::Future: Send,
     {
-        self.transport = Some(Arc::new(Tower(transport)));
+        self.transport = Some(Arc::new(ServiceTransport(transport)));
         self
     }
 
@@ -163,7 +163,7 @@ impl AppleClientBuilder {
             transport,
             attempt_timeout: self.attempt_timeout,
             total_timeout: self.total_timeout,
-            limit: Limit::new(self.in_flight_limit, self.waiting_limit),
+            limit: CallLimit::new(self.in_flight_limit, self.waiting_limit),
             retry: self.retry,
         }))
     }
@@ -187,7 +187,7 @@ fn default_transport(attempt_timeout: Duration) -> Result<Arc<dyn ErasedTranspor
     use crate::apple::reqwest_transport::ReqwestTransport;
 
     let transport = ReqwestTransport::with_attempt_timeout(attempt_timeout)?;
-    Ok(Arc::new(Tower(transport)))
+    Ok(Arc::new(ServiceTransport(transport)))
 }
 
 #[cfg(not(all(feature = "reqwest", not(target_arch = "wasm32"))))]
@@ -224,16 +224,16 @@ fn endpoints(environment: Environment, base: &str) -> Result<Endpoints, ClientEr
         return Err(fail("its scheme is neither `https` nor `http`: write `https://host`"));
     }
     let prefix = uri.path().trim_end_matches('/');
-    let join = |question: Question| {
-        let path = question.path();
+    let join = |operation: Operation| {
+        let path = operation.path();
         format!("{scheme}://{authority}{prefix}{path}")
             .parse()
             .map_err(|error| fail("it is too long, or not a URL").with_source::<http::uri::InvalidUri>(error))
     };
     Ok(Endpoints {
-        validate: join(Question::Validate)?,
-        query_bits: join(Question::QueryBits)?,
-        update_bits: join(Question::UpdateBits { bit0: false, bit1: false })?,
+        validate: join(Operation::Validate)?,
+        query_bits: join(Operation::QueryBits)?,
+        update_bits: join(Operation::UpdateBits { bit0: false, bit1: false })?,
     })
 }
 

@@ -14,11 +14,11 @@ use crate::{
     BoxError,
     apple::{
         credentials::Credentials,
-        limit::Limit,
+        limit::CallLimit,
         provider_token::ProviderToken,
         token::DeviceToken,
         transport::{self, ErasedTransport},
-        wire::{self, Answer, Class, Question},
+        wire::{self, Answer, Class, Operation},
     },
     device_check::verifier::VerifyError,
     gate::routing::Environment,
@@ -35,7 +35,7 @@ pub(super) struct Caller {
     pub(super) transport: Arc<dyn ErasedTransport>,
     pub(super) attempt_timeout: Duration,
     pub(super) total_timeout: Duration,
-    pub(super) limit: Limit,
+    pub(super) limit: CallLimit,
     pub(super) retry: bool,
 }
 
@@ -51,12 +51,12 @@ impl Caller {
     /// The body of Apple's answer, or `None` if Apple refused the device token.
     pub(super) async fn ask(
         &self,
-        question: Question,
+        operation: Operation,
         token: &DeviceToken,
         environment: Environment,
     ) -> Result<Option<Bytes>, VerifyError> {
         let no_answer =
-            |reason, source| VerifyError::unavailable(NoAnswer { reason, environment, question, source });
+            |reason, source| VerifyError::unavailable(NoAnswer { reason, environment, operation, source });
         let started = Instant::now();
         let _slot = within(self.total_timeout, self.limit.acquire())
             .await
@@ -65,7 +65,7 @@ impl Caller {
                 VerifyError::unavailable("too many calls to Apple wait for a slot already")
                     .with_retry_after(Some(Duration::from_secs(1)))
             })?;
-        let uri = self.endpoint(question, environment);
+        let uri = self.endpoint(operation, environment);
         let mut renewed = None;
         let mut may_retry = self.retry;
         let mut may_renew = true;
@@ -75,10 +75,10 @@ impl Caller {
                 Some(provider_token) => provider_token,
                 None => self.provider_token(now)?,
             };
-            let request = question.request(uri.clone(), &provider_token, token, now);
+            let request = operation.request(uri.clone(), &provider_token, token, now);
             let left = self.total_timeout.saturating_sub(now.monotonic.saturating_duration_since(started));
             let failure = match self.attempt(request, left).await {
-                Ok(response) => match wire::read(question, environment, &response, SystemTime::now) {
+                Ok(response) => match wire::read(operation, environment, &response, SystemTime::now) {
                     Ok(body) => return Ok(Some(body)),
                     Err(answer) => Failure::Answer(answer),
                 },
@@ -117,15 +117,15 @@ impl Caller {
         Err(Failure::NoAnswer { reason, source })
     }
 
-    fn endpoint(&self, question: Question, environment: Environment) -> &Uri {
+    fn endpoint(&self, operation: Operation, environment: Environment) -> &Uri {
         let endpoints = match environment {
             Environment::Production => &self.production,
             Environment::Development => &self.development,
         };
-        match question {
-            Question::Validate => &endpoints.validate,
-            Question::QueryBits => &endpoints.query_bits,
-            Question::UpdateBits { .. } => &endpoints.update_bits,
+        match operation {
+            Operation::Validate => &endpoints.validate,
+            Operation::QueryBits => &endpoints.query_bits,
+            Operation::UpdateBits { .. } => &endpoints.update_bits,
         }
     }
 
@@ -163,18 +163,18 @@ impl Failure {
     }
 }
 
-/// There is no answer to a question.
+/// There is no answer to a call.
 #[derive(Debug)]
 struct NoAnswer {
     reason: &'static str,
     environment: Environment,
-    question: Question,
+    operation: Operation,
     source: Option<BoxError>,
 }
 
 impl fmt::Display for NoAnswer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}{}", self.reason, self.environment, self.question.path())
+        write!(f, "{}: {}{}", self.reason, self.environment, self.operation.path())
     }
 }
 

@@ -11,7 +11,7 @@ use crate::{
         call::Caller,
         credentials::{Credentials, CredentialsError},
         token::DeviceToken,
-        wire::Question,
+        wire::Operation,
     },
     device_check::verifier::{DeviceVerifier, VerifyError},
     gate::credential::Candidate,
@@ -58,7 +58,7 @@ impl AppleClient {
         environment: Environment,
     ) -> Result<Verdict, VerifyError> {
         // Apple promises nothing about the body.
-        let body = self.caller.ask(Question::Validate, token, environment).await?;
+        let body = self.caller.ask(Operation::Validate, token, environment).await?;
         Ok(match body {
             Some(_) => Verdict::Genuine,
             None => Verdict::Refused,
@@ -74,7 +74,7 @@ impl AppleClient {
     ///
     /// If Apple refuses the token or gives no answer, or if the device was admitted by a debug token.
     pub async fn query_bits(&self, device: &VerifiedDevice) -> Result<Bits, BitsError> {
-        let body = self.ask_about(Question::QueryBits, device).await?;
+        let body = self.ask_about(Operation::QueryBits, device).await?;
         Bits::read(&body)
             .ok_or_else(|| VerifyError::unavailable("the answer to a query of bits is not understood").into())
     }
@@ -90,12 +90,12 @@ impl AppleClient {
         bit0: bool,
         bit1: bool,
     ) -> Result<(), BitsError> {
-        self.ask_about(Question::UpdateBits { bit0, bit1 }, device).await.map(|_| ())
+        self.ask_about(Operation::UpdateBits { bit0, bit1 }, device).await.map(|_| ())
     }
 
-    async fn ask_about(&self, question: Question, device: &VerifiedDevice) -> Result<Bytes, BitsError> {
+    async fn ask_about(&self, operation: Operation, device: &VerifiedDevice) -> Result<Bytes, BitsError> {
         let token = device.token().ok_or(BitsError::NO_DEVICE_TOKEN)?;
-        self.caller.ask(question, token, device.environment()).await?.ok_or(BitsError::REFUSED_TOKEN)
+        self.caller.ask(operation, token, device.environment()).await?.ok_or(BitsError::REFUSED_TOKEN)
     }
 
     /// Asks about a token that no device made, to see whether Apple accepts the credentials: it judges them

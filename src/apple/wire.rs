@@ -23,13 +23,13 @@ pub(super) const MAX_ANSWER_LENGTH: usize = 4 * 1024;
 
 /// What Apple can be asked to do with a token.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Question {
+pub(super) enum Operation {
     Validate,
     QueryBits,
     UpdateBits { bit0: bool, bit1: bool },
 }
 
-impl Question {
+impl Operation {
     pub(super) const fn path(self) -> &'static str {
         match self {
             Self::Validate => "/v1/validate_device_token",
@@ -150,7 +150,7 @@ pub(super) struct Answer {
 
 /// The body of an answer that is as asked, or the answer.
 pub(super) fn read(
-    question: Question,
+    operation: Operation,
     environment: Environment,
     response: &Response<Bytes>,
     now: impl FnOnce() -> SystemTime,
@@ -166,7 +166,7 @@ pub(super) fn read(
         has_retry_after: headers.contains_key(RETRY_AFTER),
         retry_after: retry_after(headers, now()),
         environment,
-        path: question.path(),
+        path: operation.path(),
         phrase,
         trace_id: trace_id(headers),
     })
