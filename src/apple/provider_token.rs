@@ -16,6 +16,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     BoxError,
+    gate::credential::BEARER,
     gate::observer::TARGET,
     runtime::{Moment, SystemTime, lock, since_epoch},
 };
@@ -65,13 +66,13 @@ impl Signer {
         let header = format!(r#"{{"alg":"ES256","kid":"{}","typ":"JWT"}}"#, self.key_id);
         let claims = format!(r#"{{"iss":"{}","iat":{issued_at}}}"#, self.team_id);
         let mut bearer = Zeroizing::new(String::with_capacity(512));
-        bearer.push_str(SCHEME);
+        bearer.push_str(BEARER);
         BASE64_URL_SAFE_NO_PAD.encode_string(header, &mut bearer);
         bearer.push('.');
         BASE64_URL_SAFE_NO_PAD.encode_string(claims, &mut bearer);
         let signature = (BACKEND.signer_factory)(&Algorithm::ES256, &self.key)
             .map_err(SignError::new)?
-            .try_sign(&bearer.as_bytes()[SCHEME.len()..])
+            .try_sign(&bearer.as_bytes()[BEARER.len()..])
             .map_err(SignError::new)?;
         bearer.push('.');
         BASE64_URL_SAFE_NO_PAD.encode_string(signature, &mut bearer);
@@ -80,8 +81,6 @@ impl Signer {
         Ok(value)
     }
 }
-
-const SCHEME: &str = "Bearer ";
 
 /// The provider token could not be signed.
 #[derive(Debug)]

@@ -4,7 +4,10 @@ use std::fmt;
 
 use http::{HeaderMap, HeaderName, HeaderValue, header::AUTHORIZATION, request};
 
-use crate::gate::{credential::Candidate, rejection::MalformedToken};
+use crate::gate::{
+    credential::{BEARER, Candidate},
+    rejection::MalformedToken,
+};
 
 /// Finds the device token in a request and takes it out, so that it does not reach the inner service.
 ///
@@ -107,7 +110,7 @@ impl TokenSource for BearerToken {
         let token_start = match text.iter().rposition(|byte| *byte == b'.') {
             Some(dot) => {
                 let left = &text[..dot];
-                if left.len() > SCHEME.len()
+                if left.len() > BEARER.len()
                     && let Ok(mut left) = HeaderValue::from_bytes(left)
                 {
                     left.set_sensitive(true);
@@ -115,23 +118,21 @@ impl TokenSource for BearerToken {
                 }
                 dot + 1
             }
-            None => SCHEME.len(),
+            None => BEARER.len(),
         };
         let end = text.len();
         Ok(Some(Candidate::part(value, token_start..end)))
     }
 }
 
-const SCHEME: &str = "Bearer ";
-
 pub(crate) fn is_bearer(value: &HeaderValue) -> bool {
-    value.as_bytes().get(..SCHEME.len()).is_some_and(|start| start.eq_ignore_ascii_case(SCHEME.as_bytes()))
+    value.as_bytes().get(..BEARER.len()).is_some_and(|start| start.eq_ignore_ascii_case(BEARER.as_bytes()))
 }
 
 /// What follows the scheme in a value for which [`is_bearer`] holds.
 #[cfg(feature = "split-key")]
 pub(crate) fn after_scheme(value: &HeaderValue) -> &[u8] {
-    value.as_bytes().get(SCHEME.len()..).unwrap_or_default()
+    value.as_bytes().get(BEARER.len()..).unwrap_or_default()
 }
 
 /// Removes every value of a header and returns it if it was the only one.

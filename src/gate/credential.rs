@@ -5,6 +5,9 @@ use std::{fmt, ops::Range};
 use http::HeaderValue;
 use sha2::{Digest, Sha256};
 
+/// How a bearer credential begins in the header `Authorization`.
+pub(crate) const BEARER: &str = "Bearer ";
+
 /// Text that a [`TokenSource`](crate::TokenSource) found where a device token should be; not yet checked.
 ///
 /// It is a header value or a part of one, so that finding a token copies nothing.
