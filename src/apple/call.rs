@@ -180,9 +180,6 @@ impl fmt::Display for NoAnswer {
 
 impl Error for NoAnswer {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match &self.source {
-            Some(source) => Some(&**source),
-            None => None,
-        }
+        Some(self.source.as_deref()?)
     }
 }

@@ -298,10 +298,7 @@ impl fmt::Display for CredentialsError {
 
 impl Error for CredentialsError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match &self.source {
-            Some(source) => Some(&**source),
-            None => None,
-        }
+        Some(self.source.as_deref()?)
     }
 }
 
