@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_lock::{Mutex, Semaphore, SemaphoreGuard};
 
+use crate::runtime::REQUESTS_MAY_AWAIT_EACH_OTHER;
+
 /// Slots for calls to Apple, and a bounded number of waiters for them.
 pub(super) struct CallLimit {
     slots: Semaphore,
@@ -34,8 +36,7 @@ impl CallLimit {
         {
             return Ok(slot);
         }
-        // On wasm a request must not await what another request gives back.
-        if cfg!(target_arch = "wasm32") {
+        if !REQUESTS_MAY_AWAIT_EACH_OTHER {
             return Err(QueueFull);
         }
         let _place = QueuePlace::new(self).ok_or(QueueFull)?;
@@ -50,11 +51,8 @@ struct QueuePlace<'a>(&'a AtomicUsize);
 impl<'a> QueuePlace<'a> {
     fn new(limit: &'a CallLimit) -> Option<Self> {
         let more = |waiting| (waiting < limit.waiting_limit).then_some(waiting + 1);
-        limit
-            .waiting
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
-            .ok()
-            .map(|_| Self(&limit.waiting))
+        limit.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
+        Some(Self(&limit.waiting))
     }
 }
 
