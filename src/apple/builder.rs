@@ -1,11 +1,6 @@
 //! How a client is put together.
 
-use std::{
-    fmt,
-    net::{Ipv4Addr, Ipv6Addr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, Response, Uri, uri::Scheme};
@@ -155,7 +150,7 @@ impl AppleClientBuilder {
             Some(transport) => transport,
             None => default_transport(self.attempt_timeout)?,
         };
-        Ok(AppleClient::from(Caller {
+        let caller = Caller {
             team_id: self.credentials.team_id().into(),
             credentials: self.credentials.into(),
             production,
@@ -165,7 +160,8 @@ impl AppleClientBuilder {
             total_timeout: self.total_timeout,
             limit: CallLimit::new(self.in_flight_limit, self.waiting_limit),
             retry: self.retry,
-        }))
+        };
+        Ok(AppleClient { caller: Arc::new(caller) })
     }
 }
 
@@ -238,13 +234,9 @@ fn endpoints(environment: Environment, base: &str) -> Result<Endpoints, ClientEr
 }
 
 fn is_loopback(host: &str) -> bool {
-    let ipv6 = host
-        .strip_prefix('[')
-        .and_then(|host| host.strip_suffix(']'))
-        .and_then(|host| host.parse::<Ipv6Addr>().ok());
+    let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     host.eq_ignore_ascii_case("localhost")
-        || host.parse::<Ipv4Addr>().is_ok_and(|address| address.is_loopback())
-        || ipv6.is_some_and(|address| address.is_loopback())
+        || address.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 #[cfg(test)]

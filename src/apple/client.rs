@@ -43,7 +43,7 @@ use crate::{
 /// ```
 #[derive(Clone)]
 pub struct AppleClient {
-    caller: Arc<Caller>,
+    pub(super) caller: Arc<Caller>,
 }
 
 impl AppleClient {
@@ -137,12 +137,6 @@ impl DeviceVerifier for AppleClient {
 
     fn scope(&self) -> &str {
         &self.caller.team_id
-    }
-}
-
-impl From<Caller> for AppleClient {
-    fn from(caller: Caller) -> Self {
-        Self { caller: Arc::new(caller) }
     }
 }
 

@@ -134,26 +134,20 @@ impl Credentials {
         mut names: InputNames,
     ) -> Result<Self, CredentialsError> {
         names.key = format!("{} {}", names.key, path.display()).into();
-        let fail = |reason, source| CredentialsError {
-            input: names.key.clone(),
-            reason: Cow::Borrowed(reason),
-            source,
-        };
+        let fail = |reason| CredentialsError::new(names.key.clone(), reason);
         // With room for all of it from the start: growing would leave copies of the key behind.
         let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_FILE_LENGTH + 1));
         File::open(path)
             .and_then(|file| file.take(MAX_FILE_LENGTH as u64 + 1).read_to_end(&mut bytes))
-            .map_err(|error| {
-                fail("the file cannot be read: check the path and its permissions", Some(error.into()))
+            .map_err(|error| CredentialsError {
+                source: Some(error.into()),
+                ..fail("the file cannot be read: check the path and its permissions")
             })?;
         if bytes.len() > MAX_FILE_LENGTH {
-            return Err(fail("the file is too large for a .p8 file: check the path", None));
+            return Err(fail("the file is too large for a .p8 file: check the path"));
         }
         let text = std::str::from_utf8(&bytes).map_err(|_| {
-            fail(
-                "the file is not text: use the .p8 file as Apple made it, or `from_der` for one in DER",
-                None,
-            )
+            fail("the file is not text: use the .p8 file as Apple made it, or `from_der` for one in DER")
         })?;
         let credentials = Self::from_text(team_id, key_id, text, &names)?;
         let named = path.file_stem().and_then(|stem| stem.to_str()?.strip_prefix("AuthKey_"));
@@ -270,23 +264,19 @@ pub struct CredentialsError {
 }
 
 impl CredentialsError {
-    fn new(input: &'static str, reason: &'static str) -> Self {
-        Self { input: Cow::Borrowed(input), reason: Cow::Borrowed(reason), source: None }
+    fn new(input: impl Into<Cow<'static, str>>, reason: impl Into<Cow<'static, str>>) -> Self {
+        Self { input: input.into(), reason: reason.into(), source: None }
     }
 
     fn key(names: &InputNames, fault: KeyFault) -> Self {
-        Self { input: names.key.clone(), reason: fault.to_string().into(), source: None }
+        Self::new(names.key.clone(), fault.as_str())
     }
 
     pub(super) fn other_team(own: &str, given: &str) -> Self {
-        Self {
-            input: Cow::Borrowed("team id"),
-            reason: format!(
-                "it is {given}, and this client's is {own}: verdicts are cached by team, so make a new client"
-            )
-            .into(),
-            source: None,
-        }
+        let reason = format!(
+            "it is {given}, and this client's is {own}: verdicts are cached by team, so make a new client"
+        );
+        Self::new("team id", reason)
     }
 }
 
