@@ -1,11 +1,6 @@
 //! How a client is put together.
 
-use std::{
-    fmt,
-    net::{Ipv4Addr, Ipv6Addr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, Response, Uri, uri::Scheme};
@@ -18,9 +13,9 @@ use crate::{
         client::AppleClient,
         credentials::Credentials,
         error::ClientError,
-        limit::Limit,
-        transport::{ErasedTransport, Tower},
-        wire::{Question, TransactionIds},
+        limit::CallLimit,
+        transport::{ErasedTransport, ServiceTransport},
+        wire::Operation,
     },
     gate::routing::Environment,
 };
@@ -94,7 +89,7 @@ impl AppleClientBuilder {
         S::Error: Into<BoxError>,
         S::Future: Send,
     {
-        self.transport = Some(Arc::new(Tower(transport)));
+        self.transport = Some(Arc::new(ServiceTransport(transport)));
         self
     }
 
@@ -155,7 +150,7 @@ impl AppleClientBuilder {
             Some(transport) => transport,
             None => default_transport(self.attempt_timeout)?,
         };
-        Ok(AppleClient::from(Caller {
+        let caller = Caller {
             team_id: self.credentials.team_id().into(),
             credentials: self.credentials.into(),
             production,
@@ -163,10 +158,10 @@ impl AppleClientBuilder {
             transport,
             attempt_timeout: self.attempt_timeout,
             total_timeout: self.total_timeout,
-            limit: Limit::new(self.in_flight_limit, self.waiting_limit),
+            limit: CallLimit::new(self.in_flight_limit, self.waiting_limit),
             retry: self.retry,
-            transaction_ids: TransactionIds::new(),
-        }))
+        };
+        Ok(AppleClient { caller: Arc::new(caller) })
     }
 }
 
@@ -188,7 +183,7 @@ fn default_transport(attempt_timeout: Duration) -> Result<Arc<dyn ErasedTranspor
     use crate::apple::reqwest_transport::ReqwestTransport;
 
     let transport = ReqwestTransport::with_attempt_timeout(attempt_timeout)?;
-    Ok(Arc::new(Tower(transport)))
+    Ok(Arc::new(ServiceTransport(transport)))
 }
 
 #[cfg(not(all(feature = "reqwest", not(target_arch = "wasm32"))))]
@@ -225,27 +220,23 @@ fn endpoints(environment: Environment, base: &str) -> Result<Endpoints, ClientEr
         return Err(fail("its scheme is neither `https` nor `http`: write `https://host`"));
     }
     let prefix = uri.path().trim_end_matches('/');
-    let join = |question: Question| {
-        let path = question.path();
+    let join = |operation: Operation| {
+        let path = operation.path();
         format!("{scheme}://{authority}{prefix}{path}")
             .parse()
             .map_err(|error| fail("it is too long, or not a URL").with_source::<http::uri::InvalidUri>(error))
     };
     Ok(Endpoints {
-        validate: join(Question::Validate)?,
-        query_bits: join(Question::QueryBits)?,
-        update_bits: join(Question::UpdateBits { bit0: false, bit1: false })?,
+        validate: join(Operation::Validate)?,
+        query_bits: join(Operation::QueryBits)?,
+        update_bits: join(Operation::UpdateBits { bit0: false, bit1: false })?,
     })
 }
 
 fn is_loopback(host: &str) -> bool {
-    let ipv6 = host
-        .strip_prefix('[')
-        .and_then(|host| host.strip_suffix(']'))
-        .and_then(|host| host.parse::<Ipv6Addr>().ok());
+    let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     host.eq_ignore_ascii_case("localhost")
-        || host.parse::<Ipv4Addr>().is_ok_and(|address| address.is_loopback())
-        || ipv6.is_some_and(|address| address.is_loopback())
+        || address.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 #[cfg(test)]

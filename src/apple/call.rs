@@ -3,7 +3,7 @@
 use std::{
     error::Error,
     fmt,
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -14,30 +14,29 @@ use crate::{
     BoxError,
     apple::{
         credentials::Credentials,
-        limit::Limit,
+        limit::CallLimit,
         provider_token::ProviderToken,
         token::DeviceToken,
         transport::{self, ErasedTransport},
-        wire::{self, Answer, Class, Question, TransactionIds},
+        wire::{self, Answer, Class, Operation},
     },
     gate::error::VerifyError,
     gate::routing::Environment,
-    runtime::{Instant, Moment, SystemTime, within},
+    runtime::{Instant, Moment, SystemTime, lock, within},
 };
 
 /// What all clones of an [`AppleClient`](crate::AppleClient) share.
 pub(super) struct Caller {
     /// Never changes, though the credentials may.
     pub(super) team_id: Box<str>,
-    pub(super) credentials: RwLock<Credentials>,
+    pub(super) credentials: Mutex<Credentials>,
     pub(super) production: Endpoints,
     pub(super) development: Endpoints,
     pub(super) transport: Arc<dyn ErasedTransport>,
     pub(super) attempt_timeout: Duration,
     pub(super) total_timeout: Duration,
-    pub(super) limit: Limit,
+    pub(super) limit: CallLimit,
     pub(super) retry: bool,
-    pub(super) transaction_ids: TransactionIds,
 }
 
 /// The endpoints of one environment.
@@ -52,12 +51,12 @@ impl Caller {
     /// The body of Apple's answer, or `None` if Apple refused the device token.
     pub(super) async fn ask(
         &self,
-        question: Question,
+        operation: Operation,
         token: &DeviceToken,
         environment: Environment,
     ) -> Result<Option<Bytes>, VerifyError> {
         let no_answer =
-            |reason, source| VerifyError::unavailable(NoAnswer { reason, environment, question, source });
+            |reason, source| VerifyError::unavailable(NoAnswer { reason, environment, operation, source });
         let started = Instant::now();
         let _slot = within(self.total_timeout, self.limit.acquire())
             .await
@@ -66,7 +65,7 @@ impl Caller {
                 VerifyError::unavailable("too many calls to Apple wait for a slot already")
                     .with_retry_after(Some(Duration::from_secs(1)))
             })?;
-        let uri = self.endpoint(question, environment);
+        let uri = self.endpoint(operation, environment);
         let mut renewed = None;
         let mut may_retry = self.retry;
         let mut may_renew = true;
@@ -76,11 +75,10 @@ impl Caller {
                 Some(provider_token) => provider_token,
                 None => self.provider_token(now)?,
             };
-            let transaction_id = self.transaction_ids.next();
-            let request = question.request(uri.clone(), &provider_token, token, transaction_id, now);
+            let request = operation.request(uri.clone(), &provider_token, token, now);
             let left = self.total_timeout.saturating_sub(now.monotonic.saturating_duration_since(started));
             let failure = match self.attempt(request, left).await {
-                Ok(response) => match wire::read(question, environment, &response, SystemTime::now) {
+                Ok(response) => match wire::read(operation, environment, &response, SystemTime::now) {
                     Ok(body) => return Ok(Some(body)),
                     Err(answer) => Failure::Answer(answer),
                 },
@@ -119,20 +117,20 @@ impl Caller {
         Err(Failure::NoAnswer { reason, source })
     }
 
-    fn endpoint(&self, question: Question, environment: Environment) -> &Uri {
+    fn endpoint(&self, operation: Operation, environment: Environment) -> &Uri {
         let endpoints = match environment {
             Environment::Production => &self.production,
             Environment::Development => &self.development,
         };
-        match question {
-            Question::Validate => &endpoints.validate,
-            Question::QueryBits => &endpoints.query_bits,
-            Question::UpdateBits { .. } => &endpoints.update_bits,
+        match operation {
+            Operation::Validate => &endpoints.validate,
+            Operation::QueryBits => &endpoints.query_bits,
+            Operation::UpdateBits { .. } => &endpoints.update_bits,
         }
     }
 
-    pub(super) fn credentials(&self) -> RwLockReadGuard<'_, Credentials> {
-        self.credentials.read().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn credentials(&self) -> Credentials {
+        lock(&self.credentials).clone()
     }
 
     fn provider_token(&self, now: Moment) -> Result<ProviderToken, VerifyError> {
@@ -165,26 +163,23 @@ impl Failure {
     }
 }
 
-/// There is no answer to a question.
+/// There is no answer to a call.
 #[derive(Debug)]
 struct NoAnswer {
     reason: &'static str,
     environment: Environment,
-    question: Question,
+    operation: Operation,
     source: Option<BoxError>,
 }
 
 impl fmt::Display for NoAnswer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}{}", self.reason, self.environment, self.question.path())
+        write!(f, "{}: {}{}", self.reason, self.environment, self.operation.path())
     }
 }
 
 impl Error for NoAnswer {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match &self.source {
-            Some(source) => Some(&**source),
-            None => None,
-        }
+        Some(self.source.as_deref()?)
     }
 }

@@ -1,9 +1,6 @@
 //! The client for Apple's DeviceCheck server.
 
-use std::{
-    fmt,
-    sync::{Arc, PoisonError},
-};
+use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
 use tracing::{Level, event};
@@ -15,13 +12,14 @@ use crate::{
         call::Caller,
         credentials::{Credentials, CredentialsError},
         token::DeviceToken,
-        wire::Question,
+        wire::Operation,
     },
     gate::credential::Candidate,
     gate::decision::VerifiedDevice,
     gate::error::VerifyError,
     gate::observer::TARGET,
     gate::routing::Environment,
+    runtime::lock,
 };
 
 /// Asks Apple's DeviceCheck server.
@@ -46,7 +44,7 @@ use crate::{
 /// ```
 #[derive(Clone)]
 pub struct AppleClient {
-    caller: Arc<Caller>,
+    pub(super) caller: Arc<Caller>,
 }
 
 impl AppleClient {
@@ -61,7 +59,7 @@ impl AppleClient {
         environment: Environment,
     ) -> Result<Verdict, VerifyError> {
         // Apple promises nothing about the body.
-        let body = self.caller.ask(Question::Validate, token, environment).await?;
+        let body = self.caller.ask(Operation::Validate, token, environment).await?;
         Ok(match body {
             Some(_) => Verdict::Genuine,
             None => Verdict::Refused,
@@ -77,7 +75,7 @@ impl AppleClient {
     ///
     /// If Apple refuses the token or gives no answer, or if the device was admitted by a debug token.
     pub async fn query_bits(&self, device: &VerifiedDevice) -> Result<Bits, BitsError> {
-        let body = self.ask_about(Question::QueryBits, device).await?;
+        let body = self.ask_about(Operation::QueryBits, device).await?;
         Bits::read(&body)
             .ok_or_else(|| VerifyError::unavailable("the answer to a query of bits is not understood").into())
     }
@@ -93,13 +91,13 @@ impl AppleClient {
         bit0: bool,
         bit1: bool,
     ) -> Result<(), BitsError> {
-        self.ask_about(Question::UpdateBits { bit0, bit1 }, device).await.map(|_| ())
+        self.ask_about(Operation::UpdateBits { bit0, bit1 }, device).await.map(|_| ())
     }
 
-    async fn ask_about(&self, question: Question, device: &VerifiedDevice) -> Result<Bytes, BitsError> {
+    async fn ask_about(&self, operation: Operation, device: &VerifiedDevice) -> Result<Bytes, BitsError> {
         let text = device.text().ok_or(BitsError::NO_DEVICE_TOKEN)?;
         let token = &DeviceToken::try_from(text.clone()).map_err(|_| BitsError::NO_DEVICE_TOKEN)?;
-        self.caller.ask(question, token, device.environment()).await?.ok_or(BitsError::REFUSED_TOKEN)
+        self.caller.ask(operation, token, device.environment()).await?.ok_or(BitsError::REFUSED_TOKEN)
     }
 
     pub(crate) fn team_id(&self) -> &str {
@@ -132,7 +130,7 @@ impl AppleClient {
             return Err(CredentialsError::other_team(&self.caller.team_id, credentials.team_id()));
         }
         event!(target: TARGET, Level::DEBUG, key_id = credentials.key_id(), "credentials rotated");
-        *self.caller.credentials.write().unwrap_or_else(PoisonError::into_inner) = credentials;
+        *lock(&self.caller.credentials) = credentials;
         Ok(())
     }
 }
@@ -148,7 +146,7 @@ impl fmt::Debug for AppleClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let caller = &self.caller;
         f.debug_struct("AppleClient")
-            .field("credentials", &*caller.credentials())
+            .field("credentials", &caller.credentials())
             .field("production", &caller.production.validate)
             .field("development", &caller.development.validate)
             .field("attempt_timeout", &caller.attempt_timeout)

@@ -47,7 +47,7 @@ impl Credentials {
     /// If an id is empty or clearly something else, or if the text is not an unencrypted P-256 key in
     /// PKCS#8 form. The error names the cause and the cure.
     pub fn from_pem(team_id: &str, key_id: &str, pem: &str) -> Result<Self, CredentialsError> {
-        Self::from_text(team_id, key_id, pem, &Place::ARGUMENTS)
+        Self::from_text(team_id, key_id, pem, &InputNames::ARGUMENTS)
     }
 
     /// Credentials with a key in PKCS#8 DER, unencrypted.
@@ -56,9 +56,9 @@ impl Credentials {
     ///
     /// As for [`from_pem`](Self::from_pem).
     pub fn from_der(team_id: &str, key_id: &str, pkcs8_der: &[u8]) -> Result<Self, CredentialsError> {
-        let place = Place::ARGUMENTS;
-        pem::check_der(pkcs8_der).map_err(|fault| CredentialsError::key(&place, fault))?;
-        Self::build(team_id, key_id, pkcs8_der, &place)
+        let names = InputNames::ARGUMENTS;
+        pem::check_der(pkcs8_der).map_err(|fault| CredentialsError::key(&names, fault))?;
+        Self::build(team_id, key_id, pkcs8_der, &names)
     }
 
     /// Credentials with the `.p8` file at `path`, which is read once, now. Blocks while it reads.
@@ -71,7 +71,7 @@ impl Credentials {
         key_id: &str,
         path: impl AsRef<Path>,
     ) -> Result<Self, CredentialsError> {
-        Self::from_file(team_id, key_id, path.as_ref(), Place::ARGUMENTS)
+        Self::from_file(team_id, key_id, path.as_ref(), InputNames::ARGUMENTS)
     }
 
     /// Credentials from environment variables:
@@ -108,12 +108,12 @@ impl Credentials {
             KID,
             "it is not set: set it to the id of your key, the part of AuthKey_<key id>.p8 in brackets",
         )?;
-        let place = |key| Place { team_id: ISS, key_id: KID, key: Cow::Borrowed(key) };
+        let names = |key| InputNames { team_id: ISS, key_id: KID, key: Cow::Borrowed(key) };
         match (find(KEY)?, find(KEY_FILE)?) {
-            (Some(text), None) => Self::from_text(&team_id, &key_id, &text, &place(KEY)),
+            (Some(text), None) => Self::from_text(&team_id, &key_id, &text, &names(KEY)),
             (None, Some(path)) => {
                 let path = Path::new(pem::unquoted(&path));
-                Self::from_file(&team_id, &key_id, path, place(KEY_FILE))
+                Self::from_file(&team_id, &key_id, path, names(KEY_FILE))
             }
             (Some(_), Some(_)) => Err(CredentialsError::new(
                 KEY,
@@ -131,31 +131,25 @@ impl Credentials {
         team_id: &str,
         key_id: &str,
         path: &Path,
-        mut place: Place,
+        mut names: InputNames,
     ) -> Result<Self, CredentialsError> {
-        place.key = format!("{} {}", place.key, path.display()).into();
-        let fail = |reason, source| CredentialsError {
-            place: place.key.clone(),
-            reason: Cow::Borrowed(reason),
-            source,
-        };
+        names.key = format!("{} {}", names.key, path.display()).into();
+        let fail = |reason| CredentialsError::new(names.key.clone(), reason);
         // With room for all of it from the start: growing would leave copies of the key behind.
         let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_FILE_LENGTH + 1));
         File::open(path)
             .and_then(|file| file.take(MAX_FILE_LENGTH as u64 + 1).read_to_end(&mut bytes))
-            .map_err(|error| {
-                fail("the file cannot be read: check the path and its permissions", Some(error.into()))
+            .map_err(|error| CredentialsError {
+                source: Some(error.into()),
+                ..fail("the file cannot be read: check the path and its permissions")
             })?;
         if bytes.len() > MAX_FILE_LENGTH {
-            return Err(fail("the file is too large for a .p8 file: check the path", None));
+            return Err(fail("the file is too large for a .p8 file: check the path"));
         }
         let text = std::str::from_utf8(&bytes).map_err(|_| {
-            fail(
-                "the file is not text: use the .p8 file as Apple made it, or `from_der` for one in DER",
-                None,
-            )
+            fail("the file is not text: use the .p8 file as Apple made it, or `from_der` for one in DER")
         })?;
-        let credentials = Self::from_text(team_id, key_id, text, &place)?;
+        let credentials = Self::from_text(team_id, key_id, text, &names)?;
         let named = path.file_stem().and_then(|stem| stem.to_str()?.strip_prefix("AuthKey_"));
         if named.is_some_and(|named| named != credentials.key_id()) {
             event!(
@@ -169,17 +163,22 @@ impl Credentials {
         Ok(credentials)
     }
 
-    fn from_text(team_id: &str, key_id: &str, text: &str, place: &Place) -> Result<Self, CredentialsError> {
-        let der = pem::der_of_text(text).map_err(|fault| CredentialsError::key(place, fault))?;
-        Self::build(team_id, key_id, &der, place)
+    fn from_text(
+        team_id: &str,
+        key_id: &str,
+        text: &str,
+        names: &InputNames,
+    ) -> Result<Self, CredentialsError> {
+        let der = pem::der_of_text(text).map_err(|fault| CredentialsError::key(names, fault))?;
+        Self::build(team_id, key_id, &der, names)
     }
 
-    fn build(team_id: &str, key_id: &str, der: &[u8], place: &Place) -> Result<Self, CredentialsError> {
-        let team_id = check_id(team_id).map_err(|reason| CredentialsError::new(place.team_id, reason))?;
-        let key_id = check_id(key_id).map_err(|reason| CredentialsError::new(place.key_id, reason))?;
+    fn build(team_id: &str, key_id: &str, der: &[u8], names: &InputNames) -> Result<Self, CredentialsError> {
+        let team_id = check_id(team_id).map_err(|reason| CredentialsError::new(names.team_id, reason))?;
+        let key_id = check_id(key_id).map_err(|reason| CredentialsError::new(names.key_id, reason))?;
         let signer = Signer::new(team_id, key_id, der);
-        signer.sign(0).map_err(|_| CredentialsError::key(place, KeyFault::Damaged))?;
-        for (id, name) in [(team_id, place.team_id), (key_id, place.key_id)] {
+        signer.sign(0).map_err(|_| CredentialsError::key(names, KeyFault::Damaged))?;
+        for (id, name) in [(team_id, names.team_id), (key_id, names.key_id)] {
             if id.len() != 10 {
                 event!(target: TARGET, Level::WARN, id, "{name} has not 10 characters, as Apple's ids have");
             }
@@ -223,13 +222,13 @@ const KEY_FILE: &str = "APPLE_JWT_PRIVATE_KEY_FILE";
 const MAX_FILE_LENGTH: usize = 64 * 1024;
 
 /// What the parts are called where the operator gave them.
-struct Place {
+struct InputNames {
     team_id: &'static str,
     key_id: &'static str,
     key: Cow<'static, str>,
 }
 
-impl Place {
+impl InputNames {
     const ARGUMENTS: Self = Self { team_id: "team id", key_id: "key id", key: Cow::Borrowed("private key") };
 }
 
@@ -259,44 +258,37 @@ fn check_id(id: &str) -> Result<&str, &'static str> {
 /// Credentials that cannot be used. The text names the cause and the cure, and nothing of the key.
 #[derive(Debug)]
 pub struct CredentialsError {
-    place: Cow<'static, str>,
+    input: Cow<'static, str>,
     reason: Cow<'static, str>,
     source: Option<BoxError>,
 }
 
 impl CredentialsError {
-    fn new(place: &'static str, reason: &'static str) -> Self {
-        Self { place: Cow::Borrowed(place), reason: Cow::Borrowed(reason), source: None }
+    fn new(input: impl Into<Cow<'static, str>>, reason: impl Into<Cow<'static, str>>) -> Self {
+        Self { input: input.into(), reason: reason.into(), source: None }
     }
 
-    fn key(place: &Place, fault: KeyFault) -> Self {
-        Self { place: place.key.clone(), reason: fault.to_string().into(), source: None }
+    fn key(names: &InputNames, fault: KeyFault) -> Self {
+        Self::new(names.key.clone(), fault.as_str())
     }
 
     pub(super) fn other_team(own: &str, given: &str) -> Self {
-        Self {
-            place: Cow::Borrowed("team id"),
-            reason: format!(
-                "it is {given}, and this client's is {own}: verdicts are cached by team, so make a new client"
-            )
-            .into(),
-            source: None,
-        }
+        let reason = format!(
+            "it is {given}, and this client's is {own}: verdicts are cached by team, so make a new client"
+        );
+        Self::new("team id", reason)
     }
 }
 
 impl fmt::Display for CredentialsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.place, self.reason)
+        write!(f, "{}: {}", self.input, self.reason)
     }
 }
 
 impl Error for CredentialsError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match &self.source {
-            Some(source) => Some(&**source),
-            None => None,
-        }
+        Some(self.source.as_deref()?)
     }
 }
 

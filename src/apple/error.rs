@@ -30,9 +30,6 @@ impl fmt::Display for ClientError {
 
 impl Error for ClientError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match &self.source {
-            Some(source) => Some(&**source),
-            None => None,
-        }
+        Some(self.source.as_deref()?)
     }
 }

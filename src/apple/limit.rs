@@ -4,8 +4,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_lock::{Mutex, Semaphore, SemaphoreGuard};
 
+use crate::runtime::REQUESTS_MAY_AWAIT_EACH_OTHER;
+
 /// Slots for calls to Apple, and a bounded number of waiters for them.
-pub(super) struct Limit {
+pub(super) struct CallLimit {
     slots: Semaphore,
     /// Held by the first of those who wait. The semaphore itself would let whoever comes overtake all of them.
     queue: Mutex<()>,
@@ -15,9 +17,9 @@ pub(super) struct Limit {
 
 /// No slot, and too many wait for one already.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Full;
+pub(super) struct QueueFull;
 
-impl Limit {
+impl CallLimit {
     pub(super) const fn new(in_flight: usize, waiting_limit: usize) -> Self {
         Self {
             slots: Semaphore::new(in_flight),
@@ -27,38 +29,34 @@ impl Limit {
         }
     }
 
-    pub(super) async fn acquire(&self) -> Result<SemaphoreGuard<'_>, Full> {
+    pub(super) async fn acquire(&self) -> Result<SemaphoreGuard<'_>, QueueFull> {
         // Nobody overtakes the first of those who wait.
         if self.waiting.load(Ordering::Relaxed) == 0
             && let Some(slot) = self.slots.try_acquire()
         {
             return Ok(slot);
         }
-        // On wasm a request must not await what another request gives back.
-        if cfg!(target_arch = "wasm32") {
-            return Err(Full);
+        if !REQUESTS_MAY_AWAIT_EACH_OTHER {
+            return Err(QueueFull);
         }
-        let _place = Place::take(self).ok_or(Full)?;
+        let _place = QueuePlace::new(self).ok_or(QueueFull)?;
         let _first = self.queue.lock().await;
         Ok(self.slots.acquire().await)
     }
 }
 
 /// A place among those who wait, given up on drop.
-struct Place<'a>(&'a AtomicUsize);
+struct QueuePlace<'a>(&'a AtomicUsize);
 
-impl<'a> Place<'a> {
-    fn take(limit: &'a Limit) -> Option<Self> {
+impl<'a> QueuePlace<'a> {
+    fn new(limit: &'a CallLimit) -> Option<Self> {
         let more = |waiting| (waiting < limit.waiting_limit).then_some(waiting + 1);
-        limit
-            .waiting
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
-            .ok()
-            .map(|_| Self(&limit.waiting))
+        limit.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
+        Some(Self(&limit.waiting))
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for QueuePlace<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -72,11 +70,11 @@ mod tests {
 
     #[test]
     fn waiters_are_counted_and_forgotten() {
-        let limit = Limit::new(1, 1);
+        let limit = CallLimit::new(1, 1);
         let slot = limit.acquire().now_or_never().unwrap().unwrap();
         let mut first = Box::pin(limit.acquire());
         assert!(first.as_mut().now_or_never().is_none());
-        assert!(matches!(limit.acquire().now_or_never(), Some(Err(Full))));
+        assert!(matches!(limit.acquire().now_or_never(), Some(Err(QueueFull))));
         drop(first);
 
         let mut second = Box::pin(limit.acquire());
@@ -91,7 +89,7 @@ mod tests {
 
     #[test]
     fn nobody_overtakes_the_first_of_those_who_wait() {
-        let limit = Limit::new(1, 2);
+        let limit = CallLimit::new(1, 2);
         let slot = limit.acquire().now_or_never().unwrap().unwrap();
         let mut first = Box::pin(limit.acquire());
         assert!(first.as_mut().now_or_never().is_none());

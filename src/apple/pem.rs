@@ -1,7 +1,5 @@
 //! The private key, out of whatever an environment variable made of the `.p8` file.
 
-use std::fmt;
-
 use base64::{
     Engine,
     alphabet::STANDARD,
@@ -36,7 +34,7 @@ pub(super) enum KeyFault {
 }
 
 impl KeyFault {
-    const fn as_str(self) -> &'static str {
+    pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::Empty => "it is empty: give the text of the .p8 file that Apple made",
             Self::NotBase64 => {
@@ -76,14 +74,6 @@ impl KeyFault {
         }
     }
 }
-
-impl fmt::Display for KeyFault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl std::error::Error for KeyFault {}
 
 /// `text` without white space and quotes around it: env files and dashboards leave both.
 pub(super) fn unquoted(text: &str) -> &str {

@@ -3,7 +3,7 @@
 use std::{
     error::Error,
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -16,8 +16,9 @@ use zeroize::Zeroizing;
 
 use crate::{
     BoxError,
+    gate::credential::BEARER,
     gate::observer::TARGET,
-    runtime::{Moment, SystemTime, since_epoch},
+    runtime::{Moment, SystemTime, lock, since_epoch},
 };
 
 // Named, because jsonwebtoken's own choice panics when somebody else's crate turns on its other backend.
@@ -65,30 +66,19 @@ impl Signer {
         let header = format!(r#"{{"alg":"ES256","kid":"{}","typ":"JWT"}}"#, self.key_id);
         let claims = format!(r#"{{"iss":"{}","iat":{issued_at}}}"#, self.team_id);
         let mut bearer = Zeroizing::new(String::with_capacity(512));
-        bearer.push_str(SCHEME);
+        bearer.push_str(BEARER);
         BASE64_URL_SAFE_NO_PAD.encode_string(header, &mut bearer);
         bearer.push('.');
         BASE64_URL_SAFE_NO_PAD.encode_string(claims, &mut bearer);
         let signature = (BACKEND.signer_factory)(&Algorithm::ES256, &self.key)
             .map_err(SignError::new)?
-            .try_sign(&bearer.as_bytes()[SCHEME.len()..])
+            .try_sign(&bearer.as_bytes()[BEARER.len()..])
             .map_err(SignError::new)?;
         bearer.push('.');
         BASE64_URL_SAFE_NO_PAD.encode_string(signature, &mut bearer);
-        let bytes = Bytes::from_owner(Wiped(bearer));
-        let mut value = HeaderValue::from_maybe_shared(bytes).map_err(SignError::new)?;
+        let mut value = HeaderValue::from_maybe_shared(Bytes::from_owner(bearer)).map_err(SignError::new)?;
         value.set_sensitive(true);
         Ok(value)
-    }
-}
-
-const SCHEME: &str = "Bearer ";
-
-struct Wiped(Zeroizing<String>);
-
-impl AsRef<[u8]> for Wiped {
-    fn as_ref(&self) -> &[u8] {
-        self.0.as_bytes()
     }
 }
 
@@ -154,7 +144,7 @@ impl ProviderTokens {
 
     /// The token to use now.
     pub(super) fn token(&self, now: Moment) -> Result<ProviderToken, SignError> {
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut current = lock(&self.current);
         self.current_or_new(&mut current, now)
     }
 
@@ -164,7 +154,7 @@ impl ProviderTokens {
         refused: &ProviderToken,
         now: Moment,
     ) -> Result<Option<ProviderToken>, SignError> {
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut current = lock(&self.current);
         match &*current {
             Some(token) if Arc::ptr_eq(&token.0, &refused.0) => {
                 if !may_force(&token.0, now) {

@@ -1,9 +1,10 @@
 //! The default transport.
 
 use std::{
+    collections::hash_map::{Entry, HashMap},
     fmt,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll},
@@ -12,11 +13,8 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
-use http::{
-    Request, Response, Uri,
-    uri::{Authority, Scheme},
-};
-use reqwest::redirect::Policy;
+use http::{Request, Response};
+use reqwest::{Url, redirect::Policy};
 use tower_service::Service;
 
 use crate::{
@@ -25,7 +23,7 @@ use crate::{
         transport::{TransportError, chain, is_turned_away},
         wire::MAX_ANSWER_LENGTH,
     },
-    runtime::within,
+    runtime::{lock, within},
 };
 
 /// Feature `reqwest`: the default transport. rustls with the operating system's root certificates, HTTP/2
@@ -35,14 +33,14 @@ use crate::{
 /// `http` never goes through one. It needs a tokio runtime with time and I/O. Answers over 4 KiB are an error,
 /// and are not read to their end. Cloning is cheap; clones share their connections.
 #[derive(Clone)]
-pub struct ReqwestTransport(Arc<Shared>);
+pub struct ReqwestTransport(Arc<HttpClients>);
 
-struct Shared {
+struct HttpClients {
     https: reqwest::Client,
     /// Knows no proxy: `http` is for the loopback interface, and through `HTTP_PROXY` the provider token would
     /// leave the machine in the clear.
     http: reqwest::Client,
-    endpoints: Endpoints,
+    turnstiles: Turnstiles,
 }
 
 /// Less than the default deadline of an attempt, so that a second one has time left.
@@ -96,7 +94,7 @@ impl ReqwestTransport {
         };
         let https = builder().https_only(true).build().map_err(fail)?;
         let http = builder().no_proxy().build().map_err(fail)?;
-        Ok(Self(Arc::new(Shared { https, http, endpoints: Endpoints::default() })))
+        Ok(Self(Arc::new(HttpClients { https, http, turnstiles: Turnstiles::default() })))
     }
 }
 
@@ -116,20 +114,20 @@ impl Service<Request<Bytes>> for ReqwestTransport {
     }
 
     fn call(&mut self, request: Request<Bytes>) -> Self::Future {
-        let shared = Arc::clone(&self.0);
+        let clients = Arc::clone(&self.0);
         Box::pin(async move {
             // Outside of a runtime, tokio's sockets panic.
             if tokio::runtime::Handle::try_current().is_err() {
                 return Err(TransportError::other("the reqwest transport needs a tokio runtime"));
             }
-            let Shared { https, http, endpoints } = &*shared;
-            let client = if request.uri().scheme() == Some(&Scheme::HTTPS) { https } else { http };
-            let endpoint = endpoints.get(request.uri())?;
-            let turn = endpoint.server.turn().await;
-            let answer = read(client.execute(endpoint.request(request))).await;
+            let request = reqwest::Request::try_from(request).map_err(failure)?;
+            let client = if request.url().scheme() == "https" { &clients.https } else { &clients.http };
+            let turnstile = clients.turnstiles.at(request.url());
+            let turn = turnstile.turn().await;
+            let answer = read(client.execute(request)).await;
             match &answer {
-                Ok(_) if turn.is_some() => endpoint.server.set_cold(false),
-                Err(error) if is_without_connection(error) => endpoint.server.set_cold(true),
+                Ok(_) if turn.is_some() => turnstile.set_cold(false),
+                Err(error) if is_without_connection(error) => turnstile.set_cold(true),
                 _ => {}
             }
             answer
@@ -143,71 +141,48 @@ fn is_without_connection(error: &TransportError) -> bool {
     error.is_connect() || chain(error).any(|error| error.downcast_ref().is_some_and(is_shutdown))
 }
 
-/// The endpoints that were asked.
+/// The turnstiles of the servers that were asked, by scheme, host and port.
 #[derive(Default)]
-struct Endpoints(Mutex<Vec<Arc<Endpoint>>>);
+struct Turnstiles(Mutex<HashMap<String, Arc<Turnstile>>>);
 
-struct Endpoint {
-    uri: Uri,
-    /// As reqwest wants it. Parsing it takes as long as all else that is done for a request here.
-    url: reqwest::Url,
-    server: Arc<Server>,
-}
-
-/// What the endpoints of a host share.
-struct Server {
-    /// No request has been answered yet, or the last one found that there is no connection, or no longer.
-    cold: AtomicBool,
-    /// Held by the request that tries.
-    first: async_lock::Mutex<()>,
-}
-
-impl Endpoints {
-    /// More than Apple's in both environments. Others are parsed for each request, and no crowd waits for them.
+impl Turnstiles {
+    /// More servers than Apple has. A request to any further one gets a turnstile of its own, and so never waits.
     const KEPT: usize = 8;
 
-    fn get(&self, uri: &Uri) -> Result<Arc<Endpoint>, TransportError> {
-        // Nothing that runs under the lock can leave the list half changed.
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(endpoint) = kept.iter().find(|endpoint| is_same(&endpoint.uri, uri)) {
-            return Ok(Arc::clone(endpoint));
+    fn at(&self, url: &Url) -> Arc<Turnstile> {
+        let mut kept = lock(&self.0);
+        let is_full = kept.len() >= Self::KEPT;
+        match kept.entry(url.origin().ascii_serialization()) {
+            Entry::Vacant(_) if is_full => Arc::default(),
+            entry => Arc::clone(entry.or_default()),
         }
-        let url: reqwest::Url = uri.to_string().parse().map_err(TransportError::other)?;
-        let neighbour = kept.iter().find(|endpoint| is_same_server(&endpoint.uri, uri));
-        let server = neighbour.map_or_else(Arc::default, |neighbour| Arc::clone(&neighbour.server));
-        let endpoint = Arc::new(Endpoint { uri: uri.clone(), url, server });
-        if kept.len() < Self::KEPT {
-            kept.push(Arc::clone(&endpoint));
-        }
-        Ok(endpoint)
     }
 }
 
-fn is_same(uri: &Uri, other: &Uri) -> bool {
-    uri.path_and_query() == other.path_and_query() && is_same_server(uri, other)
+/// Lets one request through to a cold server, and the others after its answer.
+///
+/// All requests share a connection if the server speaks HTTP/2, which is known once the first connection is up. A
+/// crowd that arrives earlier would open one connection for each request.
+struct Turnstile {
+    /// True until the first answer, and again after a request failed for lack of a connection.
+    cold: AtomicBool,
+    /// Held by the request that goes first.
+    first: async_lock::Mutex<()>,
 }
 
-/// Stricter than `==`, for which names of users that differ in case are the same.
-fn is_same_server(uri: &Uri, other: &Uri) -> bool {
-    uri.authority().map(Authority::as_str) == other.authority().map(Authority::as_str)
-        && uri.scheme() == other.scheme()
-}
-
-impl Default for Server {
+impl Default for Turnstile {
     fn default() -> Self {
         Self { cold: true.into(), first: async_lock::Mutex::default() }
     }
 }
 
-impl Server {
-    /// How long a request waits for another one's answer. Most answers are there before, and the time for an
-    /// attempt is not over then.
+impl Turnstile {
+    /// How long to wait for the first request to a cold server: longer than most answers take, well under the
+    /// timeout of an attempt.
     const PATIENCE: Duration = Duration::from_millis(500);
 
-    /// Lets one request through to a server that is cold, and the others after its answer.
-    ///
-    /// That a server speaks HTTP/2, on which all requests share a connection, is known when the first
-    /// connection is up. A crowd that arrives before would open one each.
+    /// Waits until this request may be sent. The caller is the first one if it gets a guard, and holds it until it
+    /// has an answer.
     async fn turn(&self) -> Option<async_lock::MutexGuard<'_, ()>> {
         if !self.is_cold() {
             return None;
@@ -222,17 +197,6 @@ impl Server {
 
     fn set_cold(&self, cold: bool) {
         self.cold.store(cold, Ordering::Relaxed);
-    }
-}
-
-impl Endpoint {
-    fn request(&self, request: Request<Bytes>) -> reqwest::Request {
-        let (head, body) = request.into_parts();
-        let mut request = reqwest::Request::new(head.method, self.url.clone());
-        *request.version_mut() = head.version;
-        *request.headers_mut() = head.headers;
-        *request.body_mut() = Some(body.into());
-        request
     }
 }
 

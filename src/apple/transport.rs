@@ -15,12 +15,12 @@ use crate::BoxError;
 /// then may be sent again.
 #[derive(Debug)]
 pub struct TransportError {
-    kind: Kind,
+    kind: TransportErrorKind,
     source: BoxError,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum TransportErrorKind {
     Connect,
     TurnedAway,
     Other,
@@ -29,38 +29,38 @@ enum Kind {
 impl TransportError {
     /// There was no connection: the request cannot have reached the server.
     pub fn connect(source: impl Into<BoxError>) -> Self {
-        Self { kind: Kind::Connect, source: source.into() }
+        Self { kind: TransportErrorKind::Connect, source: source.into() }
     }
 
     /// The server said that it has not looked at the request, as HTTP/2 lets it when it shuts a connection down.
     pub fn turned_away(source: impl Into<BoxError>) -> Self {
-        Self { kind: Kind::TurnedAway, source: source.into() }
+        Self { kind: TransportErrorKind::TurnedAway, source: source.into() }
     }
 
     /// Any other failure: the server may have acted on the request.
     pub fn other(source: impl Into<BoxError>) -> Self {
-        Self { kind: Kind::Other, source: source.into() }
+        Self { kind: TransportErrorKind::Other, source: source.into() }
     }
 
     /// Whether there was no connection.
     #[must_use]
     pub const fn is_connect(&self) -> bool {
-        matches!(self.kind, Kind::Connect)
+        matches!(self.kind, TransportErrorKind::Connect)
     }
 
     /// Whether the server said that it has not looked at the request.
     #[must_use]
     pub const fn is_turned_away(&self) -> bool {
-        matches!(self.kind, Kind::TurnedAway)
+        matches!(self.kind, TransportErrorKind::TurnedAway)
     }
 }
 
 impl fmt::Display for TransportError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.kind {
-            Kind::Connect => "no connection to the server",
-            Kind::TurnedAway => "the server turned the request away unread",
-            Kind::Other => "no answer from the server",
+            TransportErrorKind::Connect => "no connection to the server",
+            TransportErrorKind::TurnedAway => "the server turned the request away unread",
+            TransportErrorKind::Other => "no answer from the server",
         })
     }
 }
@@ -77,7 +77,7 @@ impl Error for TransportError {
 pub(super) fn is_harmless(error: &(dyn Error + 'static)) -> bool {
     for error in chain(error) {
         if let Some(error) = error.downcast_ref::<TransportError>() {
-            return error.kind != Kind::Other;
+            return error.kind != TransportErrorKind::Other;
         }
         if let Some(error) = error.downcast_ref::<std::io::Error>() {
             let before_sending = matches!(
@@ -127,9 +127,9 @@ pub(super) trait ErasedTransport: Send + Sync {
 }
 
 /// Any tower service as a transport.
-pub(super) struct Tower<S>(pub(super) S);
+pub(super) struct ServiceTransport<S>(pub(super) S);
 
-impl<S> ErasedTransport for Tower<S>
+impl<S> ErasedTransport for ServiceTransport<S>
 where
     S: Service<Request<Bytes>, Response = Response<Bytes>> + Clone + Send + Sync + 'static,
     S::Error: Into<BoxError>,

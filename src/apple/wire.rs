@@ -1,12 +1,6 @@
 //! What goes to Apple and what comes back: the request, and the one table of answers.
 
-use std::{
-    error::Error,
-    fmt,
-    io::Write,
-    sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
-};
+use std::{error::Error, fmt, io::Write, time::Duration};
 
 use bytes::Bytes;
 use http::{
@@ -15,6 +9,7 @@ use http::{
 };
 use uuid::Uuid;
 use web_time::UNIX_EPOCH;
+use zeroize::Zeroizing;
 
 use crate::{
     apple::{provider_token::ProviderToken, token::DeviceToken},
@@ -28,13 +23,13 @@ pub(super) const MAX_ANSWER_LENGTH: usize = 4 * 1024;
 
 /// What Apple can be asked to do with a token.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Question {
+pub(super) enum Operation {
     Validate,
     QueryBits,
     UpdateBits { bit0: bool, bit1: bool },
 }
 
-impl Question {
+impl Operation {
     pub(super) const fn path(self) -> &'static str {
         match self {
             Self::Validate => "/v1/validate_device_token",
@@ -48,10 +43,9 @@ impl Question {
         uri: Uri,
         provider_token: &ProviderToken,
         token: &DeviceToken,
-        transaction_id: Uuid,
         now: Moment,
     ) -> Request<Bytes> {
-        let mut request = Request::new(self.body(token, transaction_id, now));
+        let mut request = Request::new(self.body(token, Uuid::new_v4(), now));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = uri;
         let headers = request.headers_mut();
@@ -69,7 +63,7 @@ impl Question {
             _ => b"",
         };
         // With room for all of it from the start: growing would leave copies of the token behind.
-        let mut body = Vec::with_capacity(unpadded.len() + 192);
+        let mut body = Zeroizing::new(Vec::with_capacity(unpadded.len() + 192));
         for part in [br#"{"device_token":""#, unpadded, padding, br#"","transaction_id":""#] {
             body.extend_from_slice(part);
         }
@@ -83,42 +77,7 @@ impl Question {
             let _ = write!(body, r#","bit0":{bit0},"bit1":{bit1}"#);
         }
         body.push(b'}');
-        Bytes::from_owner(Wiped(body))
-    }
-}
-
-/// Ids of transactions, which have to differ and nothing else: a random one, and those counted from it. So the
-/// operating system is not asked for each.
-pub(super) struct TransactionIds {
-    first: Uuid,
-    used: AtomicU64,
-}
-
-impl TransactionIds {
-    pub(super) fn new() -> Self {
-        Self { first: Uuid::new_v4(), used: AtomicU64::new(0) }
-    }
-
-    pub(super) fn next(&self) -> Uuid {
-        // In the last 48 bits, none of which say what kind of UUID it is.
-        let count = self.used.fetch_add(1, Ordering::Relaxed) & 0xffff_ffff_ffff;
-        Uuid::from_u128(self.first.as_u128() ^ u128::from(count))
-    }
-}
-
-/// Wiped on drop, as a whole: zeroize's own way with vectors writes byte by byte.
-struct Wiped(Vec<u8>);
-
-impl AsRef<[u8]> for Wiped {
-    fn as_ref(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl Drop for Wiped {
-    fn drop(&mut self) {
-        self.0.fill(0);
-        zeroize::optimization_barrier(&*self.0);
+        Bytes::from_owner(body)
     }
 }
 
@@ -191,7 +150,7 @@ pub(super) struct Answer {
 
 /// The body of an answer that is as asked, or the answer.
 pub(super) fn read(
-    question: Question,
+    operation: Operation,
     environment: Environment,
     response: &Response<Bytes>,
     now: impl FnOnce() -> SystemTime,
@@ -207,7 +166,7 @@ pub(super) fn read(
         has_retry_after: headers.contains_key(RETRY_AFTER),
         retry_after: retry_after(headers, now()),
         environment,
-        path: question.path(),
+        path: operation.path(),
         phrase,
         trace_id: trace_id(headers),
     })

@@ -1,13 +1,12 @@
 //! The text that a token source found, and the digest of a token.
 
-use std::{
-    fmt,
-    hash::{Hash, Hasher},
-    ops::Range,
-};
+use std::{fmt, ops::Range};
 
 use http::HeaderValue;
 use sha2::{Digest, Sha256};
+
+/// How a bearer credential begins in the header `Authorization`.
+pub(crate) const BEARER: &str = "Bearer ";
 
 /// Text that a [`TokenSource`](crate::TokenSource) found where a device token should be; not yet checked.
 ///
@@ -57,7 +56,7 @@ impl fmt::Debug for Candidate {
 }
 
 /// SHA-256 of a token's canonical text: what caches, logs and handlers may see of it.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TokenDigest([u8; 32]);
 
 impl TokenDigest {
@@ -71,13 +70,6 @@ impl TokenDigest {
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0
-    }
-}
-
-/// By eight bytes only: of SHA-256, they tell digests apart as well as all of them do.
-impl Hash for TokenDigest {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write(&self.0[..8]);
     }
 }
 

@@ -2,17 +2,15 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, header::Entry, request};
 
-use crate::gate::rejection::MalformedToken;
-
-const SCHEME: &str = "Bearer ";
+use crate::gate::{credential::BEARER, rejection::MalformedToken};
 
 pub(crate) fn is_bearer(value: &HeaderValue) -> bool {
-    value.as_bytes().get(..SCHEME.len()).is_some_and(|start| start.eq_ignore_ascii_case(SCHEME.as_bytes()))
+    value.as_bytes().get(..BEARER.len()).is_some_and(|start| start.eq_ignore_ascii_case(BEARER.as_bytes()))
 }
 
 /// The text after the scheme of a value for which [`is_bearer`] holds.
 pub(crate) fn after_scheme(value: &HeaderValue) -> &[u8] {
-    value.as_bytes().get(SCHEME.len()..).unwrap_or_default()
+    value.as_bytes().get(BEARER.len()..).unwrap_or_default()
 }
 
 /// Removes every value of a header and returns it if it was the only one.

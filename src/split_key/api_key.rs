@@ -6,9 +6,12 @@ use bytes::Bytes;
 use http::HeaderValue;
 use zeroize::Zeroizing;
 
-use crate::split_key::{
-    error::{SplitKeyError, SplitKeyErrorKind},
-    metadata::{Metadata, SplitId, Version},
+use crate::{
+    gate::credential::BEARER,
+    split_key::{
+        error::{SplitKeyError, SplitKeyErrorKind},
+        metadata::{Metadata, SplitId, Version},
+    },
 };
 
 /// Key material on its way. Its capacity is reserved before it is filled: what grows leaves copies behind.
@@ -58,10 +61,9 @@ impl ApiKey {
     /// last clone of the value is dropped.
     #[must_use]
     pub fn bearer_value(&self) -> HeaderValue {
-        let scheme = b"Bearer ";
         let key = self.value.as_bytes();
-        let mut value = Zeroizing::new(Vec::with_capacity(scheme.len() + key.len()));
-        value.extend_from_slice(scheme);
+        let mut value = Zeroizing::new(Vec::with_capacity(BEARER.len() + key.len()));
+        value.extend_from_slice(BEARER.as_bytes());
         value.extend_from_slice(key);
         sensitive(value).unwrap_or_else(|| self.header_value())
     }

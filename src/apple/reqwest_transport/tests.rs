@@ -88,8 +88,8 @@ async fn prior_knowledge_speaks_http2_at_once() {
 
 #[tokio::test]
 async fn what_an_http2_server_turns_away_is_told_apart() {
-    type Refusal = fn(h2::server::SendResponse<Bytes>, &mut h2::server::Connection<TcpStream, Bytes>);
-    let cases: &[(&str, bool, Refusal)] = &[
+    type TurnAway = fn(h2::server::SendResponse<Bytes>, &mut h2::server::Connection<TcpStream, Bytes>);
+    let cases: &[(&str, bool, TurnAway)] = &[
         ("a refused stream", true, |mut respond, _| respond.send_reset(h2::Reason::REFUSED_STREAM)),
         ("a stream that was begun", false, |mut respond, _| respond.send_reset(h2::Reason::INTERNAL_ERROR)),
         ("a shutdown that comes after it", false, |_, connection| {
@@ -149,32 +149,49 @@ async fn a_request_that_comes_after_an_http2_shutdown_is_turned_away() {
 }
 
 #[test]
-fn urls_are_what_the_request_says() {
-    let url = |endpoints: &Endpoints, text: &str| {
-        endpoints.get(&text.parse().unwrap()).map(|endpoint| endpoint.url.to_string())
-    };
-    let endpoints = Endpoints::default();
-    let texts: Vec<String> = (0..2 * Endpoints::KEPT).map(|n| format!("https://host/{n}?q")).collect();
-    for _ in 0..2 {
-        for text in &texts {
-            assert_eq!(url(&endpoints, text).unwrap(), *text);
-        }
+fn a_turnstile_is_kept_for_each_of_a_few_servers() {
+    let turnstiles = Turnstiles::default();
+    let at = |url: &str| turnstiles.at(&url.parse().unwrap());
+    let first = at("https://host/1");
+    for same in ["https://host/2?q", "https://name@host/", "https://host:443/"] {
+        assert!(Arc::ptr_eq(&first, &at(same)), "{same}");
     }
-    assert_eq!(endpoints.0.lock().unwrap().len(), Endpoints::KEPT);
+    for other in ["http://host/1", "https://other/1", "https://host:1/1"] {
+        assert!(!Arc::ptr_eq(&first, &at(other)), "{other}");
+    }
+    for n in 0..2 * Turnstiles::KEPT {
+        at(&format!("https://host{n}/"));
+    }
+    assert_eq!(turnstiles.0.lock().unwrap().len(), Turnstiles::KEPT);
+    assert!(Arc::ptr_eq(&first, &at("https://host/1")));
+    assert!(!Arc::ptr_eq(&at("https://further/"), &at("https://further/")));
+}
 
-    let endpoints = Endpoints::default();
-    for text in ["https://Name@host/", "https://name@host/", "https://name@host/A", "http://name@host/"] {
-        assert_eq!(url(&endpoints, text).unwrap(), text);
+#[tokio::test]
+async fn urls_are_what_the_request_says() {
+    for target in ["/0?q", "/A", "/", "/%2F"] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}{target}", listener.local_addr().unwrap());
+        let server = tokio::spawn(async move {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let mut head = vec![0; 4096];
+            let length = socket.read(&mut head).await.unwrap();
+            head.truncate(length);
+            String::from_utf8(head).unwrap()
+        });
+        assert!(get(&url).await.is_err(), "there is no answer");
+        let head = server.await.unwrap();
+        assert!(head.starts_with(&format!("POST {target} HTTP/1.1\r\n")), "{target}: {head}");
     }
-    assert!(url(&endpoints, "/v1").is_err(), "no host");
+    assert!(get("/v1").await.is_err(), "no host");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_crowd_waits_for_one_answer_and_not_for_long() {
     use futures_util::{FutureExt, future::join_all};
 
-    let endpoints = Endpoints::default();
-    let server = |uri| Arc::clone(&endpoints.get(&Uri::from_static(uri)).unwrap().server);
+    let turnstiles = Turnstiles::default();
+    let server = |url: &str| turnstiles.at(&url.parse().unwrap());
     let apple = server("https://apple/1");
     let first = apple.turn().now_or_never().unwrap();
     assert!(first.is_some());
@@ -184,7 +201,7 @@ async fn a_crowd_waits_for_one_answer_and_not_for_long() {
 
     let started = tokio::time::Instant::now();
     let crowd = join_all((0..100).map(|_| apple.turn())).await;
-    assert_eq!(started.elapsed(), Server::PATIENCE);
+    assert_eq!(started.elapsed(), Turnstile::PATIENCE);
     assert!(crowd.iter().all(Option::is_none));
 
     let another_endpoint = server("https://apple/2");

@@ -6,7 +6,7 @@ use http::Response;
 use tokio::time::Instant;
 use tower::{ServiceExt, service_fn};
 
-use super::{Answer, NOT_GENUINE, apple, builder, script, status, token, validate};
+use super::{NOT_GENUINE, TransportResult, apple, builder, script, status, token, validate};
 use crate::{
     apple::token::Verdict,
     apple::transport::TransportError,
@@ -20,7 +20,7 @@ use crate::{
 #[tokio::test(start_paused = true)]
 async fn attempts() {
     use Verdict::{Genuine, Refused};
-    type Case = (&'static str, Vec<fn() -> Answer>, Result<Verdict, VerifyErrorKind>, usize, usize);
+    type Case = (&'static str, Vec<fn() -> TransportResult>, Result<Verdict, VerifyErrorKind>, usize, usize);
     let cases: Vec<Case> = vec![
         // name, answers, result, requests, provider tokens
         ("genuine", vec![|| status(200, "")], Ok(Genuine), 1, 1),
@@ -155,7 +155,7 @@ async fn deadlines() {
         tower::ServiceBuilder::new()
             .load_shed()
             .concurrency_limit(1)
-            .service(service_fn(|_| pending::<Answer>())),
+            .service(service_fn(|_| pending::<TransportResult>())),
     );
     let client = builder().transport(never.map_err(TransportError::other)).build().unwrap();
     let started = Instant::now();
@@ -198,7 +198,7 @@ fn without_a_runtime_it_works_too() {
 
 #[test]
 fn without_a_runtime_a_call_without_time_left_ends_with_what_went_wrong() {
-    for (answer, kind) in [(|| status(401, "")) as fn() -> Answer, || status(503, "")]
+    for (answer, kind) in [(|| status(401, "")) as fn() -> TransportResult, || status(503, "")]
         .into_iter()
         .zip([Misconfigured, Unavailable])
     {

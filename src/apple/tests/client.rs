@@ -10,7 +10,9 @@ use http::{Request, header::AUTHORIZATION};
 use p256::{SecretKey, pkcs8::EncodePrivateKey};
 use tower::service_fn;
 
-use super::{Answer, NOT_GENUINE, TOKEN, apple, builder, credentials_of, device, script, status, token};
+use super::{
+    NOT_GENUINE, TOKEN, TransportResult, apple, builder, credentials_of, device, script, status, token,
+};
 use crate::{
     apple::{
         bits::{Bits, BitsError, BitsErrorKind},
@@ -71,7 +73,7 @@ async fn bad_credentials_cost_two_signatures_in_twenty_minutes() {
 
 #[tokio::test(start_paused = true)]
 async fn check_credentials() {
-    type Case = (&'static str, fn() -> Answer, Option<VerifyErrorKind>);
+    type Case = (&'static str, fn() -> TransportResult, Option<VerifyErrorKind>);
     let cases: &[Case] = &[
         ("good", || status(400, NOT_GENUINE), None),
         ("good, and Apple likes the token", || status(200, ""), None),

@@ -26,7 +26,7 @@ use crate::{
     runtime::SystemTime,
 };
 
-type Answer = Result<Response<Bytes>, TransportError>;
+type TransportResult = Result<Response<Bytes>, TransportError>;
 type Transport = BoxCloneSyncService<Request<Bytes>, Response<Bytes>, TransportError>;
 
 const TOKEN: &str = "AgAASECRETTOKEM=";
@@ -51,7 +51,7 @@ fn device(environment: Environment) -> VerifiedDevice {
         .with_text(token().into_text())
 }
 
-fn status(status: u16, body: &'static str) -> Answer {
+fn status(status: u16, body: &'static str) -> TransportResult {
     Ok(Response::builder().status(status).body(Bytes::from(body)).unwrap())
 }
 
@@ -79,7 +79,7 @@ impl Sent {
 
 /// An Apple that answers the n-th request with `answer(n, request)`.
 fn apple(
-    answer: impl Fn(usize, &Request<Bytes>) -> BoxFuture<'static, Answer> + Send + Sync + 'static,
+    answer: impl Fn(usize, &Request<Bytes>) -> BoxFuture<'static, TransportResult> + Send + Sync + 'static,
 ) -> (Sent, Transport) {
     let sent = Sent::default();
     let log = sent.clone();
@@ -94,7 +94,7 @@ fn apple(
 }
 
 /// An Apple that gives these answers one after the other, and the last one ever after.
-fn script(answers: Vec<fn() -> Answer>) -> (Sent, Transport) {
+fn script(answers: Vec<fn() -> TransportResult>) -> (Sent, Transport) {
     apple(move |n, _| {
         let answer = answers[n.min(answers.len() - 1)]();
         Box::pin(std::future::ready(answer))

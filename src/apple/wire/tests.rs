@@ -85,7 +85,7 @@ fn errors_say_what_operators_need_and_nothing_of_apples_text() {
     let trace = "463ac35c9f6413ad48485a3953bb6124";
     let read = |status, headers: &[(&'static str, &str)], body| {
         let response = response(status, headers, body);
-        read(Question::Validate, Environment::Development, &response, SystemTime::now).unwrap_err()
+        read(Operation::Validate, Environment::Development, &response, SystemTime::now).unwrap_err()
     };
     let answer = read(401, &[("x-b3-traceid", trace)], "Unable to verify authorization token SECRET");
     assert_eq!(
@@ -132,15 +132,15 @@ fn when_to_come_back() {
 fn bodies() {
     let now = Moment { wall: UNIX_EPOCH + Duration::from_millis(1_700_000_000_123), ..Moment::now() };
     let id = Uuid::nil();
-    let cases: &[(Question, &str, &str, &str)] = &[
-        (Question::Validate, "AgAA", "AgAA", ""),
-        (Question::Validate, "AgA", "AgA=", ""),
-        (Question::QueryBits, "AgA=", "AgA=", ""),
-        (Question::QueryBits, "Ag", "Ag==", ""),
-        (Question::UpdateBits { bit0: true, bit1: false }, "+/+/", "+/+/", r#","bit0":true,"bit1":false"#),
+    let cases: &[(Operation, &str, &str, &str)] = &[
+        (Operation::Validate, "AgAA", "AgAA", ""),
+        (Operation::Validate, "AgA", "AgA=", ""),
+        (Operation::QueryBits, "AgA=", "AgA=", ""),
+        (Operation::QueryBits, "Ag", "Ag==", ""),
+        (Operation::UpdateBits { bit0: true, bit1: false }, "+/+/", "+/+/", r#","bit0":true,"bit1":false"#),
     ];
-    for (question, token, sent, bits) in cases {
-        let body = question.body(&token.parse().unwrap(), id, now);
+    for (operation, token, sent, bits) in cases {
+        let body = operation.body(&token.parse().unwrap(), id, now);
         let expected = format!(
             r#"{{"device_token":"{sent}","transaction_id":"00000000-0000-0000-0000-000000000000","timestamp":1700000000123{bits}}}"#
         );
