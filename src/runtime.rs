@@ -57,6 +57,26 @@ pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Year, month and day in the Gregorian calendar, from the days since 1970-01-01.
+#[cfg(any(feature = "split-key", feature = "testing"))]
+pub(crate) const fn date(days: u64) -> (u64, u64, u64) {
+    // Years are counted from March here, so that a leap day is the last of its year.
+    let days = days + 719_468;
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let months_since_march = (5 * day_of_year + 2) / 153;
+    let month = (months_since_march + 2) % 12 + 1;
+    let year = era * 400 + year_of_era + (month <= 2) as u64;
+    (year, month, day_of_year - (153 * months_since_march + 2) / 5 + 1)
+}
+
+/// Locks, poisoned or not: what this crate keeps behind a mutex is whole at every point where code can panic.
+#[cfg_attr(not(any(feature = "split-key", feature = "testing")), allow(dead_code))]
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// How long one request has waited for something, to be kept within one limit over several steps.
 #[derive(Debug, Default)]
 #[cfg_attr(not(feature = "redis"), allow(dead_code))]
@@ -136,6 +156,31 @@ mod tests {
     use futures_util::FutureExt;
 
     use super::*;
+
+    #[test]
+    #[cfg(any(feature = "split-key", feature = "testing"))]
+    fn dates() {
+        let cases = [
+            (0, (1970, 1, 1)),
+            (86_399, (1970, 1, 1)),
+            (86_400, (1970, 1, 2)),
+            (2_678_399, (1970, 1, 31)),
+            (2_678_400, (1970, 2, 1)),
+            (951_782_400, (2000, 2, 29)),
+            (951_868_800, (2000, 3, 1)),
+            (1_709_164_800, (2024, 2, 29)),
+            (1_709_251_200, (2024, 3, 1)),
+            (1_735_603_200, (2024, 12, 31)),
+            (1_735_689_599, (2024, 12, 31)),
+            (1_735_689_600, (2025, 1, 1)),
+            (4_107_542_399, (2100, 2, 28)),
+            (4_107_542_400, (2100, 3, 1)),
+            (13_574_563_200, (2400, 2, 29)),
+        ];
+        for (seconds, expected) in cases {
+            assert_eq!(date(seconds / (24 * 60 * 60)), expected, "{seconds}");
+        }
+    }
 
     #[test]
     fn without_a_runtime_there_is_no_deadline() {

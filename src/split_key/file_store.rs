@@ -6,7 +6,7 @@ use std::{
     fs::{self, File, Metadata, OpenOptions},
     io::{self, Read, Write},
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
     time::{Duration, SystemTime},
 };
 
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::{
-    runtime::Instant,
+    runtime::{Instant, lock},
     split_key::{
         memory_store::Records,
         metadata::SplitId,
@@ -99,7 +99,7 @@ impl FileSplitKeyStore {
     pub fn open_or_create(path: impl Into<PathBuf>) -> Result<Self, SplitKeyStoreError> {
         let path = path.into();
         let create = || {
-            let _lock = lock(&path)?;
+            let _lock = lock_file(&path)?;
             // Another process may have been faster.
             if !path.try_exists()? {
                 write(&path, &Records::default())?;
@@ -119,27 +119,22 @@ impl FileSplitKeyStore {
 
     /// The records as of the last look at the file, which is now if it is time.
     fn current(&self) -> MutexGuard<'_, Loaded> {
-        let mut loaded = self.loaded();
+        let mut loaded = lock(&self.loaded);
         if loaded.checked_at.elapsed() >= self.check_interval {
             loaded.refresh(&self.path);
         }
         loaded
     }
 
-    fn loaded(&self) -> MutexGuard<'_, Loaded> {
-        // Whatever panics under the lock has replaced the records or has not.
-        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn put(&self, changes: Vec<SplitKeyRecord>) -> Result<(), SplitKeyStoreError> {
-        let _lock = lock(&self.path).map_err(SplitKeyStoreError::unavailable)?;
+        let _lock = lock_file(&self.path).map_err(SplitKeyStoreError::unavailable)?;
         let (mut records, _) = read(&self.path).map_err(SplitKeyStoreError::unavailable)?;
         let result = records.put(changes);
         if result.is_ok() {
             write(&self.path, &records).map_err(SplitKeyStoreError::unavailable)?;
         }
         // After a conflict too: whoever tries again must see what others have changed.
-        *self.loaded() = Loaded {
+        *lock(&self.loaded) = Loaded {
             records: Ok(records),
             // Read again when next looked at: others may write in the moment after the lock is gone.
             seen: None,
@@ -177,7 +172,7 @@ impl SplitKeyStore for FileSplitKeyStore {
     }
 
     async fn list(&self) -> Result<Vec<SplitKeyRecord>, SplitKeyStoreError> {
-        let mut loaded = self.loaded();
+        let mut loaded = lock(&self.loaded);
         loaded.refresh(&self.path);
         Ok(loaded.records()?.iter().cloned().collect())
     }
@@ -249,7 +244,7 @@ fn target(path: &Path) -> PathBuf {
 }
 
 /// Waits until no other writer is at work. The lock goes with the file that is returned.
-fn lock(path: &Path) -> io::Result<File> {
+fn lock_file(path: &Path) -> io::Result<File> {
     let file = options().create(true).truncate(false).open(beside(&target(path), ".lock"))?;
     file.lock()?;
     Ok(file)

@@ -3,13 +3,16 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex},
 };
 
-use crate::split_key::{
-    metadata::SplitId,
-    record::SplitKeyRecord,
-    store::{SplitKeyStore, SplitKeyStoreError},
+use crate::{
+    runtime::lock,
+    split_key::{
+        metadata::SplitId,
+        record::SplitKeyRecord,
+        store::{SplitKeyStore, SplitKeyStoreError},
+    },
 };
 
 /// Records by project and split.
@@ -54,7 +57,7 @@ impl Records {
 /// Records in the memory of this process, gone with it. For tests, and for keys that come from elsewhere at
 /// each start.
 #[derive(Default)]
-pub struct MemorySplitKeyStore(RwLock<Records>);
+pub struct MemorySplitKeyStore(Mutex<Records>);
 
 impl MemorySplitKeyStore {
     /// No records yet.
@@ -66,23 +69,20 @@ impl MemorySplitKeyStore {
 
 impl SplitKeyStore for MemorySplitKeyStore {
     async fn get(&self, project: &str, split: SplitId) -> Result<Option<SplitKeyRecord>, SplitKeyStoreError> {
-        let records = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        Ok(records.get(project, split).cloned())
+        Ok(lock(&self.0).get(project, split).cloned())
     }
 
     async fn put(&self, records: Vec<SplitKeyRecord>) -> Result<(), SplitKeyStoreError> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).put(records)
+        lock(&self.0).put(records)
     }
 
     async fn list(&self) -> Result<Vec<SplitKeyRecord>, SplitKeyStoreError> {
-        let records = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        Ok(records.iter().cloned().collect())
+        Ok(lock(&self.0).iter().cloned().collect())
     }
 }
 
 impl fmt::Debug for MemorySplitKeyStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let records = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        f.debug_struct("MemorySplitKeyStore").field("records", &records.iter().count()).finish()
+        f.debug_struct("MemorySplitKeyStore").field("records", &lock(&self.0).iter().count()).finish()
     }
 }

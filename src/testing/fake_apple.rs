@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
@@ -11,6 +11,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     gate::routing::Environment,
+    runtime::lock,
     testing::{
         endpoint::Endpoint,
         keys::PrivateKey,
@@ -276,8 +277,7 @@ impl FakeApple {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // No state is left half changed by a panic.
-        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.shared.state)
     }
 }
 

@@ -16,7 +16,7 @@ use p256::ecdsa::{Signature, VerifyingKey, signature::Verifier};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::{gate::routing::Environment, testing::endpoint::Endpoint};
+use crate::{gate::routing::Environment, runtime::date, testing::endpoint::Endpoint};
 
 /// Apple documents it for the provider tokens of its push service, which DeviceCheck's are made like.
 const PROVIDER_TOKEN_LIFETIME: u64 = 60 * 60;
@@ -166,7 +166,8 @@ impl Apple {
         Ok(match (endpoint, update) {
             (Endpoint::QueryBits, _) => self.bits.get(&device).map_or(NEVER_SET.into(), |bits| {
                 let [bit0, bit1] = bits.bits;
-                let month = month(bits.updated_at);
+                let (year, month, _) = date(bits.updated_at / (24 * 60 * 60));
+                let month = format!("{year:04}-{month:02}");
                 json!({ "bit0": bit0, "bit1": bit1, "last_update_time": month }).to_string().into()
             }),
             (_, Some(update)) => {
@@ -269,42 +270,4 @@ fn update_of(body: &Map<String, Value>) -> Option<[Option<bool>; 2]> {
 
 fn fingerprint(text: &str) -> Fingerprint {
     Sha256::digest(text).into()
-}
-
-/// Year and month of a time in seconds since the Unix epoch, in UTC, as `YYYY-MM`.
-fn month(seconds: u64) -> String {
-    // Years are counted from March here, so that the leap day is the last of one.
-    let days = seconds / (24 * 60 * 60) + 719_468;
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let months_since_march = (5 * day_of_year + 2) / 153;
-    let month = (months_since_march + 2) % 12 + 1;
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    format!("{year:04}-{month:02}")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn months() {
-        let cases: &[(u64, &str)] = &[
-            (0, "1970-01"),
-            (2_678_399, "1970-01"),
-            (2_678_400, "1970-02"),
-            (951_782_400, "2000-02"),
-            (951_868_800, "2000-03"),
-            (1_709_164_800, "2024-02"),
-            (1_709_251_200, "2024-03"),
-            (1_735_689_599, "2024-12"),
-            (1_735_689_600, "2025-01"),
-            (4_107_542_400, "2100-03"),
-            (4_107_542_399, "2100-02"),
-        ];
-        for (seconds, expected) in cases {
-            assert_eq!(month(*seconds), *expected, "{seconds}");
-        }
-    }
 }

@@ -3,12 +3,12 @@
 use std::{
     collections::{HashMap, HashSet},
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use crate::{
-    runtime::Instant,
+    runtime::{Instant, lock},
     split_key::{
         audit::event::{SplitKeyEvent, SplitKeyOutcome, SuspicionKind, SuspiciousUse},
         metadata::SplitId,
@@ -129,7 +129,7 @@ impl Watch {
     /// Whether a split is still blocked.
     pub(crate) fn blocked(&self, project: &str, split: SplitId, now: Instant) -> Option<Block> {
         self.rules.block?;
-        let sightings = self.lock();
+        let sightings = lock(&self.sightings);
         let block = |splits: &Splits| {
             let sighting = splits.0.get(project)?.get(&split)?;
             let left = sighting.ends.checked_duration_since(now)?;
@@ -157,7 +157,7 @@ impl Watch {
             _ => return Vec::new(),
         };
         let now = event.started.monotonic;
-        let mut sightings = self.lock();
+        let mut sightings = lock(&self.sightings);
         let splits = if known { &mut sightings.known } else { &mut sightings.unknown };
         let Some(sighting) = splits.sighting(project, split, now, self.rules.window) else {
             return Vec::new();
@@ -204,11 +204,6 @@ impl Watch {
             sighting.ends = ends;
         }
         reports
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Sightings> {
-        // Counts that are off by one do no harm.
-        self.sightings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

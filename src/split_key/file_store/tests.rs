@@ -176,7 +176,7 @@ fn one_lock_whatever_the_name_of_the_file() {
     let _ = store(&folder);
     let link = folder.0.join("link.json");
     std::os::unix::fs::symlink(folder.file(), &link).unwrap();
-    let held = lock(&link).unwrap();
+    let held = lock_file(&link).unwrap();
     let other = options().open(beside(&folder.file(), ".lock")).unwrap();
     assert!(other.try_lock().is_err());
     drop(held);
