@@ -3,7 +3,7 @@
 use std::{
     ffi::OsString,
     fmt,
-    fs::{self, File, Metadata, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, Read, Write},
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard},
@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 use crate::{
     runtime::{Instant, lock},
     split_key::{
-        memory_store::Records,
+        memory_store::RecordMap,
         metadata::SplitId,
         record::SplitKeyRecord,
         store::{SplitKeyStore, SplitKeyStoreError},
@@ -47,19 +47,19 @@ const SETTLED: Duration = Duration::from_secs(2);
 pub struct FileSplitKeyStore {
     path: PathBuf,
     check_interval: Duration,
-    loaded: Mutex<Loaded>,
+    loaded: Mutex<LoadedFile>,
 }
 
-struct Loaded {
-    records: Result<Records, String>,
+struct LoadedFile {
+    records: Result<RecordMap, String>,
     /// What the file looked like when it was read; `None` if it must be read again in any case.
-    seen: Option<Seen>,
+    stamp: Option<FileStamp>,
     checked_at: Instant,
 }
 
 /// Tells one state of a file from another.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Seen {
+struct FileStamp {
     modified: SystemTime,
     length: u64,
     inode: u64,
@@ -67,7 +67,7 @@ struct Seen {
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Contents<R> {
+struct KeyFile<R> {
     /// The version of this form.
     format: u32,
     keys: Vec<R>,
@@ -83,11 +83,11 @@ impl FileSplitKeyStore {
     /// If the file cannot be read or holds anything but records.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, SplitKeyStoreError> {
         let path = path.into();
-        let (records, seen) = read(&path).map_err(SplitKeyStoreError::unavailable)?;
+        let (records, stamp) = read(&path).map_err(SplitKeyStoreError::unavailable)?;
         Ok(Self {
             path,
             check_interval: Duration::from_secs(1),
-            loaded: Mutex::new(Loaded { records: Ok(records), seen, checked_at: Instant::now() }),
+            loaded: Mutex::new(LoadedFile { records: Ok(records), stamp, checked_at: Instant::now() }),
         })
     }
 
@@ -102,7 +102,7 @@ impl FileSplitKeyStore {
             let _lock = lock_file(&path)?;
             // Another process may have been faster.
             if !path.try_exists()? {
-                write(&path, &Records::default())?;
+                write(&path, &RecordMap::default())?;
             }
             io::Result::Ok(())
         };
@@ -118,7 +118,7 @@ impl FileSplitKeyStore {
     }
 
     /// The records as of the last look at the file, which is now if it is time.
-    fn current(&self) -> MutexGuard<'_, Loaded> {
+    fn current(&self) -> MutexGuard<'_, LoadedFile> {
         let mut loaded = lock(&self.loaded);
         if loaded.checked_at.elapsed() >= self.check_interval {
             loaded.refresh(&self.path);
@@ -134,30 +134,30 @@ impl FileSplitKeyStore {
             write(&self.path, &records).map_err(SplitKeyStoreError::unavailable)?;
         }
         // After a conflict too: whoever tries again must see what others have changed.
-        *lock(&self.loaded) = Loaded {
+        *lock(&self.loaded) = LoadedFile {
             records: Ok(records),
             // Read again when next looked at: others may write in the moment after the lock is gone.
-            seen: None,
+            stamp: None,
             checked_at: Instant::now(),
         };
         result
     }
 }
 
-impl Loaded {
+impl LoadedFile {
     fn refresh(&mut self, path: &Path) {
         self.checked_at = Instant::now();
-        let is_same = |seen| fs::metadata(path).is_ok_and(|metadata| Seen::from(metadata) == seen);
-        if self.seen.is_some_and(is_same) {
+        let is_same = |stamp| fs::metadata(path).is_ok_and(|metadata| FileStamp::from(metadata) == stamp);
+        if self.stamp.is_some_and(is_same) {
             return;
         }
-        (self.records, self.seen) = match read(path) {
-            Ok((records, seen)) => (Ok(records), seen),
+        (self.records, self.stamp) = match read(path) {
+            Ok((records, stamp)) => (Ok(records), stamp),
             Err(error) => (Err(error.to_string()), None),
         };
     }
 
-    fn records(&self) -> Result<&Records, SplitKeyStoreError> {
+    fn records(&self) -> Result<&RecordMap, SplitKeyStoreError> {
         self.records.as_ref().map_err(|error| SplitKeyStoreError::unavailable(error.clone()))
     }
 }
@@ -178,8 +178,8 @@ impl SplitKeyStore for FileSplitKeyStore {
     }
 }
 
-impl From<Metadata> for Seen {
-    fn from(metadata: Metadata) -> Self {
+impl From<fs::Metadata> for FileStamp {
+    fn from(metadata: fs::Metadata) -> Self {
         #[cfg(unix)]
         let inode = std::os::unix::fs::MetadataExt::ino(&metadata);
         #[cfg(not(unix))]
@@ -194,24 +194,24 @@ impl From<Metadata> for Seen {
 }
 
 /// Reads the file, and what it looked like if the next change is sure to look different.
-fn read(path: &Path) -> io::Result<(Records, Option<Seen>)> {
+fn read(path: &Path) -> io::Result<(RecordMap, Option<FileStamp>)> {
     let now = SystemTime::now();
     let mut file = File::open(path)?;
     let metadata = file.metadata()?;
     if metadata.len() > MAX_FILE {
         return Err(io::Error::other("the key file is too large"));
     }
-    let seen = Seen::from(metadata);
-    let capacity = usize::try_from(seen.length).map_err(io::Error::other)?;
+    let stamp = FileStamp::from(metadata);
+    let capacity = usize::try_from(stamp.length).map_err(io::Error::other)?;
     let mut bytes = Zeroizing::new(vec![0; capacity]);
     file.read_exact(&mut bytes)?;
     let records = parse(&bytes)?;
-    let settled = now.duration_since(seen.modified).is_ok_and(|age| age >= SETTLED);
-    Ok((records, settled.then_some(seen)))
+    let settled = now.duration_since(stamp.modified).is_ok_and(|age| age >= SETTLED);
+    Ok((records, settled.then_some(stamp)))
 }
 
-fn parse(bytes: &[u8]) -> io::Result<Records> {
-    let contents: Contents<SplitKeyRecord> = serde_json::from_slice(bytes).map_err(|error| {
+fn parse(bytes: &[u8]) -> io::Result<RecordMap> {
+    let contents: KeyFile<SplitKeyRecord> = serde_json::from_slice(bytes).map_err(|error| {
         // What serde says may quote the file.
         io::Error::other(format!(
             "the key file is not right at line {}, column {}",
@@ -222,7 +222,7 @@ fn parse(bytes: &[u8]) -> io::Result<Records> {
     if contents.format != FORMAT {
         return Err(io::Error::other("the key file has a format that is not known"));
     }
-    let mut records = Records::default();
+    let mut records = RecordMap::default();
     for record in contents.keys {
         records
             .add(record)
@@ -260,9 +260,9 @@ fn options() -> OpenOptions {
 
 /// Puts these records in the place of the file, of which there is the old or the new one at any time. Under
 /// the lock.
-fn write(path: &Path, records: &Records) -> io::Result<()> {
-    let contents = Contents { format: FORMAT, keys: records.iter().collect() };
-    let mut length = Length(0);
+fn write(path: &Path, records: &RecordMap) -> io::Result<()> {
+    let contents = KeyFile { format: FORMAT, keys: records.iter().collect() };
+    let mut length = ByteCounter(0);
     serde_json::to_writer_pretty(&mut length, &contents)?;
     let mut bytes = Zeroizing::new(Vec::with_capacity(length.0 + 1));
     serde_json::to_writer_pretty(&mut *bytes, &contents)?;
@@ -301,9 +301,9 @@ fn write(path: &Path, records: &Records) -> io::Result<()> {
 }
 
 /// Counts, so that the text can be written where it needs not grow.
-struct Length(usize);
+struct ByteCounter(usize);
 
-impl Write for Length {
+impl Write for ByteCounter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0 += bytes.len();
         Ok(bytes.len())

@@ -151,8 +151,8 @@ mod tests {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000);
         let paths = || Limits::none().with_paths(["/v1/chat", "/v1/files/*"]);
         let post = || Limits::none().with_methods([Method::POST]);
-        type Row = (&'static str, Limits, Method, &'static str, Result<(), Limit>);
-        let cases: &[Row] = &[
+        type Case = (&'static str, Limits, Method, &'static str, Result<(), Limit>);
+        let cases: &[Case] = &[
             ("no limits", Limits::none(), Method::GET, "/a/../b", Ok(())),
             ("the path", paths(), Method::GET, "/v1/chat", Ok(())),
             ("below the path", paths(), Method::GET, "/v1/chat/x", Err(Limit::Path)),

@@ -17,9 +17,9 @@ use crate::{
 
 /// Records by project and split.
 #[derive(Clone, Default)]
-pub(super) struct Records(BTreeMap<Arc<str>, BTreeMap<SplitId, SplitKeyRecord>>);
+pub(super) struct RecordMap(BTreeMap<Arc<str>, BTreeMap<SplitId, SplitKeyRecord>>);
 
-impl Records {
+impl RecordMap {
     pub(super) fn get(&self, project: &str, split: SplitId) -> Option<&SplitKeyRecord> {
         self.0.get(project)?.get(&split)
     }
@@ -57,7 +57,7 @@ impl Records {
 /// Records in the memory of this process, gone with it. For tests, and for keys that come from elsewhere at
 /// each start.
 #[derive(Default)]
-pub struct MemorySplitKeyStore(Mutex<Records>);
+pub struct MemorySplitKeyStore(Mutex<RecordMap>);
 
 impl MemorySplitKeyStore {
     /// No records yet.

@@ -89,19 +89,19 @@ impl FromStr for SplitId {
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Metadata {
     version: Version,
-    time: Time,
+    time: CreationTime,
     split: SplitId,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-enum Time {
+enum CreationTime {
     Millis(u64),
     Seconds(u32),
 }
 
 impl Metadata {
     pub(super) fn new(version: Version, created: SystemTime, split: SplitId) -> Self {
-        Self { version, time: Time::Millis(millis(since_epoch(created))), split }
+        Self { version, time: CreationTime::Millis(millis(since_epoch(created))), split }
     }
 
     /// How the key is split.
@@ -115,8 +115,8 @@ impl Metadata {
     #[must_use]
     pub fn created(&self) -> SystemTime {
         let since_epoch = match self.time {
-            Time::Millis(millis) => Duration::from_millis(millis),
-            Time::Seconds(seconds) => Duration::from_secs(seconds.into()),
+            CreationTime::Millis(millis) => Duration::from_millis(millis),
+            CreationTime::Seconds(seconds) => Duration::from_secs(seconds.into()),
         };
         UNIX_EPOCH.checked_add(since_epoch).unwrap_or(UNIX_EPOCH)
     }
@@ -139,8 +139,8 @@ impl FromStr for Metadata {
             let version = Version::from_number(hex(version)?)?;
             let split = SplitId(u32::try_from(hex(split)?).ok()?);
             let time = match time.len() {
-                16 => Time::Millis(hex(time)?),
-                8 => Time::Seconds(u32::try_from(hex(time)?).ok()?),
+                16 => CreationTime::Millis(hex(time)?),
+                8 => CreationTime::Seconds(u32::try_from(hex(time)?).ok()?),
                 _ => return None,
             };
             Some(Self { version, time, split })
@@ -153,8 +153,8 @@ impl fmt::Display for Metadata {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:08x}", self.version.number())?;
         match self.time {
-            Time::Millis(millis) => write!(f, "{millis:016x}")?,
-            Time::Seconds(seconds) => write!(f, "{seconds:08x}")?,
+            CreationTime::Millis(millis) => write!(f, "{millis:016x}")?,
+            CreationTime::Seconds(seconds) => write!(f, "{seconds:08x}")?,
         }
         self.split.fmt(f)
     }
@@ -185,8 +185,8 @@ mod tests {
     #[test]
     fn parsing() {
         let at = |millis| UNIX_EPOCH + Duration::from_millis(millis);
-        type Row = (&'static str, &'static str, Option<(Version, SystemTime, u32)>);
-        let cases: &[Row] = &[
+        type Case = (&'static str, &'static str, Option<(Version, SystemTime, u32)>);
+        let cases: &[Case] = &[
             (
                 "of version 1",
                 "00000001000001a2004e1d6f33d53640",

@@ -160,7 +160,7 @@ pub(super) fn project_id(text: &str) -> Result<Arc<str>, SplitKeyError> {
 /// A record in JSON. A field that is not known is an error: it may be a limit with a slip of the pen.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Json<'a> {
+struct JsonRecord<'a> {
     #[serde(borrow)]
     project: Cow<'a, str>,
     #[serde(borrow)]
@@ -191,7 +191,7 @@ enum JsonState {
 impl Serialize for SplitKeyRecord {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let methods = self.limits.methods();
-        let json = Json {
+        let json = JsonRecord {
             project: Cow::Borrowed(&self.project),
             provider: Cow::Borrowed(&self.provider),
             metadata: Cow::Owned(self.metadata.to_string()),
@@ -212,7 +212,7 @@ impl Serialize for SplitKeyRecord {
 
 impl<'de> Deserialize<'de> for SplitKeyRecord {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let json = Json::deserialize(deserializer)?;
+        let json = JsonRecord::deserialize(deserializer)?;
         let server_part = ServerPart::new(json.server_part.into_owned()).map_err(de::Error::custom)?;
         let metadata = json.metadata.parse().map_err(de::Error::custom)?;
         let record = Self::new(&json.project, &json.provider, metadata, server_part);

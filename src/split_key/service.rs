@@ -29,7 +29,7 @@ use crate::{
         record::{SplitKeyState, project_id},
         rejection::SplitKeyRejectionResponse,
         sealed,
-        splitter::open,
+        splitter::open_record,
         store::ErasedSplitKeyStore,
     },
 };
@@ -173,7 +173,7 @@ async fn look_up(keys: Arc<KeyGate>, client_part: ClientPart, mut event: SplitKe
         return Opening { event, key: None };
     };
     event.provider = Some(Arc::clone(record.shared_provider()));
-    let opened = open(&keys.settings.providers, &record, &client_part);
+    let opened = open_record(&keys.settings.providers, &record, &client_part);
     let (outcome, key) = match (opened, record.state()) {
         (Err(_), _) => (SplitKeyOutcome::Mismatch, None),
         (Ok(_), SplitKeyState::Revoked) => (SplitKeyOutcome::Revoked, None),

@@ -127,7 +127,7 @@ impl Splitter {
     ///
     /// [`NotOpened`](SplitKeyErrorKind::NotOpened) if the parts do not belong together.
     pub fn open(&self, record: &SplitKeyRecord, client_part: &ClientPart) -> Result<ApiKey, SplitKeyError> {
-        open(&self.providers, record, client_part)
+        open_record(&self.providers, record, client_part)
     }
 
     /// Splits a key and puts the record into the store.
@@ -274,7 +274,7 @@ async fn retried<T>(operation: impl AsyncFn() -> Result<T, SplitKeyError>) -> Re
 }
 
 /// Puts a key together.
-pub(super) fn open(
+pub(super) fn open_record(
     providers: &Providers,
     record: &SplitKeyRecord,
     client_part: &ClientPart,

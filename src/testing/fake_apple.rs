@@ -15,9 +15,9 @@ use crate::{
     testing::{
         endpoint::Endpoint,
         keys::PrivateKey,
-        rules::{Apple, Device},
+        rules::{Apple, FakeDevice},
         script::{Fault, Reply},
-        state::{Counts, Outcome, State},
+        state::{CallCounts, FakeAppleState, Played},
         tokens::TokenBuilder,
     },
 };
@@ -32,14 +32,14 @@ use crate::{
 /// Clones are the same fake Apple. See the [module's docs](super) for examples and for what it answers.
 #[derive(Clone)]
 pub struct FakeApple {
-    shared: Arc<Shared>,
+    shared: Arc<FakeAppleShared>,
 }
 
-struct Shared {
+struct FakeAppleShared {
     key: PrivateKey,
     team_id: Box<str>,
     key_id: Box<str>,
-    state: Mutex<State>,
+    state: Mutex<FakeAppleState>,
 }
 
 impl FakeApple {
@@ -76,11 +76,11 @@ impl FakeApple {
         let mut apple = Apple::new(team_id);
         apple.accept_key(key_id, key.verifying_key());
         Self {
-            shared: Arc::new(Shared {
+            shared: Arc::new(FakeAppleShared {
                 key: key.clone(),
                 team_id: team_id.into(),
                 key_id: key_id.into(),
-                state: Mutex::new(State::new(apple)),
+                state: Mutex::new(FakeAppleState::new(apple)),
             }),
         }
     }
@@ -153,7 +153,7 @@ impl FakeApple {
     ///
     /// Apple is sent a token as standard base64 with padding, and that is how it is known here.
     pub fn accept_token(&self, token: &str, device: &str, environment: Environment) {
-        let device = Device::Named(device.into());
+        let device = FakeDevice::Named(device.into());
         self.state().apple.know(token, device, environment);
     }
 
@@ -248,7 +248,7 @@ impl FakeApple {
 
     /// Counts calls and provider tokens from zero again.
     pub fn reset_counts(&self) {
-        self.state().counts = Counts::default();
+        self.state().counts = CallCounts::default();
     }
 
     /// Counts a call and takes what the script has for it.
@@ -263,20 +263,20 @@ impl FakeApple {
         environment: Environment,
         head: &request::Parts,
         body: &[u8],
-    ) -> Outcome {
+    ) -> Played {
         let response = self.state().respond(&reply, environment, head, body);
         if !reply.delay.is_zero() {
             tokio::time::sleep(reply.delay).await;
         }
         match reply.fault {
-            None => Outcome::Whole(response),
-            Some(Fault::CutShort) => Outcome::CutShort(response),
-            Some(Fault::Reset) => Outcome::Reset,
+            None => Played::Whole(response),
+            Some(Fault::CutShort) => Played::CutShort(response),
+            Some(Fault::Reset) => Played::Reset,
             Some(Fault::Hang) => std::future::pending().await,
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, FakeAppleState> {
         lock(&self.shared.state)
     }
 }

@@ -26,21 +26,22 @@ const PROVIDER_TOKEN_SKEW: u64 = 5 * 60;
 const TIMESTAMP_SKEW: u64 = 24 * 60 * 60 * 1000;
 
 /// A status and Apple's text.
-type Refusal = (StatusCode, &'static str);
+type ErrorAnswer = (StatusCode, &'static str);
 
 // Texts seen in practice.
-const BAD_DEVICE_TOKEN: Refusal =
+const BAD_DEVICE_TOKEN: ErrorAnswer =
     (StatusCode::BAD_REQUEST, "Missing or incorrectly formatted device token payload");
-const BAD_BITS: Refusal = (StatusCode::BAD_REQUEST, "Missing or incorrectly formatted bits");
-const BAD_TIMESTAMP: Refusal = (StatusCode::BAD_REQUEST, "Missing or incorrectly formatted time stamp");
-const BAD_PROVIDER_TOKEN: Refusal =
+const BAD_BITS: ErrorAnswer = (StatusCode::BAD_REQUEST, "Missing or incorrectly formatted bits");
+const BAD_TIMESTAMP: ErrorAnswer = (StatusCode::BAD_REQUEST, "Missing or incorrectly formatted time stamp");
+const BAD_PROVIDER_TOKEN: ErrorAnswer =
     (StatusCode::BAD_REQUEST, "Missing or badly formatted authorization token");
-const UNKNOWN_PROVIDER_TOKEN: Refusal = (StatusCode::UNAUTHORIZED, "Unable to verify authorization token");
-const METHOD_NOT_ALLOWED: Refusal = (StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed");
+const UNKNOWN_PROVIDER_TOKEN: ErrorAnswer =
+    (StatusCode::UNAUTHORIZED, "Unable to verify authorization token");
+const METHOD_NOT_ALLOWED: ErrorAnswer = (StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed");
 // Apple's documentation has this text; none was seen in practice.
-const BAD_PAYLOAD: Refusal = (StatusCode::BAD_REQUEST, "Bad Payload");
+const BAD_PAYLOAD: ErrorAnswer = (StatusCode::BAD_REQUEST, "Bad Payload");
 // Neither documented nor seen.
-const NOT_FOUND: Refusal = (StatusCode::NOT_FOUND, "Not Found");
+const NOT_FOUND: ErrorAnswer = (StatusCode::NOT_FOUND, "Not Found");
 
 /// Seen in practice where Apple documents `Bit State Not Found`.
 const NEVER_SET: &str = "Failed to find bit state";
@@ -53,9 +54,9 @@ pub(super) struct Apple {
     team_id: Box<str>,
     keys: HashMap<Box<str>, VerifyingKey>,
     /// Provider tokens with a good signature: verifying one takes milliseconds in debug builds.
-    believed: HashMap<Fingerprint, ProviderToken>,
-    device_tokens: HashMap<Fingerprint, (Device, Environment)>,
-    bits: HashMap<Device, Bits>,
+    believed: HashMap<Fingerprint, BelievedToken>,
+    device_tokens: HashMap<Fingerprint, (FakeDevice, Environment)>,
+    bits: HashMap<FakeDevice, BitState>,
     /// Makes numbers of new devices.
     devices: u64,
     /// How far Apple's clock is ahead.
@@ -63,13 +64,13 @@ pub(super) struct Apple {
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub(super) enum Device {
+pub(super) enum FakeDevice {
     Numbered(u64),
     Named(Box<str>),
 }
 
 #[derive(Clone, Copy)]
-struct Bits {
+struct BitState {
     bits: [bool; 2],
     /// Seconds since the Unix epoch.
     updated_at: u64,
@@ -77,7 +78,7 @@ struct Bits {
 
 /// What is believed of a provider token until its time is over.
 #[derive(Clone, Copy)]
-struct ProviderToken {
+struct BelievedToken {
     issued_at: u64,
 }
 
@@ -104,12 +105,12 @@ impl Apple {
         self.believed.clear();
     }
 
-    pub(super) fn new_device(&mut self) -> Device {
+    pub(super) fn new_device(&mut self) -> FakeDevice {
         self.devices += 1;
-        Device::Numbered(self.devices)
+        FakeDevice::Numbered(self.devices)
     }
 
-    pub(super) fn know(&mut self, token: &str, device: Device, environment: Environment) {
+    pub(super) fn know(&mut self, token: &str, device: FakeDevice, environment: Environment) {
         self.device_tokens.insert(fingerprint(token), (device, environment));
     }
 
@@ -130,31 +131,31 @@ impl Apple {
         body: &[u8],
         now: Duration,
     ) -> (StatusCode, Bytes) {
-        match self.judge(environment, head, body, now.saturating_add(self.clock_advance)) {
+        match self.try_answer(environment, head, body, now.saturating_add(self.clock_advance)) {
             Ok(Cow::Borrowed(text)) => (StatusCode::OK, Bytes::from_static(text.as_bytes())),
             Ok(Cow::Owned(text)) => (StatusCode::OK, text.into()),
             Err((status, text)) => (status, Bytes::from_static(text.as_bytes())),
         }
     }
 
-    fn judge(
+    fn try_answer(
         &mut self,
         environment: Environment,
         head: &request::Parts,
         body: &[u8],
         now: Duration,
-    ) -> Result<Cow<'static, str>, Refusal> {
+    ) -> Result<Cow<'static, str>, ErrorAnswer> {
         let endpoint = Endpoint::from_path(head.uri.path()).ok_or(NOT_FOUND)?;
         if head.method != Method::POST {
             return Err(METHOD_NOT_ALLOWED);
         }
         // Seen in practice: a bad provider token is reported even if the device token is bad too.
-        self.judge_provider_token(head, now.as_secs())?;
+        self.check_provider_token(head, now.as_secs())?;
 
         let body: Map<String, Value> = serde_json::from_slice(body).map_err(|_| BAD_PAYLOAD)?;
         text(&body, "transaction_id").ok_or(BAD_PAYLOAD)?;
         let token = text(&body, "device_token").ok_or(BAD_DEVICE_TOKEN)?;
-        judge_timestamp(body.get("timestamp"), now).ok_or(BAD_TIMESTAMP)?;
+        check_timestamp(body.get("timestamp"), now).ok_or(BAD_TIMESTAMP)?;
         let update = match endpoint {
             Endpoint::UpdateBits => Some(update_of(&body).ok_or(BAD_BITS)?),
             _ => None,
@@ -172,7 +173,7 @@ impl Apple {
             }),
             (_, Some(update)) => {
                 let updated_at = now.as_secs();
-                let stored = self.bits.entry(device).or_insert(Bits { bits: [false; 2], updated_at });
+                let stored = self.bits.entry(device).or_insert(BitState { bits: [false; 2], updated_at });
                 for (stored, new) in stored.bits.iter_mut().zip(update) {
                     *stored = new.unwrap_or(*stored);
                 }
@@ -183,7 +184,7 @@ impl Apple {
         })
     }
 
-    fn judge_provider_token(&mut self, head: &request::Parts, now: u64) -> Result<(), Refusal> {
+    fn check_provider_token(&mut self, head: &request::Parts, now: u64) -> Result<(), ErrorAnswer> {
         let token = provider_token(head).ok_or(BAD_PROVIDER_TOKEN)?;
         let fingerprint = fingerprint(token);
         let believed = match self.believed.get(&fingerprint) {
@@ -200,7 +201,7 @@ impl Apple {
     }
 
     /// Everything but the time.
-    fn verify_provider_token(&self, token: &str) -> Result<ProviderToken, Refusal> {
+    fn verify_provider_token(&self, token: &str) -> Result<BelievedToken, ErrorAnswer> {
         let (signed, signature) = token.rsplit_once('.').ok_or(BAD_PROVIDER_TOKEN)?;
         let (header, claims) = signed.split_once('.').ok_or(BAD_PROVIDER_TOKEN)?;
         let header = jwt_part(header).ok_or(BAD_PROVIDER_TOKEN)?;
@@ -219,15 +220,15 @@ impl Apple {
             return Err(UNKNOWN_PROVIDER_TOKEN);
         }
         let issued_at = claims.get("iat").and_then(Value::as_u64);
-        issued_at.map(|issued_at| ProviderToken { issued_at }).ok_or(UNKNOWN_PROVIDER_TOKEN)
+        issued_at.map(|issued_at| BelievedToken { issued_at }).ok_or(UNKNOWN_PROVIDER_TOKEN)
     }
 }
 
 /// How many different provider tokens have come.
 #[derive(Default)]
-pub(super) struct ProviderTokens(HashSet<Fingerprint>);
+pub(super) struct SeenTokens(HashSet<Fingerprint>);
 
-impl ProviderTokens {
+impl SeenTokens {
     pub(super) fn see(&mut self, head: &request::Parts) {
         if let Some(token) = provider_token(head) {
             self.0.insert(fingerprint(token));
@@ -252,7 +253,7 @@ fn text<'a>(object: &'a Map<String, Value>, name: &str) -> Option<&'a str> {
     object.get(name)?.as_str().filter(|text| !text.is_empty())
 }
 
-fn judge_timestamp(timestamp: Option<&Value>, now: Duration) -> Option<()> {
+fn check_timestamp(timestamp: Option<&Value>, now: Duration) -> Option<()> {
     let timestamp = timestamp?.as_u64()?;
     let now = u64::try_from(now.as_millis()).ok()?;
     (timestamp.abs_diff(now) <= TIMESTAMP_SKEW).then_some(())

@@ -213,7 +213,7 @@ impl Script {
     }
 
     /// The reply to the call that arrives now.
-    pub(super) fn take(&mut self, endpoint: Option<Endpoint>, environment: Environment) -> Reply {
+    pub(super) fn next_reply(&mut self, endpoint: Option<Endpoint>, environment: Environment) -> Reply {
         let is_next = |reply: &Reply| reply.is_for(endpoint, environment);
         if let Some(reply) = self.next.iter().position(is_next).and_then(|i| self.next.remove(i)) {
             return reply;
@@ -258,7 +258,7 @@ mod tests {
             }
             let mut counts = vec![0; fractions.len()];
             for _ in 0..*calls {
-                if let Some(status) = script.take(None, Environment::Production).status {
+                if let Some(status) = script.next_reply(None, Environment::Production).status {
                     counts[usize::from(status.as_u16() - 500)] += 1;
                 }
             }
@@ -275,7 +275,7 @@ mod tests {
         script.push(Reply::status(503).for_environment(Environment::Development));
         script.push(Reply::status(504));
         let mut take = |endpoint, environment| {
-            script.take(Some(endpoint), environment).status.map_or(0, |status| status.as_u16())
+            script.next_reply(Some(endpoint), environment).status.map_or(0, |status| status.as_u16())
         };
         use Endpoint::{QueryBits, Validate};
         use Environment::{Development, Production};

@@ -30,7 +30,7 @@ use tokio::{
 
 use crate::{
     gate::routing::Environment,
-    testing::{fake_apple::FakeApple, state::Outcome},
+    testing::{fake_apple::FakeApple, state::Played},
 };
 
 /// More than any call to Apple has. Longer bodies count as none.
@@ -240,17 +240,17 @@ async fn answer(
     };
     match apple.play(reply, environment, &head, &body).await {
         // The length in a scripted header may be wrong, and hyper asserts that a known one is not.
-        Outcome::Whole(response) if response.headers().contains_key(CONTENT_LENGTH) => {
+        Played::Whole(response) if response.headers().contains_key(CONTENT_LENGTH) => {
             Ok(response.map(|data| ReplyBody::new(data, End::AsAnnounced)))
         }
-        Outcome::Whole(response) => Ok(response.map(|data| ReplyBody::new(data, End::Known))),
-        Outcome::CutShort(response) => {
+        Played::Whole(response) => Ok(response.map(|data| ReplyBody::new(data, End::Known))),
+        Played::CutShort(response) => {
             let announced = response.body().len() + MISSING;
             let mut response = response.map(|data| ReplyBody::new(data, End::CutAfterFlush));
             response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(announced));
             Ok(response)
         }
-        Outcome::Reset => {
+        Played::Reset => {
             plug.pull();
             std::future::pending().await
         }

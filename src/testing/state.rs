@@ -10,30 +10,30 @@ use crate::{
     runtime::{SystemTime, since_epoch},
     testing::{
         endpoint::Endpoint,
-        rules::{Apple, ProviderTokens},
+        rules::{Apple, SeenTokens},
         script::{Reply, Script},
         tokens::TokenBuilder,
     },
 };
 
-pub(super) struct State {
+pub(super) struct FakeAppleState {
     pub(super) apple: Apple,
     pub(super) script: Script,
-    pub(super) counts: Counts,
+    pub(super) counts: CallCounts,
     tokens: usize,
     traces: u64,
 }
 
 /// What becomes of a call.
-pub(super) enum Outcome {
+pub(super) enum Played {
     Whole(Response<Bytes>),
     CutShort(Response<Bytes>),
     Reset,
 }
 
-impl State {
+impl FakeAppleState {
     pub(super) fn new(apple: Apple) -> Self {
-        Self { apple, script: Script::default(), counts: Counts::default(), tokens: 0, traces: 0 }
+        Self { apple, script: Script::default(), counts: CallCounts::default(), tokens: 0, traces: 0 }
     }
 
     /// The one and the other, so that tests meet tokens with padding and without.
@@ -49,7 +49,7 @@ impl State {
         let endpoint = Endpoint::from_path(head.uri.path());
         *self.counts.calls.entry((environment, endpoint)).or_default() += 1;
         self.counts.provider_tokens.see(head);
-        self.script.take(endpoint, environment)
+        self.script.next_reply(endpoint, environment)
     }
 
     pub(super) fn respond(
@@ -90,13 +90,13 @@ impl State {
 }
 
 #[derive(Default)]
-pub(super) struct Counts {
+pub(super) struct CallCounts {
     /// Calls to none of Apple's paths are counted under `None`.
     calls: HashMap<(Environment, Option<Endpoint>), usize>,
-    provider_tokens: ProviderTokens,
+    provider_tokens: SeenTokens,
 }
 
-impl Counts {
+impl CallCounts {
     pub(super) fn calls(&self, which: impl Fn(Environment, Option<Endpoint>) -> bool) -> usize {
         let counted = self.calls.iter().filter(|((environment, endpoint), _)| which(*environment, *endpoint));
         counted.map(|(_, calls)| calls).sum()

@@ -13,7 +13,7 @@ use tower_service::Service;
 use crate::{
     BoxError,
     gate::routing::Environment,
-    testing::{fake_apple::FakeApple, state::Outcome},
+    testing::{fake_apple::FakeApple, state::Played},
 };
 
 /// A [`FakeApple`] in the place of the transport to Apple; made by [`FakeApple::transport`].
@@ -52,9 +52,9 @@ impl Service<Request<Bytes>> for FakeAppleService {
             let environment = environment(&head);
             let reply = apple.arrive(environment, &head);
             match apple.play(reply, environment, &head, &body).await {
-                Outcome::Whole(response) => Ok(response),
-                Outcome::CutShort(_) => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
-                Outcome::Reset => Err(io::Error::from(io::ErrorKind::ConnectionReset).into()),
+                Played::Whole(response) => Ok(response),
+                Played::CutShort(_) => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+                Played::Reset => Err(io::Error::from(io::ErrorKind::ConnectionReset).into()),
             }
         })
     }

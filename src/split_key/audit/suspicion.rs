@@ -1,4 +1,4 @@
-//! Uses of keys that look suspicious.
+//! Detection of suspicious uses.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -15,10 +15,10 @@ use crate::{
     },
 };
 
-/// What counts as suspicious, and whether it leads to more than an event.
+/// What counts as suspicious, and whether a suspicion leads to more than an event.
 ///
-/// Windows begin with the first use and do not slide, so that up to twice the threshold may pass unnoticed
-/// around the end of one. Each process counts for itself.
+/// A window begins with the first use and does not slide, so that up to twice the threshold may pass unnoticed
+/// around its end. Each process counts for itself.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Suspicion {
@@ -40,18 +40,18 @@ impl Suspicion {
         self
     }
 
-    /// With how many device tokens one client part may be used within a window. Default: 1,000.
+    /// The most device tokens with which one client part may be used within a window. Default: 1,000.
     ///
     /// Apple does not tell devices apart: a device has another token each time that its app asks for one. A
     /// client part that is the same in every copy of an app is used with as many tokens as the app has active
-    /// devices, or more. Set the threshold to what is usual for yours. Each process remembers 8 bytes of
-    /// each, for as many splits as are in use.
+    /// devices, or more. Set the threshold to what is usual for yours. Each process remembers 8 bytes of each
+    /// token, for up to 20,000 splits.
     pub const fn with_max_devices(mut self, devices: usize) -> Self {
         self.devices = devices;
         self
     }
 
-    /// How often a split may be refused within a window: for an unknown or a wrong client part, a retired or
+    /// The most refusals of one split within a window: for an unknown or a wrong client part, a retired or
     /// revoked key, or a limit. Default: 100.
     pub const fn with_max_refusals(mut self, refusals: u32) -> Self {
         self.refusals = refusals;
@@ -59,11 +59,13 @@ impl Suspicion {
     }
 
     /// Answers every use of a split with [`Blocked`](crate::split_key::SplitKeyRejection::Blocked) for this long
-    /// after a threshold was passed. Then it is released, and counting begins anew. Default: nothing is
+    /// after a threshold was passed. Then the split is released, and counting begins anew. Default: nothing is
     /// blocked.
     ///
-    /// Split ids are no secret to those who have the app. Whoever can send requests from a genuine device
-    /// can have a split blocked, for all who use it.
+    /// # Danger
+    ///
+    /// Split ids are no secret to the users of an app. Anyone who can send requests from a genuine device can
+    /// have a split blocked, for all of its users.
     pub const fn with_blocking(mut self, duration: Duration) -> Self {
         self.block = Some(duration);
         self
@@ -76,50 +78,48 @@ impl Default for Suspicion {
     }
 }
 
-/// How many splits are watched at the same time: those that are in the store, and as many others.
+/// The most splits of the store that are watched at the same time, and the most others.
 const MAX_SPLITS: usize = 10_000;
 
-/// Counts uses.
+/// Counts uses by the rules of a [`Suspicion`].
 pub(crate) struct Watch {
     rules: Suspicion,
-    sightings: Mutex<Sightings>,
+    watched: Mutex<Watched>,
 }
 
-/// Those that the store has, and those that clients made up: a flood of the latter must not displace the
-/// former.
+/// Splits that clients made up are kept apart, so that a flood of them displaces no split of the store.
 #[derive(Default)]
-struct Sightings {
-    known: Splits,
-    unknown: Splits,
+struct Watched {
+    known: WatchedSplits,
+    unknown: WatchedSplits,
 }
 
 #[derive(Default)]
-struct Splits(HashMap<Arc<str>, HashMap<SplitId, Sighting>>);
+struct WatchedSplits(HashMap<(Arc<str>, SplitId), WatchedSplit>);
 
-/// A split is blocked.
-pub(crate) struct Block {
-    /// For how long, in whole seconds.
-    pub(crate) left: Duration,
-    pub(crate) provider: Option<Arc<str>>,
-}
-
-/// What was seen of one split within one window.
-struct Sighting {
+/// The uses of one split within one window.
+struct WatchedSplit {
     began: Instant,
-    /// The first 8 bytes of the digests of device tokens, which are as good as random.
+    /// The first 8 bytes of the digests of device tokens: SHA-256 is uniform, so they suffice.
     devices: HashSet<[u8; 8]>,
     refusals: u32,
-    /// The provider of the key, for a split that the store has.
+    /// The provider of the key, for a split of the store.
     provider: Option<Arc<str>>,
-    /// What was reported already.
     reported: Vec<SuspicionKind>,
     blocked: bool,
     ends: Instant,
 }
 
+/// The answer about a split that is blocked.
+pub(crate) struct BlockedSplit {
+    /// The time until its release, in whole seconds.
+    pub(crate) left: Duration,
+    pub(crate) provider: Option<Arc<str>>,
+}
+
 impl Watch {
     pub(crate) fn new(rules: Suspicion) -> Self {
-        Self { rules, sightings: Mutex::default() }
+        Self { rules, watched: Mutex::default() }
     }
 
     pub(crate) const fn rules(&self) -> &Suspicion {
@@ -127,17 +127,17 @@ impl Watch {
     }
 
     /// Whether a split is still blocked.
-    pub(crate) fn blocked(&self, project: &str, split: SplitId, now: Instant) -> Option<Block> {
+    pub(crate) fn blocked(&self, project: &Arc<str>, split: SplitId, now: Instant) -> Option<BlockedSplit> {
         self.rules.block?;
-        let sightings = lock(&self.sightings);
-        let block = |splits: &Splits| {
-            let sighting = splits.0.get(project)?.get(&split)?;
-            let left = sighting.ends.checked_duration_since(now)?;
+        let key = (Arc::clone(project), split);
+        let watched = lock(&self.watched);
+        [&watched.known, &watched.unknown].into_iter().find_map(|splits| {
+            let split = splits.0.get(&key).filter(|split| split.blocked)?;
+            let left = split.ends.checked_duration_since(now)?;
             let seconds = u64::try_from(left.as_millis().div_ceil(1_000)).unwrap_or(u64::MAX);
-            (sighting.blocked && seconds > 0)
-                .then(|| Block { left: Duration::from_secs(seconds), provider: sighting.provider.clone() })
-        };
-        block(&sightings.known).or_else(|| block(&sightings.unknown))
+            let left = Duration::from_secs(seconds);
+            (!left.is_zero()).then(|| BlockedSplit { left, provider: split.provider.clone() })
+        })
     }
 
     /// Counts a use, and says what is suspicious about it.
@@ -145,7 +145,6 @@ impl Watch {
         let (Some(project), Some(split)) = (&event.project, event.split()) else {
             return Vec::new();
         };
-        let known = event.provider.is_some();
         let refused = match event.outcome {
             SplitKeyOutcome::Opened | SplitKeyOutcome::OpenedRetiring => false,
             SplitKeyOutcome::Unknown
@@ -153,39 +152,17 @@ impl Watch {
             | SplitKeyOutcome::Retired
             | SplitKeyOutcome::Revoked
             | SplitKeyOutcome::LimitNotMet(_) => true,
-            // The server's own doing, or what says nothing about a split.
+            // The other outcomes are the server's own doing, or say nothing about a split.
             _ => return Vec::new(),
         };
         let now = event.started.monotonic;
-        let mut sightings = lock(&self.sightings);
-        let splits = if known { &mut sightings.known } else { &mut sightings.unknown };
-        let Some(sighting) = splits.sighting(project, split, now, self.rules.window) else {
+        let mut watched = lock(&self.watched);
+        let splits = if event.provider.is_some() { &mut watched.known } else { &mut watched.unknown };
+        let key = (Arc::clone(project), split);
+        let Some(watched) = splits.current(key, now, self.rules.window) else {
             return Vec::new();
         };
 
-        sighting.provider.clone_from(&event.provider);
-        let mut kinds = Vec::new();
-        match event.outcome {
-            SplitKeyOutcome::Retired => kinds.push(SuspicionKind::RetiredPart),
-            SplitKeyOutcome::Revoked => kinds.push(SuspicionKind::RevokedPart),
-            _ => {}
-        }
-        if refused {
-            sighting.refusals = sighting.refusals.saturating_add(1);
-            if sighting.refusals > self.rules.refusals {
-                kinds.push(SuspicionKind::ManyRefusals);
-            }
-        } else if let Some(device) = event.device
-            && sighting.devices.len() <= self.rules.devices
-        {
-            let [a, b, c, d, e, f, g, h, ..] = *device.as_bytes();
-            sighting.devices.insert([a, b, c, d, e, f, g, h]);
-            if sighting.devices.len() > self.rules.devices {
-                kinds.push(SuspicionKind::ManyDevices);
-            }
-        }
-        kinds.retain(|kind| !sighting.reported.contains(kind));
-        sighting.reported.extend(&kinds);
         let report = |kind| {
             let blocks = matches!(kind, SuspicionKind::ManyDevices | SuspicionKind::ManyRefusals);
             SuspiciousUse {
@@ -196,37 +173,32 @@ impl Watch {
                 blocked_for: self.rules.block.filter(|_| blocks),
             }
         };
-        let reports: Vec<_> = kinds.into_iter().map(report).collect();
+        let reports: Vec<_> = watched.count(event, refused, &self.rules).into_iter().map(report).collect();
         let block = reports.iter().find_map(SuspiciousUse::blocked_for);
         // A time beyond what the clock can express is no block at all.
         if let Some(ends) = block.and_then(|time| now.checked_add(time)) {
-            sighting.blocked = true;
-            sighting.ends = ends;
+            watched.blocked = true;
+            watched.ends = ends;
         }
         reports
     }
 }
 
-impl Splits {
-    /// The sighting in whose window `now` is. `None` if too many others are watched.
-    fn sighting(
+impl WatchedSplits {
+    /// The window in which `now` is, perhaps a new one. `None` if too many other splits are watched.
+    fn current(
         &mut self,
-        project: &Arc<str>,
-        split: SplitId,
+        key: (Arc<str>, SplitId),
         now: Instant,
         window: Duration,
-    ) -> Option<&mut Sighting> {
-        let present = self.0.get(project).is_some_and(|splits| splits.contains_key(&split));
-        if !present && self.len() >= MAX_SPLITS {
-            self.0.retain(|_, splits| {
-                splits.retain(|_, sighting| now < sighting.ends);
-                !splits.is_empty()
-            });
-            if self.len() >= MAX_SPLITS {
+    ) -> Option<&mut WatchedSplit> {
+        if !self.0.contains_key(&key) && self.0.len() >= MAX_SPLITS {
+            self.0.retain(|_, split| now < split.ends);
+            if self.0.len() >= MAX_SPLITS {
                 return None;
             }
         }
-        let new = || Sighting {
+        let new = || WatchedSplit {
             began: now,
             devices: HashSet::new(),
             refusals: 0,
@@ -235,16 +207,41 @@ impl Splits {
             blocked: false,
             ends: now.checked_add(window).unwrap_or(now),
         };
-        let splits = self.0.entry(Arc::clone(project)).or_default();
-        let sighting = splits.entry(split).or_insert_with(new);
-        if now >= sighting.ends && now > sighting.began {
-            *sighting = new();
+        let split = self.0.entry(key).or_insert_with(new);
+        if now >= split.ends && now > split.began {
+            *split = new();
         }
-        Some(sighting)
+        Some(split)
     }
+}
 
-    fn len(&self) -> usize {
-        self.0.values().map(HashMap::len).sum()
+impl WatchedSplit {
+    /// Counts one use, and says what is suspicious and was not reported in this window.
+    fn count(&mut self, event: &SplitKeyEvent, refused: bool, rules: &Suspicion) -> Vec<SuspicionKind> {
+        self.provider.clone_from(&event.provider);
+        let mut kinds = Vec::new();
+        match event.outcome {
+            SplitKeyOutcome::Retired => kinds.push(SuspicionKind::RetiredPart),
+            SplitKeyOutcome::Revoked => kinds.push(SuspicionKind::RevokedPart),
+            _ => {}
+        }
+        if refused {
+            self.refusals = self.refusals.saturating_add(1);
+            if self.refusals > rules.refusals {
+                kinds.push(SuspicionKind::ManyRefusals);
+            }
+        } else if let Some(device) = event.device
+            && self.devices.len() <= rules.devices
+        {
+            let [a, b, c, d, e, f, g, h, ..] = *device.as_bytes();
+            self.devices.insert([a, b, c, d, e, f, g, h]);
+            if self.devices.len() > rules.devices {
+                kinds.push(SuspicionKind::ManyDevices);
+            }
+        }
+        kinds.retain(|kind| !self.reported.contains(kind));
+        self.reported.extend(&kinds);
+        kinds
     }
 }
 

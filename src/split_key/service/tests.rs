@@ -157,10 +157,10 @@ async fn where_credentials_are_found() {
     let other = fixture.key(SplitKeyState::Active, Limits::none()).await;
     let other = other.client_part().expose();
     let project = ("x-project-id", "project");
-    type Row<'a> = (&'a str, Vec<(&'a str, &'a str)>, SplitKeyOutcome);
+    type Case<'a> = (&'a str, Vec<(&'a str, &'a str)>, SplitKeyOutcome);
     let (key, authorization) = (("x-ai-key", part), &*bearer(part));
     let other_bearer = &*bearer(other);
-    let cases: Vec<Row<'_>> = vec![
+    let cases: Vec<Case<'_>> = vec![
         ("header", vec![key, project], SplitKeyOutcome::Opened),
         ("bearer", vec![("authorization", authorization), project], SplitKeyOutcome::Opened),
         ("both, the same", vec![key, ("authorization", authorization), project], SplitKeyOutcome::Opened),
