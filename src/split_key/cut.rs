@@ -123,3 +123,6 @@ pub fn lint(server: &ServerPart, client: &ClientPart, provider: &Provider) -> Re
         unknown_to_client: head.len().saturating_sub(prefix),
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -86,3 +86,36 @@ impl fmt::Debug for MemorySplitKeyStore {
         f.debug_struct("MemorySplitKeyStore").field("records", &lock(&self.0).iter().count()).finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::split_key::{
+        fixtures::{KEYS, split},
+        metadata::Version,
+        record::SplitKeyState,
+    };
+
+    #[tokio::test]
+    async fn a_store_takes_all_records_or_none() {
+        let (provider, key) = KEYS[0];
+        let store = MemorySplitKeyStore::new();
+        let one = split(Version::Sealed, provider, key, 1).record().clone();
+        let two = split(Version::Sealed, provider, key, 2).record().clone();
+        store.put(vec![one.clone()]).await.unwrap();
+        let revoked = |record: &SplitKeyRecord| record.changed_to(SplitKeyState::Revoked);
+        let conflicts = [
+            ("not new", vec![two.clone(), one.clone()]),
+            ("nothing to change", vec![revoked(&one), revoked(&two)]),
+            ("changed twice", vec![revoked(&revoked(&one))]),
+        ];
+        for (name, records) in conflicts {
+            assert!(store.put(records).await.unwrap_err().is_conflict(), "{name}");
+            let records = store.list().await.unwrap();
+            assert_eq!(records.len(), 1, "{name}");
+            assert_eq!(records[0].revision(), 0, "{name}");
+        }
+        store.put(vec![revoked(&one), two]).await.unwrap();
+        assert!(store.put(vec![revoked(&one)]).await.unwrap_err().is_conflict());
+    }
+}

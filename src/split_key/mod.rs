@@ -61,6 +61,8 @@ mod cut;
 mod error;
 #[cfg(not(target_arch = "wasm32"))]
 mod file_store;
+#[cfg(test)]
+mod fixtures;
 mod layer;
 mod limits;
 mod memory_store;
@@ -104,6 +106,3 @@ pub use self::{
     splitter::{Split, Splitter, retire, revoke},
     store::{SplitKeyStore, SplitKeyStoreError},
 };
-
-#[cfg(test)]
-mod tests;

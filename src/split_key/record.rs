@@ -259,3 +259,47 @@ impl fmt::Display for SplitKeyState {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::split_key::{
+        fixtures::{KEYS, split, splitter},
+        metadata::Version,
+    };
+
+    #[test]
+    fn records_in_json() {
+        let (provider, key) = KEYS[0];
+        let split = split(Version::Sealed, provider, key, 3);
+        let later = UNIX_EPOCH + Duration::from_millis(1_795_302_000_123);
+        let record = split
+            .record()
+            .clone()
+            .with_limits(
+                Limits::none().with_paths(["/v1/*"]).with_methods([http::Method::POST]).with_expiry(later),
+            )
+            .changed_to(SplitKeyState::Retiring { until: later });
+        let json = serde_json::to_string(&record).unwrap();
+        let read: SplitKeyRecord = serde_json::from_str(&json).unwrap();
+        assert_eq!(read.project(), "project");
+        assert_eq!(read.metadata(), record.metadata());
+        assert_eq!(read.state(), record.state());
+        assert_eq!(read.limits(), record.limits());
+        assert_eq!(read.revision(), 1);
+        assert!(splitter(Version::Sealed).open(&read, split.client_part()).is_ok());
+
+        let broken = [
+            ("a slip of the pen", json.replace("allowed_paths", "allowed_path")),
+            ("no project", json.replace(r#""project":"project""#, r#""project":"""#)),
+            ("an unknown state", json.replace("retiring", "resting")),
+            ("upper case metadata", json.replace("00000002", "0000000F")),
+            ("no method", json.replace("POST", "P OST")),
+            ("no server part", json.replace("server_part", "server_port")),
+        ];
+        for (name, text) in broken {
+            assert_ne!(text, json, "{name}");
+            assert!(serde_json::from_str::<SplitKeyRecord>(&text).is_err(), "{name}");
+        }
+    }
+}

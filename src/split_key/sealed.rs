@@ -95,3 +95,6 @@ pub(super) fn decoy() -> ServerPart {
     #[allow(clippy::expect_used, reason = "a text that depends on no input")]
     ServerPart::new(text).expect("letters are visible")
 }
+
+#[cfg(test)]
+mod tests;

@@ -297,3 +297,6 @@ pub(super) fn open_record(
         record.metadata(),
     )
 }
+
+#[cfg(test)]
+mod tests;

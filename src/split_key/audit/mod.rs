@@ -4,3 +4,6 @@ pub(super) mod event;
 pub(super) mod observer;
 pub(super) mod suspicion;
 pub(super) mod usage;
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,10 @@
 use super::*;
-use crate::split_key::{Limits, SplitKeyState, Splitter, retire, revoke, tests::KEYS};
+use crate::split_key::{
+    fixtures::KEYS,
+    limits::Limits,
+    record::SplitKeyState,
+    splitter::{Splitter, retire, revoke},
+};
 
 /// A folder of the test's own, gone with it.
 struct Folder(PathBuf);

@@ -1,149 +1,28 @@
-use std::{
-    convert::Infallible,
-    sync::{
-        Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{convert::Infallible, sync::atomic::Ordering, time::Duration};
 
-use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Empty};
-use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
+use http::{Method, Request, StatusCode};
+use http_body_util::BodyExt;
+use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
 
 use super::*;
 use crate::{
-    BearerToken, DeviceCheckLayer, DeviceToken, DeviceVerifier, Environment, Evidence, HeaderToken,
-    TokenQuestion, Verdict, VerifyError,
+    device_check::{
+        token_source::{BearerToken, HeaderToken},
+        verifier::{DeviceVerifier, TokenQuestion},
+    },
+    apple::token::Verdict,
+    gate::error::VerifyError,
+    layer::DeviceCheckLayer,
     runtime::SystemTime,
     split_key::{
-        Limit, MemorySplitKeyStore, Split, SplitId, SplitKeyLayer, SplitKeyObserver, SplitKeyRecord,
-        SplitKeyRejection, SplitKeyStore, SplitKeyStoreError, Splitter, Suspicion, SuspicionKind,
-        SuspiciousUse, UsageLog, tests::KEYS,
+        audit::event::SuspicionKind,
+        fixtures::{Body, Fixture, KEYS, request, with},
+        limits::Limit,
+        provider::{Provider, Providers},
+        rejection::SplitKeyRejection,
+        splitter::{Split, Splitter},
     },
 };
-
-type Body = Empty<Bytes>;
-
-/// Says what it got.
-#[derive(Default)]
-struct Inner {
-    calls: AtomicUsize,
-    headers: Mutex<HeaderMap>,
-}
-
-/// Notes what happens.
-#[derive(Default)]
-struct Notes {
-    outcomes: Mutex<Vec<SplitKeyOutcome>>,
-    suspicions: Mutex<Vec<(SuspicionKind, Option<Duration>)>>,
-}
-
-impl SplitKeyObserver for Notes {
-    fn used(&self, event: &SplitKeyEvent) {
-        self.outcomes.lock().unwrap().push(event.outcome());
-    }
-
-    fn suspicious(&self, event: &SuspiciousUse) {
-        let note = (event.kind(), event.blocked_for());
-        self.suspicions.lock().unwrap().push(note);
-    }
-}
-
-/// A store that can be broken.
-struct Fragile {
-    store: MemorySplitKeyStore,
-    gets: AtomicUsize,
-}
-
-impl SplitKeyStore for Fragile {
-    async fn get(&self, project: &str, split: SplitId) -> Result<Option<SplitKeyRecord>, SplitKeyStoreError> {
-        self.gets.fetch_add(1, Ordering::Relaxed);
-        if project == "down" {
-            return Err(SplitKeyStoreError::unavailable("pulled the plug"));
-        }
-        SplitKeyStore::get(&self.store, project, split).await
-    }
-
-    async fn put(&self, records: Vec<SplitKeyRecord>) -> Result<(), SplitKeyStoreError> {
-        self.store.put(records).await
-    }
-
-    async fn list(&self) -> Result<Vec<SplitKeyRecord>, SplitKeyStoreError> {
-        self.store.list().await
-    }
-}
-
-struct Fixture {
-    store: Arc<Fragile>,
-    notes: Arc<Notes>,
-    inner: Arc<Inner>,
-    layer: SplitKeyLayer,
-}
-
-impl Fixture {
-    fn new() -> Self {
-        let store = Arc::new(Fragile { store: MemorySplitKeyStore::new(), gets: AtomicUsize::new(0) });
-        let notes = Arc::new(Notes::default());
-        let layer = SplitKeyLayer::new(Arc::clone(&store)).with_observer(Arc::clone(&notes));
-        Self { store, notes, inner: Arc::default(), layer }
-    }
-
-    /// A key in a state and with limits.
-    async fn key(&self, state: SplitKeyState, limits: Limits) -> Split {
-        let (provider, key) = KEYS[0];
-        let split = Splitter::new().issue(&self.store, "project", provider, key, limits).await.unwrap();
-        if state != SplitKeyState::Active {
-            self.store.put(vec![split.record().changed_to(state)]).await.unwrap();
-        }
-        split
-    }
-
-    async fn send(&self, request: Request<Body>) -> Response<Bytes> {
-        let inner = Arc::clone(&self.inner);
-        let service = service_fn(move |request: Request<Body>| {
-            let inner = Arc::clone(&inner);
-            async move {
-                inner.calls.fetch_add(1, Ordering::Relaxed);
-                *inner.headers.lock().unwrap() = request.headers().clone();
-                let key = request.extensions().get::<ApiKey>();
-                let body = key.map_or_else(|| "no key".to_owned(), |key| key.expose().to_owned());
-                Ok::<_, Infallible>(Response::new(http_body_util::Full::from(body)))
-            }
-        });
-        let response = self.layer.layer(service).oneshot(request).await.unwrap();
-        let (head, body) = response.into_parts();
-        Response::from_parts(head, body.collect().await.unwrap().to_bytes())
-    }
-
-    fn outcome(&self) -> Option<SplitKeyOutcome> {
-        self.notes.outcomes.lock().unwrap().pop()
-    }
-
-    fn suspicions(&self) -> Vec<(SuspicionKind, Option<Duration>)> {
-        std::mem::take(&mut self.notes.suspicions.lock().unwrap())
-    }
-}
-
-fn device(text: &str) -> VerifiedDevice {
-    let token: DeviceToken = text.parse().unwrap();
-    let digest = token.digest();
-    VerifiedDevice::new(digest, Environment::Production, Evidence::APPLE, SystemTime::now())
-        .with_text(token.into_text())
-}
-
-fn request(headers: &[(&str, &str)]) -> Request<Body> {
-    let mut request = Request::post("/v1/chat").extension(device("AgAA"));
-    for (name, value) in headers {
-        request = request.header(*name, *value);
-    }
-    request.body(Body::new()).unwrap()
-}
-
-fn with(client_part: &str) -> Request<Body> {
-    request(&[("x-ai-key", client_part), ("x-project-id", "project")])
-}
 
 fn bearer(client_part: &str) -> String {
     format!("Bearer {client_part}")
@@ -360,7 +239,7 @@ async fn behind_the_gate_in_both_forms() {
     // A client part of version 1 with dots in it, as API keys with dots have.
     let dotted = format!("any.{}.key", "dots.".repeat(20));
     let splitter = Splitter::new().with_version(Version::Cut);
-    let providers = crate::split_key::Providers::default().with(crate::split_key::Provider::new("any"));
+    let providers = Providers::default().with(Provider::new("any"));
     let split = splitter
         .with_providers(providers)
         .issue(&fixture.store, "project", "any", &dotted, Limits::none())
@@ -379,97 +258,6 @@ async fn behind_the_gate_in_both_forms() {
         let body = response.into_body().collect().await.unwrap().to_bytes();
         assert_eq!(body, format!("{dotted} 0"));
     }
-}
-
-#[tokio::test(start_paused = true)]
-async fn blocking_and_release() {
-    let mut fixture = Fixture::new();
-    let minute = Duration::from_secs(60);
-    fixture.layer = fixture
-        .layer
-        .clone()
-        .with_suspicion(Suspicion::new().with_max_devices(2).with_max_refusals(3).with_blocking(minute));
-    let used = fixture.key(SplitKeyState::Active, Limits::none()).await;
-    let quiet = fixture.key(SplitKeyState::Active, Limits::none()).await;
-    let from = |split: &Split, token: &str| {
-        let mut request = with(split.client_part().expose());
-        request.extensions_mut().insert(device(token));
-        request
-    };
-    for token in ["AQAA", "AQAA", "AgAA", "AgAA"] {
-        assert_eq!(fixture.send(from(&used, token)).await.status(), 200);
-    }
-    assert!(fixture.suspicions().is_empty());
-    assert_eq!(fixture.send(from(&used, "AwAA")).await.status(), 200);
-    assert_eq!(fixture.suspicions(), [(SuspicionKind::ManyDevices, Some(minute))]);
-
-    tokio::time::advance(Duration::from_millis(500)).await;
-    let gets = fixture.store.gets.load(Ordering::Relaxed);
-    let response = fixture.send(from(&used, "AQAA")).await;
-    assert_eq!(response.status(), 429);
-    assert_eq!(response.headers()["retry-after"], "60");
-    assert_eq!(fixture.store.gets.load(Ordering::Relaxed), gets);
-    assert_eq!(fixture.send(from(&quiet, "AQAA")).await.status(), 200, "another split");
-    tokio::time::advance(minute).await;
-    assert_eq!(fixture.send(from(&used, "AQAA")).await.status(), 200, "released");
-    assert!(fixture.suspicions().is_empty());
-
-    // A split that the store does not have is blocked as well, so that this does not tell.
-    let (provider, key) = KEYS[0];
-    let unknown = Splitter::new().split("project", provider, key).unwrap();
-    for expected in [401, 401, 401, 401, 429] {
-        assert_eq!(fixture.send(from(&unknown, "AQAA")).await.status(), expected);
-    }
-    assert_eq!(fixture.suspicions(), [(SuspicionKind::ManyRefusals, Some(minute))]);
-    tokio::time::advance(minute).await;
-    assert_eq!(fixture.send(from(&unknown, "AQAA")).await.status(), 401);
-}
-
-#[tokio::test]
-async fn suspicion_alone_blocks_nothing() {
-    let mut fixture = Fixture::new();
-    fixture.layer = fixture.layer.clone().with_suspicion(Suspicion::new().with_max_refusals(0));
-    let (provider, key) = KEYS[0];
-    let unknown = Splitter::new().split("project", provider, key).unwrap();
-    for _ in 0..5 {
-        assert_eq!(fixture.send(with(unknown.client_part().expose())).await.status(), 401);
-    }
-    // Once in a window.
-    assert_eq!(fixture.suspicions(), [(SuspicionKind::ManyRefusals, None)]);
-}
-
-#[tokio::test]
-async fn usage() {
-    let mut fixture = Fixture::new();
-    let log = Arc::new(UsageLog::with_capacity(1));
-    fixture.layer = fixture.layer.clone().with_observer(Arc::clone(&log));
-    let limits = Limits::none().with_paths(["/v1/chat"]);
-    let split = fixture.key(SplitKeyState::Active, limits).await;
-    let part = split.client_part().expose();
-    fixture.send(with(part)).await;
-    fixture.send(with(part)).await;
-    let mut elsewhere = with(part);
-    *elsewhere.uri_mut() = "/v1/files".parse().unwrap();
-    fixture.send(elsewhere).await;
-    fixture.send(request(&[])).await;
-    let usage: serde_json::Value = serde_json::from_str(&log.to_json()).unwrap();
-    let entry = &usage["entries"][0];
-    assert_eq!(entry["project"], "project");
-    assert_eq!(entry["split"], split.record().split().to_string());
-    assert_eq!(entry["provider"], "openai");
-    assert_eq!(entry["version"], 2);
-    assert_eq!(entry["opened"], 2);
-    assert_eq!(entry["limited"], 1);
-    assert_eq!(entry["refused"], 0);
-    assert!(entry["last_used"].as_u64().unwrap() > 0);
-    assert_eq!(usage["unattributed"], 1);
-
-    let other = fixture.key(SplitKeyState::Active, Limits::none()).await;
-    fixture.send(with(other.client_part().expose())).await;
-    let usage: serde_json::Value = serde_json::from_str(&log.to_json()).unwrap();
-    assert_eq!(usage["entries"].as_array().unwrap().len(), 1);
-    let opened = usage["entries"][0]["opened"].as_u64().unwrap();
-    assert_eq!(opened + usage["dropped"].as_u64().unwrap(), 4);
 }
 
 #[tokio::test]

@@ -1,0 +1,103 @@
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use crate::split_key::{
+    audit::{event::SuspicionKind, suspicion::Suspicion, usage::UsageLog},
+    fixtures::{Fixture, KEYS, device, request, with},
+    limits::Limits,
+    record::SplitKeyState,
+    splitter::{Split, Splitter},
+};
+
+#[tokio::test(start_paused = true)]
+async fn blocking_and_release() {
+    let mut fixture = Fixture::new();
+    let minute = Duration::from_secs(60);
+    fixture.layer = fixture
+        .layer
+        .clone()
+        .with_suspicion(Suspicion::new().with_max_devices(2).with_max_refusals(3).with_blocking(minute));
+    let used = fixture.key(SplitKeyState::Active, Limits::none()).await;
+    let quiet = fixture.key(SplitKeyState::Active, Limits::none()).await;
+    let from = |split: &Split, token: &str| {
+        let mut request = with(split.client_part().expose());
+        request.extensions_mut().insert(device(token));
+        request
+    };
+    for token in ["AQAA", "AQAA", "AgAA", "AgAA"] {
+        assert_eq!(fixture.send(from(&used, token)).await.status(), 200);
+    }
+    assert!(fixture.suspicions().is_empty());
+    assert_eq!(fixture.send(from(&used, "AwAA")).await.status(), 200);
+    assert_eq!(fixture.suspicions(), [(SuspicionKind::ManyDevices, Some(minute))]);
+
+    tokio::time::advance(Duration::from_millis(500)).await;
+    let gets = fixture.store.gets.load(Ordering::Relaxed);
+    let response = fixture.send(from(&used, "AQAA")).await;
+    assert_eq!(response.status(), 429);
+    assert_eq!(response.headers()["retry-after"], "60");
+    assert_eq!(fixture.store.gets.load(Ordering::Relaxed), gets);
+    assert_eq!(fixture.send(from(&quiet, "AQAA")).await.status(), 200, "another split");
+    tokio::time::advance(minute).await;
+    assert_eq!(fixture.send(from(&used, "AQAA")).await.status(), 200, "released");
+    assert!(fixture.suspicions().is_empty());
+
+    // A split that the store does not have is blocked as well, so that this does not tell.
+    let (provider, key) = KEYS[0];
+    let unknown = Splitter::new().split("project", provider, key).unwrap();
+    for expected in [401, 401, 401, 401, 429] {
+        assert_eq!(fixture.send(from(&unknown, "AQAA")).await.status(), expected);
+    }
+    assert_eq!(fixture.suspicions(), [(SuspicionKind::ManyRefusals, Some(minute))]);
+    tokio::time::advance(minute).await;
+    assert_eq!(fixture.send(from(&unknown, "AQAA")).await.status(), 401);
+}
+
+#[tokio::test]
+async fn suspicion_alone_blocks_nothing() {
+    let mut fixture = Fixture::new();
+    fixture.layer = fixture.layer.clone().with_suspicion(Suspicion::new().with_max_refusals(0));
+    let (provider, key) = KEYS[0];
+    let unknown = Splitter::new().split("project", provider, key).unwrap();
+    for _ in 0..5 {
+        assert_eq!(fixture.send(with(unknown.client_part().expose())).await.status(), 401);
+    }
+    // Once in a window.
+    assert_eq!(fixture.suspicions(), [(SuspicionKind::ManyRefusals, None)]);
+}
+
+#[tokio::test]
+async fn usage() {
+    let mut fixture = Fixture::new();
+    let log = Arc::new(UsageLog::with_capacity(1));
+    fixture.layer = fixture.layer.clone().with_observer(Arc::clone(&log));
+    let limits = Limits::none().with_paths(["/v1/chat"]);
+    let split = fixture.key(SplitKeyState::Active, limits).await;
+    let part = split.client_part().expose();
+    fixture.send(with(part)).await;
+    fixture.send(with(part)).await;
+    let mut elsewhere = with(part);
+    *elsewhere.uri_mut() = "/v1/files".parse().unwrap();
+    fixture.send(elsewhere).await;
+    fixture.send(request(&[])).await;
+    let usage: serde_json::Value = serde_json::from_str(&log.to_json()).unwrap();
+    let entry = &usage["entries"][0];
+    assert_eq!(entry["project"], "project");
+    assert_eq!(entry["split"], split.record().split().to_string());
+    assert_eq!(entry["provider"], "openai");
+    assert_eq!(entry["version"], 2);
+    assert_eq!(entry["opened"], 2);
+    assert_eq!(entry["limited"], 1);
+    assert_eq!(entry["refused"], 0);
+    assert!(entry["last_used"].as_u64().unwrap() > 0);
+    assert_eq!(usage["unattributed"], 1);
+
+    let other = fixture.key(SplitKeyState::Active, Limits::none()).await;
+    fixture.send(with(other.client_part().expose())).await;
+    let usage: serde_json::Value = serde_json::from_str(&log.to_json()).unwrap();
+    assert_eq!(usage["entries"].as_array().unwrap().len(), 1);
+    let opened = usage["entries"][0]["opened"].as_u64().unwrap();
+    assert_eq!(opened + usage["dropped"].as_u64().unwrap(), 4);
+}

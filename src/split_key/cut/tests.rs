@@ -1,0 +1,112 @@
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::*;
+use crate::split_key::{
+    error::SplitKeyErrorKind::{NotOpened, TooShort},
+    fixtures::{KEYS, NOW, Seeded, record, splitter},
+    provider::Providers,
+    splitter::Splitter,
+};
+
+#[test]
+fn pairs_made_by_proxed_are_reassembled() {
+    #[derive(Deserialize)]
+    struct Pair {
+        provider: String,
+        api_key: String,
+        server_part: String,
+        client_part: String,
+    }
+    let pairs: Vec<Pair> =
+        serde_json::from_str(include_str!("../../../tests/vectors/partial-keys.json")).unwrap();
+    assert_eq!(pairs.len(), 24);
+    let mut unsound = 0;
+    for pair in &pairs {
+        let name = pair.provider.trim_end_matches("_project");
+        let client: ClientPart = pair.client_part.parse().unwrap();
+        let record = record("project", name, client.metadata(), &pair.server_part);
+        let key = Splitter::new().open(&record, &client).unwrap();
+        assert_eq!(key.expose(), pair.api_key);
+
+        let provider = Providers::default().get(name).unwrap().clone();
+        let lint = lint(record.server_part(), &client, &provider).unwrap();
+        let tail = pair.client_part.len() - 1 - 32 - 16;
+        assert!(lint.unknown_to_server() <= tail, "{}", pair.api_key);
+        assert!(lint.unknown_to_client() < pair.server_part.len() - 16, "{}", pair.api_key);
+        unsound += usize::from(!lint.is_sound());
+    }
+    // Among them, one whose client got all but `sk-p`.
+    assert!(unsound >= 2, "{unsound}");
+
+    for (one, other) in pairs.iter().zip(&pairs[1..]) {
+        let client: ClientPart = one.client_part.parse().unwrap();
+        let record = record("project", "openai", client.metadata(), &other.server_part);
+        let error = Splitter::new().open(&record, &client).unwrap_err();
+        assert_eq!(error.kind(), NotOpened);
+    }
+}
+
+#[test]
+fn what_a_lint_says() {
+    const SALT: &str = "0123456789abcdef";
+    let metadata = "00000001000001a2004e1d6f33d53640";
+    let cases: &[(&str, &str, &str, usize, usize)] = &[
+        ("inside the prefix", "sk-p", "roj-0123456789", 10, 0),
+        ("after the prefix", "sk-proj-", "0123456789", 10, 0),
+        ("later", "sk-proj-0123", "456789", 6, 4),
+        ("nothing for the client", "sk-proj-0123456789", "", 0, 10),
+    ];
+    for (name, head, tail, server, client) in cases {
+        let parts =
+            (format!("{head}{SALT}").parse().unwrap(), format!("{tail}{SALT}.{metadata}").parse().unwrap());
+        let lint = lint(&parts.0, &parts.1, &Provider::openai()).unwrap();
+        assert_eq!(lint.unknown_to_server(), *server, "{name}");
+        assert_eq!(lint.unknown_to_client(), *client, "{name}");
+        assert!(!lint.is_sound(), "{name}");
+    }
+}
+
+#[test]
+fn version_1_cuts_are_uniform_and_never_inside_the_prefix() {
+    const SPLITS: u64 = 10_000;
+    let splitter = splitter(Version::Cut);
+    let mut random = Seeded(36);
+    let any = ("any", "T9wLmV3cXz7QbN2kR8yJ5hF1dG6sA4pE0u");
+    for (name, key) in KEYS.iter().chain([&any]) {
+        let provider = Providers::default().with(Provider::new("any")).get(name).unwrap().clone();
+        let prefix = provider.prefix_length(key).unwrap();
+        let mut cuts = BTreeMap::<usize, u64>::new();
+        for _ in 0..SPLITS {
+            let split = splitter.split_at("project", name, key, NOW, &mut random).unwrap();
+            let at = split.record().server_part().expose().len() - 16;
+            assert!(at >= prefix + LACKING, "{name}: the client lacks too little");
+            assert!(key.len() - at >= LACKING, "{name}: the server lacks too little");
+            let lint = lint(split.record().server_part(), split.client_part(), &provider).unwrap();
+            assert!(lint.is_sound(), "{name}");
+            *cuts.entry(at).or_default() += 1;
+        }
+        let choices = key.len() - prefix - 2 * LACKING + 1;
+        assert_eq!(cuts.len(), choices, "{name}: some cuts never occur");
+
+        // Pearson's test: a uniform choice passes this bound but once in a million, by the approximation of
+        // Wilson and Hilferty to the chi-squared distribution (4.753 is the normal distribution's quantile).
+        let expected = SPLITS as f64 / choices as f64;
+        let statistic: f64 = cuts.values().map(|count| (*count as f64 - expected).powi(2) / expected).sum();
+        let freedom = choices as f64 - 1.0;
+        let spread = 2.0 / (9.0 * freedom);
+        let bound = freedom * (1.0 - spread + 4.753 * spread.sqrt()).powi(3);
+        assert!(statistic < bound, "{name}: {statistic} of {bound}");
+    }
+}
+
+#[test]
+fn a_key_too_short_to_be_cut_is_refused() {
+    let cases = [(24, Ok(())), (23, Err(TooShort)), (1, Err(TooShort))];
+    for (length, expected) in cases {
+        let key = format!("AIza{}", "x".repeat(length));
+        let split = splitter(Version::Cut).split("project", "google", &key);
+        assert_eq!(split.map(|_| ()).map_err(|error| error.kind()), expected, "{length}");
+    }
+}

@@ -1,0 +1,204 @@
+//! What several test modules of this folder use.
+
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+use http_body_util::{BodyExt, Empty};
+use tower::{Layer, ServiceExt, service_fn};
+use web_time::UNIX_EPOCH;
+
+use crate::{
+    gate::{
+        credential::DeviceToken,
+        decision::{Evidence, VerifiedDevice},
+        routing::Environment,
+    },
+    runtime::SystemTime,
+    split_key::{
+        api_key::ApiKey,
+        audit::{
+            event::{SplitKeyEvent, SplitKeyOutcome, SuspicionKind, SuspiciousUse},
+            observer::SplitKeyObserver,
+        },
+        error::SplitKeyError,
+        layer::SplitKeyLayer,
+        limits::Limits,
+        memory_store::MemorySplitKeyStore,
+        metadata::{Metadata, SplitId, Version},
+        provider::{Provider, Providers},
+        random::Random,
+        record::{SplitKeyRecord, SplitKeyState},
+        splitter::{Split, Splitter},
+        store::{SplitKeyStore, SplitKeyStoreError},
+    },
+};
+
+/// The same numbers in every run.
+pub(super) struct Seeded(pub(super) u64);
+
+impl Random for Seeded {
+    fn fill(&mut self, bytes: &mut [u8]) -> Result<(), SplitKeyError> {
+        for byte in bytes {
+            // An LCG of 64 bits, of which the highest are good.
+            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            *byte = (self.0 >> 56) as u8;
+        }
+        Ok(())
+    }
+}
+
+pub(super) const NOW: SystemTime = UNIX_EPOCH;
+
+pub(super) const KEYS: &[(&str, &str)] = &[
+    ("openai", "sk-T9wLmV3cXz7QbN2kR8yJ5hF1dG6sA4pE0uWoYtIiKxCvBnMq"),
+    (
+        "openai",
+        "sk-proj-T9wLmV3cXz7QbN2kR8yJ5hF1dG6sA4pE0uWoYtIiKxCvBnMqT9wLmV3cXz7QbN2kR8yJ5hF1dG6sA4pE0uWoYtIi",
+    ),
+    (
+        "anthropic",
+        "sk-ant-api03-T9wLmV3cXz7QbN2kR8yJ5hF1dG6sA4pE0uWoYtIiKxCvBnMq-T9wLmV3cXz7QbN2kR8yJ5hF1dG6sA4pAA",
+    ),
+    ("google", "AIzaT9wLmV3cXz7QbN2kR8yJ5hF1dG6sA4pE0uW"),
+];
+
+pub(super) fn splitter(version: Version) -> Splitter {
+    let providers = Providers::default().with(Provider::new("any"));
+    Splitter::new().with_version(version).with_providers(providers)
+}
+
+pub(super) fn split(version: Version, provider: &str, key: &str, seed: u64) -> Split {
+    splitter(version).split_at("project", provider, key, NOW, &mut Seeded(seed)).unwrap()
+}
+
+pub(super) fn record(project: &str, provider: &str, metadata: Metadata, server: &str) -> SplitKeyRecord {
+    SplitKeyRecord::new(project, provider, metadata, server.parse().unwrap()).unwrap()
+}
+
+pub(super) type Body = Empty<Bytes>;
+
+/// Says what it got.
+#[derive(Default)]
+pub(super) struct Inner {
+    pub(super) calls: AtomicUsize,
+    pub(super) headers: Mutex<HeaderMap>,
+}
+
+/// Notes what happens.
+#[derive(Default)]
+pub(super) struct Notes {
+    outcomes: Mutex<Vec<SplitKeyOutcome>>,
+    suspicions: Mutex<Vec<(SuspicionKind, Option<Duration>)>>,
+}
+
+impl SplitKeyObserver for Notes {
+    fn used(&self, event: &SplitKeyEvent) {
+        self.outcomes.lock().unwrap().push(event.outcome());
+    }
+
+    fn suspicious(&self, event: &SuspiciousUse) {
+        let note = (event.kind(), event.blocked_for());
+        self.suspicions.lock().unwrap().push(note);
+    }
+}
+
+/// A store that can be broken.
+pub(super) struct Fragile {
+    pub(super) store: MemorySplitKeyStore,
+    pub(super) gets: AtomicUsize,
+}
+
+impl SplitKeyStore for Fragile {
+    async fn get(&self, project: &str, split: SplitId) -> Result<Option<SplitKeyRecord>, SplitKeyStoreError> {
+        self.gets.fetch_add(1, Ordering::Relaxed);
+        if project == "down" {
+            return Err(SplitKeyStoreError::unavailable("pulled the plug"));
+        }
+        self.store.get(project, split).await
+    }
+
+    async fn put(&self, records: Vec<SplitKeyRecord>) -> Result<(), SplitKeyStoreError> {
+        self.store.put(records).await
+    }
+
+    async fn list(&self) -> Result<Vec<SplitKeyRecord>, SplitKeyStoreError> {
+        self.store.list().await
+    }
+}
+
+pub(super) struct Fixture {
+    pub(super) store: Arc<Fragile>,
+    pub(super) notes: Arc<Notes>,
+    pub(super) inner: Arc<Inner>,
+    pub(super) layer: SplitKeyLayer,
+}
+
+impl Fixture {
+    pub(super) fn new() -> Self {
+        let store = Arc::new(Fragile { store: MemorySplitKeyStore::new(), gets: AtomicUsize::new(0) });
+        let notes = Arc::new(Notes::default());
+        let layer = SplitKeyLayer::new(Arc::clone(&store)).with_observer(Arc::clone(&notes));
+        Self { store, notes, inner: Arc::default(), layer }
+    }
+
+    /// A key in a state and with limits.
+    pub(super) async fn key(&self, state: SplitKeyState, limits: Limits) -> Split {
+        let (provider, key) = KEYS[0];
+        let split = Splitter::new().issue(&self.store, "project", provider, key, limits).await.unwrap();
+        if state != SplitKeyState::Active {
+            self.store.put(vec![split.record().changed_to(state)]).await.unwrap();
+        }
+        split
+    }
+
+    pub(super) async fn send(&self, request: Request<Body>) -> Response<Bytes> {
+        let inner = Arc::clone(&self.inner);
+        let service = service_fn(move |request: Request<Body>| {
+            let inner = Arc::clone(&inner);
+            async move {
+                inner.calls.fetch_add(1, Ordering::Relaxed);
+                *inner.headers.lock().unwrap() = request.headers().clone();
+                let key = request.extensions().get::<ApiKey>();
+                let body = key.map_or_else(|| "no key".to_owned(), |key| key.expose().to_owned());
+                Ok::<_, Infallible>(Response::new(http_body_util::Full::from(body)))
+            }
+        });
+        let response = self.layer.layer(service).oneshot(request).await.unwrap();
+        let (head, body) = response.into_parts();
+        Response::from_parts(head, body.collect().await.unwrap().to_bytes())
+    }
+
+    pub(super) fn outcome(&self) -> Option<SplitKeyOutcome> {
+        self.notes.outcomes.lock().unwrap().pop()
+    }
+
+    pub(super) fn suspicions(&self) -> Vec<(SuspicionKind, Option<Duration>)> {
+        std::mem::take(&mut self.notes.suspicions.lock().unwrap())
+    }
+}
+
+pub(super) fn device(text: &str) -> VerifiedDevice {
+    let token: DeviceToken = text.parse().unwrap();
+    let digest = token.digest();
+    VerifiedDevice::new(digest, Environment::Production, Evidence::APPLE, SystemTime::now()).with_text(token.into_text())
+}
+
+pub(super) fn request(headers: &[(&str, &str)]) -> Request<Body> {
+    let mut request = Request::post("/v1/chat").extension(device("AgAA"));
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    request.body(Body::new()).unwrap()
+}
+
+pub(super) fn with(client_part: &str) -> Request<Body> {
+    request(&[("x-ai-key", client_part), ("x-project-id", "project")])
+}
