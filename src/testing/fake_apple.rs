@@ -191,12 +191,6 @@ impl FakeApple {
         self.state().script.push(reply);
     }
 
-    /// Adds the same reply to the queue `times` times.
-    pub fn script_times(&self, times: usize, reply: &Reply) {
-        let mut state = self.state();
-        (0..times).for_each(|_| state.script.push(reply.clone()));
-    }
-
     /// Answers this share of the calls with the reply, where the queue has none for them. 0 is none of them,
     /// 1 all.
     ///

@@ -43,10 +43,9 @@ pub(super) enum Fault {
     CutShort,
 }
 
-impl Reply {
-    /// The most bytes of a body that [`oversized`](Self::oversized) makes: 64 MiB.
-    pub const MAX_OVERSIZE: usize = 64 * 1024 * 1024;
+const MAX_OVERSIZE: usize = 64 * 1024 * 1024;
 
+impl Reply {
     /// What Apple would answer.
     pub fn normal() -> Self {
         Self {
@@ -71,9 +70,9 @@ impl Reply {
         Self { status: StatusCode::from_u16(status).ok(), ..Self::normal() }
     }
 
-    /// Status 200 and a body of so many bytes, at most [`MAX_OVERSIZE`](Self::MAX_OVERSIZE).
+    /// Status 200 and a body of this length, at most 64 MiB.
     pub fn oversized(bytes: usize) -> Self {
-        Self::status(200).body(vec![b'x'; bytes.min(Self::MAX_OVERSIZE)])
+        Self::status(200).body(vec![b'x'; bytes.min(MAX_OVERSIZE)])
     }
 
     /// The normal answer, [cut short](Self::cut_short).

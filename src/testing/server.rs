@@ -109,19 +109,13 @@ impl FakeAppleServer {
     /// The base URL for production, without a slash at its end, such as `http://127.0.0.1:50123`.
     #[must_use]
     pub fn production_url(&self) -> String {
-        self.url(Environment::Production)
+        format!("http://{}", self.production.address)
     }
 
     /// The base URL for development, without a slash at its end.
     #[must_use]
     pub fn development_url(&self) -> String {
-        self.url(Environment::Development)
-    }
-
-    /// The base URL for an environment, without a slash at its end.
-    #[must_use]
-    pub fn url(&self, environment: Environment) -> String {
-        format!("http://{}", self.address(environment))
+        format!("http://{}", self.development.address)
     }
 
     /// The address for an environment.

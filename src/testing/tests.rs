@@ -9,8 +9,11 @@ use http::{Request, Response};
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
-use super::{keys::PrivateKey, *};
-use crate::BoxError;
+use crate::{
+    BoxError,
+    gate::routing::Environment,
+    testing::{endpoint::Endpoint, fake_apple::FakeApple, keys::PrivateKey, script::Reply},
+};
 
 const PRODUCTION: &str = "https://api.devicecheck.apple.com";
 const DEVELOPMENT: &str = "https://api.development.devicecheck.apple.com";
@@ -313,7 +316,9 @@ async fn scripted_replies_in_process() {
     apple.script(Reply::hang());
     assert!(tokio::time::timeout(24 * HOUR, call()).await.is_err());
 
-    apple.script_times(2, &Reply::status(500));
+    for _ in 0..2 {
+        apple.script(Reply::status(500));
+    }
     apple.always(Reply::status(503));
     assert_eq!(apple.scripted(), 2);
     for status in [500, 500, 503, 503] {

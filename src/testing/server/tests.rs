@@ -2,7 +2,7 @@ use std::error::Error;
 
 use super::*;
 use crate::testing::{
-    Reply,
+    script::Reply,
     tests::{body, provider_token},
 };
 
