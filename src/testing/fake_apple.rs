@@ -10,6 +10,7 @@ use http::request;
 use zeroize::Zeroizing;
 
 use crate::{
+    apple::Credentials,
     gate::routing::Environment,
     runtime::lock,
     testing::{
@@ -107,6 +108,19 @@ impl FakeApple {
     #[must_use]
     pub fn private_key_pem(&self) -> Zeroizing<String> {
         self.shared.key.to_pem()
+    }
+
+    /// Credentials that this Apple accepts: its team, and the key that it was made with.
+    ///
+    /// # Panics
+    ///
+    /// If the team id or the key id given to [`with_key`](Self::with_key) is not one that Apple could have
+    /// made.
+    #[must_use]
+    pub fn credentials(&self) -> Credentials {
+        #[allow(clippy::expect_used, reason = "see Panics")]
+        Credentials::from_pem(self.team_id(), self.key_id(), &self.private_key_pem())
+            .expect("the key is well-formed, and so are the ids of a fake Apple by default")
     }
 
     /// Accepts provider tokens of another key of the team, or of another key under an id that it knows.

@@ -92,7 +92,6 @@
 //! Device tokens are compared as text, in standard base64 with padding: that is the form Apple documents, and
 //! whether it takes another is not known.
 
-mod credentials;
 mod endpoint;
 mod fake_apple;
 pub mod keys;

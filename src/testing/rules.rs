@@ -53,8 +53,9 @@ type Fingerprint = [u8; 32];
 pub(super) struct Apple {
     team_id: Box<str>,
     keys: HashMap<Box<str>, VerifyingKey>,
-    /// Provider tokens with a good signature: verifying one takes milliseconds in debug builds.
-    believed: HashMap<Fingerprint, BelievedToken>,
+    /// When provider tokens with a good signature were issued, in seconds since the Unix epoch. Kept, because
+    /// verifying a signature takes milliseconds in debug builds.
+    believed: HashMap<Fingerprint, u64>,
     device_tokens: HashMap<Fingerprint, (FakeDevice, Environment)>,
     bits: HashMap<FakeDevice, BitState>,
     /// Makes numbers of new devices.
@@ -74,12 +75,6 @@ struct BitState {
     bits: [bool; 2],
     /// Seconds since the Unix epoch.
     updated_at: u64,
-}
-
-/// What is believed of a provider token until its time is over.
-#[derive(Clone, Copy)]
-struct BelievedToken {
-    issued_at: u64,
 }
 
 impl Apple {
@@ -187,21 +182,21 @@ impl Apple {
     fn check_provider_token(&mut self, head: &request::Parts, now: u64) -> Result<(), ErrorAnswer> {
         let token = provider_token(head).ok_or(BAD_PROVIDER_TOKEN)?;
         let fingerprint = fingerprint(token);
-        let believed = match self.believed.get(&fingerprint) {
-            Some(believed) => *believed,
+        let issued_at = match self.believed.get(&fingerprint) {
+            Some(issued_at) => *issued_at,
             None => {
-                let believed = self.verify_provider_token(token)?;
-                self.believed.insert(fingerprint, believed);
-                believed
+                let issued_at = self.verify_provider_token(token)?;
+                self.believed.insert(fingerprint, issued_at);
+                issued_at
             }
         };
         let earliest = now.saturating_sub(PROVIDER_TOKEN_LIFETIME);
         let latest = now.saturating_add(PROVIDER_TOKEN_SKEW);
-        if (earliest..=latest).contains(&believed.issued_at) { Ok(()) } else { Err(UNKNOWN_PROVIDER_TOKEN) }
+        if (earliest..=latest).contains(&issued_at) { Ok(()) } else { Err(UNKNOWN_PROVIDER_TOKEN) }
     }
 
-    /// Everything but the time.
-    fn verify_provider_token(&self, token: &str) -> Result<BelievedToken, ErrorAnswer> {
+    /// When a provider token was issued, if everything but that time is right.
+    fn verify_provider_token(&self, token: &str) -> Result<u64, ErrorAnswer> {
         let (signed, signature) = token.rsplit_once('.').ok_or(BAD_PROVIDER_TOKEN)?;
         let (header, claims) = signed.split_once('.').ok_or(BAD_PROVIDER_TOKEN)?;
         let header = jwt_part(header).ok_or(BAD_PROVIDER_TOKEN)?;
@@ -219,8 +214,7 @@ impl Apple {
         if text(&claims, "iss") != Some(&*self.team_id) {
             return Err(UNKNOWN_PROVIDER_TOKEN);
         }
-        let issued_at = claims.get("iat").and_then(Value::as_u64);
-        issued_at.map(|issued_at| BelievedToken { issued_at }).ok_or(UNKNOWN_PROVIDER_TOKEN)
+        claims.get("iat").and_then(Value::as_u64).ok_or(UNKNOWN_PROVIDER_TOKEN)
     }
 }
 
