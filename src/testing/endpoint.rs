@@ -1,6 +1,6 @@
-//! What can be asked of Apple.
+//! The three endpoints of Apple's DeviceCheck.
 
-/// One of the three things that can be asked of Apple.
+/// An endpoint of Apple's DeviceCheck.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(clippy::exhaustive_enums, reason = "Apple documents exactly these three")]
 pub enum Endpoint {

@@ -1,4 +1,4 @@
-//! The fake Apple itself: what tests hold in their hands.
+//! The handle by which tests steer the fake Apple.
 
 use std::{
     fmt,
@@ -26,11 +26,12 @@ use crate::{
 /// Apple's DeviceCheck for tests, in the process ([`transport`](Self::transport)) or on the loopback
 /// interface ([`serve`](Self::serve)).
 ///
-/// It knows one team, its keys, and which device tokens are genuine in which environment. It verifies what a
-/// server sends as Apple does, keeps two bits per device, counts calls, and does as it is told by
-/// [`script`](Self::script), [`share`](Self::share) and [`always`](Self::always).
+/// It knows one team, the team's keys, and which device tokens are genuine in which environment. It verifies
+/// requests as Apple does, keeps two bits per device, and counts calls. [`script`](Self::script),
+/// [`share`](Self::share) and [`always`](Self::always) replace its answers.
 ///
-/// Clones are the same fake Apple. See the [module's docs](super) for examples and for what it answers.
+/// Clones are the same fake Apple. The [module's docs](crate::testing) have examples and a table of the
+/// answers.
 #[derive(Clone)]
 pub struct FakeApple {
     shared: Arc<FakeAppleShared>,
@@ -54,13 +55,13 @@ impl FakeApple {
     ///
     /// # Panics
     ///
-    /// If the operating system has no randomness to give.
+    /// If the operating system gives no random bytes.
     #[must_use]
     pub fn new() -> Self {
         Self::with_key(&PrivateKey::generate(), Self::TEAM_ID, Self::KEY_ID)
     }
 
-    /// A fake Apple that knows the given key: for a server under test that has its own.
+    /// A fake Apple that knows the given key, for a server under test that has a key of its own.
     ///
     /// ```
     /// use tower_devicecheck::testing::{FakeApple, keys::PrivateKey};
@@ -86,7 +87,7 @@ impl FakeApple {
         }
     }
 
-    /// The team that it knows.
+    /// The team id that it was made with.
     #[must_use]
     pub fn team_id(&self) -> &str {
         &self.shared.team_id
@@ -123,7 +124,7 @@ impl FakeApple {
             .expect("the key is well-formed, and so are the ids of a fake Apple by default")
     }
 
-    /// Accepts provider tokens of another key of the team, or of another key under an id that it knows.
+    /// Accepts provider tokens of one more key of the team. A known key id gets the new key.
     pub fn accept_key(&self, key_id: &str, key: &PrivateKey) {
         self.state().apple.accept_key(key_id, key.verifying_key());
     }
@@ -133,14 +134,14 @@ impl FakeApple {
         self.state().apple.revoke_key(key_id);
     }
 
-    /// A realistic token of a new device, genuine in `environment` and, as with Apple, in that alone.
+    /// A realistic token of a new device. As with Apple, it is genuine in `environment` alone.
     ///
-    /// Tokens have 2,952 and 2,936 characters by turns, as both were seen in practice; the shorter ones end
-    /// in padding.
+    /// Tokens have 2,952 and 2,936 characters by turns, for both lengths were seen in practice. The shorter
+    /// ones end in padding.
     ///
     /// # Panics
     ///
-    /// If the operating system has no randomness to give.
+    /// If the operating system gives no random bytes.
     #[must_use]
     pub fn genuine_token(&self, environment: Environment) -> String {
         let token = self.forged_token();
@@ -150,12 +151,12 @@ impl FakeApple {
         token
     }
 
-    /// A further token of the device that the test calls `device`. Its bits are the same whichever of its
-    /// tokens they are read or written with.
+    /// A new token of the device that the test calls `device`. All tokens of a device read and write the same
+    /// bits.
     ///
     /// # Panics
     ///
-    /// If the operating system has no randomness to give.
+    /// If the operating system gives no random bytes.
     #[must_use]
     pub fn genuine_token_of(&self, device: &str, environment: Environment) -> String {
         let token = self.forged_token();
@@ -163,31 +164,32 @@ impl FakeApple {
         token
     }
 
-    /// Makes a given token one of `device`, genuine in `environment`: for tests with a token of their own.
+    /// Makes a given token a genuine one of `device` in `environment`, for tests with tokens of their own.
     ///
-    /// Apple is sent a token as standard base64 with padding, and that is how it is known here.
+    /// The text must be standard base64 with padding, the form in which Apple gets a token.
     pub fn accept_token(&self, token: &str, device: &str, environment: Environment) {
         let device = FakeDevice::Named(device.into());
         self.state().apple.know(token, device, environment);
     }
 
-    /// A realistic token that it does not know: forged, or of another team.
+    /// A realistic token that this Apple does not know: a forged one, or one of another team.
     ///
     /// # Panics
     ///
-    /// If the operating system has no randomness to give.
+    /// If the operating system gives no random bytes.
     #[must_use]
     pub fn forged_token(&self) -> String {
         let length = self.state().next_token_length();
         TokenBuilder::new().length(length).build()
     }
 
-    /// Ends the life of a genuine token. Apple answers an expired token like a forged one.
+    /// Makes a genuine token expire. Apple answers an expired token like a forged one.
     pub fn expire(&self, token: &str) {
         self.state().apple.forget(token);
     }
 
-    /// The bits of the device of a genuine token, `None` if they were never set or the token is not genuine.
+    /// The bits of the device of a genuine token. `None` if they were never set, or if the token is not
+    /// genuine.
     #[must_use]
     pub fn bits(&self, token: &str) -> Option<(bool, bool)> {
         self.state().apple.bits(token).map(|[bit0, bit1]| (bit0, bit1))
@@ -199,27 +201,26 @@ impl FakeApple {
         self.state().apple.clock_advance = ahead;
     }
 
-    /// Adds a reply to the queue. Each reply answers one call: the next one that it
-    /// [is](Reply::for_endpoint) [for](Reply::for_environment).
+    /// Adds a reply to the queue. It answers one call: the next to its [endpoint](Reply::for_endpoint) and
+    /// [environment](Reply::for_environment).
     pub fn script(&self, reply: Reply) {
         self.state().script.push(reply);
     }
 
-    /// Answers this share of the calls with the reply, where the queue has none for them. 0 is none of them,
-    /// 1 all.
+    /// Answers a share of the calls with the reply, from 0 (no call) to 1 (all calls). The queue goes first.
     ///
-    /// Calls are picked evenly, not by chance: with 0.25, each fourth one, counted from now. With several
-    /// shares, each keeps its own count.
+    /// Calls are picked evenly, not by chance: 0.25 picks every fourth call from now on. Each share keeps its
+    /// own count.
     pub fn share(&self, fraction: f64, reply: Reply) {
         self.state().script.share(fraction, reply);
     }
 
-    /// Answers every call with the reply, where neither the queue nor a share has one for it.
+    /// Answers every call with the reply. The queue and the shares go first.
     pub fn always(&self, reply: Reply) {
         self.state().script.always(reply);
     }
 
-    /// Forgets the queue, the shares and what was to be answered always: Apple is well again.
+    /// Forgets the queue, the shares and the reply to every call: Apple is well again.
     pub fn clear(&self) {
         self.state().script.clear();
     }
@@ -248,23 +249,23 @@ impl FakeApple {
         self.state().counts.calls(|of, _| of == environment)
     }
 
-    /// How many different provider tokens have arrived, good or bad.
+    /// How many different provider tokens have arrived, whether right or wrong.
     #[must_use]
     pub fn provider_tokens(&self) -> usize {
         self.state().counts.provider_tokens()
     }
 
-    /// Counts calls and provider tokens from zero again.
+    /// Sets the counts of calls and provider tokens to zero.
     pub fn reset_counts(&self) {
         self.state().counts = CallCounts::default();
     }
 
-    /// Counts a call and takes what the script has for it.
+    /// Counts a call and picks the reply to it.
     pub(super) fn arrive(&self, environment: Environment, head: &request::Parts) -> Reply {
         self.state().arrive(environment, head)
     }
 
-    /// Plays a reply. Judging is done before its delay, as if the answer were slow on its way.
+    /// Plays a reply. Apple judges the call before the delay, as if the answer were slow on its way.
     pub(super) async fn play(
         &self,
         reply: Reply,

@@ -13,10 +13,9 @@ use zeroize::Zeroizing;
 
 use crate::runtime::since_epoch;
 
-/// A P-256 key such as Apple makes for DeviceCheck, good for tests and for nothing else: Apple does not know
-/// it.
+/// A P-256 key in the form of Apple's DeviceCheck keys, for tests only: Apple does not know it.
 ///
-/// `Debug` shows nothing of it. The key is wiped from memory when it is dropped.
+/// `Debug` shows nothing of it. The key is wiped from memory on drop.
 #[derive(Clone)]
 pub struct PrivateKey(SecretKey);
 
@@ -25,14 +24,14 @@ impl PrivateKey {
     ///
     /// # Panics
     ///
-    /// If the operating system has no randomness to give.
+    /// If the operating system gives no random bytes.
     #[must_use]
     pub fn generate() -> Self {
         let mut bytes = Zeroizing::new([0; 32]);
         loop {
             #[allow(clippy::expect_used, reason = "see Panics")]
             getrandom::fill(&mut *bytes).expect("the operating system gives random bytes");
-            // All but one in 2^32 of the numbers of this length are keys.
+            // About one number of this length in 2^32 is no key.
             if let Ok(key) = SecretKey::from_slice(&*bytes) {
                 return Self(key);
             }
@@ -43,7 +42,7 @@ impl PrivateKey {
     ///
     /// # Errors
     ///
-    /// If the text is something else, or the key not one of the curve P-256.
+    /// If the text is not PKCS#8 in PEM, or if the key is not of the curve P-256.
     pub fn from_pem(pem: &str) -> Result<Self, InvalidKey> {
         SecretKey::from_pkcs8_pem(pem).map(Self).map_err(InvalidKey)
     }
@@ -57,9 +56,9 @@ impl PrivateKey {
     }
 
     /// The provider token (JWT, ES256) that Apple documents: `alg` and `kid` in the header, `iss` and `iat`
-    /// as claims. It is what a server sends as `Authorization: Bearer …`.
+    /// as claims. A server sends it as `Authorization: Bearer …`.
     ///
-    /// For tests of a [`FakeApple`](super::FakeApple) without a client of this crate.
+    /// For tests that call a [`FakeApple`](crate::testing::FakeApple) without a client of this crate.
     #[must_use]
     pub fn provider_token(&self, team_id: &str, key_id: &str, issued_at: SystemTime) -> String {
         let header = json!({ "alg": "ES256", "kid": key_id });
@@ -80,13 +79,13 @@ impl PrivateKey {
 }
 
 impl fmt::Debug for PrivateKey {
-    // Even a throw-away key stays out of the logs: habits are copied from tests.
+    // A throw-away key is no secret, but tests teach habits: it stays out of the logs.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("PrivateKey(..)")
     }
 }
 
-/// A text that is not a P-256 key as PKCS#8 in PEM.
+/// The text is not a P-256 key as PKCS#8 in PEM.
 pub struct InvalidKey(p256::pkcs8::Error);
 
 impl fmt::Display for InvalidKey {

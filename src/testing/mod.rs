@@ -1,12 +1,11 @@
-//! For the tests of servers that use this crate: a fake Apple, tokens and keys.
+//! A fake Apple, tokens and keys, for the tests of servers that use this crate.
 //!
-//! Behind the feature `testing`, which only adds this module and changes no decision of the crate. Enable it
-//! among the `dev-dependencies`.
+//! The feature `testing` only adds this module and changes no decision of the crate. Enable it among the
+//! `dev-dependencies`.
 //!
 //! # A fake Apple
 //!
-//! [`FakeApple`] does what Apple's DeviceCheck server does. In the process, it takes the place of the
-//! transport to Apple:
+//! [`FakeApple`] behaves like Apple's DeviceCheck server. In the process, it replaces the transport to Apple:
 //!
 //! ```
 //! use bytes::Bytes;
@@ -41,7 +40,7 @@
 //! # }
 //! ```
 //!
-//! As a server on the loopback interface it is there for whatever speaks HTTP, and it can be unplugged:
+//! As a server on the loopback interface, it answers any HTTP client, and it can be unplugged:
 //!
 //! ```
 //! use tower_devicecheck::testing::{FakeApple, Reply};
@@ -50,27 +49,27 @@
 //! # async fn main() -> std::io::Result<()> {
 //! let apple = FakeApple::new();
 //! let mut server = apple.serve().await?;
-//! // Start the server under test with these in the place of Apple's two hosts.
+//! // Start the server under test with these instead of Apple's two hosts.
 //! println!("{} {}", server.production_url(), server.development_url());
 //!
 //! apple.share(0.1, Reply::reset()); // each tenth connection breaks
 //! apple.always(Reply::normal().delay(std::time::Duration::from_millis(200)));
 //!
-//! server.stop().await; // nobody answers
+//! server.stop().await; // connections are refused
 //! server.restart().await?; // Apple is back, on the same ports
 //! apple.clear(); // and well
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! # What it answers
+//! # Its answers
 //!
-//! In this order, the first that applies. The texts are those seen in practice, where any were.
+//! The first row that applies decides. Where an answer was seen in practice, its text is the one seen.
 //!
 //! | call | answer |
 //! |---|---|
-//! | scripted | what the script says |
-//! | none of the three paths | 404 |
+//! | scripted | the scripted reply |
+//! | another path than the three | 404 |
 //! | not POST | 405 `Method Not Allowed` |
 //! | provider token missing, not a bearer token, not a JWT, not ES256, without `kid` | 400 `Missing or badly formatted authorization token` |
 //! | its key or team unknown, its signature wrong, its `iat` missing, over an hour old or over five minutes ahead | 401 `Unable to verify authorization token` |
@@ -84,13 +83,13 @@
 //! | query, bits were never set | 200 `Failed to find bit state`, plain text |
 //! | update | 200, no body; a bit that is left out keeps its value |
 //!
-//! Every answer carries `x-b3-traceid`. Apple documents neither the allowances for clocks, nor the answers to
-//! a bad `transaction_id`, to an unknown path and to an update with neither bit, nor what becomes of a bit
-//! that is left out: there, this is a guess. A genuine token stays genuine here until a test
+//! Every answer carries `x-b3-traceid`. Apple does not document the allowances for clocks, the answers to a
+//! bad `transaction_id`, to an unknown path and to an update with neither bit, and the fate of a bit that is
+//! left out: these rows are guesses. A genuine token stays genuine here until a test
 //! [expires](FakeApple::expire) it. Apple calls its tokens single-use and does not enforce it.
 //!
-//! Device tokens are compared as text, in standard base64 with padding: that is the form Apple documents, and
-//! whether it takes another is not known.
+//! Device tokens are compared as text, in standard base64 with padding: Apple documents that form, and does
+//! not say whether it accepts another.
 
 mod endpoint;
 mod fake_apple;
@@ -115,8 +114,12 @@ use crate::{
     runtime::SystemTime,
 };
 
-/// A verified device without any verification, as if Apple had just accepted `token`: for unit tests of
-/// handlers that take one.
+/// A verified device without any verification, as if Apple had just accepted `token`, for unit tests of
+/// handlers.
+///
+/// # Danger
+///
+/// In a server, the extension that this makes admits a request that no device sent.
 ///
 /// ```
 /// use tower_devicecheck::{Environment, VerifiedDevice, testing};

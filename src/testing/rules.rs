@@ -1,7 +1,7 @@
-//! Apple's side, as far as it is known: whom and what it believes, and what it answers.
+//! Apple's side, as far as it is known: its checks, and its answers.
 //!
-//! Written from Apple's documentation and from answers seen in practice, not from this crate's client, so
-//! that each checks the other.
+//! The source is Apple's documentation and answers seen in practice, not this crate's client, so that each
+//! checks the other.
 
 use std::{
     borrow::Cow,
@@ -18,14 +18,15 @@ use sha2::{Digest, Sha256};
 
 use crate::{gate::routing::Environment, runtime::date, testing::endpoint::Endpoint};
 
-/// Apple documents it for the provider tokens of its push service, which DeviceCheck's are made like.
+/// The lifetime that Apple documents for the provider tokens of its push service, which have the same form.
 const PROVIDER_TOKEN_LIFETIME: u64 = 60 * 60;
-/// How far ahead a server's clock may be. Apple documents nothing.
+/// How far ahead a server's clock may be, in seconds. Apple documents nothing.
 const PROVIDER_TOKEN_SKEW: u64 = 5 * 60;
-/// How far off a time stamp may be. Apple documents nothing; a day tells milliseconds from seconds.
+/// How far off a time stamp may be, in milliseconds. Apple documents nothing; a day tells milliseconds from
+/// seconds.
 const TIMESTAMP_SKEW: u64 = 24 * 60 * 60 * 1000;
 
-/// A status and Apple's text.
+/// An error's status and Apple's text.
 type ErrorAnswer = (StatusCode, &'static str);
 
 // Texts seen in practice.
@@ -38,27 +39,27 @@ const BAD_PROVIDER_TOKEN: ErrorAnswer =
 const UNKNOWN_PROVIDER_TOKEN: ErrorAnswer =
     (StatusCode::UNAUTHORIZED, "Unable to verify authorization token");
 const METHOD_NOT_ALLOWED: ErrorAnswer = (StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed");
-// Apple's documentation has this text; none was seen in practice.
+// Apple documents this text; it was not seen in practice.
 const BAD_PAYLOAD: ErrorAnswer = (StatusCode::BAD_REQUEST, "Bad Payload");
-// Neither documented nor seen.
+// This text is neither documented nor seen.
 const NOT_FOUND: ErrorAnswer = (StatusCode::NOT_FOUND, "Not Found");
 
-/// Seen in practice where Apple documents `Bit State Not Found`.
+/// The text seen in practice. Apple documents `Bit State Not Found`.
 const NEVER_SET: &str = "Failed to find bit state";
 
-/// A SHA-256. Tokens are kept as theirs, which is enough to know them again.
+/// The SHA-256 of a token, which suffices to recognize the token.
 type Fingerprint = [u8; 32];
 
-/// What Apple knows about one team.
+/// Apple's knowledge about one team.
 pub(super) struct Apple {
     team_id: Box<str>,
     keys: HashMap<Box<str>, VerifyingKey>,
-    /// When provider tokens with a good signature were issued, in seconds since the Unix epoch. Kept, because
-    /// verifying a signature takes milliseconds in debug builds.
+    /// When provider tokens with a good signature were issued, in seconds since the Unix epoch. They are kept
+    /// because verifying a signature takes milliseconds in debug builds.
     believed: HashMap<Fingerprint, u64>,
     device_tokens: HashMap<Fingerprint, (FakeDevice, Environment)>,
     bits: HashMap<FakeDevice, BitState>,
-    /// Makes numbers of new devices.
+    /// How many devices have a number.
     devices: u64,
     /// How far Apple's clock is ahead.
     pub(super) clock_advance: Duration,
@@ -118,7 +119,7 @@ impl Apple {
         self.bits.get(device).map(|bits| bits.bits)
     }
 
-    /// Apple's answer to a call at `now`, counted from the Unix epoch.
+    /// Apple's answer to a call. `now` is the time since the Unix epoch.
     pub(super) fn answer(
         &mut self,
         environment: Environment,
@@ -144,7 +145,7 @@ impl Apple {
         if head.method != Method::POST {
             return Err(METHOD_NOT_ALLOWED);
         }
-        // Seen in practice: a bad provider token is reported even if the device token is bad too.
+        // The order seen in practice: the provider token first, even if the device token is bad, too.
         self.check_provider_token(head, now.as_secs())?;
 
         let body: Map<String, Value> = serde_json::from_slice(body).map_err(|_| BAD_PAYLOAD)?;
@@ -207,7 +208,7 @@ impl Apple {
         }
         let key_id = text(&header, "kid").ok_or(BAD_PROVIDER_TOKEN)?;
 
-        // A signature in DER is of another length and fails here.
+        // A signature in DER has another length and fails here.
         let signature = Signature::from_slice(&signature).map_err(|_| UNKNOWN_PROVIDER_TOKEN)?;
         let key = self.keys.get(key_id).ok_or(UNKNOWN_PROVIDER_TOKEN)?;
         key.verify(signed.as_bytes(), &signature).map_err(|_| UNKNOWN_PROVIDER_TOKEN)?;
@@ -218,7 +219,7 @@ impl Apple {
     }
 }
 
-/// How many different provider tokens have come.
+/// The different provider tokens that have arrived.
 #[derive(Default)]
 pub(super) struct SeenTokens(HashSet<Fingerprint>);
 
@@ -253,7 +254,7 @@ fn check_timestamp(timestamp: Option<&Value>, now: Duration) -> Option<()> {
     (timestamp.abs_diff(now) <= TIMESTAMP_SKEW).then_some(())
 }
 
-/// At least one of the bits, and nothing but booleans.
+/// The new bits, if there is at least one and each is a boolean.
 fn update_of(body: &Map<String, Value>) -> Option<[Option<bool>; 2]> {
     let bit = |name| match body.get(name) {
         None => Some(None),

@@ -1,4 +1,4 @@
-//! Scripted answers: what a fake Apple does instead of behaving.
+//! Scripted replies, which replace the answers of a fake Apple.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -7,11 +7,11 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use crate::{gate::routing::Environment, testing::endpoint::Endpoint};
 
-/// How a [`FakeApple`](super::FakeApple) answers one call.
+/// How a [`FakeApple`](crate::testing::FakeApple) answers one call.
 ///
-/// It begins as the answer that Apple would give ([`normal`](Self::normal)), as another one
-/// ([`status`](Self::status), [`oversized`](Self::oversized)) or as none ([`reset`](Self::reset),
-/// [`hang`](Self::hang)); the other methods change it.
+/// A reply begins as Apple's own answer ([`normal`](Self::normal)), as another answer
+/// ([`status`](Self::status), [`oversized`](Self::oversized)) or without an answer ([`reset`](Self::reset),
+/// [`hang`](Self::hang)). The other methods change it.
 ///
 /// ```
 /// use std::time::Duration;
@@ -26,7 +26,7 @@ use crate::{gate::routing::Environment, testing::endpoint::Endpoint};
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Reply {
-    /// `None` for what Apple would answer.
+    /// `None` for Apple's own answer.
     status: Option<StatusCode>,
     headers: HeaderMap,
     body: Option<Bytes>,
@@ -46,7 +46,7 @@ pub(super) enum Fault {
 const MAX_OVERSIZE: usize = 64 * 1024 * 1024;
 
 impl Reply {
-    /// What Apple would answer.
+    /// Apple's own answer.
     pub fn normal() -> Self {
         Self {
             status: None,
@@ -59,7 +59,7 @@ impl Reply {
         }
     }
 
-    /// The given status and an empty body, whatever is asked. Nothing is verified, and no bits are set.
+    /// The given status and an empty body for any call. Nothing is verified, and no bits are set.
     ///
     /// # Panics
     ///
@@ -80,36 +80,36 @@ impl Reply {
         Self::normal().cut_short()
     }
 
-    /// No answer: the connection is reset, with all other calls that are under way on it. In process, the
-    /// call fails with an [`io::Error`](std::io::Error) of the kind `ConnectionReset`.
+    /// No answer: the connection is reset, and every call on it fails. In process, the call fails with an
+    /// [`io::Error`](std::io::Error) of the kind `ConnectionReset`.
     pub fn reset() -> Self {
         Self { fault: Some(Fault::Reset), ..Self::normal() }
     }
 
-    /// No answer, and no end of waiting for one.
+    /// No answer: the call never ends by itself.
     pub fn hang() -> Self {
         Self { fault: Some(Fault::Hang), ..Self::normal() }
     }
 
-    /// Ends the answer before its time: `Content-Length` is 64 greater than what is sent before the
-    /// connection (HTTP/1.1) or the stream (HTTP/2) is closed. In process, the call fails with an
+    /// Cuts the answer short: `Content-Length` announces 64 bytes more than are sent, and then the connection
+    /// (HTTP/1.1) or the stream (HTTP/2) is closed. In process, the call fails with an
     /// [`io::Error`](std::io::Error) of the kind `UnexpectedEof`.
     pub fn cut_short(mut self) -> Self {
         self.fault = Some(Fault::CutShort);
         self
     }
 
-    /// Sets the body. Default: the normal one after [`normal`](Self::normal), else none.
+    /// Sets the body. Default: that of Apple's own answer after [`normal`](Self::normal), else empty.
     pub fn body(mut self, body: impl Into<Bytes>) -> Self {
         self.body = Some(body.into());
         self
     }
 
-    /// Sets a header, in the place of one that would be there otherwise.
+    /// Sets a header, and replaces one of the same name.
     ///
     /// # Panics
     ///
-    /// If the name or the value is not one that a header can have.
+    /// If the name or the value is not that of a header.
     #[track_caller]
     pub fn header(mut self, name: &str, value: &str) -> Self {
         let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) else {
@@ -119,20 +119,20 @@ impl Reply {
         self
     }
 
-    /// Sets how long the answer waits after the call was judged, on tokio's clock, which tests can pause.
-    /// A client that gives up meanwhile has its bits updated all the same. Default: not at all.
+    /// Sets how long the answer waits after the call was judged, on tokio's clock, which tests can pause. A
+    /// client that gives up meanwhile has its bits updated all the same. Default: no delay.
     pub fn delay(mut self, delay: Duration) -> Self {
         self.delay = delay;
         self
     }
 
-    /// Keeps this reply for calls to one endpoint. Default: to any.
+    /// Keeps this reply for calls to one endpoint. Default: any endpoint.
     pub fn for_endpoint(mut self, endpoint: Endpoint) -> Self {
         self.endpoint = Some(endpoint);
         self
     }
 
-    /// Keeps this reply for calls to one environment. Default: to any.
+    /// Keeps this reply for calls to one environment. Default: any environment.
     pub fn for_environment(mut self, environment: Environment) -> Self {
         self.environment = Some(environment);
         self
@@ -148,7 +148,7 @@ impl Reply {
         self.status.is_none() && !matches!(self.fault, Some(Fault::Reset | Fault::Hang))
     }
 
-    /// Puts this reply on top of an answer of Apple's.
+    /// Changes Apple's own answer into this reply.
     pub(super) fn apply(
         &self,
         (mut status, mut body): (StatusCode, Bytes),
@@ -165,7 +165,7 @@ impl Reply {
     }
 }
 
-/// What is to be answered to the next calls.
+/// The replies to the next calls.
 #[derive(Default)]
 pub(super) struct Script {
     next: VecDeque<Reply>,
@@ -175,17 +175,17 @@ pub(super) struct Script {
 
 /// A reply to a share of the calls.
 ///
-/// Each call adds the share to a sum; when it reaches one whole call, that call is the reply's. Thus calls
-/// are hit evenly, and a test never depends on chance.
+/// Each call adds the share to a sum, and the call that makes the sum one whole call gets the reply. Calls
+/// are hit evenly, and no test depends on chance.
 struct Share {
     share: u64,
     sum: u64,
     reply: Reply,
 }
 
-/// Whole numbers, so that ten tenths are exactly one.
+/// One whole call. A share is an integer, so that ten tenths are exactly one.
 const WHOLE: u64 = 1_000_000_000_000;
-/// A sum of shares such as a third, which are no whole numbers, may fall short of one by so much.
+/// By how much a sum of rounded shares, such as three thirds, may fall short of one whole call.
 const ROUNDING: u64 = 1_000_000;
 
 impl Script {
@@ -198,7 +198,7 @@ impl Script {
     }
 
     pub(super) fn share(&mut self, fraction: f64, reply: Reply) {
-        // The cast saturates, and makes zero of what is not a number.
+        // The cast saturates, and turns NaN into zero.
         let share = (fraction.clamp(0.0, 1.0) * WHOLE as f64).round() as u64;
         self.shares.push(Share { share, sum: 0, reply });
     }
@@ -221,7 +221,7 @@ impl Script {
         for share in &mut self.shares {
             if share.reply.is_for(endpoint, environment) {
                 share.sum += share.share;
-                // What another share takes away from this one is made up for at a later call.
+                // A share that loses this call to another one gets a later call.
                 if share.sum + ROUNDING >= WHOLE && hit.is_none() {
                     share.sum = share.sum.saturating_sub(WHOLE);
                     hit = Some(share.reply.clone());

@@ -33,16 +33,16 @@ use crate::{
     testing::{fake_apple::FakeApple, state::Played},
 };
 
-/// More than any call to Apple has. Longer bodies count as none.
+/// The longest body that is read, in bytes: more than any call to Apple has. A longer body counts as empty.
 const MAX_REQUEST_BODY: usize = 64 * 1024;
-/// By how much a reply that is cut short announces more than it has.
+/// How many bytes a reply that is cut short announces without sending them.
 const MISSING: usize = 64;
 
 /// A [`FakeApple`] that listens on two ports of the loopback interface, one for each environment; made by
 /// [`FakeApple::serve`].
 ///
-/// It speaks HTTP/1.1 and HTTP/2, the latter without TLS and therefore with prior knowledge only. It stops,
-/// and cuts its connections, when it is dropped.
+/// The server speaks HTTP/1.1, and HTTP/2 with prior knowledge, without TLS. Dropping it stops it and cuts
+/// its connections.
 #[derive(Debug)]
 pub struct FakeAppleServer {
     apple: FakeApple,
@@ -60,13 +60,13 @@ struct Port {
 
 #[derive(Debug)]
 struct Running {
-    /// Dropped to stop the task, by hand or with the server.
+    /// Dropping this stops the task.
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
 }
 
 impl FakeApple {
-    /// This Apple as a server on two free ports of 127.0.0.1. Must be called on a tokio runtime.
+    /// Serves this Apple on two free ports of 127.0.0.1. Must be called on a tokio runtime.
     ///
     /// # Errors
     ///
@@ -76,8 +76,8 @@ impl FakeApple {
         self.serve_on(any, any).await
     }
 
-    /// This Apple as a server on two given addresses; port 0 stands for a free one. Must be called on a
-    /// tokio runtime.
+    /// Serves this Apple on two given addresses. Port 0 stands for a free port. Must be called on a tokio
+    /// runtime.
     ///
     /// # Errors
     ///
@@ -100,7 +100,7 @@ impl FakeApple {
 }
 
 impl FakeAppleServer {
-    /// Whom it serves.
+    /// The fake Apple that answers here.
     #[must_use]
     pub const fn apple(&self) -> &FakeApple {
         &self.apple
@@ -127,7 +127,7 @@ impl FakeAppleServer {
         }
     }
 
-    /// How many connections it has accepted on both ports since it was made.
+    /// How many connections both ports have accepted since the server was made.
     #[must_use]
     pub fn connections(&self) -> usize {
         self.connections.load(Relaxed)
@@ -141,7 +141,7 @@ impl FakeAppleServer {
         let running = [self.production.running.take(), self.development.running.take()];
         for Running { stop, task } in running.into_iter().flatten() {
             drop(stop);
-            // Fails only if the runtime is going down, which stops the task too.
+            // The task fails only if the runtime shuts down, which stops it, too.
             let _ = task.await;
         }
     }
@@ -150,7 +150,7 @@ impl FakeAppleServer {
     ///
     /// # Errors
     ///
-    /// If a port was taken by somebody else meanwhile.
+    /// If another process has taken a port meanwhile.
     pub async fn restart(&mut self) -> io::Result<()> {
         for port in [&mut self.production, &mut self.development] {
             if port.running.is_none() {
@@ -166,7 +166,7 @@ impl FakeAppleServer {
         Ok(())
     }
 
-    /// Stops it for good and waits until its ports are free.
+    /// Stops the server for good and waits until its ports are free.
     pub async fn shutdown(mut self) {
         self.stop().await;
     }
@@ -185,16 +185,16 @@ async fn listen(
             _ = &mut stopped => break,
             accepted = listener.accept() => accepted,
         };
-        // Connections that are over.
+        // Forgets the connections that are over.
         while connections.try_join_next().is_some() {}
         match accepted {
             Ok((stream, _)) => {
                 count.fetch_add(1, Relaxed);
-                // Small answers leave at once. A socket that cannot do that works all the same.
+                // Small answers leave at once; a socket that cannot do this works all the same.
                 let _ = stream.set_nodelay(true);
                 connections.spawn(serve(stream, apple.clone(), environment));
             }
-            // Such as too many open files: gives the others time to close some.
+            // An error such as too many open files: waiting gives other tasks time to close some.
             Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
         }
     }
@@ -211,7 +211,7 @@ async fn serve(stream: TcpStream, apple: FakeApple, environment: Environment) {
     });
     let server = auto::Builder::new(TokioExecutor::new());
     tokio::select! {
-        // The client hears of errors; there is nobody else to tell.
+        // The client notices an error by itself.
         _ = server.serve_connection(TokioIo::new(socket), service) => {}
         () = plug.pulled.notified() => {}
     }
@@ -233,7 +233,7 @@ async fn answer(
         },
     };
     match apple.play(reply, environment, &head, &body).await {
-        // The length in a scripted header may be wrong, and hyper asserts that a known one is not.
+        // A scripted length may be wrong, and hyper asserts that a known length is right.
         Played::Whole(response) if response.headers().contains_key(CONTENT_LENGTH) => {
             Ok(response.map(|data| ReplyBody::new(data, End::AsAnnounced)))
         }
@@ -265,7 +265,7 @@ impl Plug {
     }
 }
 
-/// A connection that is reset rather than closed once its plug was pulled.
+/// A connection that is reset, not closed, once its plug was pulled.
 struct Socket {
     stream: TcpStream,
     plug: Arc<Plug>,
@@ -274,7 +274,7 @@ struct Socket {
 impl Drop for Socket {
     fn drop(&mut self) {
         if self.plug.reset.load(Relaxed) {
-            // With no time to linger, closing is a reset. Should it fail, the client sees an early end.
+            // Closing without time to linger is a reset. If this fails, the client sees an early end.
             #[allow(deprecated, reason = "its successor needs a newer tokio; only blocks if not zero")]
             let _ = self.stream.set_linger(Some(Duration::ZERO));
         }
@@ -305,20 +305,20 @@ impl AsyncWrite for Socket {
     }
 }
 
-/// A reply's body. One that is cut short ends in an error, upon which hyper ends the connection or stream.
+/// The body of a reply. If it is cut short, it ends in an error, and hyper ends the connection or stream.
 struct ReplyBody {
     data: Bytes,
     end: End,
 }
 
 enum End {
-    /// Where the data ends.
+    /// The body ends with the data.
     Known,
-    /// Where the data ends too; the header tells the length.
+    /// The body ends with the data, and a header announces the length.
     AsAnnounced,
-    /// In an error, after what there is was sent: hyper sends when a body has nothing for the time being.
+    /// The body ends in an error once the data was sent: hyper flushes when a body is pending.
     CutAfterFlush,
-    /// In an error, now.
+    /// The body ends in an error at once.
     CutNow,
 }
 

@@ -1,4 +1,4 @@
-//! What changes about a fake Apple from call to call, and how it answers one.
+//! The state of a fake Apple, and its answer to one call.
 
 use std::collections::HashMap;
 
@@ -24,7 +24,7 @@ pub(super) struct FakeAppleState {
     traces: u64,
 }
 
-/// What becomes of a call.
+/// The end of a call.
 pub(super) enum Played {
     Whole(Response<Bytes>),
     CutShort(Response<Bytes>),
@@ -36,7 +36,7 @@ impl FakeAppleState {
         Self { apple, script: Script::default(), counts: CallCounts::default(), tokens: 0, traces: 0 }
     }
 
-    /// The one and the other, so that tests meet tokens with padding and without.
+    /// Two lengths by turns, so that tests meet tokens with padding and without.
     pub(super) const fn next_token_length(&mut self) -> usize {
         self.tokens += 1;
         match self.tokens % 2 {
@@ -66,7 +66,7 @@ impl FakeAppleState {
             (StatusCode::OK, Bytes::new())
         };
         let mut headers = HeaderMap::new();
-        // Seen in practice.
+        // Apple sends this header in practice.
         if let Ok(trace) = HeaderValue::try_from(self.next_trace()) {
             headers.insert(HeaderName::from_static("x-b3-traceid"), trace);
         }
@@ -82,7 +82,7 @@ impl FakeAppleState {
         response
     }
 
-    /// Sixteen hexadecimal digits; different, and without any meaning.
+    /// Sixteen hexadecimal digits that differ from call to call and have no meaning.
     fn next_trace(&mut self) -> String {
         self.traces = self.traces.wrapping_add(0x9e37_79b9_7f4a_7c15);
         format!("{:016x}", self.traces)
@@ -91,7 +91,7 @@ impl FakeAppleState {
 
 #[derive(Default)]
 pub(super) struct CallCounts {
-    /// Calls to none of Apple's paths are counted under `None`.
+    /// The endpoint is `None` for calls to any other path.
     calls: HashMap<(Environment, Option<Endpoint>), usize>,
     provider_tokens: SeenTokens,
 }

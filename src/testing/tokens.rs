@@ -5,12 +5,12 @@ use p256::{AffinePoint, elliptic_curve::sec1::ToEncodedPoint};
 
 /// A token of [`TokenBuilder`]'s default size, 2,952 characters.
 ///
-/// No two are the same, and no [`FakeApple`](super::FakeApple) knows it: for a token that one accepts, ask it
-/// for its [`genuine_token`](super::FakeApple::genuine_token).
+/// No two are the same, and no [`FakeApple`](crate::testing::FakeApple) knows it. A fake Apple accepts its
+/// own [`genuine_token`](crate::testing::FakeApple::genuine_token)s.
 ///
 /// # Panics
 ///
-/// If the operating system has no randomness to give.
+/// If the operating system gives no random bytes.
 #[must_use]
 pub fn realistic() -> String {
     TokenBuilder::new().build()
@@ -18,24 +18,24 @@ pub fn realistic() -> String {
 
 /// Builds device tokens with the size and shape of real ones, full of random bytes.
 ///
-/// Apple documents a token as opaque bytes, to be sent as base64. Published real ones have 2,214 and 2,200
-/// bytes, that is 2,952 characters, and 2,936 with padding. They begin with `AgAAA`: a format number of four
-/// bytes, sixteen varying bytes, a point of the curve P-256 that is the same in all of them, another one that
-/// is not, a length, and so many bytes more. The second point of tokens made here is random bytes. None of
-/// this is documented: a server must not rely on it.
+/// Apple documents a token as opaque bytes, to be sent as base64. Published real tokens have 2,214 and 2,200
+/// bytes, that is 2,952 characters, and 2,936 with padding. They begin with `AgAAA` and consist of a format
+/// number of four bytes, sixteen varying bytes, a point of the curve P-256 that is the same in all of them,
+/// another point that varies, a length, and bytes of that length. Here, the second point is random bytes.
+/// Apple documents none of this: a server must not rely on it.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct TokenBuilder {
     length: usize,
 }
 
-/// Format number, varying bytes, two points, length.
+/// The length of format number, varying bytes, two points, and length.
 const ENVELOPE: usize = 4 + 16 + 65 + 65 + 4;
 
 impl TokenBuilder {
-    /// The length of one published token: 2,952 characters, no padding.
+    /// The length of one published token in bytes: 2,952 characters, no padding.
     pub const LONG: usize = 2_214;
-    /// The length of the other one: 2,936 characters, of which two are padding.
+    /// The length of the other one in bytes: 2,936 characters, of which two are padding.
     pub const SHORT: usize = 2_200;
 
     /// A token of [`LONG`](Self::LONG) bytes.
@@ -43,8 +43,8 @@ impl TokenBuilder {
         Self { length: Self::LONG }
     }
 
-    /// Sets the token's length in bytes. Four characters of text stand for three of them. Default:
-    /// [`LONG`](Self::LONG). A length below 154, where the varying part of a real token begins, counts as 154.
+    /// Sets the token's length in bytes, at least 154, the bytes before the varying part of a real token.
+    /// Four characters of text stand for three bytes. Default: [`LONG`](Self::LONG).
     pub const fn length(mut self, bytes: usize) -> Self {
         self.length = bytes;
         self
@@ -54,7 +54,7 @@ impl TokenBuilder {
     ///
     /// # Panics
     ///
-    /// If the operating system has no randomness to give.
+    /// If the operating system gives no random bytes.
     #[must_use]
     pub fn build(&self) -> String {
         let mut bytes = vec![0; self.length.max(ENVELOPE)];
@@ -63,7 +63,7 @@ impl TokenBuilder {
         let rest = u32::try_from(bytes.len() - ENVELOPE).unwrap_or(u32::MAX);
         bytes[..4].copy_from_slice(&[2, 0, 0, 0]);
         bytes[20..85].copy_from_slice(AffinePoint::GENERATOR.to_encoded_point(false).as_bytes());
-        // The mark of an uncompressed point.
+        // This byte marks an uncompressed point.
         bytes[85] = 4;
         bytes[150..ENVELOPE].copy_from_slice(&rest.to_le_bytes());
         STANDARD.encode(bytes)

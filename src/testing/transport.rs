@@ -16,20 +16,20 @@ use crate::{
     testing::{fake_apple::FakeApple, state::Played},
 };
 
-/// A [`FakeApple`] in the place of the transport to Apple; made by [`FakeApple::transport`].
+/// A [`FakeApple`] as the transport to Apple; made by [`FakeApple::transport`].
 ///
-/// A request goes to development if its host has `development` in its name, as Apple's own has, else to
-/// production. The host is the one of the URI, or of the `Host` header where the URI has none.
+/// A request goes to development if the name of its host contains `development`, as Apple's does, else to
+/// production. The host is that of the URI, or of the `Host` header if the URI has none.
 ///
-/// A call that is [reset](super::Reply::reset) or [cut short](super::Reply::cut_short) fails with an
-/// [`io::Error`].
+/// A call that is [reset](crate::testing::Reply::reset) or [cut short](crate::testing::Reply::cut_short)
+/// fails with an [`io::Error`].
 #[derive(Clone, Debug)]
 pub struct FakeAppleService {
     apple: FakeApple,
 }
 
 impl FakeApple {
-    /// This Apple as a tower service, in the place of the transport to Apple. Needs no socket.
+    /// This Apple as a transport of the client for Apple. Needs no socket.
     #[must_use]
     pub fn transport(&self) -> FakeAppleService {
         FakeAppleService { apple: self.clone() }
