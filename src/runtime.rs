@@ -71,12 +71,6 @@ pub(crate) const fn date(days: u64) -> (u64, u64, u64) {
     (year, month, day_of_year - (153 * months_since_march + 2) / 5 + 1)
 }
 
-/// Locks, poisoned or not: what this crate keeps behind a mutex is whole at every point where code can panic.
-#[cfg_attr(not(any(feature = "split-key", feature = "testing")), allow(dead_code))]
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// How long one request has waited for something, to be kept within one limit over several steps.
 #[derive(Debug, Default)]
 #[cfg_attr(not(feature = "redis"), allow(dead_code))]

@@ -16,8 +16,8 @@ use tower::{Layer, ServiceExt, service_fn};
 use web_time::UNIX_EPOCH;
 
 use crate::{
+    apple::token::DeviceToken,
     gate::{
-        credential::DeviceToken,
         decision::{Evidence, VerifiedDevice},
         routing::Environment,
     },
@@ -188,7 +188,8 @@ impl Fixture {
 pub(super) fn device(text: &str) -> VerifiedDevice {
     let token: DeviceToken = text.parse().unwrap();
     let digest = token.digest();
-    VerifiedDevice::new(digest, Environment::Production, Evidence::APPLE, SystemTime::now()).with_text(token.into_text())
+    VerifiedDevice::new(digest, Environment::Production, Evidence::APPLE, SystemTime::now())
+        .with_text(token.into_text())
 }
 
 pub(super) fn request(headers: &[(&str, &str)]) -> Request<Body> {

@@ -1,16 +1,16 @@
 use std::{convert::Infallible, sync::atomic::Ordering, time::Duration};
 
-use http::{Method, Request, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
 
 use super::*;
 use crate::{
+    apple::token::Verdict,
     device_check::{
         token_source::{BearerToken, HeaderToken},
         verifier::{DeviceVerifier, TokenQuestion},
     },
-    apple::token::Verdict,
     gate::error::VerifyError,
     layer::DeviceCheckLayer,
     runtime::SystemTime,
