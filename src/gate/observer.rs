@@ -206,8 +206,8 @@ impl fmt::Debug for Event<'_> {
 /// | level | what |
 /// |---|---|
 /// | error | a request rejected because Apple does not accept our credentials |
-/// | warn | a request rejected because there is no verdict; a failure of the cache that it has not logged itself; an admission by a debug token |
-/// | debug | every other admission and rejection: the client's doing, and not to fill our logs with |
+/// | warn | a request rejected because there is no verdict; an admission by a debug token |
+/// | debug | every other admission and rejection: the client's doing, and not to fill our logs with; each failure of the cache, which logs its incidents itself, once each |
 /// | trace | exempt requests |
 ///
 /// Fields: `outcome`, `environment`, `evidence`, `digest`, `latency_us` (microseconds), `error` with its causes,
@@ -255,37 +255,24 @@ impl Observer for TracingObserver {
     }
 
     fn cache_error(&self, error: &CacheError) {
-        if !error.is_reported() {
-            event!(target: TARGET, Level::WARN, error = %Chain(error), "verdict cache failed");
-        }
+        event!(target: TARGET, Level::DEBUG, error = %Chain(error), "verdict cache failed");
     }
 }
 
 /// A cache could not say or could not keep.
+///
+/// Observers get one for each failure, [`TracingObserver`](crate::TracingObserver) logs it at level debug: a cache
+/// that goes down would fill the log with one line for each request. A cache logs the beginning and the end of an
+/// incident itself, as `RedisCache` does.
 #[derive(Debug)]
 pub struct CacheError {
     source: BoxError,
-    reported: bool,
 }
 
 impl CacheError {
     /// An error with this cause, which must hold no secret: it is logged.
     pub fn new(source: impl Into<BoxError>) -> Self {
-        Self { source: source.into(), reported: false }
-    }
-
-    /// The same error of a cache that logs its incidents itself, once each and not once per request.
-    #[must_use]
-    pub const fn reported(mut self) -> Self {
-        self.reported = true;
-        self
-    }
-
-    /// Whether the cache has logged the incident already. [`TracingObserver`](crate::TracingObserver) is
-    /// silent about those; observers that count get all of them.
-    #[must_use]
-    pub const fn is_reported(&self) -> bool {
-        self.reported
+        Self { source: source.into() }
     }
 }
 

@@ -203,8 +203,8 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> VerdictCache for RedisCa
         // One byte more than a value has, and no more, whatever is there.
         command.arg(self.verdict_name(key)).arg(0).arg(Value::LENGTH);
         let answer = self.link.run(Kind::Read, &key.memo.waited, self.link.query(command));
-        let value: Vec<u8> = answer.await.map_err(reported)?;
-        self.open(key, &value).map_err(reported)
+        let value: Vec<u8> = answer.await.map_err(CacheError::new)?;
+        self.open(key, &value).map_err(CacheError::new)
     }
 
     async fn put(&self, key: &VerdictKey<'_>, verdict: CachedVerdict) -> Result<(), CacheError> {
@@ -222,7 +222,7 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> VerdictCache for RedisCa
         command.arg(self.verdict_name(key)).arg(&self.seal.close(key, &value)[..]);
         command.arg("PX").arg(time_to_live);
         let answer = self.link.run_on(Kind::Write, &key.memo.waited, self.link.query(command));
-        answer.await.map_err(reported)
+        answer.await.map_err(CacheError::new)
     }
 
     async fn lease(&self, key: &VerdictKey<'_>) -> Lease {
@@ -271,10 +271,6 @@ impl<C> fmt::Debug for RedisCache<C> {
             .field("lease", &self.lease)
             .finish_non_exhaustive()
     }
-}
-
-fn reported(error: LinkError) -> CacheError {
-    CacheError::new(error).reported()
 }
 
 const fn letter(environment: Environment) -> char {
