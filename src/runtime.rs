@@ -14,10 +14,7 @@ pub(crate) use web_time::Instant;
 use std::{
     future::poll_fn,
     pin::pin,
-    sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Mutex, MutexGuard, PoisonError},
     task::Poll,
     time::Duration,
 };
@@ -69,34 +66,6 @@ pub(crate) const fn date(days: u64) -> (u64, u64, u64) {
     let month = (months_since_march + 2) % 12 + 1;
     let year = era * 400 + year_of_era + (month <= 2) as u64;
     (year, month, day_of_year - (153 * months_since_march + 2) / 5 + 1)
-}
-
-/// How long one request has waited for something, to be kept within one limit over several steps.
-#[derive(Debug, Default)]
-#[cfg_attr(not(feature = "redis"), allow(dead_code))]
-pub(crate) struct Waited(AtomicU64);
-
-impl Waited {
-    pub(crate) const fn none() -> Self {
-        Self(AtomicU64::new(0))
-    }
-}
-
-#[cfg_attr(not(feature = "redis"), allow(dead_code))]
-impl Waited {
-    pub(crate) fn get(&self) -> Duration {
-        Duration::from_micros(self.0.load(Ordering::Relaxed))
-    }
-
-    pub(crate) fn add(&self, time: Duration) {
-        self.0.fetch_add(u64::try_from(time.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
-    }
-}
-
-impl Clone for Waited {
-    fn clone(&self) -> Self {
-        Self(AtomicU64::new(self.0.load(Ordering::Relaxed)))
-    }
 }
 
 /// The time was over before the future was done.

@@ -9,20 +9,20 @@ use crate::{
         failure::LinkError,
         health::{Health, Kind},
     },
-    runtime::{Instant, Waited},
+    runtime::Instant,
 };
 
 /// What keys begin with.
 pub(crate) const DEFAULT_PREFIX: &str = "tower-devicecheck";
 
-/// For how long one request waits for Redis in all.
+/// How long one command waits for Redis.
 pub(crate) const DEFAULT_DEADLINE: Duration = Duration::from_millis(50);
 
 /// A connection with a deadline, and a memory for incidents.
 #[derive(Clone)]
 pub(crate) struct Link<C> {
     connection: C,
-    /// For all commands of one request.
+    /// For each command.
     deadline: Duration,
     health: Arc<Health>,
 }
@@ -35,6 +35,10 @@ impl<C: Clone> Link<C> {
 
     pub(crate) const fn set_deadline(&mut self, deadline: Duration) {
         self.deadline = deadline;
+    }
+
+    pub(crate) const fn deadline(&self) -> Duration {
+        self.deadline
     }
 
     pub(crate) fn connection(&self) -> C {
@@ -53,23 +57,20 @@ impl<C: Clone> Link<C> {
         async move { command.query_async(&mut connection).await }
     }
 
-    /// Runs a command within what its request has left of the deadline, unless Redis is known not to answer.
+    /// Runs a command within the deadline, unless Redis is known not to answer.
     pub(crate) async fn run<T>(
         &self,
         kind: Kind,
-        waited: &Waited,
         command: impl Future<Output = RedisResult<T>>,
     ) -> Result<T, LinkError> {
         if !self.health.may_try() {
             return Err(LinkError::Down);
         }
         let started = Instant::now();
-        let left = self.deadline.saturating_sub(waited.get());
-        let result = match tokio::time::timeout(left, command).await {
+        let result = match tokio::time::timeout(self.deadline, command).await {
             Ok(result) => result.map_err(LinkError::Redis),
             Err(_) => Err(LinkError::Late(self.deadline)),
         };
-        waited.add(started.elapsed());
         match &result {
             Ok(_) => self.health.succeeded(kind),
             Err(error) => self.health.failed(kind, error, started),
@@ -77,27 +78,19 @@ impl<C: Clone> Link<C> {
         result
     }
 
-    /// Runs a command to its end, within a whole deadline, and waits for that for what the request has left.
-    /// What was learnt is shared even if the request has no more time, or nobody waits for it any more.
+    /// Runs a command on a task of its own, so that it is sent and its result counts even if the caller's future
+    /// is dropped.
     pub(crate) async fn run_on<T: Send + 'static>(
         &self,
         kind: Kind,
-        waited: &Waited,
         command: impl Future<Output = RedisResult<T>> + Send + 'static,
     ) -> Result<T, LinkError>
     where
         C: Send + Sync + 'static,
     {
-        let started = Instant::now();
-        let left = self.deadline.saturating_sub(waited.get());
         let link = self.clone();
-        let task = tokio::spawn(async move { link.run(kind, &Waited::none(), command).await });
-        let result = tokio::time::timeout(left, task).await;
-        waited.add(started.elapsed());
-        match result {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) | Err(_) => Err(LinkError::Late(self.deadline)),
-        }
+        let task = tokio::spawn(async move { link.run(kind, command).await });
+        task.await.unwrap_or(Err(LinkError::Late(self.deadline)))
     }
 
     /// Redis answered, but not what this crate wrote.
@@ -121,35 +114,25 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_outage_costs_one_request_in_a_while() {
         let link = Link::new((), "test");
-        assert!(link.run(Kind::Read, &Waited::none(), async { Ok(()) }).await.is_ok());
-        let failed = link.run::<()>(Kind::Read, &Waited::none(), async { Err(io_error()) }).await;
+        assert!(link.run(Kind::Read, async { Ok(()) }).await.is_ok());
+        let failed = link.run::<()>(Kind::Read, async { Err(io_error()) }).await;
         assert!(matches!(failed, Err(LinkError::Redis(_))));
-        assert!(matches!(
-            link.run(Kind::Write, &Waited::none(), async { Ok(()) }).await,
-            Err(LinkError::Down)
-        ));
+        assert!(matches!(link.run(Kind::Write, async { Ok(()) }).await, Err(LinkError::Down)));
 
         tokio::time::advance(PROBE_INTERVAL).await;
         let probe = tokio::spawn({
             let link = link.clone();
-            async move {
-                link.run(Kind::Read, &Waited::none(), std::future::pending::<RedisResult<()>>())
-                    .await
-                    .is_err()
-            }
+            async move { link.run(Kind::Read, std::future::pending::<RedisResult<()>>()).await.is_err() }
         });
         tokio::task::yield_now().await;
-        assert!(
-            matches!(link.run(Kind::Read, &Waited::none(), async { Ok(()) }).await, Err(LinkError::Down)),
-            "one goes"
-        );
+        assert!(matches!(link.run(Kind::Read, async { Ok(()) }).await, Err(LinkError::Down)), "one goes");
         let started = Instant::now();
         assert!(probe.await.unwrap());
         assert_eq!(started.elapsed(), DEFAULT_DEADLINE);
 
         tokio::time::advance(PROBE_INTERVAL).await;
-        assert!(link.run(Kind::Read, &Waited::none(), async { Ok(()) }).await.is_ok());
-        assert!(link.run(Kind::Write, &Waited::none(), async { Ok(()) }).await.is_ok());
+        assert!(link.run(Kind::Read, async { Ok(()) }).await.is_ok());
+        assert!(link.run(Kind::Write, async { Ok(()) }).await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]
@@ -157,38 +140,22 @@ mod tests {
         let link = Link::new((), "test");
         let declined = || RedisError::from((ErrorKind::UnexpectedReturnType, "x"));
         for _ in 0..3 {
-            let failed = link.run::<()>(Kind::Write, &Waited::none(), async { Err(declined()) }).await;
+            let failed = link.run::<()>(Kind::Write, async { Err(declined()) }).await;
             assert!(matches!(failed, Err(LinkError::Redis(_))));
         }
-        assert!(link.run(Kind::Read, &Waited::none(), async { Ok(()) }).await.is_ok());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_request_waits_for_one_deadline_in_all() {
-        let link = Link::new((), "test");
-        let waited = Waited::none();
-        let started = Instant::now();
-        let slow = async {
-            tokio::time::sleep(Duration::from_millis(30)).await;
-            Ok(())
-        };
-        assert!(link.run(Kind::Read, &waited, slow).await.is_ok());
-        let hangs = std::future::pending::<RedisResult<()>>();
-        assert!(matches!(link.run(Kind::Write, &waited, hangs).await, Err(LinkError::Late(_))));
-        assert_eq!(started.elapsed(), DEFAULT_DEADLINE);
+        assert!(link.run(Kind::Read, async { Ok(()) }).await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]
     async fn one_late_command_of_many_is_not_an_outage() {
         let link = Link::new((), "test");
-        let waited = Waited::none();
-        let late = link.run(Kind::Read, &waited, std::future::pending::<RedisResult<()>>());
+        let late = link.run(Kind::Read, std::future::pending::<RedisResult<()>>());
         let others = async {
             tokio::time::sleep(Duration::from_millis(20)).await;
-            link.run(Kind::Read, &Waited::none(), async { Ok(()) }).await
+            link.run(Kind::Read, async { Ok(()) }).await
         };
         let (late, others) = tokio::join!(late, others);
         assert!(late.is_err() && others.is_ok());
-        assert!(link.run(Kind::Read, &Waited::none(), async { Ok(()) }).await.is_ok());
+        assert!(link.run(Kind::Read, async { Ok(()) }).await.is_ok());
     }
 }

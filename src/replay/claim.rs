@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{gate::credential::TokenDigest, replay::owner::Owner, runtime::Waited};
+use crate::{gate::credential::TokenDigest, replay::owner::Owner};
 
 /// What a guard says about a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -48,9 +48,6 @@ impl<'a> ReplayKey<'a> {
 pub struct Claim {
     owner: Owner,
     retry: Option<Retry>,
-    /// How long this request has waited for the guard.
-    #[cfg_attr(not(feature = "redis"), allow(dead_code))]
-    pub(super) waited: Waited,
 }
 
 /// By what a repetition of a request is known, and for how long.
@@ -64,7 +61,7 @@ impl Claim {
     /// A claim of a request without an idempotency key.
     #[must_use]
     pub const fn new(owner: Owner) -> Self {
-        Self { owner, retry: None, waited: Waited::none() }
+        Self { owner, retry: None }
     }
 
     /// The same claim of a request with this idempotency key, which may be repeated once within `window`

@@ -92,7 +92,7 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> RedisReplayGuard<C> {
         self
     }
 
-    /// For how long one request waits for Redis in all, before and after Apple is asked. Default: 50 ms.
+    /// How long each step of a request waits for Redis. Default: 50 ms.
     #[must_use]
     pub fn with_deadline(mut self, deadline: Duration) -> Self {
         self.link.set_deadline(deadline);
@@ -132,18 +132,12 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> RedisReplayGuard<C> {
     }
 
     /// Runs a script on a token. Its answer is whether the token is this claim's.
-    async fn run(
-        &self,
-        key: &ReplayKey<'_>,
-        claim: &Claim,
-        script: &str,
-        arguments: &[&str],
-    ) -> Result<bool, LinkError> {
+    async fn run(&self, key: &ReplayKey<'_>, script: &str, arguments: &[&str]) -> Result<bool, LinkError> {
         let mut command = redis::cmd("EVAL");
         // The digest in braces is what a cluster chooses the node by.
         let name = format!("{}:use1:{}:{{{}}}", self.prefix, key.scope(), key.digest());
         command.arg(script).arg(1).arg(name).arg(arguments);
-        self.link.run(Kind::Write, &claim.waited, self.link.query(command)).await
+        self.link.run(Kind::Write, self.link.query(command)).await
     }
 
     fn judge(&self, answer: Result<bool, LinkError>) -> Result<Reservation, GuardError> {
@@ -199,7 +193,7 @@ return 1";
 impl<C: ConnectionLike + Clone + Send + Sync + 'static> ReplayGuard for RedisReplayGuard<C> {
     async fn reserve(&self, key: &ReplayKey<'_>, claim: &Claim) -> Result<Reservation, GuardError> {
         let arguments = [&*claim.owner().to_string(), &retry_key(claim), &millis(self.lease)];
-        self.judge(self.run(key, claim, RESERVE, &arguments).await)
+        self.judge(self.run(key, RESERVE, &arguments).await)
     }
 
     async fn confirm(&self, key: &ReplayKey<'_>, claim: &Claim) -> Result<Reservation, GuardError> {
@@ -209,11 +203,11 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> ReplayGuard for RedisRep
             &millis(claim.retry_window()),
             &millis(self.retention),
         ];
-        self.judge(self.run(key, claim, CONFIRM, &arguments).await)
+        self.judge(self.run(key, CONFIRM, &arguments).await)
     }
 
     async fn release(&self, key: &ReplayKey<'_>, claim: &Claim) -> Result<(), GuardError> {
-        let answer = self.run(key, claim, RELEASE, &[&claim.owner().to_string()]).await;
+        let answer = self.run(key, RELEASE, &[&claim.owner().to_string()]).await;
         answer.map(drop).map_err(GuardError::new)
     }
 
@@ -221,7 +215,6 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> ReplayGuard for RedisRep
         // Without a runtime, as when the process ends, the reservation lapses by itself.
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         let (guard, scope, digest) = (self.clone(), key.scope().to_owned(), key.digest());
-        // Nobody waits for it any more.
         let claim = Claim::new(claim.owner());
         runtime.spawn(async move {
             let _ = guard.release(&ReplayKey::new(&scope, digest), &claim).await;

@@ -9,12 +9,9 @@ use redis::{
 
 use crate::{
     redis::{self as redis_link, Kind, Link, LinkError},
-    runtime::{SystemTime, Waited, since_epoch},
+    runtime::{SystemTime, since_epoch},
     split_key::{
-        audit::{event::SplitKeyEvent, observer::SplitKeyObserver},
-        metadata::SplitId,
-        record::SplitKeyRecord,
-        store::{SplitKeyStore, SplitKeyStoreError},
+        SplitId, SplitKeyEvent, SplitKeyObserver, SplitKeyRecord, SplitKeyStore, SplitKeyStoreError,
     },
 };
 
@@ -119,7 +116,7 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> SplitKeyStore for RedisS
         let field = field(project, split);
         let mut command = redis::cmd("HGET");
         command.arg(self.hash()).arg(&field);
-        let answer = self.link.run(Kind::Read, &Waited::none(), self.link.query(command)).await;
+        let answer = self.link.run(Kind::Read, self.link.query(command)).await;
         let value: Option<Vec<u8>> = answer.map_err(SplitKeyStoreError::unavailable)?;
         let Some(value) = value else { return Ok(None) };
         record(&field, &value).map(Some).ok_or_else(|| SplitKeyStoreError::unavailable(self.link.rubbish()))
@@ -248,7 +245,7 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> SplitKeyObserver for Red
         let mut connection = self.link.connection();
         runtime.spawn(async move {
             let count = async move { commands.query_async::<()>(&mut connection).await };
-            let _ = link.run(Kind::Write, &Waited::none(), count).await;
+            let _ = link.run(Kind::Write, count).await;
         });
     }
 }

@@ -2,12 +2,15 @@
 
 use std::{sync::Arc, time::Duration};
 
+use http::StatusCode;
 use tower_devicecheck::{
     DeviceToken, Environment, Verdict,
-    cache::{CachedVerdict, Lease, MemoryCache, Tiered, VerdictCache, VerdictKey},
-    testing::FakeApple,
+    cache::{CacheError, CachedVerdict, Lease, MemoryCache, Tiered, VerdictCache, VerdictKey},
+    testing::{FakeApple, Reply},
 };
 use web_time::{SystemTime, UNIX_EPOCH};
+
+use crate::support::{App, Apple};
 
 const TEAM: &str = "TEAM123456";
 const MINUTE: Duration = Duration::from_secs(60);
@@ -88,4 +91,45 @@ async fn tiered_fills_the_near_cache_from_the_far_one() {
     assert!(near.peek(&key).is_none());
     assert!(cache.get(&key).await.unwrap().is_some());
     assert!(near.peek(&key).is_some());
+}
+
+/// Takes a while to find nothing, and never keeps anything.
+struct Slow;
+
+impl Slow {
+    const GET: Duration = Duration::from_millis(30);
+    const DEADLINE: Duration = Duration::from_millis(50);
+}
+
+impl VerdictCache for Slow {
+    async fn get(&self, _: &VerdictKey<'_>) -> Result<Option<CachedVerdict>, CacheError> {
+        tokio::time::sleep(Self::GET).await;
+        Ok(None)
+    }
+
+    async fn put(&self, _: &VerdictKey<'_>, _: CachedVerdict) -> Result<(), CacheError> {
+        std::future::pending().await
+    }
+
+    fn deadline(&self) -> Duration {
+        Self::DEADLINE
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_waits_for_a_cache_for_one_deadline_in_all() {
+    let apple = Apple::new();
+    let asked_for = Duration::from_secs(2);
+    apple.fake.always(Reply::normal().delay(asked_for));
+    for layer in [
+        apple.layer().with_cache(Slow),
+        apple.layer().with_cache(Arc::new(Slow)),
+        apple.layer().with_cache(Tiered::new(MemoryCache::new(), Slow)),
+    ] {
+        let app = App::new(&layer);
+        apple.fake.reset_counts();
+        let started = tokio::time::Instant::now();
+        assert_eq!(app.status(&apple.genuine()).await, StatusCode::OK);
+        assert_eq!((started.elapsed() - asked_for, apple.calls()), (Slow::DEADLINE, 1));
+    }
 }

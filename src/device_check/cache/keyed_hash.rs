@@ -12,21 +12,11 @@
 //!   shown to anyone; for a tag that is sent to others it would not be.
 //! * POLYVAL (RFC 8452) elsewhere, at a good third of the cost of SHA-256.
 
-use std::{
-    fmt,
-    sync::atomic::{AtomicU64, Ordering},
-};
-
 use crate::{device_check::cache::verdict_key::VerdictKey, gate::routing::Environment};
 
-/// The secret of one process under which [`VerdictKey::keyed_hash`] hashes. Its hashes must not leave the
-/// process.
-#[derive(Clone)]
-pub struct HashSecret {
-    secret: backend::Secret,
-    /// Tells it from the others of this process.
-    id: u64,
-}
+/// A secret to hash keys under. Neither it nor a hash may leave the process, and none has `Debug`: who knows one
+/// can make tokens collide.
+pub(super) struct HashSecret(backend::Secret);
 
 impl HashSecret {
     /// A new secret from the operating system.
@@ -34,26 +24,14 @@ impl HashSecret {
     /// # Panics
     ///
     /// If the operating system has no randomness to give, which no server survives.
-    #[must_use]
-    pub fn random() -> Self {
+    pub(super) fn random() -> Self {
         let mut key = [0; 16];
         #[allow(clippy::expect_used, reason = "see Panics")]
         getrandom::fill(&mut key).expect("the operating system gives random bytes");
-        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
-        Self { secret: backend::secret(key), id: NEXT_ID.fetch_add(1, Ordering::Relaxed) }
+        Self(backend::secret(key))
     }
-}
 
-impl fmt::Debug for HashSecret {
-    // Whoever knows the secret can make tokens collide.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("HashSecret(..)")
-    }
-}
-
-impl VerdictKey<'_> {
-    /// A hash of the whole key for tables inside this process, at a seventh to a third of the cost of
-    /// [`digest`](Self::digest).
+    /// A hash of the whole key, at a seventh to a third of the cost of [`VerdictKey::digest`].
     ///
     /// It is a universal hash under a random secret. For two different keys, of at most `n` blocks of 16
     /// bytes each (`n` is at most 515 for a token and a scope of 16 bytes), and a secret that was chosen
@@ -62,21 +40,13 @@ impl VerdictKey<'_> {
     /// cache of `m` entries find a false one with probability at most `q * m * n / 2^128`: less than 2^-58
     /// for 2^40 tries against 2^20 entries.
     ///
-    /// That holds for nobody who knows the secret or sees hashes. Use [`digest`](Self::digest) for
-    /// everything that leaves the process.
-    #[must_use]
-    pub fn keyed_hash(&self, secret: &HashSecret) -> u128 {
-        let hash = || {
-            let environment = match self.environment {
-                Environment::Production => 0,
-                Environment::Development => 1,
-            };
-            backend::hash(&secret.secret, self.text, self.scope.as_bytes(), environment)
+    /// This bound does not hold against anyone who knows the secret or sees a hash.
+    pub(super) fn hash(&self, key: &VerdictKey<'_>) -> u128 {
+        let environment = match key.environment() {
+            Environment::Production => 0,
+            Environment::Development => 1,
         };
-        match *self.memo.keyed_hash.get_or_init(|| (secret.id, hash())) {
-            (id, known) if id == secret.id => known,
-            _ => hash(),
-        }
+        backend::hash(&self.0, key.text(), key.scope().as_bytes(), environment)
     }
 }
 
@@ -157,34 +127,21 @@ mod tests {
         for text in texts {
             for scope in scopes {
                 for environment in environments {
-                    let hash = VerdictKey::of_text(scope, environment, text).keyed_hash(&secret);
-                    assert_eq!(VerdictKey::of_text(scope, environment, text).keyed_hash(&secret), hash);
+                    let hash = secret.hash(&VerdictKey::of_text(scope, environment, text));
+                    assert_eq!(secret.hash(&VerdictKey::of_text(scope, environment, text)), hash);
                     assert!(hashes.insert(hash), "{} {scope} {environment}", text.len());
                 }
             }
         }
         let key = VerdictKey::of_text("A", Environment::Production, b"A");
-        assert_ne!(key.keyed_hash(&secret), key.keyed_hash(&HashSecret::random()));
-    }
-
-    #[test]
-    fn a_key_has_a_hash_under_each_secret() {
-        let (one, other) = (HashSecret::random(), HashSecret::random());
-        let key = || VerdictKey::of_text("T", Environment::Production, b"AgAA");
-        let used = key();
-        let hashes = [used.keyed_hash(&one), used.keyed_hash(&other), used.keyed_hash(&one.clone())];
-        assert_eq!(hashes, [key().keyed_hash(&one), key().keyed_hash(&other), key().keyed_hash(&one)]);
-        assert_ne!(hashes[0], hashes[1]);
-
-        let next = key().with_memo(used.into_memo());
-        assert_eq!([next.keyed_hash(&other), next.keyed_hash(&one)], [hashes[1], hashes[0]]);
+        assert_ne!(secret.hash(&key), HashSecret::random().hash(&key));
     }
 
     #[test]
     fn every_bit_of_the_text_counts() {
         let secret = HashSecret::random();
         let mut text = vec![b'A'; 2_952];
-        let hash = |text: &[u8]| VerdictKey::of_text("T", Environment::Production, text).keyed_hash(&secret);
+        let hash = |text: &[u8]| secret.hash(&VerdictKey::of_text("T", Environment::Production, text));
         let expected = hash(&text);
         for index in 0..text.len() {
             text[index] ^= 1;

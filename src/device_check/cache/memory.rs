@@ -99,7 +99,7 @@ impl fmt::Debug for MemoryCache {
 
 impl VerdictCache for MemoryCache {
     fn peek(&self, key: &VerdictKey<'_>) -> Option<CachedVerdict> {
-        let hash = key.keyed_hash(&self.secret);
+        let hash = self.secret.hash(key);
         let find = |cache: &Cache<u128, Entry>, verdict| {
             let entry = cache.get(&hash)?;
             let left = entry.expires_at.checked_sub(self.now()).filter(|left| *left > 0)?;
@@ -119,7 +119,7 @@ impl VerdictCache for MemoryCache {
             checked_at: millis(since_epoch(verdict.checked_at())),
             expires_at: self.now().saturating_add(millis(verdict.time_to_live())),
         };
-        let hash = key.keyed_hash(&self.secret);
+        let hash = self.secret.hash(key);
         let (cache, other) = match verdict.verdict() {
             Verdict::Genuine => (&self.genuine, &self.refused),
             Verdict::Refused => (&self.refused, &self.genuine),

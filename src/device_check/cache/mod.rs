@@ -14,6 +14,8 @@ mod tiered;
 mod verdict_cache;
 mod verdict_key;
 
+#[cfg(feature = "memory-cache")]
+pub use self::memory::MemoryCache;
 #[cfg(feature = "redis")]
 #[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "redis")))]
 pub use self::redis::RedisCache;
@@ -23,7 +25,5 @@ pub use self::{
     verdict_cache::{Lease, VerdictCache},
     verdict_key::VerdictKey,
 };
-#[cfg(feature = "memory-cache")]
-pub use self::{keyed_hash::HashSecret, memory::MemoryCache};
-pub(crate) use self::{no_cache::NoCache, verdict_cache::ErasedCache, verdict_key::Memo};
+pub(crate) use self::{no_cache::NoCache, verdict_cache::ErasedCache};
 pub use crate::gate::observer::CacheError;

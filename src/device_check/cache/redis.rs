@@ -18,7 +18,7 @@ use crate::{
     gate::routing::Environment,
     redis::{self as redis_link, Kind, Link, LinkError},
     replay::owner::Owner,
-    runtime::{Instant, SystemTime, Waited, millis, since_epoch},
+    runtime::{Instant, SystemTime, millis, since_epoch},
 };
 
 /// Verdicts in Redis or Valkey, shared by all replicas that use the same server and prefix.
@@ -173,10 +173,7 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> RedisCache<C> {
         commands.arg("NX").arg("PX").arg(millis(lease).max(1));
         // After the lease, for its last holder gave it up after it had put the verdict.
         commands.cmd("GETRANGE").arg(self.verdict_name(key)).arg(0).arg(Value::LENGTH);
-        // One deadline for each look: what lies between them is the time of whoever asks Apple.
-        let waited = Waited::none();
-        let answer =
-            self.link.run(Kind::Write, &waited, async move { commands.query_async(&mut connection).await });
+        let answer = self.link.run(Kind::Write, async move { commands.query_async(&mut connection).await });
         let (leased, value): (bool, Vec<u8>) = answer.await?;
         Ok(match self.open(key, &value).unwrap_or(None) {
             Some(verdict) => Turn::Known { verdict, leased },
@@ -202,7 +199,7 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> VerdictCache for RedisCa
         let mut command = redis::cmd("GETRANGE");
         // One byte more than a value has, and no more, whatever is there.
         command.arg(self.verdict_name(key)).arg(0).arg(Value::LENGTH);
-        let answer = self.link.run(Kind::Read, &key.memo.waited, self.link.query(command));
+        let answer = self.link.run(Kind::Read, self.link.query(command));
         let value: Vec<u8> = answer.await.map_err(CacheError::new)?;
         self.open(key, &value).map_err(CacheError::new)
     }
@@ -221,8 +218,12 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> VerdictCache for RedisCa
         let mut command = redis::cmd("SET");
         command.arg(self.verdict_name(key)).arg(&self.seal.close(key, &value)[..]);
         command.arg("PX").arg(time_to_live);
-        let answer = self.link.run_on(Kind::Write, &key.memo.waited, self.link.query(command));
+        let answer = self.link.run_on(Kind::Write, self.link.query(command));
         answer.await.map_err(CacheError::new)
+    }
+
+    fn deadline(&self) -> Duration {
+        self.link.deadline()
     }
 
     async fn lease(&self, key: &VerdictKey<'_>) -> Lease {
@@ -257,7 +258,7 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> VerdictCache for RedisCa
     async fn release(&self, key: &VerdictKey<'_>, owner: Owner) {
         let mut command = redis::cmd("EVAL");
         command.arg(RELEASE).arg(1).arg(self.lease_name(key)).arg(owner.to_string());
-        let answer = self.link.run_on(Kind::Write, &key.memo.waited, self.link.query(command));
+        let answer = self.link.run_on(Kind::Write, self.link.query(command));
         // A lease that is not given back ends by itself.
         let _: Result<u8, LinkError> = answer.await;
     }

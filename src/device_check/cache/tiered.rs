@@ -1,5 +1,9 @@
 //! Two caches as one.
 
+use std::time::Duration;
+
+use futures_util::future::join;
+
 use crate::{
     device_check::cache::{
         cached_verdict::CachedVerdict,
@@ -47,9 +51,14 @@ impl<Near: VerdictCache, Far: VerdictCache> VerdictCache for Tiered<Near, Far> {
 
     /// Both are tried; the far cache's error comes before the near one's.
     async fn put(&self, key: &VerdictKey<'_>, verdict: CachedVerdict) -> Result<(), CacheError> {
-        let near = self.near.put(key, verdict).await;
-        self.far.put(key, verdict).await?;
-        near
+        // Together: a near cache that is slow must not keep the verdict from the far one.
+        let (near, far) = join(self.near.put(key, verdict), self.far.put(key, verdict)).await;
+        far.and(near)
+    }
+
+    /// The far cache's: it is the one that is waited for.
+    fn deadline(&self) -> Duration {
+        self.far.deadline()
     }
 
     /// The far cache's lease: it is the one that others share.

@@ -13,7 +13,7 @@ use crate::{
 /// Remembers verdicts: `MemoryCache` in the process, others between processes, [`Tiered`] both.
 ///
 /// Only verdicts are ever put, never the lack of one. A cache that fails counts as one that has nothing; under
-/// tokio, so does one that takes longer than a second.
+/// tokio, so does one that takes longer than its [deadline](Self::deadline).
 ///
 /// ```
 /// use std::{collections::HashMap, sync::Mutex, time::Instant};
@@ -59,11 +59,6 @@ pub trait VerdictCache: Send + Sync + 'static {
         None
     }
 
-    /// How long one request waits for this cache in all, before and after Apple is asked. Default: 1 second.
-    fn deadline(&self) -> Duration {
-        Duration::from_secs(1)
-    }
-
     /// Looks everywhere, also where [`peek`](Self::peek) looks. The answer says how much of the verdict's time to
     /// live is left.
     ///
@@ -89,6 +84,16 @@ pub trait VerdictCache: Send + Sync + 'static {
         key: &VerdictKey<'_>,
         verdict: CachedVerdict,
     ) -> impl Future<Output = Result<(), CacheError>> + Send;
+
+    /// How long one request waits for this cache in all: for [`get`](Self::get) before Apple is asked, and for
+    /// [`put`](Self::put) and [`release`](Self::release) afterwards with what is left of it. Default: 2 seconds. A
+    /// single step gets no more than a second of it.
+    ///
+    /// Without any time left, the future of a `put` is polled once and dropped: what must happen all the same,
+    /// the cache has to do on a task of its own. [`lease`](Self::lease) is not counted.
+    fn deadline(&self) -> Duration {
+        Duration::from_secs(2)
+    }
 
     /// Asks for the right to ask Apple about a token that the cache does not know, for caches that let only
     /// one of several processes ask at a time. Default: [`Lease::Ask`], everyone may.
@@ -129,6 +134,10 @@ impl<C: VerdictCache> VerdictCache for Arc<C> {
         C::put(self, key, verdict)
     }
 
+    fn deadline(&self) -> Duration {
+        C::deadline(self)
+    }
+
     fn lease(&self, key: &VerdictKey<'_>) -> impl Future<Output = Lease> + Send {
         C::lease(self, key)
     }
@@ -155,7 +164,6 @@ pub enum Lease {
 
 /// The twin of [`VerdictCache`] that can be a trait object.
 pub(crate) trait ErasedCache: Send + Sync {
-    fn deadline(&self) -> Duration;
     fn peek(&self, key: &VerdictKey<'_>) -> Option<CachedVerdict>;
     fn get<'a>(&'a self, key: &'a VerdictKey<'_>)
     -> BoxFuture<'a, Result<Option<CachedVerdict>, CacheError>>;
@@ -164,15 +172,12 @@ pub(crate) trait ErasedCache: Send + Sync {
         key: &'a VerdictKey<'_>,
         verdict: CachedVerdict,
     ) -> BoxFuture<'a, Result<(), CacheError>>;
+    fn deadline(&self) -> Duration;
     fn lease<'a>(&'a self, key: &'a VerdictKey<'_>) -> BoxFuture<'a, Lease>;
     fn release<'a>(&'a self, key: &'a VerdictKey<'_>, owner: Owner) -> BoxFuture<'a, ()>;
 }
 
 impl<C: VerdictCache> ErasedCache for C {
-    fn deadline(&self) -> Duration {
-        VerdictCache::deadline(self)
-    }
-
     fn peek(&self, key: &VerdictKey<'_>) -> Option<CachedVerdict> {
         VerdictCache::peek(self, key)
     }
@@ -190,6 +195,10 @@ impl<C: VerdictCache> ErasedCache for C {
         verdict: CachedVerdict,
     ) -> BoxFuture<'a, Result<(), CacheError>> {
         Box::pin(VerdictCache::put(self, key, verdict))
+    }
+
+    fn deadline(&self) -> Duration {
+        VerdictCache::deadline(self)
     }
 
     fn lease<'a>(&'a self, key: &'a VerdictKey<'_>) -> BoxFuture<'a, Lease> {

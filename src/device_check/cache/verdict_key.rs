@@ -1,36 +1,18 @@
 //! What a verdict is about.
 
-use std::{fmt, sync::OnceLock};
+use std::fmt;
 
 use crate::{apple::token::DeviceToken, gate::credential::TokenDigest, gate::routing::Environment};
 
 /// What a verdict is about: a token, the environment that was asked, and whose credentials asked.
 ///
 /// A verdict for one scope or environment says nothing about another, so a cache must tell them apart.
+#[derive(Clone, Copy)]
 pub struct VerdictKey<'a> {
-    pub(super) scope: &'a str,
-    pub(super) environment: Environment,
-    pub(super) text: &'a [u8],
-    pub(super) memo: Memo,
-}
-
-/// What was found out while one request used a key, for its later keys of the same token and environment.
-#[derive(Debug, Default)]
-pub(crate) struct Memo {
-    pub(crate) digest: OnceLock<TokenDigest>,
-    /// The keyed hash, and under which secret it is that.
-    #[cfg(feature = "memory-cache")]
-    pub(crate) keyed_hash: OnceLock<(u64, u128)>,
-    /// How long the request has waited for a shared cache.
-    #[cfg(feature = "redis")]
-    pub(crate) waited: crate::runtime::Waited,
-}
-
-impl Memo {
-    pub(crate) fn with_digest(self, digest: TokenDigest) -> Self {
-        self.digest.get_or_init(|| digest);
-        self
-    }
+    scope: &'a str,
+    environment: Environment,
+    text: &'a [u8],
+    digest: Option<TokenDigest>,
 }
 
 impl<'a> VerdictKey<'a> {
@@ -40,24 +22,15 @@ impl<'a> VerdictKey<'a> {
         Self::of_text(scope, environment, token.as_bytes())
     }
 
-    pub(crate) fn of_text(scope: &'a str, environment: Environment, text: &'a [u8]) -> Self {
-        Self { scope, environment, text, memo: Memo::default() }
+    /// The key of the verdict about a text that may not be a token.
+    pub(crate) const fn of_text(scope: &'a str, environment: Environment, text: &'a [u8]) -> Self {
+        Self { scope, environment, text, digest: None }
     }
 
-    /// The same key of a token whose digest is known already.
-    pub(crate) fn with_digest(self, digest: TokenDigest) -> Self {
-        self.memo.digest.get_or_init(|| digest);
+    /// The same key for a caller who knows the text's digest already.
+    pub(crate) const fn with_digest(mut self, digest: TokenDigest) -> Self {
+        self.digest = Some(digest);
         self
-    }
-
-    /// The same key, with what is known about it already.
-    pub(crate) fn with_memo(mut self, memo: Memo) -> Self {
-        self.memo = memo;
-        self
-    }
-
-    pub(crate) fn into_memo(self) -> Memo {
-        self.memo
     }
 
     /// Whose verdict it is: [`DeviceVerifier::scope`](crate::DeviceVerifier::scope).
@@ -72,10 +45,17 @@ impl<'a> VerdictKey<'a> {
         self.environment
     }
 
-    /// The token's SHA-256, computed when it is first asked for.
+    /// The token's SHA-256. The layer has computed it before it calls [`get`](crate::cache::VerdictCache::get);
+    /// for [`peek`](crate::cache::VerdictCache::peek) it is computed by each call of this.
     #[must_use]
     pub fn digest(&self) -> TokenDigest {
-        *self.memo.digest.get_or_init(|| TokenDigest::of(self.text))
+        self.digest.unwrap_or_else(|| TokenDigest::of(self.text))
+    }
+
+    /// The text itself, which is a secret if it is a token.
+    #[cfg(feature = "memory-cache")]
+    pub(super) const fn text(&self) -> &'a [u8] {
+        self.text
     }
 }
 
