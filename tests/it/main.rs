@@ -11,8 +11,6 @@ mod attacks;
 mod cache_contract;
 mod examples;
 mod gateway;
-mod gateway_memory;
-mod gateway_paths;
 mod generated;
 mod outage;
 mod protocols;

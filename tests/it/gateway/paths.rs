@@ -2,7 +2,7 @@
 
 use axum::{http::HeaderMap, response::IntoResponse};
 
-use crate::gateway::ai_gateway::target::{Provider, Providers, Target};
+use super::ai_gateway::target::{Provider, Providers, Target};
 
 #[test]
 fn where_paths_lead() {

@@ -1,0 +1,66 @@
+//! The gateway's own answers: to faults, and to the admin.
+
+use axum::{http::StatusCode, response::IntoResponse};
+use serde_json::Value;
+use tokio::net::TcpListener;
+use tower_devicecheck::{split_key::Limits as KeyLimits, testing::Reply};
+
+use super::{ADMIN, CHAT, Gateway, ai_gateway::Limits, code, ok, provider};
+
+#[tokio::test]
+async fn faults_have_their_own_answers() {
+    let (url, seen) = provider(ok).await;
+    let only_models = KeyLimits::none().with_paths(["/v1/openai/models"]);
+    let gateway = Gateway::with(&url, Limits::default(), only_models).await;
+    // The path without the project and the version is what the limits are about.
+    for path in ["/v1/openai/app/models", "/v1/openai/app/v1/models"] {
+        assert_eq!(gateway.post(path).send().await.unwrap().status(), StatusCode::OK, "{path}");
+    }
+    let response = gateway.post(CHAT).send().await.unwrap();
+    assert_eq!(response.status(), StatusCode::FORBIDDEN);
+    assert_eq!(code(response).await, "limit_not_met");
+    assert_eq!(seen.lock().unwrap().len(), 2);
+    assert_eq!(gateway.apple.calls(), 3);
+
+    // An outage of Apple's.
+    gateway.apple.fake.always(Reply::status(500));
+    let response = gateway.post(CHAT).send().await.unwrap();
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert!(response.headers().contains_key("retry-after"));
+    assert_eq!(gateway.apple.calls(), 4);
+
+    // An answer that nobody asked for: the client would take the connection to be another protocol's.
+    let (url, _) = provider(async |_| StatusCode::SWITCHING_PROTOCOLS.into_response()).await;
+    let gateway = Gateway::new(&url, Limits::default()).await;
+    let response = gateway.post(CHAT).send().await.unwrap();
+    assert_eq!(response.status(), StatusCode::BAD_GATEWAY);
+
+    // Nobody there: a port that was free a moment ago.
+    let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let gateway = Gateway::new(&format!("http://{free}"), Limits::default()).await;
+    let response = gateway.post(CHAT).send().await.unwrap();
+    assert_eq!(response.status(), StatusCode::BAD_GATEWAY);
+    assert_eq!(code(response).await, "provider_unreachable");
+    assert_eq!(gateway.apple.calls(), 1);
+}
+
+#[tokio::test]
+async fn usage_is_for_the_admin() {
+    let (url, _) = provider(ok).await;
+    let gateway = Gateway::new(&url, Limits::default()).await;
+    gateway.post(CHAT).send().await.unwrap();
+    let usage = async |authorization: &str| {
+        let request = gateway.client.get(format!("{}/usage", gateway.url));
+        request.header("authorization", authorization).send().await.unwrap()
+    };
+    for wrong in ["", "Bearer ", "Bearer the-admin-toke", "Bearer the-admin-token2", "the-admin-token"] {
+        assert_eq!(usage(wrong).await.status(), StatusCode::UNAUTHORIZED, "{wrong:?}");
+    }
+    let text = usage(&format!("Bearer {ADMIN}")).await.text().await.unwrap();
+    let log: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(log["entries"][0]["project"], "app");
+    assert_eq!(log["entries"][0]["opened"], 1);
+    let health = gateway.client.get(format!("{}/health", gateway.url)).send().await.unwrap();
+    assert_eq!(health.text().await.unwrap(), "ok");
+    assert_eq!(gateway.apple.calls(), 1);
+}

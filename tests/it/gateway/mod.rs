@@ -1,0 +1,112 @@
+//! The example `ai_gateway`, between a client and a provider that are both this test.
+
+#[path = "../../../examples/ai_gateway/gateway.rs"]
+#[allow(dead_code, reason = "the tests need not all of the example")]
+mod ai_gateway;
+mod answers;
+mod bodies;
+mod forwarding;
+mod memory;
+mod paths;
+
+use std::sync::{Arc, Mutex};
+
+use ai_gateway::{
+    Limits, Settings, app,
+    target::{Provider, Providers},
+};
+use axum::{
+    Router,
+    extract::Request,
+    http::{StatusCode, request},
+    response::{IntoResponse, Response},
+};
+use serde_json::Value;
+use tokio::net::TcpListener;
+use tower_devicecheck::{
+    DebugTokens,
+    split_key::{Limits as KeyLimits, MemorySplitKeyStore, Split, Splitter},
+};
+
+use crate::support::Apple;
+
+const KEY: &str = "sk-proj-9aB1cD2eF3gH4iJ5kL6mN7oP8qR9sT0uV1wX2yZ3aB4cD5eF6gH7iJ8kL9";
+const TEST_KEY: &str = "a-key-for-the-simulator";
+const ADMIN: &str = "the-admin-token";
+
+/// Serves on the loopback interface until the test ends.
+async fn serve(app: Router) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(axum::serve(listener, app).into_future());
+    url
+}
+
+/// A provider that keeps the heads of the requests that it sees, and answers as the test says.
+async fn provider<F, R>(answer: F) -> (String, Arc<Mutex<Vec<request::Parts>>>)
+where
+    F: Fn(Request) -> R + Clone + Send + Sync + 'static,
+    R: Future<Output = Response> + Send,
+{
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let note = Arc::clone(&seen);
+    let handler = move |request: Request| {
+        let (head, body) = request.into_parts();
+        note.lock().unwrap().push(head.clone());
+        answer(Request::from_parts(head, body))
+    };
+    (serve(Router::new().fallback(handler)).await, seen)
+}
+
+struct Gateway {
+    url: String,
+    apple: Apple,
+    split: Split,
+    client: reqwest::Client,
+}
+
+impl Gateway {
+    async fn new(provider: &str, limits: Limits) -> Self {
+        Self::with(provider, limits, KeyLimits::none()).await
+    }
+
+    async fn with(provider: &str, limits: Limits, key_limits: KeyLimits) -> Self {
+        let (apple, keys) = (Apple::new(), MemorySplitKeyStore::new());
+        let split = Splitter::new().issue(&keys, "app", "openai", KEY, key_limits).await.unwrap();
+        let base = |path| format!("{provider}{path}");
+        let settings = Settings {
+            providers: Providers::new([
+                Provider::openai(Some(&base("/base/v1"))).unwrap(),
+                Provider::anthropic(Some(&base("/base/v1"))).unwrap(),
+                Provider::google(Some(&base("/base/v1beta"))).unwrap(),
+            ]),
+            limits,
+            admin_token: Some(ADMIN.to_owned()),
+            debug_tokens: DebugTokens::new().add("simulator", TEST_KEY).unwrap(),
+        };
+        let url = serve(app(apple.layer(), keys, settings).unwrap()).await;
+        Self { url, apple, split, client: reqwest::Client::new() }
+    }
+
+    fn part(&self) -> &str {
+        self.split.client_part().expose()
+    }
+
+    /// With the credentials of a new device.
+    fn post(&self, path: &str) -> reqwest::RequestBuilder {
+        let token = self.apple.genuine();
+        let request = self.client.post(format!("{}{path}", self.url));
+        request.header("authorization", format!("Bearer {}.{token}", self.part()))
+    }
+}
+
+const CHAT: &str = "/v1/openai/app/chat/completions";
+
+async fn ok(_: Request) -> Response {
+    StatusCode::OK.into_response()
+}
+
+async fn code(response: reqwest::Response) -> String {
+    let problem: Value = serde_json::from_str(&response.text().await.unwrap()).unwrap_or_default();
+    problem["code"].as_str().unwrap_or("no problem").to_owned()
+}
