@@ -9,6 +9,7 @@ mod allocations;
 mod api;
 mod attacks;
 mod cache_contract;
+mod caches;
 mod examples;
 mod gateway;
 mod generated;
@@ -23,6 +24,7 @@ mod redis_keys;
 #[cfg(feature = "redis")]
 mod redis_server;
 mod secrets;
+mod sharing;
 mod single_use;
 mod split_key;
 mod split_key_tool;
