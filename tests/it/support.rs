@@ -1,9 +1,11 @@
 //! What the tests share: an Apple in the same process, and a service that tells what it saw.
 
 use std::{
+    collections::BTreeSet,
     convert::Infallible,
     io,
     path::PathBuf,
+    process::Command,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -170,13 +172,27 @@ impl DeviceVerifier for Stub {
     }
 }
 
-/// The program of an example. `cargo test` builds them; `cargo test --test it` does not.
+/// The program of an example, built as the tests are: `cargo test --test it` builds no examples, and one that was
+/// built earlier may be out of date.
 pub(crate) fn example(name: &str) -> PathBuf {
+    static BUILT: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
     let tests = std::env::current_exe().unwrap();
     // target/<profile>/deps/<this>
-    let path = tests.ancestors().nth(2).unwrap().join("examples").join(name);
-    assert!(path.exists(), "{} is missing: run `cargo build --examples` first", path.display());
-    path
+    let folder = tests.ancestors().nth(2).unwrap();
+    let mut built = BUILT.lock().unwrap();
+    if !built.contains(name) {
+        let profile = folder.file_name().filter(|name| *name != "debug").unwrap_or("dev".as_ref());
+        let mut cargo = Command::new("cargo");
+        cargo.args(["build", "--quiet", "--example", name]).arg("--profile").arg(profile);
+        cargo.arg("--target-dir").arg(folder.parent().unwrap());
+        // The other features are defaults, or turned on by `dev-dependencies`.
+        cargo.args(cfg!(feature = "redis").then_some("--features=redis"));
+        cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
+        let done = cargo.status().is_ok_and(|status| status.success());
+        assert!(done, "run this first: {cargo:?}");
+        built.insert(name.to_owned());
+    }
+    folder.join("examples").join(name)
 }
 
 /// Everything that `tracing` says, as text.
