@@ -1,7 +1,7 @@
 //! All integration tests, in one binary.
 //!
-//! A test called `rNN_…` holds one fault that was seen in comparable systems; `r13_` has several. Every test
-//! of behaviour also says how often Apple was asked.
+//! A test called `rNN_…` guards against a fault that was seen in comparable systems: `tests/README.md` has the list.
+//! Every test of behaviour also says how often Apple was asked.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, reason = "tests")]
 
