@@ -1,4 +1,4 @@
-//! What the layer allocates, counted: a promise that needs no quiet machine.
+//! The layer's allocations, counted: a promise that needs no quiet machine.
 
 use std::convert::Infallible;
 

@@ -1,4 +1,4 @@
-//! What every cache must do, run for each of them.
+//! The duties of every cache, run for each of them.
 
 use std::{sync::Arc, time::Duration};
 

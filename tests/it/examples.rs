@@ -62,7 +62,7 @@ async fn send(app: &Router, request: Request<Body>) -> (StatusCode, Value) {
     (head.status, serde_json::from_slice(&body).unwrap_or_else(|_| text()))
 }
 
-/// What any server owes whose clients speak plain HTTP, with a fake Apple that is a server too.
+/// The duties of every server with clients that speak plain HTTP. The fake Apple is a server too.
 async fn check_over_a_socket(name: &str, apple: &shared::Apple, address: SocketAddr) {
     let fake = apple.as_fake().unwrap();
     let client = reqwest::Client::builder().no_proxy().build().unwrap();

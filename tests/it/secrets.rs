@@ -1,4 +1,4 @@
-//! What must not get out, and what must not get in.
+//! Secrets must not get out, and forged devices must not get in.
 
 use std::time::{Duration, SystemTime};
 
@@ -210,7 +210,7 @@ async fn r32_the_client_signs_with_both_crypto_features_of_jsonwebtoken_on() {
     assert_eq!(app.status(&apple.genuine()).await, StatusCode::OK);
     assert_eq!((apple.calls(), apple.fake.provider_tokens()), (1, 1));
 
-    // Both are on in this binary: nobody can tell which one jsonwebtoken's own choice would be, and it panics.
+    // Both are on in this binary: jsonwebtoken cannot tell which one to choose, and panics.
     let claims = serde_json::json!({});
     let ambiguous = std::panic::catch_unwind(|| {
         let key = jsonwebtoken::EncodingKey::from_secret(b"secret");

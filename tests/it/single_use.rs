@@ -24,7 +24,7 @@ fn with_key(token: &str, name: &'static str, key: &str) -> Request<Full<Bytes>> 
     request
 }
 
-/// What every guard must do. `advance` lets time pass.
+/// The duties of every guard. `advance` lets time pass.
 pub(crate) async fn contract(
     guard: &impl ReplayGuard,
     lease: Duration,
@@ -284,7 +284,7 @@ async fn a_guard_that_fails_admits_nobody() {
         assert!(response.headers().contains_key("retry-after"), "{step}");
         assert_eq!((apple.calls(), app.inner.calls()), (calls, 0), "{step}");
     }
-    // What is not released lapses.
+    // A lease that is not released lapses.
     let apple = Apple::new();
     let guard = Broken(MemoryReplayGuard::new().with_lease(LEASE), "release");
     let app = App::new(&apple.layer().with_single_use(guard));

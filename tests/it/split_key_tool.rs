@@ -47,7 +47,7 @@ impl Tool {
         self.spawn(arguments, stdin).wait_with_output().unwrap()
     }
 
-    /// What it prints, without the end of the line.
+    /// The text that it prints, without the end of the line.
     fn succeed(&self, arguments: &str, stdin: &str) -> String {
         let Output { status, stdout, stderr } = self.run(arguments, stdin);
         assert!(status.success(), "{arguments}: {}", String::from_utf8_lossy(&stderr));

@@ -1,4 +1,4 @@
-//! What the tests share: an Apple in the same process, and a service that tells what it saw.
+//! The tools that the tests share: an Apple in the same process, and a service that tells what it saw.
 
 use std::{
     collections::BTreeSet,
@@ -222,7 +222,7 @@ impl Log {
         tracing::subscriber::set_default(subscriber)
     }
 
-    /// What was said since the last time that this was asked.
+    /// The text since the last call.
     pub(crate) fn take(&self) -> String {
         String::from_utf8(std::mem::take(&mut *self.0.lock().unwrap())).unwrap()
     }

@@ -1,4 +1,4 @@
-//! What tower demands of a middleware.
+//! The duties of a tower middleware.
 
 use std::time::Duration;
 

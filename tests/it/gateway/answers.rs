@@ -29,13 +29,13 @@ async fn faults_have_their_own_answers() {
     assert!(response.headers().contains_key("retry-after"));
     assert_eq!(gateway.apple.calls(), 4);
 
-    // An answer that nobody asked for: the client would take the connection to be another protocol's.
+    // An answer to a question that was not asked: the client would take the connection to be another protocol's.
     let (url, _) = provider(async |_| StatusCode::SWITCHING_PROTOCOLS.into_response()).await;
     let gateway = Gateway::new(&url, Limits::default()).await;
     let response = gateway.post(CHAT).send().await.unwrap();
     assert_eq!(response.status(), StatusCode::BAD_GATEWAY);
 
-    // Nobody there: a port that was free a moment ago.
+    // A port without a server: it was free a moment ago.
     let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let gateway = Gateway::new(&format!("http://{free}"), Limits::default()).await;
     let response = gateway.post(CHAT).send().await.unwrap();

@@ -1,4 +1,4 @@
-//! What reaches the provider, and what does not.
+//! The parts of a request that reach the provider, and those that do not.
 
 use axum::{
     http::{Method, StatusCode},

@@ -1,4 +1,4 @@
-//! What is left in the gateway's memory of a key, once the request is over. Linux shows it.
+//! The copies of a key that are left in the gateway's memory after a request. Linux shows them.
 #![cfg(target_os = "linux")]
 
 use std::{
@@ -39,7 +39,7 @@ fn start(variables: &[(&str, &str)]) -> (Gateway, std::process::ChildStderr) {
         .envs(variables.iter().copied())
         .env("LISTEN", "127.0.0.1:0")
         .env("RUST_LOG", "trace")
-        // Nobody is there. The way to the loopback interface must not lead through it.
+        // A proxy that does not exist: the way to the loopback interface must not lead through it.
         .env("HTTP_PROXY", "http://127.0.0.1:9")
         .env("ALL_PROXY", "http://127.0.0.1:9")
         .stdout(Stdio::piped())
@@ -67,7 +67,7 @@ fn copies(process: u32, text: &str) -> io::Result<usize> {
         let number = |text| u64::from_str_radix(text, 16).unwrap();
         let (start, end) = (number(start), number(end));
         let mut bytes = vec![0; usize::try_from(end - start).unwrap()];
-        // What was unmapped meanwhile is gone.
+        // A part that was unmapped meanwhile is gone.
         if memory.seek(SeekFrom::Start(start)).is_ok() && memory.read_exact(&mut bytes).is_ok() {
             count += occurrences(&bytes, text.as_bytes());
         }
@@ -104,7 +104,7 @@ async fn memory_after_requests(idle_connections: &str, left: usize) {
                 let key = headers["authorization"].to_str().unwrap().to_owned();
                 arrived.add_permits(1);
                 release.acquire().await.unwrap().forget();
-                // What a provider had better not say.
+                // A real provider had better not say this.
                 format!("{} characters", key.len())
             }
         }
@@ -113,7 +113,7 @@ async fn memory_after_requests(idle_connections: &str, left: usize) {
     let provider = format!("http://{}/v1", listener.local_addr().unwrap());
     tokio::spawn(axum::serve(listener, Router::new().fallback(any(handler))).into_future());
 
-    // Nobody tells the gateway the key: it has the server part from the file, the client part from requests.
+    // The gateway is never told the key: it has the server part from the file, the client part from requests.
     let key = format!("sk-proj-{}", "marker".to_owned() + &uuid::Uuid::new_v4().simple().to_string());
     let folder =
         PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("memory-{left}-{}", std::process::id()));
