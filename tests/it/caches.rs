@@ -6,7 +6,7 @@ use allocation_counter::measure;
 use futures::{executor::block_on, future::join_all};
 use http::StatusCode;
 use tower_devicecheck::{
-    AppleClient, DeviceCheckLayer, DeviceToken, DeviceVerifier, Environment, Evidence, Observer, Verdict,
+    AppleClient, DeviceCheckLayer, DeviceVerifier, Environment, Evidence, Observer, TokenQuestion, Verdict,
     VerifyError,
     cache::{CacheError, CachedVerdict, MemoryCache, Tiered, VerdictCache, VerdictKey},
     testing::{FakeApple, Reply},
@@ -19,9 +19,9 @@ use crate::support::{App, Apple, Counter, get};
 struct ByPrefix(Counter);
 
 impl DeviceVerifier for ByPrefix {
-    async fn verify(&self, token: &DeviceToken, _: Environment) -> Result<Verdict, VerifyError> {
+    async fn verify(&self, question: TokenQuestion<'_>) -> Result<Verdict, VerifyError> {
         self.0.add();
-        let genuine = token.expose().starts_with("AgAAAgen");
+        let genuine = question.token().expose().starts_with("AgAAAgen");
         Ok(if genuine { Verdict::Genuine } else { Verdict::Refused })
     }
 
@@ -55,7 +55,7 @@ fn r15_a_flood_of_random_tokens_is_bounded_and_displaces_no_genuine_one() {
     let asked = verifier.0.get();
     assert_eq!(asked as u64, FLOOD + 1);
     assert_eq!(block_on(app.status("AgAAAgen")), StatusCode::OK);
-    assert_eq!(app.evidence(), Evidence::Cache);
+    assert_eq!(app.evidence(), Evidence::CACHE);
     assert_eq!((verifier.0.get(), app.inner.calls()), (asked, 2));
 }
 
@@ -69,11 +69,11 @@ async fn r16_time_to_live_counts_from_the_start_of_the_check() {
 
     tokio::time::advance(Duration::from_millis(7_400)).await;
     assert_eq!(app.status(&token).await, StatusCode::OK);
-    assert_eq!((app.evidence(), apple.calls()), (Evidence::Cache, 1));
+    assert_eq!((app.evidence(), apple.calls()), (Evidence::CACHE, 1));
 
     tokio::time::advance(Duration::from_millis(101)).await;
     assert_eq!(app.status(&token).await, StatusCode::OK);
-    assert_eq!((app.evidence(), apple.calls()), (Evidence::Apple, 2));
+    assert_eq!((app.evidence(), apple.calls()), (Evidence::APPLE, 2));
 }
 
 #[tokio::test(start_paused = true)]
@@ -84,7 +84,7 @@ async fn r16_a_check_longer_than_the_time_to_live_is_not_remembered() {
     apple.fake.script(Reply::normal().delay(Duration::from_secs(2)));
     for calls in 1..=2 {
         assert_eq!(app.status(&token).await, StatusCode::OK);
-        assert_eq!((app.evidence(), apple.calls()), (Evidence::Apple, calls));
+        assert_eq!((app.evidence(), apple.calls()), (Evidence::APPLE, calls));
     }
 }
 
@@ -226,7 +226,7 @@ async fn tiers_are_searched_from_near_to_far_and_filled_on_the_way_back() {
 
     let app = App::new(&apple.layer().with_cache(Tiered::new(Arc::clone(&near), FarOnly(far))));
     assert_eq!(app.status(&token).await, StatusCode::OK);
-    assert_eq!(app.evidence(), Evidence::Cache);
+    assert_eq!(app.evidence(), Evidence::CACHE);
     assert_eq!((near.genuine_len(), apple.calls()), (1, 1));
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures::future::{join_all, poll_immediate};
 use http::StatusCode;
 use tower_devicecheck::{
-    DeviceCheckLayer, DeviceToken, DeviceVerifier, Environment, Rejection, Verdict, VerifyError,
+    DeviceCheckLayer, DeviceVerifier, Rejection, TokenQuestion, Verdict, VerifyError,
     testing::{Reply, tokens},
 };
 
@@ -73,7 +73,7 @@ async fn r13_a_failure_is_shared_with_those_who_wait_and_not_stored() {
 struct PanicsOnce(Counter);
 
 impl DeviceVerifier for PanicsOnce {
-    async fn verify(&self, _: &DeviceToken, _: Environment) -> Result<Verdict, VerifyError> {
+    async fn verify(&self, _: TokenQuestion<'_>) -> Result<Verdict, VerifyError> {
         self.0.add();
         tokio::time::sleep(Duration::from_millis(100)).await;
         assert!(self.0.get() > 1, "a panic, as this test wants");
