@@ -7,9 +7,9 @@ use crate::{
     gate::rejection::Rejection,
 };
 
-/// The two bits that Apple keeps for each device and team: whatever you let them mean.
+/// The two bits that Apple keeps for each device and team. Their meaning is yours to choose.
 ///
-/// All apps of a team share them, and they outlive the app and the device's erasure.
+/// All apps of a team share them. They survive the removal of the app and the erasure of the device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Bits {
     bit0: bool,
@@ -30,16 +30,16 @@ impl Bits {
         self.bit1
     }
 
-    /// The month in which a bit was last set, as `YYYY-MM`; `None` if none ever was.
+    /// The month in which a bit was last set, as `YYYY-MM`; `None` if the bits were never set.
     #[must_use]
     pub fn last_update(&self) -> Option<&str> {
         self.last_update.as_deref()
     }
 
-    /// Reads the body of an answer with status 200; `None` if it is not one of Apple's.
+    /// Reads the body of an answer with status 200; `None` if it is in no form that Apple is known to use.
     ///
-    /// Apple documents `Bit State Not Found` for bits that were never set; `Failed to find bit state` is what
-    /// is seen in practice. Both come as plain text.
+    /// For bits that were never set, Apple documents the plain text `Bit State Not Found`; seen in practice:
+    /// `Failed to find bit state`.
     pub(super) fn read(body: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(body).ok()?;
         let lower = text.to_ascii_lowercase();
@@ -63,7 +63,7 @@ fn is_month(text: &str) -> bool {
         })
 }
 
-/// Why the bits could not be read or set.
+/// An error from reading or setting the bits.
 #[derive(Clone)]
 pub struct BitsError {
     reason: Reason,
@@ -76,17 +76,17 @@ enum Reason {
     NoAnswer(VerifyError),
 }
 
-/// The reasons for which bits cannot be read or set.
+/// The kinds of [`BitsError`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum BitsErrorKind {
-    /// Apple refused the device token. A token that was accepted before is refused once it has expired.
+    /// Apple refused the device token. Apple also refuses a token that it accepted before, once it has expired.
     RefusedToken,
     /// The device was admitted by a debug token, and has no bits.
     NoDeviceToken,
-    /// Apple answers that it is asked too often.
+    /// Apple says that it is asked too often.
     Throttled,
-    /// No answer, or none that Apple is known to give. Bits that were to be set may have been.
+    /// There is no answer, or an unknown one. An update may have taken effect.
     Unavailable,
     /// Apple does not accept the server's credentials or its request.
     Misconfigured,
@@ -96,7 +96,7 @@ impl BitsError {
     pub(super) const REFUSED_TOKEN: Self = Self { reason: Reason::RefusedToken };
     pub(super) const NO_DEVICE_TOKEN: Self = Self { reason: Reason::NoDeviceToken };
 
-    /// Which of the reasons it is.
+    /// The kind of this error.
     #[must_use]
     pub const fn kind(&self) -> BitsErrorKind {
         match &self.reason {
@@ -110,7 +110,7 @@ impl BitsError {
         }
     }
 
-    /// How the layer would answer a request for this reason; without a device token, as one that is missing.
+    /// The rejection with which the layer would answer. Without a device token: [`Rejection::MissingToken`].
     #[must_use]
     pub fn rejection(&self) -> Rejection {
         match &self.reason {

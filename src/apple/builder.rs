@@ -1,4 +1,4 @@
-//! How a client is put together.
+//! The builder of the client.
 
 use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
 
@@ -21,7 +21,7 @@ use crate::{
 };
 
 impl AppleClient {
-    /// Feature `reqwest`: a client with every default of [`AppleClientBuilder`].
+    /// A client with every default of [`AppleClientBuilder`]. Feature `reqwest`.
     ///
     /// # Errors
     ///
@@ -31,13 +31,13 @@ impl AppleClient {
         Self::builder(credentials).build()
     }
 
-    /// A client with defaults to change.
+    /// A builder that starts with every default.
     pub fn builder(credentials: Credentials) -> AppleClientBuilder {
         AppleClientBuilder::new(credentials)
     }
 }
 
-/// Puts an [`AppleClient`] together.
+/// Builds an [`AppleClient`].
 #[derive(Clone)]
 #[must_use]
 pub struct AppleClientBuilder {
@@ -67,8 +67,8 @@ impl AppleClientBuilder {
         }
     }
 
-    /// Where the server of an environment is, for a proxy or a fake: `https`, or `http` to a loopback
-    /// address. It may have a path, to which those of Apple's are appended. Default: Apple's hosts.
+    /// The base URL of an environment's server, for a proxy or a fake: `https`, or `http` to a loopback
+    /// address. Apple's paths are appended to its path. Default: Apple's hosts.
     pub fn base_url(mut self, environment: Environment, url: impl AsRef<str>) -> Self {
         match environment {
             Environment::Production => self.production = url.as_ref().to_owned(),
@@ -77,12 +77,11 @@ impl AppleClientBuilder {
         self
     }
 
-    /// How requests reach Apple: any tower service, with whatever layers you like. Default: a
-    /// `ReqwestTransport`, where the feature `reqwest` is on. For other HTTP clients see
-    /// [`HttpTransport`](crate::HttpTransport).
+    /// The tower service that sends requests to Apple, with any layers around it. Default: a `ReqwestTransport`,
+    /// if the feature `reqwest` is on. [`HttpTransport`](crate::HttpTransport) adapts other HTTP clients.
     ///
-    /// It must not follow redirects. Answers over 4 KiB count as none, but only the transport can stop
-    /// reading them. Each request is sent by a clone of its own.
+    /// It must not follow redirects. The client discards answers over 4 KiB, but only the transport can stop
+    /// reading them. A clone of the service sends each request.
     pub fn transport<S>(mut self, transport: S) -> Self
     where
         S: Service<Request<Bytes>, Response = Response<Bytes>> + Clone + Send + Sync + 'static,
@@ -93,48 +92,48 @@ impl AppleClientBuilder {
         self
     }
 
-    /// How long one attempt may take. Default: 3 seconds.
+    /// The deadline of one attempt. Default: 3 seconds.
     ///
-    /// Deadlines hold inside a tokio runtime, which must have its time driver on, and with the feature
-    /// `tokio`. Elsewhere they are the transport's to keep.
+    /// Deadlines need the feature `tokio` and a tokio runtime with its time driver on. Elsewhere the transport has
+    /// to keep deadlines of its own.
     pub const fn attempt_timeout(mut self, timeout: Duration) -> Self {
         self.attempt_timeout = timeout;
         self
     }
 
-    /// How long a call may take with all its attempts and the time that it waits for a slot. Default:
-    /// 5 seconds. See [`attempt_timeout`](Self::attempt_timeout).
+    /// The deadline of a whole call: its attempts, and its wait for a slot. Default: 5 seconds. It needs what
+    /// [`attempt_timeout`](Self::attempt_timeout) needs.
     pub const fn total_timeout(mut self, timeout: Duration) -> Self {
         self.total_timeout = timeout;
         self
     }
 
-    /// How many calls may be under way at once. More wait for a slot, except on wasm, where they fail.
-    /// Default: 256.
+    /// The number of calls that may be under way at once. Further calls wait for a slot, except on wasm, where they
+    /// fail. Default: 256.
     pub const fn in_flight_limit(mut self, limit: usize) -> Self {
         self.in_flight_limit = limit;
         self
     }
 
-    /// How many calls may wait for a slot. More fail at once, as
+    /// The number of calls that may wait for a slot. Further calls fail at once, as
     /// [`Unavailable`](crate::VerifyErrorKind::Unavailable). Default: 4,096.
     pub const fn waiting_limit(mut self, limit: usize) -> Self {
         self.waiting_limit = limit;
         self
     }
 
-    /// Whether a call is tried a second time, at once: when there was no connection, when an HTTP/2 server
+    /// Whether the client sends a request a second time, at once: if there was no connection, if an HTTP/2 server
     /// turned the request away unread, or on status 502, 503 or 504 without `Retry-After`. Default: `true`.
     pub const fn retry(mut self, retry: bool) -> Self {
         self.retry = retry;
         self
     }
 
-    /// The client.
+    /// Builds the client.
     ///
     /// # Errors
     ///
-    /// If a base URL cannot be used, a timeout or the in-flight limit is zero, or if there is no transport.
+    /// If a base URL cannot be used, if a timeout or the in-flight limit is zero, or if there is no transport.
     pub fn build(self) -> Result<AppleClient, ClientError> {
         let zero = [
             (self.attempt_timeout.is_zero(), "attempt timeout"),
@@ -194,11 +193,11 @@ fn default_transport(_: Duration) -> Result<Arc<dyn ErasedTransport>, ClientErro
     ))
 }
 
-/// The endpoints under a base URL, if it is one to which provider tokens may be sent.
+/// The URLs under a base URL. An error for a base URL to which no provider token may be sent.
 fn endpoints(environment: Environment, base: &str) -> Result<Endpoints, ClientError> {
     let base = base.trim();
     let fail = |reason: &str| ClientError::new(format!("base URL for {environment}: {reason}"));
-    // The parser drops fragments.
+    // Checked in the text, because the parser drops fragments.
     if base.contains(['?', '#']) {
         return Err(fail("it has a query or a fragment: remove it"));
     }

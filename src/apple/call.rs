@@ -25,9 +25,9 @@ use crate::{
     runtime::{Instant, Moment, SystemTime, lock, within},
 };
 
-/// What all clones of an [`AppleClient`](crate::AppleClient) share.
+/// Everything that a call needs. All clones of an [`AppleClient`](crate::AppleClient) share one.
 pub(super) struct Caller {
-    /// Never changes, though the credentials may.
+    /// The same for all credentials that this client ever has.
     pub(super) team_id: Box<str>,
     pub(super) credentials: Mutex<Credentials>,
     pub(super) production: Endpoints,
@@ -39,7 +39,7 @@ pub(super) struct Caller {
     pub(super) retry: bool,
 }
 
-/// The endpoints of one environment.
+/// The URLs of one environment.
 #[derive(Debug)]
 pub(super) struct Endpoints {
     pub(super) validate: Uri,
@@ -48,7 +48,9 @@ pub(super) struct Endpoints {
 }
 
 impl Caller {
-    /// The body of Apple's answer, or `None` if Apple refused the device token.
+    /// Runs one call: waits for a slot, sends the request, retries once, and renews a refused provider token once.
+    ///
+    /// Returns the body of Apple's answer, or `None` if Apple refused the device token.
     pub(super) async fn ask(
         &self,
         operation: Operation,
@@ -84,7 +86,7 @@ impl Caller {
                 },
                 Err(failure) => failure,
             };
-            // Without time for another attempt, what went wrong in this one is the better answer.
+            // Once the time is over, the failure of this attempt says more than "no answer in time".
             let has_time = started.elapsed() < self.total_timeout;
             if may_retry && has_time && failure.is_worth_another_attempt() {
                 may_retry = false;
@@ -105,7 +107,7 @@ impl Caller {
         }
     }
 
-    /// Sends the request and waits, for no longer than is `left` of the call's time.
+    /// Sends the request once and waits for the answer. `left` is what is left of the time for the whole call.
     async fn attempt(&self, request: Request<Bytes>, left: Duration) -> Result<Response<Bytes>, Failure> {
         let (reason, source) =
             match within(self.attempt_timeout.min(left), self.transport.send(request)).await {
@@ -144,15 +146,15 @@ impl Caller {
 
 const TOO_LATE: &str = "no answer in time, that for a free slot included";
 
-/// Why one attempt brought nothing.
+/// A failed attempt.
 enum Failure {
     Answer(Answer),
     NoAnswer { reason: &'static str, source: Option<BoxError> },
 }
 
 impl Failure {
-    /// Only where asking again can do no harm and may help: Apple has not seen the request, or a server in
-    /// between says that it is Apple's momentary absence.
+    /// Whether another attempt can do no harm and may help: the request did not reach Apple, or a server in front
+    /// of Apple reports a momentary outage.
     fn is_worth_another_attempt(&self) -> bool {
         match self {
             Self::Answer(answer) => matches!(answer.status.as_u16(), 502..=504) && !answer.has_retry_after,
@@ -163,7 +165,7 @@ impl Failure {
     }
 }
 
-/// There is no answer to a call.
+/// A call that got no answer.
 #[derive(Debug)]
 struct NoAnswer {
     reason: &'static str,

@@ -1,4 +1,4 @@
-//! The client for Apple's DeviceCheck server.
+//! The methods of the client.
 
 use std::{fmt, sync::Arc};
 
@@ -22,14 +22,15 @@ use crate::{
     runtime::lock,
 };
 
-/// Asks Apple's DeviceCheck server.
+/// A client for Apple's DeviceCheck server.
 ///
 /// One client serves both environments. Cloning is cheap; clones share connections, limits, credentials and
 /// the provider token.
 ///
-/// Each call has a deadline, and takes one of a limited number of slots; see
-/// [`AppleClientBuilder`](crate::AppleClientBuilder) for/// these and their defaults. A call that is dropped gives its slot back and ends the request; Apple may have
-/// received it.
+/// Each call has a deadline and takes one of a limited number of slots. [`AppleClientBuilder`] sets both and
+/// names the defaults. Dropping a call gives its slot back and ends the request, which Apple may have received.
+///
+/// [`AppleClientBuilder`]: crate::AppleClientBuilder
 ///
 /// ```no_run
 /// use tower_devicecheck::{AppleClient, Credentials, Environment};
@@ -52,13 +53,13 @@ impl AppleClient {
     ///
     /// # Errors
     ///
-    /// If Apple gives no verdict. Never for a token that it refuses.
+    /// If Apple gives no verdict. A refused token is a verdict, not an error.
     pub async fn validate(
         &self,
         token: &DeviceToken,
         environment: Environment,
     ) -> Result<Verdict, VerifyError> {
-        // Apple promises nothing about the body.
+        // The status decides: Apple promises nothing about the body.
         let body = self.caller.ask(Operation::Validate, token, environment).await?;
         Ok(match body {
             Some(_) => Verdict::Genuine,
@@ -68,8 +69,8 @@ impl AppleClient {
 
     /// Reads the two bits of a device. Bits that were never set are `false`.
     ///
-    /// Apple wants a token used once, soon after it was made, and lets it be used again for a short while.
-    /// If the device was admitted on a cached verdict, that may be over.
+    /// Apple asks that a token be used once, soon after it was made, and accepts it again for a short while. That
+    /// time may be over if the device was admitted on a cached verdict.
     ///
     /// # Errors
     ///
@@ -84,7 +85,7 @@ impl AppleClient {
     ///
     /// # Errors
     ///
-    /// As for [`query_bits`](Self::query_bits). When there is no answer, the bits may be set or not.
+    /// As for [`query_bits`](Self::query_bits). Without an answer, the bits may or may not be set.
     pub async fn update_bits(
         &self,
         device: &VerifiedDevice,
@@ -104,23 +105,25 @@ impl AppleClient {
         &self.caller.team_id
     }
 
-    /// Asks about a token that no device made, to see whether Apple accepts the credentials: it judges them
-    /// first, as seen in practice. For the start of a server, and for health checks that run rarely.
+    /// Checks that Apple accepts the credentials, by asking about a token that no device made. Apple judges the
+    /// credentials before the token, as seen in practice.
+    ///
+    /// Use it when a server starts, and in health checks that run rarely.
     ///
     /// # Errors
     ///
-    /// [`Misconfigured`](crate::VerifyErrorKind::Misconfigured) if Apple does not accept the credentials;
-    /// any other kind says nothing about them.
+    /// [`Misconfigured`](crate::VerifyErrorKind::Misconfigured) if Apple does not accept the credentials. Any
+    /// other kind says nothing about them.
     pub async fn check_credentials(&self, environment: Environment) -> Result<(), VerifyError> {
         let bogus = http::HeaderValue::from_static("bm90IGEgZGV2aWNlIHRva2Vu");
         let bogus = DeviceToken::try_from(Candidate::new(bogus)).map_err(VerifyError::unavailable)?;
         self.validate(&bogus, environment).await.map(|_| ())
     }
 
-    /// Uses another key of the same team from the next request on. Calls under way end with the old key,
-    /// or, if Apple refuses that meanwhile, with the new one.
+    /// Uses another key of the same team from the next request on. Calls under way finish with the old key, or
+    /// with the new one if Apple has refused the old one meanwhile.
     ///
-    /// Apple's order: make the new key, rotate, then revoke the old one.
+    /// Make the new key at Apple first, then rotate, then revoke the old key.
     ///
     /// # Errors
     ///
@@ -142,7 +145,7 @@ impl From<Caller> for AppleClient {
 }
 
 impl fmt::Debug for AppleClient {
-    // The transport is anything, a closure too, and is not asked to print.
+    // Without the transport, which may be a closure, and need not implement `Debug`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let caller = &self.caller;
         f.debug_struct("AppleClient")

@@ -1,4 +1,4 @@
-//! Who we are to Apple: team id, key id, and the private key.
+//! The credentials for Apple: team id, key id, and the private key.
 
 use std::{
     borrow::Cow,
@@ -23,14 +23,14 @@ use crate::{
     gate::observer::TARGET,
 };
 
-/// Who we are to Apple: the team id, and a private key with its id.
+/// The credentials that identify this server to Apple: the team id, and a private key with its id.
 ///
 /// Create the key under Certificates, Identifiers & Profiles > Keys with the DeviceCheck service enabled.
 /// Apple lets you download it once, as `AuthKey_<key id>.p8`. Keys of App Store Connect do not work here.
 ///
-/// Every constructor parses the key and signs with it once, so that a bad one fails at start-up. Clones
-/// share the key and the provider token that is signed with it. The key is wiped from memory with the last
-/// clone; the memory of what you pass in is yours to wipe.
+/// Every constructor parses the key and signs with it once, so that a bad key fails at start-up. Clones
+/// share the key and the provider token that is signed with it. Dropping the last clone wipes the key from memory;
+/// the caller wipes the text or DER that it passed in.
 #[derive(Clone)]
 pub struct Credentials {
     provider_tokens: Arc<ProviderTokens>,
@@ -40,7 +40,7 @@ impl Credentials {
     /// Credentials with the text of a `.p8` file.
     ///
     /// White space and quotes around the text are ignored, and line ends may be missing, CRLF, or written as
-    /// `\n`. The base64 between the armour's lines alone will do, and so does base64 of the whole file.
+    /// `\n`. The base64 between the first and last line is enough, and base64 of the whole file works too.
     ///
     /// # Errors
     ///
@@ -61,7 +61,7 @@ impl Credentials {
         Self::build(team_id, key_id, pkcs8_der, &names)
     }
 
-    /// Credentials with the `.p8` file at `path`, which is read once, now. Blocks while it reads.
+    /// Credentials with the `.p8` file at `path`. Reads the file once, at this call, and blocks meanwhile.
     ///
     /// # Errors
     ///
@@ -81,7 +81,7 @@ impl Credentials {
     /// | `APPLE_JWT_ISS` | the team id, 10 characters |
     /// | `APPLE_JWT_KID` | the key id, 10 characters |
     /// | `APPLE_JWT_PRIVATE_KEY` | the text of the `.p8` file, see [`from_pem`](Self::from_pem) |
-    /// | `APPLE_JWT_PRIVATE_KEY_FILE` | or the path to it |
+    /// | `APPLE_JWT_PRIVATE_KEY_FILE` | the path to the file, if the text is not given |
     ///
     /// A variable with nothing but white space in it counts as not set.
     ///
@@ -135,7 +135,7 @@ impl Credentials {
     ) -> Result<Self, CredentialsError> {
         names.key = format!("{} {}", names.key, path.display()).into();
         let fail = |reason| CredentialsError::new(names.key.clone(), reason);
-        // With room for all of it from the start: growing would leave copies of the key behind.
+        // Room for the whole file at once: growing would leave copies of the key behind.
         let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_FILE_LENGTH + 1));
         File::open(path)
             .and_then(|file| file.take(MAX_FILE_LENGTH as u64 + 1).read_to_end(&mut bytes))
@@ -218,10 +218,10 @@ const KID: &str = "APPLE_JWT_KID";
 const KEY: &str = "APPLE_JWT_PRIVATE_KEY";
 const KEY_FILE: &str = "APPLE_JWT_PRIVATE_KEY_FILE";
 
-/// A `.p8` file has about 260 bytes.
+/// The longest file that is read. A `.p8` file has about 260 bytes.
 const MAX_FILE_LENGTH: usize = 64 * 1024;
 
-/// What the parts are called where the operator gave them.
+/// The names of the three inputs, as the operator knows them: arguments or environment variables.
 struct InputNames {
     team_id: &'static str,
     key_id: &'static str,
@@ -232,8 +232,8 @@ impl InputNames {
     const ARGUMENTS: Self = Self { team_id: "team id", key_id: "key id", key: Cow::Borrowed("private key") };
 }
 
-/// The id without what is around it. Apple's ids are 10 letters and digits; what can be told apart from
-/// every id is an error, and another length is not.
+/// The id without white space and quotes. Apple's ids are 10 letters and digits. Another length is no error, but
+/// a text that cannot be an id is.
 fn check_id(id: &str) -> Result<&str, &'static str> {
     let id = pem::unquoted(id);
     let is_uuid = id.len() == 36 && id.bytes().all(|byte| byte == b'-' || byte.is_ascii_hexdigit());
@@ -255,7 +255,8 @@ fn check_id(id: &str) -> Result<&str, &'static str> {
     }
 }
 
-/// Credentials that cannot be used. The text names the cause and the cure, and nothing of the key.
+/// An error from making or rotating credentials. The text names the cause and the cure, and shows nothing of the
+/// key.
 #[derive(Debug)]
 pub struct CredentialsError {
     input: Cow<'static, str>,

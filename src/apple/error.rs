@@ -1,10 +1,10 @@
-//! Why there is no client.
+//! The error of the builder and of the default transport.
 
 use std::{error::Error, fmt};
 
 use crate::BoxError;
 
-/// A client that cannot be made. The text names the cause and the cure.
+/// An error from building a client or its transport. The text names the cause and the cure.
 #[derive(Debug)]
 pub struct ClientError {
     message: String,

@@ -1,4 +1,4 @@
-//! Any HTTP client as a transport.
+//! The adapter from an HTTP client to a transport.
 
 use std::task::{Context, Poll};
 
@@ -14,18 +14,19 @@ use crate::{
     apple::{transport::TransportError, wire::MAX_ANSWER_LENGTH},
 };
 
-/// An HTTP client that is a tower service, such as hyper-util's, as a transport.
+/// A transport made of an HTTP client that is a tower service, such as hyper-util's.
 ///
-/// Such clients give a response's body as a stream. This reads it whole; over 4 KiB it is an error, and not
-/// read to its end. A dropped call drops the client's future.
+/// Such clients return a response's body as a stream, which this reads to its end. A body over 4 KiB is an error,
+/// and the rest of it is not read. Dropping a call drops the client's future.
 ///
-/// Errors are the client's own. A call is tried a second time if one of their causes is an [`std::io::Error`] that
-/// says that there was no connection, or, with the feature `reqwest`, an HTTP/2 server's word that it has not
-/// looked at the request. For what else the client knows, give it errors that are a [`TransportError`].
+/// The client's errors are passed on. [`AppleClient`](crate::AppleClient) retries if one of their causes is an
+/// [`std::io::Error`] that says that there was no connection, or, with the feature `reqwest`, an HTTP/2 error by
+/// which the server says that it has not looked at the request. If your client can tell more (such as a failed
+/// connect), map its errors to [`TransportError`].
 ///
 /// hyper-util's client takes a seventh to a fifth less processor time than a `ReqwestTransport`
-/// (`docs/performance.md`). It knows no proxies, and its connector panics outside of a tokio runtime. Set up
-/// as `ReqwestTransport` is:
+/// (`docs/performance.md`). It does not support proxies, and its connector panics outside of a tokio runtime. This
+/// sets it up like `ReqwestTransport`:
 ///
 /// ```
 /// use http::Request;
@@ -38,8 +39,8 @@ use crate::{
 /// use tower::ServiceExt;
 /// use tower_devicecheck::{AppleClient, BoxError, ClientError, Credentials, HttpTransport, TransportError};
 ///
-/// /// To reach Apple, give it a connector with TLS that offers HTTP/2 and nothing else, such as hyper-rustls's
-/// /// with `enable_http2`, around an `HttpConnector` with `set_nodelay` and `set_connect_timeout`.
+/// /// For Apple, the connector must speak TLS and offer only HTTP/2, such as hyper-rustls's with `enable_http2`,
+/// /// around an `HttpConnector` with `set_nodelay` and `set_connect_timeout`.
 /// fn apple<C>(credentials: Credentials, connector: C) -> Result<AppleClient, ClientError>
 /// where
 ///     C: Connect + Clone + Send + Sync + 'static,
@@ -93,7 +94,7 @@ where
         Box::pin(async move {
             let (head, body) = answer.await.map_err(Into::into)?.into_parts();
             let body = Limited::new(body, MAX_ANSWER_LENGTH).collect().await;
-            // The server has answered, so whatever goes wrong from here on, it has acted on the request.
+            // The server has answered, and so has acted on the request, even if reading the body fails.
             let body = body.map_err(TransportError::other)?;
             Ok(Response::from_parts(head, body.to_bytes()))
         })

@@ -1,4 +1,4 @@
-//! How many calls to Apple are under way, and how many wait.
+//! A limit on the calls to Apple that are under way, and on those that wait.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -9,13 +9,13 @@ use crate::runtime::REQUESTS_MAY_AWAIT_EACH_OTHER;
 /// Slots for calls to Apple, and a bounded number of waiters for them.
 pub(super) struct CallLimit {
     slots: Semaphore,
-    /// Held by the first of those who wait. The semaphore itself would let whoever comes overtake all of them.
+    /// Held by the first waiter. The semaphore alone would let a newcomer overtake all waiters.
     queue: Mutex<()>,
     waiting: AtomicUsize,
     waiting_limit: usize,
 }
 
-/// No slot, and too many wait for one already.
+/// All slots are taken, and too many calls wait for one already.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct QueueFull;
 
@@ -30,7 +30,7 @@ impl CallLimit {
     }
 
     pub(super) async fn acquire(&self) -> Result<SemaphoreGuard<'_>, QueueFull> {
-        // Nobody overtakes the first of those who wait.
+        // A newcomer must not take the slot that the first waiter is about to get.
         if self.waiting.load(Ordering::Relaxed) == 0
             && let Some(slot) = self.slots.try_acquire()
         {
@@ -45,7 +45,7 @@ impl CallLimit {
     }
 }
 
-/// A place among those who wait, given up on drop.
+/// A counted place in the queue, given up on drop.
 struct QueuePlace<'a>(&'a AtomicUsize);
 
 impl<'a> QueuePlace<'a> {

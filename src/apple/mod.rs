@@ -1,4 +1,8 @@
-//! The client for Apple's DeviceCheck server.
+//! Device tokens, and the client that asks Apple's DeviceCheck server about them.
+//!
+//! From the call of a user to the bytes on the wire: `builder` makes the client, `client` has its methods, `call`
+//! runs one call with its attempts and deadlines, `wire` writes the request and reads the answer, and a transport
+//! sends it.
 
 #[cfg(feature = "_apple")]
 mod bits;

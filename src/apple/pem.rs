@@ -1,4 +1,4 @@
-//! The private key, out of whatever an environment variable made of the `.p8` file.
+//! The parser of private keys, which mends the damage that environment variables do to a `.p8` file.
 
 use base64::{
     Engine,
@@ -7,7 +7,7 @@ use base64::{
 };
 use zeroize::Zeroizing;
 
-/// Lenient where a damaged text should be called damaged rather than not base64: the DER inside tells.
+/// Lenient about padding and trailing bits. The check of the DER inside names such damage better.
 const LENIENT: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
     GeneralPurposeConfig::new()
@@ -15,7 +15,7 @@ const LENIENT: GeneralPurpose = GeneralPurpose::new(
         .with_decode_allow_trailing_bits(true),
 );
 
-/// Why a text or DER is not the key that Apple makes: the cause, and the cure.
+/// The reason for which a text or DER is no key of Apple's. `as_str` names the cause and the cure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum KeyFault {
     Empty,
@@ -75,7 +75,7 @@ impl KeyFault {
     }
 }
 
-/// `text` without white space and quotes around it: env files and dashboards leave both.
+/// `text` without the white space and quotes around it, which env files and dashboards leave there.
 pub(super) fn unquoted(text: &str) -> &str {
     let mut text = text.trim_start_matches('\u{feff}').trim();
     for quote in ['"', '\''] {
@@ -86,8 +86,8 @@ pub(super) fn unquoted(text: &str) -> &str {
     text
 }
 
-/// The DER of a key given as PEM, as PEM with damaged line ends, as its base64 alone, or as base64 of the
-/// whole PEM.
+/// The DER of a key that is given as PEM, as PEM with damaged line ends, as the base64 inside the PEM, or as base64
+/// of the whole PEM.
 pub(super) fn der_of_text(text: &str) -> Result<Zeroizing<Vec<u8>>, KeyFault> {
     let decoded = decode_text(text)?;
     let der = match std::str::from_utf8(&decoded) {
@@ -111,7 +111,7 @@ fn decode_text(text: &str) -> Result<Zeroizing<Vec<u8>>, KeyFault> {
         return decode(text);
     };
     let (label, rest) = armoured.split_once(DASHES).ok_or(KeyFault::CutOff)?;
-    // Some tools take every space out of a value.
+    // Without spaces, because some tools remove every space from a value.
     let label: String = label.split_ascii_whitespace().collect();
     match label.as_str() {
         "PRIVATEKEY" => {}
@@ -142,9 +142,9 @@ fn decode(text: &str) -> Result<Zeroizing<Vec<u8>>, KeyFault> {
     Ok(decoded)
 }
 
-/// Takes out white space, and line ends that were written as `\n` or `\r`, however often escaped.
+/// Removes white space, and line ends that were written as `\n` or `\r`, however often escaped.
 fn without_line_ends(text: &[u8]) -> Zeroizing<Vec<u8>> {
-    // Large enough from the start: growing would leave copies of the key behind.
+    // Room for the whole key at once: growing would leave copies of it behind.
     let mut compact = Zeroizing::new(Vec::with_capacity(text.len()));
     let mut escaped = false;
     for byte in text {
@@ -164,11 +164,11 @@ fn without_line_ends(text: &[u8]) -> Zeroizing<Vec<u8>> {
 
 const EC_PUBLIC_KEY: &[u8] = &[0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01];
 const PRIME256V1: &[u8] = &[0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
-/// The arc of PKCS#5, whose algorithms encrypt private keys.
+/// The arc of PKCS#5, which holds the algorithms that encrypt private keys.
 const PKCS5: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x05];
 
-/// Looks at the outside of a DER, so that what is wrong with it can be named. Whether the key works is seen
-/// when it signs.
+/// Checks the outer structure of a DER, so that an error can name the fault. The first signature shows whether
+/// the key works.
 pub(super) fn check_der(der: &[u8]) -> Result<(), KeyFault> {
     if der.is_empty() {
         return Err(KeyFault::Empty);
@@ -184,7 +184,7 @@ pub(super) fn check_der(der: &[u8]) -> Result<(), KeyFault> {
     if content.len() < length {
         return Err(KeyFault::CutOff);
     }
-    // The algorithm comes right after the version.
+    // The algorithm follows the version, so that the first bytes hold it.
     let head = &content[..content.len().min(64)];
     let holds = |oid: &[u8]| head.windows(oid.len()).any(|window| window == oid);
     match head {

@@ -1,4 +1,4 @@
-//! The provider token: the JWT with which we authenticate to Apple, and when it is signed anew.
+//! The provider token, which is the JWT that authenticates this server to Apple, and the times of its renewal.
 
 use std::{
     error::Error,
@@ -21,24 +21,25 @@ use crate::{
     runtime::{Moment, SystemTime, lock, since_epoch},
 };
 
-// Named, because jsonwebtoken's own choice panics when somebody else's crate turns on its other backend.
+// Chosen here: jsonwebtoken's own choice panics if another crate turns on its second backend as well.
 #[cfg(feature = "aws-lc-rs")]
 use jsonwebtoken::crypto::aws_lc::DEFAULT_PROVIDER as BACKEND;
 #[cfg(not(feature = "aws-lc-rs"))]
 use jsonwebtoken::crypto::rust_crypto::DEFAULT_PROVIDER as BACKEND;
 
-/// Apple refuses provider tokens older than an hour (its rule for APNs, to which DeviceCheck refers).
+/// The age at which a token is renewed. Apple documents for APNs, to which DeviceCheck refers, that a token is
+/// refused after an hour.
 const RENEW_AFTER: Duration = Duration::from_secs(40 * 60);
-/// And may answer 429 to whoever renews more often than this.
+/// The shortest time between two renewals. Apple documents for APNs that it may answer 429 to more frequent ones.
 const RENEW_AT_MOST_EVERY: Duration = Duration::from_secs(20 * 60);
-/// For how long a token stays in use that cannot be renewed.
+/// The age until which a token stays in use if it cannot be renewed.
 const USABLE_FOR: Duration = Duration::from_secs(55 * 60);
-/// `iat` lies so far in the past, lest a clock that is a little ahead of Apple's makes it the future.
+/// `iat` is set this far back, so that a slightly fast clock does not put it in Apple's future.
 const BACKDATING: Duration = Duration::from_secs(5);
-/// A token may come from so far in the wall clock's future before the clock counts as put back.
+/// How far ahead of now a token's issue time may lie before we assume that the wall clock was set back.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
 
-/// A private key and whose it is.
+/// A private key with its team id and key id.
 pub(super) struct Signer {
     team_id: Box<str>,
     key_id: Box<str>,
@@ -47,7 +48,7 @@ pub(super) struct Signer {
 }
 
 impl Signer {
-    /// Takes ids that need no escaping in JSON.
+    /// The ids must need no escaping in JSON.
     pub(super) fn new(team_id: &str, key_id: &str, pkcs8_der: &[u8]) -> Self {
         Self { team_id: team_id.into(), key_id: key_id.into(), key: EncodingKey::from_ec_der(pkcs8_der) }
     }
@@ -60,8 +61,8 @@ impl Signer {
         &self.key_id
     }
 
-    /// `Bearer` and a new JWT, marked sensitive; its memory is wiped with the last clone. `issued_at` is in
-    /// seconds since the Unix epoch.
+    /// Signs a JWT and returns it behind `Bearer `, marked sensitive. Its memory is wiped with the last clone.
+    /// `issued_at` is in seconds since the Unix epoch.
     pub(super) fn sign(&self, issued_at: u64) -> Result<HeaderValue, SignError> {
         let header = format!(r#"{{"alg":"ES256","kid":"{}","typ":"JWT"}}"#, self.key_id);
         let claims = format!(r#"{{"iss":"{}","iat":{issued_at}}}"#, self.team_id);
@@ -82,7 +83,7 @@ impl Signer {
     }
 }
 
-/// The provider token could not be signed.
+/// An error from signing a provider token.
 #[derive(Debug)]
 pub(super) struct SignError {
     source: BoxError,
@@ -112,10 +113,10 @@ pub(super) struct ProviderToken(Arc<Issued>);
 
 struct Issued {
     header: HeaderValue,
-    /// What it says of itself, in seconds since the Unix epoch.
+    /// The claim `iat`, in seconds since the Unix epoch.
     issued_at: u64,
     at: Moment,
-    /// Signed because Apple had refused the one before.
+    /// Whether this token replaced one that Apple had refused.
     forced: bool,
 }
 
@@ -126,8 +127,8 @@ impl ProviderToken {
     }
 }
 
-/// The one provider token of a key. It is signed under the lock, so that all who wait for it cause one
-/// signature; that takes a fraction of a millisecond.
+/// The one provider token of a key. Signing happens under the lock and takes a fraction of a millisecond, so that
+/// any number of waiting requests cause one signature.
 pub(super) struct ProviderTokens {
     signer: Signer,
     current: Mutex<Option<ProviderToken>>,
@@ -142,13 +143,13 @@ impl ProviderTokens {
         &self.signer
     }
 
-    /// The token to use now.
+    /// The token to use now, signed anew if it is due.
     pub(super) fn token(&self, now: Moment) -> Result<ProviderToken, SignError> {
         let mut current = lock(&self.current);
         self.current_or_new(&mut current, now)
     }
 
-    /// The token to use now that Apple has refused this one; `None` if there is no other to be had yet.
+    /// The token to use after Apple has refused `refused`; `None` if it is too early to sign another one.
     pub(super) fn replace(
         &self,
         refused: &ProviderToken,
@@ -168,7 +169,7 @@ impl ProviderTokens {
                 );
                 self.sign(&mut current, now, true).map(Some)
             }
-            // Another request has seen to it, or the key was rotated.
+            // Another request has replaced it already, or the key was rotated.
             _ => self.current_or_new(&mut current, now).map(Some),
         }
     }
@@ -215,8 +216,8 @@ impl ProviderTokens {
     }
 }
 
-/// The `iat` of a token signed now: a little in the past, and not that of the one before. Signatures may be
-/// deterministic, and then nothing else tells a token from a refused one of the same second.
+/// The `iat` of a token signed now: a little in the past, and never that of the previous token. Signatures may be
+/// deterministic, and two tokens of the same second would then be equal, though Apple has refused the first.
 fn issued_at(now: SystemTime, previous: Option<u64>) -> u64 {
     let earliest = since_epoch(now).saturating_sub(BACKDATING).as_secs();
     match previous {
@@ -225,13 +226,13 @@ fn issued_at(now: SystemTime, previous: Option<u64>) -> u64 {
     }
 }
 
-/// How old the token is, whatever happened to the wall clock.
+/// The age of the token by the monotonic clock, which no change of the wall clock affects.
 fn age(issued: &Issued, now: Moment) -> Duration {
     now.monotonic.saturating_duration_since(issued.at.monotonic)
 }
 
-/// Whether the token is too old, or from the future, by the clock that Apple's resembles. That happens when
-/// the wall clock is set, and when the machine sleeps, for which the monotonic clock may stand still.
+/// Whether the token is too old, or from the future, by the wall clock, which resembles Apple's. That happens when
+/// the wall clock is set, and when the machine sleeps, because the monotonic clock may stand still meanwhile.
 fn is_stale_by_wall(issued: &Issued, now: Moment) -> bool {
     match now.wall.duration_since(issued.at.wall) {
         Ok(age) => age >= RENEW_AFTER,
@@ -239,14 +240,14 @@ fn is_stale_by_wall(issued: &Issued, now: Moment) -> bool {
     }
 }
 
-/// Whether a token that Apple has not refused is to be renewed.
+/// Whether to renew a token that Apple has not refused.
 fn is_due(issued: &Issued, now: Moment) -> bool {
     let age = age(issued, now);
     age >= RENEW_AFTER || (age >= RENEW_AT_MOST_EVERY && is_stale_by_wall(issued, now))
 }
 
-/// Whether a token that Apple has refused may be replaced. One that replaced a refused one may not, before
-/// its time, unless the wall clock explains the refusal.
+/// Whether to replace a token that Apple has refused. A token that replaced a refused one stays until
+/// [`RENEW_AT_MOST_EVERY`] is over, unless the wall clock explains the refusal.
 fn may_force(issued: &Issued, now: Moment) -> bool {
     !issued.forced || age(issued, now) >= RENEW_AT_MOST_EVERY || is_stale_by_wall(issued, now)
 }

@@ -26,24 +26,27 @@ use crate::{
     runtime::{lock, within},
 };
 
-/// Feature `reqwest`: the default transport. rustls with the operating system's root certificates, HTTP/2
-/// where the server speaks it, connections kept alive, no redirects, no cookies.
+/// The default transport. Feature `reqwest`.
 ///
-/// Proxies are taken from the environment, as reqwest does it: `HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`. Plain
-/// `http` never goes through one. It needs a tokio runtime with time and I/O. Answers over 4 KiB are an error,
-/// and are not read to their end. Cloning is cheap; clones share their connections.
+/// It uses rustls with the operating system's root certificates, speaks HTTP/2 if the server does, keeps
+/// connections alive, and follows no redirects. It needs a tokio runtime with time and I/O.
+///
+/// reqwest takes proxies from the environment: `HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`. Plain `http` never goes
+/// through a proxy. An answer over 4 KiB is an error, and the rest of it is not read. Cloning is cheap; clones
+/// share their connections.
 #[derive(Clone)]
 pub struct ReqwestTransport(Arc<HttpClients>);
 
 struct HttpClients {
     https: reqwest::Client,
-    /// Knows no proxy: `http` is for the loopback interface, and through `HTTP_PROXY` the provider token would
-    /// leave the machine in the clear.
+    /// Uses no proxy: `http` is for the loopback interface, and a proxy would take the provider token out of the
+    /// machine in the clear.
     http: reqwest::Client,
     turnstiles: Turnstiles,
 }
 
-/// Less than the default deadline of an attempt, so that a second one has time left.
+/// The time to make a connection. Less than the default deadline of an attempt, so that a second attempt has time
+/// left.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl ReqwestTransport {
@@ -56,8 +59,8 @@ impl ReqwestTransport {
         Self::build(|builder| builder)
     }
 
-    /// The same, which speaks HTTP/2 without asking the server first. Plain-text HTTP/2 is spoken no other
-    /// way, so this is what a sidecar or a fake Apple on the loopback interface may need.
+    /// A transport as from [`new`](Self::new) that speaks HTTP/2 without asking the server first. Plain-text HTTP/2
+    /// works no other way, and a sidecar or a fake Apple on the loopback interface may need it.
     ///
     /// # Errors
     ///
@@ -75,14 +78,14 @@ impl ReqwestTransport {
             let builder = reqwest::Client::builder()
                 .connect_timeout(CONNECT_TIMEOUT)
                 .redirect(Policy::none())
-                // That is the client's to decide, and to count.
+                // `AppleClient` decides about retries, and counts them.
                 .retry(reqwest::retry::never().max_retries_per_request(0))
                 .referer(false)
                 .tcp_nodelay(true)
                 .tcp_keepalive(Duration::from_secs(30))
-                // Kept warm for the next request, however long that takes.
+                // Keeps the connection for the next request, however late that comes.
                 .pool_idle_timeout(None)
-                // Finds out that a connection is dead before a request does.
+                // Detects a dead connection before a request runs into it.
                 .http2_keep_alive_interval(Duration::from_secs(15))
                 .http2_keep_alive_timeout(Duration::from_secs(5))
                 .http2_keep_alive_while_idle(true);
@@ -116,7 +119,7 @@ impl Service<Request<Bytes>> for ReqwestTransport {
     fn call(&mut self, request: Request<Bytes>) -> Self::Future {
         let clients = Arc::clone(&self.0);
         Box::pin(async move {
-            // Outside of a runtime, tokio's sockets panic.
+            // tokio's sockets panic outside of a runtime.
             if tokio::runtime::Handle::try_current().is_err() {
                 return Err(TransportError::other("the reqwest transport needs a tokio runtime"));
             }
@@ -135,7 +138,7 @@ impl Service<Request<Bytes>> for ReqwestTransport {
     }
 }
 
-/// Whether there was no connection, or is none any longer, because the server has shut it down.
+/// Whether there was no connection, or the server has shut the connection down.
 fn is_without_connection(error: &TransportError) -> bool {
     let is_shutdown = |error: &h2::Error| error.is_go_away();
     error.is_connect() || chain(error).any(|error| error.downcast_ref().is_some_and(is_shutdown))
@@ -146,7 +149,8 @@ fn is_without_connection(error: &TransportError) -> bool {
 struct Turnstiles(Mutex<HashMap<String, Arc<Turnstile>>>);
 
 impl Turnstiles {
-    /// More servers than Apple has. A request to any further one gets a turnstile of its own, and so never waits.
+    /// The number of servers, more than Apple has. A request to a further one gets its own turnstile and never
+    /// waits.
     const KEPT: usize = 8;
 
     fn at(&self, url: &Url) -> Arc<Turnstile> {
@@ -181,8 +185,8 @@ impl Turnstile {
     /// timeout of an attempt.
     const PATIENCE: Duration = Duration::from_millis(500);
 
-    /// Waits until this request may be sent. The caller is the first one if it gets a guard, and holds it until it
-    /// has an answer.
+    /// Waits until the caller may send its request. Returns a guard to the first caller, who holds it until the
+    /// answer.
     async fn turn(&self) -> Option<async_lock::MutexGuard<'_, ()>> {
         if !self.is_cold() {
             return None;
@@ -205,7 +209,7 @@ async fn read(
 ) -> Result<Response<Bytes>, TransportError> {
     let mut response = answer.await.map_err(failure)?;
     let mut body = BytesMut::new();
-    // The server has answered, so whatever goes wrong from here on, it has acted on the request.
+    // The server has answered, and so has acted on the request, even if reading the body fails.
     while let Some(chunk) = response.chunk().await.map_err(broken_off)? {
         if body.len() + chunk.len() > MAX_ANSWER_LENGTH {
             return Err(TransportError::other("the answer is longer than 4 KiB"));
@@ -219,7 +223,7 @@ async fn read(
 }
 
 fn failure(error: reqwest::Error) -> TransportError {
-    // The caller says what was asked of whom, in its own words.
+    // Without the URL: the caller's error names the operation and the environment.
     let error = error.without_url();
     if error.is_connect() {
         TransportError::connect(error)

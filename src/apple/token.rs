@@ -17,14 +17,14 @@ use crate::{
 /// The longest device token that is accepted, in characters. Real ones have about 2,950.
 pub const MAX_TOKEN_LENGTH: usize = 8 * 1024;
 
-/// Standard alphabet, zero trailing bits. Padding is judged before, by its length alone.
+/// Standard alphabet, zero trailing bits. [`unpadded`] checks the padding before.
 const CANONICAL: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::RequireNone),
 );
 
-/// Apple's answer about a device token. That there was no answer is a
-/// [`VerifyError`](crate::VerifyError), not a verdict.
+/// Apple's answer about a device token. The lack of an answer is a [`VerifyError`](crate::VerifyError), not a
+/// verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(clippy::exhaustive_enums, reason = "a token is genuine or it is not")]
 pub enum Verdict {
@@ -40,26 +40,26 @@ pub enum Verdict {
 /// Any other spelling of the same bytes is refused rather than repaired, so that no alias of a token has a
 /// cache entry of its own.
 ///
-/// `Debug` shows nothing of it. Cloning is cheap. The text stays in the buffer in which the HTTP server read
-/// the request, which is not this crate's to wipe.
+/// `Debug` shows nothing of it. Cloning is cheap. This crate cannot wipe the text, which stays in the buffer into
+/// which the HTTP server read the request.
 #[derive(Clone)]
 pub struct DeviceToken(Candidate);
 
 impl DeviceToken {
-    /// The token's text, without padding. A secret while the token lives: send it to nobody but Apple.
+    /// The token's text, without padding. It is a secret while the token lives: send it only to Apple.
     #[must_use]
     pub fn expose(&self) -> &str {
         // Canonical base64 is ASCII, so this is never the empty string.
         std::str::from_utf8(self.as_bytes()).unwrap_or_default()
     }
 
-    /// SHA-256 of [`expose`](Self::expose). Computed anew at each call.
+    /// SHA-256 of [`expose`](Self::expose), computed at each call.
     #[must_use]
     pub fn digest(&self) -> TokenDigest {
         TokenDigest::of(self.as_bytes())
     }
 
-    /// The bytes of [`expose`](Self::expose), without asking again whether they are text.
+    /// The bytes of [`expose`](Self::expose), without another check that they are UTF-8.
     pub(crate) fn as_bytes(&self) -> &[u8] {
         unpadded(&self.0).unwrap_or_default()
     }
@@ -75,11 +75,11 @@ impl TryFrom<Candidate> for DeviceToken {
 
     fn try_from(candidate: Candidate) -> Result<Self, MalformedToken> {
         let text = unpadded(&candidate)?;
-        // Looks at every byte even after a bad one, because the compiler can do that many bytes at a time.
+        // A fold over all bytes: the compiler vectorizes it, but not a loop that may stop early.
         let in_alphabet = text
             .iter()
             .fold(true, |all, byte| all & (byte.is_ascii_alphanumeric() | (*byte == b'+') | (*byte == b'/')));
-        // All else that can be wrong is in what follows the last whole group of four characters.
+        // Any other fault is in the characters behind the last whole group of four.
         let (_, tail) = text.split_at(text.len() / 4 * 4);
         let mut decoded = [0; 3];
         if in_alphabet && CANONICAL.decode_slice(tail, &mut decoded).is_ok() {
@@ -100,7 +100,7 @@ impl FromStr for DeviceToken {
 }
 
 impl fmt::Debug for DeviceToken {
-    // A device token can be replayed while it lives: never printed.
+    // Without the text, which can be replayed while the token lives.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("DeviceToken(..)")
     }
@@ -108,8 +108,8 @@ impl fmt::Debug for DeviceToken {
 
 /// The text without its padding, if its length and padding are possible for a canonical token.
 ///
-/// This is all of the syntax check but the alphabet and the trailing bits. Those depend on the bytes returned here
-/// alone, so the same bytes need the whole check only once.
+/// The rest of the syntax check is the alphabet and the trailing bits. Both depend on the returned bytes alone, so
+/// that the same bytes need that check only once.
 pub(crate) fn unpadded(candidate: &Candidate) -> Result<&[u8], MalformedToken> {
     let text = candidate.as_bytes();
     if text.is_empty() {

@@ -1,4 +1,4 @@
-//! How requests reach Apple.
+//! The seam to the HTTP client.
 
 use std::{error::Error, fmt, future::poll_fn, io::ErrorKind};
 
@@ -9,10 +9,10 @@ use tower_service::Service;
 
 use crate::BoxError;
 
-/// A request did not get an answer.
+/// A request that got no answer.
 ///
-/// Transports of your own need not use it. It lets them say that the server cannot have acted on a request, which
-/// then may be sent again.
+/// A transport of your own may return other errors. This one can say that the server cannot have acted on the
+/// request, and the client then sends it again.
 #[derive(Debug)]
 pub struct TransportError {
     kind: TransportErrorKind,
@@ -32,7 +32,8 @@ impl TransportError {
         Self { kind: TransportErrorKind::Connect, source: source.into() }
     }
 
-    /// The server said that it has not looked at the request, as HTTP/2 lets it when it shuts a connection down.
+    /// The server said that it has not looked at the request, as an HTTP/2 server does when it shuts a connection
+    /// down.
     pub fn turned_away(source: impl Into<BoxError>) -> Self {
         Self { kind: TransportErrorKind::TurnedAway, source: source.into() }
     }
@@ -73,7 +74,7 @@ impl Error for TransportError {
 
 /// Whether the error, or one of its causes, says that the server cannot have acted on the request.
 ///
-/// A connection that was reset or closed says nothing of the kind.
+/// A reset or closed connection says nothing about that.
 pub(super) fn is_harmless(error: &(dyn Error + 'static)) -> bool {
     for error in chain(error) {
         if let Some(error) = error.downcast_ref::<TransportError>() {
@@ -105,8 +106,8 @@ pub(super) fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item 
     std::iter::successors(Some(error), |error| (*error).source())
 }
 
-/// Whether this is one of the two ways in which an HTTP/2 server says that it has not looked at a request (RFC
-/// 9113, section 8.7): the connection is being shut down, or the stream is refused. Causes are not looked at.
+/// Whether this very error, not one of its causes, says that an HTTP/2 server has not looked at a request. RFC
+/// 9113, section 8.7, has two ways: the server shuts the connection down, or refuses the stream.
 #[cfg(feature = "reqwest")]
 pub(super) fn is_turned_away(error: &(dyn Error + 'static)) -> bool {
     error.downcast_ref::<h2::Error>().is_some_and(|error| {
@@ -126,7 +127,7 @@ pub(super) trait ErasedTransport: Send + Sync {
     fn send(&self, request: Request<Bytes>) -> BoxFuture<'static, Result<Response<Bytes>, BoxError>>;
 }
 
-/// Any tower service as a transport.
+/// A tower service as a transport.
 pub(super) struct ServiceTransport<S>(pub(super) S);
 
 impl<S> ErasedTransport for ServiceTransport<S>

@@ -1,4 +1,4 @@
-//! What goes to Apple and what comes back: the request, and the one table of answers.
+//! The request to Apple, and the one table of Apple's answers.
 
 use std::{error::Error, fmt, io::Write, time::Duration};
 
@@ -18,10 +18,10 @@ use crate::{
     runtime::{Moment, SystemTime, since_epoch},
 };
 
-/// Apple's answers are short. A longer one is not Apple's.
+/// The longest answer that is read. Apple's answers are far shorter.
 pub(super) const MAX_ANSWER_LENGTH: usize = 4 * 1024;
 
-/// What Apple can be asked to do with a token.
+/// One of the three things that Apple does with a token.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Operation {
     Validate,
@@ -54,7 +54,7 @@ impl Operation {
         request
     }
 
-    /// Base64, UUIDs and numbers need no escaping. The memory is wiped when the transport lets go of it.
+    /// The body, whose memory is wiped when the transport drops it. Base64, UUIDs and numbers need no escaping.
     fn body(self, token: &DeviceToken, transaction_id: Uuid, now: Moment) -> Bytes {
         let unpadded = token.as_bytes();
         let padding: &[u8] = match unpadded.len() % 4 {
@@ -62,7 +62,7 @@ impl Operation {
             3 => b"=",
             _ => b"",
         };
-        // With room for all of it from the start: growing would leave copies of the token behind.
+        // Room for the whole body at once: growing would leave copies of the token behind.
         let mut body = Zeroizing::new(Vec::with_capacity(unpadded.len() + 192));
         for part in [br#"{"device_token":""#, unpadded, padding, br#"","transaction_id":""#] {
             body.extend_from_slice(part);
@@ -81,14 +81,14 @@ impl Operation {
     }
 }
 
-/// What an answer means.
+/// The meaning of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Class {
-    /// It is as asked.
+    /// Apple did what it was asked to do.
     Accepted,
     /// The device token is not genuine.
     RefusedDeviceToken,
-    /// Apple does not accept our provider token, or not any more.
+    /// Apple does not accept our provider token, or no longer.
     RefusedProviderToken,
     /// Apple does not accept the key's rights, or our request.
     Misconfigured,
@@ -96,11 +96,11 @@ pub(super) enum Class {
     Unavailable,
 }
 
-/// The table: the first row with this status and a phrase that is in the answer, in lower case, decides.
+/// The table of answers. The first row decides that has the status, and whose phrase is in the answer, lower-cased.
 ///
-/// Apple documents the statuses and a name for each fault ("Bad Device Token"); what it sends reads
-/// otherwise ("Missing or incorrectly formatted device token payload", as seen in practice), and holds the
-/// same words. The device token comes before the payload, which its answer mentions too.
+/// Apple documents the statuses and a name for each fault ("Bad Device Token"). Seen in practice: another text with
+/// the same words ("Missing or incorrectly formatted device token payload"). That text also says "payload", hence
+/// the order of the rows.
 #[rustfmt::skip]
 const TABLE: &[(u16, &str, Class)] = &[
     (200, "", Class::Accepted),
@@ -117,11 +117,11 @@ const TABLE: &[(u16, &str, Class)] = &[
     (401, "", Class::RefusedProviderToken),
     (403, "forbidden", Class::RefusedProviderToken),
     (403, "", Class::RefusedProviderToken),
-    // Not among Apple's answers: a base URL that is not Apple's.
+    // Apple gives neither of these two: the base URL is wrong.
     (404, "", Class::Misconfigured),
     (405, "", Class::Misconfigured),
     (429, "", Class::Throttled),
-    // Everything else, an empty or unknown 400 too, says nothing about the token.
+    // Any other answer, even an empty or unknown 400, says nothing about the token.
 ];
 
 fn look_up(status: StatusCode, body: &[u8]) -> (Class, &'static str) {
@@ -135,7 +135,7 @@ fn look_up(status: StatusCode, body: &[u8]) -> (Class, &'static str) {
         .map_or((Class::Unavailable, ""), |(_, phrase, class)| (*class, *phrase))
 }
 
-/// An answer that is not as asked. Its text is ours: Apple's could echo the token.
+/// Any answer but a successful one. `Display` shows words of ours, because Apple's text could echo the token.
 #[derive(Clone, Debug)]
 pub(super) struct Answer {
     pub(super) class: Class,
@@ -148,7 +148,7 @@ pub(super) struct Answer {
     trace_id: Option<Box<str>>,
 }
 
-/// The body of an answer that is as asked, or the answer.
+/// `Ok`: the body of a successful answer. `Err`: any other answer, classified.
 pub(super) fn read(
     operation: Operation,
     environment: Environment,
@@ -173,7 +173,7 @@ pub(super) fn read(
 }
 
 impl Answer {
-    /// How the answer counts once nothing more is tried; `None` if it is a verdict.
+    /// The error that the call ends with; `None` if the answer is a verdict.
     pub(super) fn into_error(self) -> Option<VerifyError> {
         let retry_after = self.retry_after;
         match self.class {
@@ -214,7 +214,7 @@ impl fmt::Display for Answer {
 
 impl Error for Answer {}
 
-/// For Apple's support. Seen in practice: hexadecimal.
+/// The id by which Apple's support finds a request. Seen in practice: hexadecimal.
 fn trace_id(headers: &HeaderMap) -> Option<Box<str>> {
     let id = headers.get("x-b3-traceid")?.to_str().ok()?;
     let sane =
