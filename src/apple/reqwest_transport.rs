@@ -129,8 +129,8 @@ impl Service<Request<Bytes>> for ReqwestTransport {
             let turn = turnstile.turn().await;
             let answer = read(client.execute(request)).await;
             match &answer {
-                Ok(_) if turn.is_some() => turnstile.set_cold(false),
-                Err(error) if is_without_connection(error) => turnstile.set_cold(true),
+                Ok(_) if turn.is_some() => turnstile.set_warm(true),
+                Err(error) if is_without_connection(error) => turnstile.set_warm(false),
                 _ => {}
             }
             answer
@@ -167,17 +167,12 @@ impl Turnstiles {
 ///
 /// All requests share a connection if the server speaks HTTP/2, which is known once the first connection is up. A
 /// crowd that arrives earlier would open one connection for each request.
+#[derive(Default)]
 struct Turnstile {
-    /// True until the first answer, and again after a request failed for lack of a connection.
-    cold: AtomicBool,
+    /// True from the first answer until a request fails for lack of a connection.
+    warm: AtomicBool,
     /// Held by the request that goes first.
     first: async_lock::Mutex<()>,
-}
-
-impl Default for Turnstile {
-    fn default() -> Self {
-        Self { cold: true.into(), first: async_lock::Mutex::default() }
-    }
 }
 
 impl Turnstile {
@@ -188,19 +183,19 @@ impl Turnstile {
     /// Waits until the caller may send its request. Returns a guard to the first caller, who holds it until the
     /// answer.
     async fn turn(&self) -> Option<async_lock::MutexGuard<'_, ()>> {
-        if !self.is_cold() {
+        if self.is_warm() {
             return None;
         }
         let turn = within(Self::PATIENCE, self.first.lock()).await.ok()?;
-        self.is_cold().then_some(turn)
+        (!self.is_warm()).then_some(turn)
     }
 
-    fn is_cold(&self) -> bool {
-        self.cold.load(Ordering::Relaxed)
+    fn is_warm(&self) -> bool {
+        self.warm.load(Ordering::Relaxed)
     }
 
-    fn set_cold(&self, cold: bool) {
-        self.cold.store(cold, Ordering::Relaxed);
+    fn set_warm(&self, warm: bool) {
+        self.warm.store(warm, Ordering::Relaxed);
     }
 }
 

@@ -121,7 +121,7 @@ fn each_wrong_key_is_named() {
     }
 }
 
-/// The outside of a P-384 key; its inside is not looked at.
+/// The outer structure of a P-384 key, without a key inside.
 fn p384_pkcs8() -> Vec<u8> {
     let mut der = vec![
         0x30, 0x20, 2, 1, 0, 0x30, 0x10, 6, 7, 0x2a, 0x86, 0x48, 0xce, 0x3d, 2, 1, 6, 5, 0x2b, 0x81, 4, 0,
@@ -183,7 +183,7 @@ fn from_env(variables: Variables<'_>) -> Result<Credentials, CredentialsError> {
     })
 }
 
-/// A file that is removed again.
+/// A file that is removed on drop.
 struct TempFile(PathBuf);
 
 impl TempFile {

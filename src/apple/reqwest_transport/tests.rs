@@ -5,7 +5,7 @@ use tokio::{
 
 use super::*;
 
-/// Answers one connection with these bytes, over and over until the client hangs up if `endless`.
+/// Answers one connection with these bytes, and if `endless` with further ones until the client hangs up.
 async fn answer_with(bytes: &'static [u8], endless: bool) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());
@@ -207,7 +207,7 @@ async fn a_crowd_waits_for_one_answer_and_not_for_long() {
     let another_endpoint = server("https://apple/2");
     let mut waits = Box::pin(another_endpoint.turn());
     assert!(waits.as_mut().now_or_never().is_none());
-    apple.set_cold(false);
+    apple.set_warm(true);
     drop(first);
-    assert!(waits.now_or_never().unwrap().is_none(), "it is warm, and nobody's turn");
+    assert!(waits.now_or_never().unwrap().is_none(), "the server is warm");
 }

@@ -136,7 +136,7 @@ async fn deadlines() {
     assert_eq!(validate(patient, transport).await.unwrap_err().kind(), Unavailable);
     assert_eq!(started.elapsed(), seconds(5));
 
-    // The second attempt has only what is left of the whole.
+    // The second attempt has only the rest of the time for the whole call.
     let (sent, transport) = apple(|n, _| {
         Box::pin(async move {
             if n > 0 {
@@ -179,8 +179,8 @@ async fn calls_wait_for_a_slot_and_no_longer_than_the_deadline() {
     let token = token();
     let results = join_all((0..8).map(|_| client.validate(&token, Environment::Production))).await;
     assert_eq!(started.elapsed(), Duration::from_secs(5));
-    // Two at once, two after 2 s; two begin after 4 s and are cut off, as is the one that still waits. The
-    // eighth finds too many before it.
+    // Two calls run at once, and two after 2 s. Two begin after 4 s and are cut off, as is the one that still waits.
+    // The eighth finds the queue full.
     let good = results.iter().filter(|result| result.is_ok()).count();
     assert_eq!(good, 4);
     let at_once = results[7].as_ref().unwrap_err();

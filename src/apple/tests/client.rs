@@ -109,7 +109,7 @@ async fn credentials_rotate_while_calls_are_under_way() {
     };
     let (first, second) = join(under_way, rotate).await;
     assert!(first.is_ok() && second.is_ok());
-    // The call whose token was refused goes on with the new key's one, which nobody refused.
+    // The call whose token was refused continues with the new key's token.
     assert_eq!((sent.count(), sent.provider_tokens().len()), (3, 2));
     assert_eq!(client.team_id(), "TEAM123456");
 

@@ -1,4 +1,4 @@
-//! The client over a transport that a test answers for. The fixtures are here.
+//! Tests of the client over a transport that they script, and the fixtures for that.
 
 mod attempts;
 mod client;
@@ -55,7 +55,7 @@ fn status(status: u16, body: &'static str) -> TransportResult {
     Ok(Response::builder().status(status).body(Bytes::from(body)).unwrap())
 }
 
-/// What was sent, request by request.
+/// The requests that were sent, in order.
 #[derive(Clone, Default)]
 struct Sent(Arc<Mutex<Vec<Request<Bytes>>>>);
 
@@ -93,7 +93,7 @@ fn apple(
     (sent, BoxCloneSyncService::new(service))
 }
 
-/// An Apple that gives these answers one after the other, and the last one ever after.
+/// An Apple that gives these answers one after the other, and repeats the last one.
 fn script(answers: Vec<fn() -> TransportResult>) -> (Sent, Transport) {
     apple(move |n, _| {
         let answer = answers[n.min(answers.len() - 1)]();
