@@ -6,12 +6,11 @@ use bytes::Bytes;
 use tracing::{Level, event};
 
 use crate::{
-    apple::token::Verdict,
     apple::{
         bits::{Bits, BitsError},
         call::Caller,
         credentials::{Credentials, CredentialsError},
-        token::DeviceToken,
+        token::{DeviceToken, Verdict},
         wire::Operation,
     },
     gate::decision::VerifiedDevice,

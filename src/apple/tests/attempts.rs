@@ -8,8 +8,7 @@ use tower::{ServiceExt, service_fn};
 
 use super::{NOT_GENUINE, TransportResult, apple, builder, script, status, token, validate};
 use crate::{
-    apple::token::Verdict,
-    apple::transport::TransportError,
+    apple::{token::Verdict, transport::TransportError},
     gate::error::{
         VerifyError,
         VerifyErrorKind::{self, Misconfigured, Throttled, Unavailable},
