@@ -24,7 +24,6 @@ use web_time::UNIX_EPOCH;
 
 /// Whether a request may wait for what another request does. On wasm it must not: hosts such as Cloudflare Workers
 /// let no request wait for the I/O of another one.
-#[cfg_attr(not(feature = "_apple"), allow(dead_code))]
 pub(crate) const REQUESTS_MAY_AWAIT_EACH_OTHER: bool = cfg!(not(target_arch = "wasm32"));
 
 /// One reading of both clocks. Decisions about time take it as an argument, which makes them pure.

@@ -4,13 +4,15 @@ use std::{
     collections::{HashMap, hash_map::Entry},
     hash::Hash,
     panic::AssertUnwindSafe,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use futures_util::{
     FutureExt,
     future::{BoxFuture, Shared, WeakShared},
 };
+
+use crate::runtime::{REQUESTS_MAY_AWAIT_EACH_OTHER, lock};
 
 /// Computations under way, by key.
 ///
@@ -44,7 +46,7 @@ where
 
     /// The computation of `key` that is under way, or a new one.
     ///
-    /// On wasm always a new one: there, a request must not await what another request drives.
+    /// Always a new one where requests must not await each other.
     pub(crate) fn run<F>(&self, key: K, compute: F) -> Shared<Flight<T>>
     where
         F: Future<Output = T> + Send + 'static,
@@ -52,7 +54,7 @@ where
         let mut map = lock(&self.flights);
         let Map { by_key, next_id } = &mut *map;
         let place = by_key.entry(key.clone());
-        if cfg!(not(target_arch = "wasm32"))
+        if REQUESTS_MAY_AWAIT_EACH_OTHER
             && let Entry::Occupied(place) = &place
             && let Some(flight) = place.get().1.upgrade()
         {
@@ -94,11 +96,6 @@ impl<K: Clone + Eq + Hash, T: Clone> Drop for Slot<K, T> {
             place.remove();
         }
     }
-}
-
-/// Nothing that runs under the lock can leave the map half changed.
-fn lock<K, T: Clone>(flights: &Flights<K, T>) -> MutexGuard<'_, Map<K, T>> {
-    flights.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
