@@ -134,7 +134,9 @@ impl Tokens {
     /// Removes what has ended. Each entry is looked at once for each time that it was made or changed.
     fn forget(&mut self, now: Instant) {
         for queue in [&mut self.reserved, &mut self.spent] {
-            while let Some((_, id)) = queue.pop_front_if(|(ends_at, _)| *ends_at <= now) {
+            while queue.front().is_some_and(|(ends_at, _)| *ends_at <= now)
+                && let Some((_, id)) = queue.pop_front()
+            {
                 if self.by_id.get(&id).is_some_and(|entry| entry.ends_at <= now) {
                     self.by_id.remove(&id);
                 }

@@ -64,7 +64,7 @@ pub(super) fn open(
     let not_opened = SplitKeyErrorKind::NotOpened;
     let mut decoded = Zeroizing::new([0; SECRET + 3]);
     let length = URL_SAFE_NO_PAD.decode_slice(client.secret(), &mut *decoded).map_err(|_| not_opened)?;
-    let secret = decoded[..length].as_array::<SECRET>().ok_or(not_opened)?;
+    let secret: &[u8; SECRET] = decoded[..length].try_into().map_err(|_| not_opened)?;
 
     let text = server.expose().as_bytes();
     let mut sealed = Zeroizing::new(vec![0; base64::decoded_len_estimate(text.len())]);
