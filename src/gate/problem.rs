@@ -1,4 +1,4 @@
-//! One row of a table of rejections, and how it is written: as HTTP problem details, or as a gRPC status.
+//! A row of a table of rejections, written as HTTP problem details or as a gRPC status.
 
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use http::{
     header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
 };
 
-/// How one rejection is answered. The texts are literals of this crate that need no escaping, neither in JSON
-/// nor in headers.
+/// The answer to one kind of rejection. The texts are literals of this crate that need no escaping, neither
+/// in JSON nor in headers.
 pub(crate) struct Row {
     /// The page of this crate's documentation that lists the variants.
     pub(crate) page: &'static str,

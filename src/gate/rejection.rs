@@ -1,4 +1,4 @@
-//! Why a request did not reach the inner service, and how that is answered: the one decision table.
+//! The decision table: every rejection, and its answer.
 
 use std::{error::Error, fmt, time::Duration};
 
@@ -10,7 +10,7 @@ use crate::{
     gate::problem::{Row, row_accessors},
 };
 
-/// Why a request did not reach the inner service. It is also in the extensions of the response.
+/// The reason why a request did not reach the inner service. The response has it in its extensions.
 ///
 /// | rejection | code | HTTP | gRPC | `Retry-After` |
 /// |---|---|---|---|---|
@@ -26,22 +26,22 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Rejection {
-    /// The request holds no device token. Apple was not asked.
+    /// The request has no device token. Apple was not asked.
     MissingToken,
-    /// The request holds something that cannot be a device token. Apple was not asked.
+    /// The device token of the request is malformed. Apple was not asked.
     MalformedToken(MalformedToken),
-    /// Apple says that the token is not genuine, just now or a short while ago.
+    /// Apple says that the token is not genuine, or said it a short while ago.
     RefusedToken,
-    /// The token admits one request, and another has it: see [`single_use`](crate::replay). Apple was not
-    /// asked, or said that the token is genuine when another request had taken it meanwhile.
+    /// The token admits one request and was used by another: see [`replay`](crate::replay). Apple was not
+    /// asked, or the other request used the token while Apple was asked.
     ReusedToken,
-    /// Apple says that it is asked too often.
+    /// Apple answers that it is asked too often.
     #[non_exhaustive]
     Throttled {
         /// When the client may come back.
         retry_after: Duration,
     },
-    /// Apple gave no verdict, or was not asked because too many requests wait for it already.
+    /// Apple gave no verdict, or was not asked because too many requests already wait for it.
     #[non_exhaustive]
     Unavailable {
         /// When the client may come back.
@@ -142,8 +142,8 @@ impl From<MalformedToken> for Rejection {
     }
 }
 
-/// How the absence of a verdict is answered. What the other side said about when to come back is brought
-/// into the bounds of the table; where it said nothing, it is 5 seconds.
+/// The rejection for a missing verdict. The waiting time that the error names is clamped to the bounds of the
+/// table; without one, it is 5 seconds.
 impl From<&VerifyError> for Rejection {
     fn from(error: &VerifyError) -> Self {
         let retry_after = |longest| {
@@ -158,7 +158,7 @@ impl From<&VerifyError> for Rejection {
     }
 }
 
-/// Makes the response to a rejected request. Implemented by [`ProblemDetails`] and closures:
+/// Makes the response to a rejected request. Implemented by [`ProblemDetails`] and by closures:
 ///
 /// ```
 /// use bytes::Bytes;
@@ -179,8 +179,8 @@ impl From<&VerifyError> for Rejection {
     note = "use `ProblemDetails` or a closure `Fn(&Rejection, &request::Parts) -> Response<Bytes>`"
 )]
 pub trait RejectionResponse: Send + Sync + 'static {
-    /// The response to one request. `head` is its head, without the credentials that were read from it, unless
-    /// the layer forwards them.
+    /// The response to one request. `head` is its head, without the credentials that were read from it,
+    /// unless the layer forwards them.
     fn response(&self, rejection: &Rejection, head: &request::Parts) -> Response<Bytes>;
 }
 
@@ -197,9 +197,9 @@ where
 /// begins with `application/grpc`.
 ///
 /// The problem has the members `type`, `title`, `status`, `code` ([`Rejection::code`]) and, for a malformed
-/// token, `detail`. The gRPC status comes in the header, without a body ("trailers-only"), under the content
-/// type of the request, which gRPC-Web clients understand too. Both say the class of the rejection, and
-/// nothing of what Apple said.
+/// token, `detail`. The gRPC status is a header of a response without a body ("trailers-only") and with the
+/// content type of the request. gRPC-Web clients understand it, too. Both tell the class of the rejection,
+/// and nothing of Apple's answer.
 #[derive(Clone, Copy, Debug, Default)]
 #[allow(clippy::exhaustive_structs, reason = "a unit struct, to be named as a value")]
 pub struct ProblemDetails;

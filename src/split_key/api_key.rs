@@ -14,14 +14,14 @@ use crate::{
     },
 };
 
-/// Key material on its way. Its capacity is reserved before it is filled: what grows leaves copies behind.
+/// Key material, wiped on drop. Reserve the capacity before filling it: a buffer that grows leaves copies
+/// behind.
 pub(super) type KeyBytes = Zeroizing<Vec<u8>>;
 
-/// The provider's API key: the extension that the inner service finds.
+/// The provider's API key, an extension of the inner service's request.
 ///
-/// All clones share one copy of the key, and so do the header values made of them by
-/// [`header_value`](Self::header_value). It is wiped when the last one is dropped. `Debug` shows nothing of
-/// it.
+/// All clones, and all values of [`header_value`](Self::header_value), share one copy of the key. It is wiped
+/// when the last of them is dropped. `Debug` shows nothing of it.
 #[derive(Clone)]
 pub struct ApiKey {
     value: HeaderValue,
@@ -44,10 +44,10 @@ impl ApiKey {
         Ok(Self { value, project, provider, metadata })
     }
 
-    /// The key. Copies of it are the caller's to wipe.
+    /// The key. The caller must wipe copies of it.
     #[must_use]
     pub fn expose(&self) -> &str {
-        // Visible ASCII, so this is never the empty string.
+        // The key is visible ASCII, so the default is never used.
         self.value.to_str().unwrap_or_default()
     }
 
@@ -57,8 +57,8 @@ impl ApiKey {
         self.value.clone()
     }
 
-    /// `Bearer` and the key, for the header `Authorization`, marked sensitive. A copy that is wiped when the
-    /// last clone of the value is dropped.
+    /// `Bearer` and the key, for the header `Authorization`, marked sensitive. This copy of the key is wiped
+    /// when the last clone of the value is dropped.
     #[must_use]
     pub fn bearer_value(&self) -> HeaderValue {
         let key = self.value.as_bytes();
@@ -68,32 +68,32 @@ impl ApiKey {
         sensitive(value).unwrap_or_else(|| self.header_value())
     }
 
-    /// The project to which it belongs.
+    /// The project to which the key belongs.
     #[must_use]
     pub fn project(&self) -> &str {
         &self.project
     }
 
-    /// The name of the provider to which it may be sent.
+    /// The name of the provider to which the key may be sent.
     #[must_use]
     pub fn provider(&self) -> &str {
         &self.provider
     }
 
-    /// The split that it was put together from.
+    /// The split from which the key was put together.
     #[must_use]
     pub const fn split(&self) -> SplitId {
         self.metadata.split()
     }
 
-    /// How it had been split.
+    /// The version of the split.
     #[must_use]
     pub const fn version(&self) -> Version {
         self.metadata.version()
     }
 }
 
-/// A header value that owns the text, and wipes it.
+/// A header value that owns the text and wipes it.
 fn sensitive(text: KeyBytes) -> Option<HeaderValue> {
     let mut value = HeaderValue::from_maybe_shared(Bytes::from_owner(text)).ok()?;
     value.set_sensitive(true);
@@ -101,7 +101,7 @@ fn sensitive(text: KeyBytes) -> Option<HeaderValue> {
 }
 
 impl fmt::Debug for ApiKey {
-    // The whole secret: never printed.
+    // The key is left out: it is the whole secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ApiKey")
             .field("project", &self.project)

@@ -1,8 +1,7 @@
 //! Version 1, the format of Proxed.AI: a cut.
 //!
-//! The server part is the head of the key and a salt, the client part its tail and the same salt. It is no
-//! secret sharing: whoever holds a part knows the characters in it, and nothing but the salt tells whether
-//! two parts belong together.
+//! The server part is the head of the key and a salt, the client part its tail and the same salt. This is no
+//! secret sharing: a part reveals its characters, and only the salt tells whether two parts belong together.
 
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
@@ -16,12 +15,12 @@ use crate::split_key::{
     random::Random,
 };
 
-/// The fewest characters of the key, its prefix not counted, that each side lacks.
+/// The fewest characters of the key that each side lacks. The prefix does not count.
 pub(super) const LACKING: usize = 12;
-/// Lower-case hexadecimal digits.
+/// The length of a salt in lower-case hexadecimal digits.
 const SALT: usize = 16;
 
-/// Cuts a key anywhere between [`LACKING`] characters after its prefix and as many before its end.
+/// Cuts a key at a random place, at least [`LACKING`] characters after its prefix and before its end.
 pub(super) fn cut(
     key: &str,
     provider: &Provider,
@@ -48,7 +47,7 @@ pub(super) fn cut(
     Ok((ServerPart::new(server)?, ClientPart::new(&client, metadata)?))
 }
 
-/// Joins the parts. They may have been cut anywhere, as Proxed's own code does.
+/// Joins the parts, wherever the cut is: Proxed's own code cuts anywhere.
 pub(super) fn join(
     server: &ServerPart,
     client: &ClientPart,
@@ -70,13 +69,13 @@ fn halves<'a>(server: &'a ServerPart, client: &'a ClientPart) -> Result<(&'a [u8
     let unsalted = |part: &'a [u8]| part.split_last_chunk::<SALT>().ok_or(SplitKeyErrorKind::NotOpened);
     let (head, server_salt) = unsalted(server.expose().as_bytes())?;
     let (tail, client_salt) = unsalted(client.secret())?;
-    // The salt of the server part must be one. The client's is compared with it, and so needs no check.
+    // Checking the server's salt suffices: the client's must be equal.
     let is_salt = server_salt.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     let equal = bool::from(server_salt.ct_eq(client_salt));
     if is_salt && equal { Ok((head, tail)) } else { Err(SplitKeyErrorKind::NotOpened.into()) }
 }
 
-/// How many characters of a key the parts of a version 1 pair keep from each side.
+/// How many characters of the key a version 1 pair keeps secret from each side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CutLint {
     unknown_to_server: usize,
@@ -84,27 +83,27 @@ pub struct CutLint {
 }
 
 impl CutLint {
-    /// How many characters of the key whoever holds the server part does not know.
+    /// How many characters of the key the server part does not reveal.
     #[must_use]
     pub const fn unknown_to_server(&self) -> usize {
         self.unknown_to_server
     }
 
-    /// How many characters of the key whoever holds the client part does not know. The prefix, which
-    /// everybody knows, does not count.
+    /// How many characters of the key the client part does not reveal. The prefix does not count, for it is
+    /// public.
     #[must_use]
     pub const fn unknown_to_client(&self) -> usize {
         self.unknown_to_client
     }
 
-    /// Whether each side lacks at least 12 characters, as with every pair that this crate makes.
+    /// Whether each side lacks at least 12 characters. Every pair that this crate makes is sound.
     #[must_use]
     pub const fn is_sound(&self) -> bool {
         self.unknown_to_server >= LACKING && self.unknown_to_client >= LACKING
     }
 }
 
-/// Tells how many characters a version 1 pair leaves secret on each side.
+/// Counts the characters that a version 1 pair keeps secret from each side.
 ///
 /// # Errors
 ///

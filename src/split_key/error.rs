@@ -1,17 +1,17 @@
-//! What can go wrong when keys are split, opened and managed.
+//! Errors of splitting, opening and managing keys.
 
 use std::{error::Error, fmt};
 
 use crate::BoxError;
 
-/// A key could not be split, opened or managed. Says nothing of the key.
+/// A key could not be split, opened or managed. The error reveals nothing of the key.
 #[derive(Debug)]
 pub struct SplitKeyError {
     kind: SplitKeyErrorKind,
     source: Option<BoxError>,
 }
 
-/// What went wrong.
+/// The kind of a [`SplitKeyError`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum SplitKeyErrorKind {
@@ -21,11 +21,11 @@ pub enum SplitKeyErrorKind {
     InvalidProject,
     /// An API key is empty, too long, or holds more than visible ASCII characters.
     InvalidKey,
-    /// An API key has not the format of its provider.
+    /// An API key does not have the format of its provider.
     WrongFormat,
-    /// There is no provider of that name.
+    /// No provider has that name.
     UnknownProvider,
-    /// An API key is too short to be cut so that each side lacks enough of it.
+    /// An API key is too short for a cut that keeps enough of it from each side.
     TooShort,
     /// The parts do not belong together, or to this project.
     NotOpened,
@@ -33,7 +33,7 @@ pub enum SplitKeyErrorKind {
     NotFound,
     /// The key is revoked, which is final.
     Revoked,
-    /// Others changed the record at the same time, again and again.
+    /// Other operations changed the record at the same time, again and again.
     Conflict,
     /// The store failed.
     Store,
@@ -51,7 +51,7 @@ impl SplitKeyError {
         Self { kind, source }
     }
 
-    /// What went wrong.
+    /// The kind of error.
     #[must_use]
     pub const fn kind(&self) -> SplitKeyErrorKind {
         self.kind
@@ -70,7 +70,7 @@ impl fmt::Display for SplitKeyError {
             SplitKeyErrorKind::Malformed => "not a part of a split key",
             SplitKeyErrorKind::InvalidProject => "a project id must have 1 to 128 visible ASCII characters",
             SplitKeyErrorKind::InvalidKey => "an API key must have 1 to 4096 visible ASCII characters",
-            SplitKeyErrorKind::WrongFormat => "the API key has not the format of its provider",
+            SplitKeyErrorKind::WrongFormat => "the API key does not have the format of its provider",
             SplitKeyErrorKind::UnknownProvider => "there is no provider of that name",
             SplitKeyErrorKind::TooShort => "the API key is too short to be cut",
             SplitKeyErrorKind::NotOpened => "the parts do not belong together",

@@ -1,4 +1,4 @@
-//! Records in one JSON file.
+//! A key store in one JSON file.
 
 use std::{
     ffi::OsString,
@@ -25,23 +25,23 @@ use crate::{
 
 /// The largest file that is read, in bytes.
 const MAX_FILE: u64 = 16 * 1024 * 1024;
-/// How old a file's time of change must be to tell its contents from those of the next change: coarser than
-/// the clocks of all common file systems.
+/// How old a file's modification time must be, so that the next change is sure to have another one: coarser
+/// than the clocks of all common file systems.
 const SETTLED: Duration = Duration::from_secs(2);
 
-/// Records in one JSON file: for a single server, or a file that is mounted into many.
+/// A key store in one JSON file, for a single server, or for a file that is mounted into many servers.
 ///
-/// * Reading: all records are in memory. At most once a second ([`with_check_interval`]) a request looks,
-///   without leaving its thread, whether the file is another one than before (one `stat` call), and reads it
-///   again if so. So a revocation takes effect within that time. Put the file on a local disk. While it
-///   cannot be read, or holds anything but records, every request is answered with
+/// * Reading: all records are in memory. At most once a second ([`with_check_interval`]) a request checks, on
+///   its own thread, whether the file has changed (one `stat` call), and reads the file again if it has. A
+///   revocation takes effect within that time. Put the file on a local disk. While the file cannot be read,
+///   or holds anything but records, every request is answered with
 ///   [`Unavailable`](crate::split_key::SplitKeyRejection::Unavailable).
-/// * Writing, by the operations of operators: to a file beside it, which is flushed to the disk and then takes
-///   its place. Whatever happens meanwhile, the file holds the old or the new records, whole. The calling
-///   thread is blocked until the disk has them. Writers, of other processes too, wait for each other, by a
-///   lock on a file beside it (`.lock`).
+/// * Writing, by the operations of operators: the store writes a file beside the old one, flushes it to the
+///   disk, and renames it over the old one. At any time, the file holds the old or the new records, whole.
+///   The operation blocks the calling thread until the disk has the records. Writers, also of other
+///   processes, wait for each other by a lock on another file (`.lock`).
 ///
-/// A new file is readable by its owner only; one that is there keeps its permissions.
+/// A new file is readable by its owner only. An existing file keeps its permissions.
 ///
 /// [`with_check_interval`]: Self::with_check_interval
 pub struct FileSplitKeyStore {
@@ -52,12 +52,12 @@ pub struct FileSplitKeyStore {
 
 struct LoadedFile {
     records: Result<RecordMap, String>,
-    /// What the file looked like when it was read; `None` if it must be read again in any case.
+    /// The stamp of the file when it was read; `None` if it must be read again in any case.
     stamp: Option<FileStamp>,
     checked_at: Instant,
 }
 
-/// Tells one state of a file from another.
+/// The state of a file, as far as `stat` tells.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct FileStamp {
     modified: SystemTime,
@@ -68,7 +68,7 @@ struct FileStamp {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct KeyFile<R> {
-    /// The version of this form.
+    /// The version of this format.
     format: u32,
     keys: Vec<R>,
 }
@@ -91,16 +91,16 @@ impl FileSplitKeyStore {
         })
     }
 
-    /// Reads the records from a file, or makes one without records if there is none.
+    /// Reads the records from a file. Makes a file without records if there is none.
     ///
     /// # Errors
     ///
-    /// If the file can be neither read nor made, or holds anything but records.
+    /// If the file can be neither read nor made, or if it holds anything but records.
     pub fn open_or_create(path: impl Into<PathBuf>) -> Result<Self, SplitKeyStoreError> {
         let path = path.into();
         let create = || {
             let _lock = lock_file(&path)?;
-            // Another process may have been faster.
+            // Another process may have made it meanwhile.
             if !path.try_exists()? {
                 write(&path, &RecordMap::default())?;
             }
@@ -110,14 +110,18 @@ impl FileSplitKeyStore {
         Self::open(path)
     }
 
-    /// For how long requests trust that the file is the same. Default: 1 second.
+    /// Sets for how long requests use the records without checking the file. Default: 1 second.
+    ///
+    /// # Danger
+    ///
+    /// A revoked key works on for this long.
     #[must_use]
     pub const fn with_check_interval(mut self, interval: Duration) -> Self {
         self.check_interval = interval;
         self
     }
 
-    /// The records as of the last look at the file, which is now if it is time.
+    /// The records as of the last check of the file, which is now if the interval is over.
     fn current(&self) -> MutexGuard<'_, LoadedFile> {
         let mut loaded = lock(&self.loaded);
         if loaded.checked_at.elapsed() >= self.check_interval {
@@ -133,10 +137,10 @@ impl FileSplitKeyStore {
         if result.is_ok() {
             write(&self.path, &records).map_err(SplitKeyStoreError::unavailable)?;
         }
-        // After a conflict too: whoever tries again must see what others have changed.
+        // After a conflict, too: a second attempt must see the changes of others.
         *lock(&self.loaded) = LoadedFile {
             records: Ok(records),
-            // Read again when next looked at: others may write in the moment after the lock is gone.
+            // The next check reads again, for others may write right after the lock is gone.
             stamp: None,
             checked_at: Instant::now(),
         };
@@ -185,7 +189,7 @@ impl From<fs::Metadata> for FileStamp {
         #[cfg(not(unix))]
         let inode = 0;
         Self {
-            // A platform without the time of change still has the length.
+            // A platform without modification times still has the length.
             modified: metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH),
             length: metadata.len(),
             inode,
@@ -193,7 +197,7 @@ impl From<fs::Metadata> for FileStamp {
     }
 }
 
-/// Reads the file, and what it looked like if the next change is sure to look different.
+/// Reads the file, and its stamp if the next change is sure to have another one.
 fn read(path: &Path) -> io::Result<(RecordMap, Option<FileStamp>)> {
     let now = SystemTime::now();
     let mut file = File::open(path)?;
@@ -212,7 +216,7 @@ fn read(path: &Path) -> io::Result<(RecordMap, Option<FileStamp>)> {
 
 fn parse(bytes: &[u8]) -> io::Result<RecordMap> {
     let contents: KeyFile<SplitKeyRecord> = serde_json::from_slice(bytes).map_err(|error| {
-        // What serde says may quote the file.
+        // The message of serde may quote the file.
         io::Error::other(format!(
             "the key file is not right at line {}, column {}",
             error.line(),
@@ -237,13 +241,13 @@ fn beside(path: &Path, extension: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// The file that a link points to: it is replaced, not the link. All names of a file have one lock and one
+/// The file behind a link: the file is replaced, not the link. All names of a file share one lock and one
 /// temporary file.
 fn target(path: &Path) -> PathBuf {
     fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
 }
 
-/// Waits until no other writer is at work. The lock goes with the file that is returned.
+/// Waits until no other writer holds the lock. Dropping the returned file releases the lock.
 fn lock_file(path: &Path) -> io::Result<File> {
     let file = options().create(true).truncate(false).open(beside(&target(path), ".lock"))?;
     file.lock()?;
@@ -258,8 +262,7 @@ fn options() -> OpenOptions {
     options
 }
 
-/// Puts these records in the place of the file, of which there is the old or the new one at any time. Under
-/// the lock.
+/// Replaces the file, so that the old or the new one exists at any time. The caller holds the lock.
 fn write(path: &Path, records: &RecordMap) -> io::Result<()> {
     let contents = KeyFile { format: FORMAT, keys: records.iter().collect() };
     let mut length = ByteCounter(0);
@@ -273,7 +276,7 @@ fn write(path: &Path, records: &RecordMap) -> io::Result<()> {
 
     let target = target(path);
     let temporary = beside(&target, ".tmp");
-    // What a writer that was killed has left.
+    // A writer that was killed may have left this file.
     match fs::remove_file(&temporary) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -283,7 +286,7 @@ fn write(path: &Path, records: &RecordMap) -> io::Result<()> {
         #[cfg(unix)]
         {
             use std::os::unix::fs::{MetadataExt, fchown};
-            // Only root may give files away; anyone else owns the new file as it owned the old one.
+            // Only root may give files away; any other writer owns the new file, as it owned the old one.
             let _ = fchown(&file, Some(present.uid()), Some(present.gid()));
         }
         file.set_permissions(present.permissions())?;
@@ -291,7 +294,7 @@ fn write(path: &Path, records: &RecordMap) -> io::Result<()> {
     file.write_all(&bytes)?;
     file.sync_all()?;
     fs::rename(&temporary, &target)?;
-    // On unix the new name is on the disk only when the folder is.
+    // On unix, the new name is on the disk only when the folder is.
     #[cfg(unix)]
     if let Some(folder) = target.parent() {
         let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
@@ -300,7 +303,7 @@ fn write(path: &Path, records: &RecordMap) -> io::Result<()> {
     Ok(())
 }
 
-/// Counts, so that the text can be written where it needs not grow.
+/// Counts the bytes first, so that the buffer never grows and leaves copies of secrets behind.
 struct ByteCounter(usize);
 
 impl Write for ByteCounter {

@@ -1,4 +1,4 @@
-//! What several test modules of this folder use.
+//! Fixtures of several test modules.
 
 use std::{
     convert::Infallible,
@@ -41,7 +41,7 @@ use crate::{
     },
 };
 
-/// The same numbers in every run.
+/// A generator of the same numbers in every run.
 pub(super) struct Seeded(pub(super) u64);
 
 impl Random for Seeded {

@@ -1,4 +1,4 @@
-//! What a key may be used for.
+//! Limits on the use of a key.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use http::Method;
 
 use crate::runtime::SystemTime;
 
-/// What a key may be used for, beyond being used from a genuine device. By default, everything.
+/// Limits on the use of a key by a genuine device. By default, there are none.
 ///
 /// ```
 /// use http::Method;
@@ -31,7 +31,7 @@ pub enum Limit {
     Method,
     /// The key may not be used on this path.
     Path,
-    /// The key's time is over.
+    /// The key has expired.
     Expiry,
 }
 
@@ -60,12 +60,13 @@ impl Limits {
         Self::default()
     }
 
-    /// Allows these paths only. A path that ends in `/*` stands for all that begin with what comes before
-    /// the star; any other stands for itself. None at all allows nothing. Default: every path.
+    /// Allows these paths only. A path that ends in `/*` stands for all paths that begin with the text before
+    /// the star, any other path for itself. An empty list allows no path. Default: every path.
     ///
-    /// A path is compared as the layer sees it, so without what a router has stripped from it. One that holds
-    /// `.` or `..` segments (with parameters, `..;x`, too), a backslash, or a dot, slash, backslash or percent
-    /// sign percent-encoded is never allowed: others might read it as another path.
+    /// The layer compares the path of the request that it gets, without a prefix that a router has stripped.
+    /// Some paths are never allowed, because another server might read them as other paths: those with `.` or
+    /// `..` segments (also with parameters, `..;x`), with a backslash, or with a percent-encoded dot, slash,
+    /// backslash or percent sign.
     #[must_use]
     pub fn with_paths(mut self, paths: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.paths = Some(paths.into_iter().map(Into::into).collect());
@@ -79,7 +80,7 @@ impl Limits {
         self
     }
 
-    /// Allows use until then. Default: for ever.
+    /// Allows use until this time. Default: for ever.
     #[must_use]
     pub const fn with_expiry(mut self, expires_at: SystemTime) -> Self {
         self.expires_at = Some(expires_at);
@@ -98,7 +99,7 @@ impl Limits {
         self.methods.as_deref()
     }
 
-    /// When the key expires, if ever.
+    /// When the key expires; `None` for never.
     #[must_use]
     pub const fn expires_at(&self) -> Option<SystemTime> {
         self.expires_at
@@ -108,7 +109,7 @@ impl Limits {
     ///
     /// # Errors
     ///
-    /// The first limit that it does not meet.
+    /// The first limit that the request does not meet.
     pub fn check(&self, method: &Method, path: &str, now: SystemTime) -> Result<(), Limit> {
         if self.expires_at.is_some_and(|expires_at| now >= expires_at) {
             return Err(Limit::Expiry);
@@ -132,7 +133,7 @@ fn covers(allowed: &str, path: &str) -> bool {
     }
 }
 
-/// Whether a path means the same to everybody.
+/// Whether every server reads a path in the same way.
 fn is_plain(path: &str) -> bool {
     let lower = path.to_ascii_lowercase();
     let ambiguous = ["%25", "%2e", "%2f", "%5c", "\\"];

@@ -1,4 +1,4 @@
-//! Records in the memory of the process.
+//! A key store in the memory of the process.
 
 use std::{
     collections::BTreeMap,
@@ -28,13 +28,13 @@ impl RecordMap {
         self.0.values().flat_map(BTreeMap::values)
     }
 
-    /// Adds a record as it is. `None` if there is one of the same project and split.
+    /// Adds a record as it is. `None` if the map has one of the same project and split.
     pub(super) fn add(&mut self, record: SplitKeyRecord) -> Option<()> {
         let project = self.0.entry(Arc::clone(record.shared_project())).or_default();
         project.insert(record.split(), record).is_none().then_some(())
     }
 
-    /// [`SplitKeyStore::put`]. On a conflict nothing is changed.
+    /// Does the work of [`SplitKeyStore::put`]. A conflict changes nothing.
     pub(super) fn put(&mut self, records: Vec<SplitKeyRecord>) -> Result<(), SplitKeyStoreError> {
         let mut changed = self.clone();
         for record in records {
@@ -54,13 +54,12 @@ impl RecordMap {
     }
 }
 
-/// Records in the memory of this process, gone with it. For tests, and for keys that come from elsewhere at
-/// each start.
+/// A key store in the memory of this process, for tests, and for keys that come from elsewhere at each start.
 #[derive(Default)]
 pub struct MemorySplitKeyStore(Mutex<RecordMap>);
 
 impl MemorySplitKeyStore {
-    /// No records yet.
+    /// A store without records.
     #[must_use]
     pub fn new() -> Self {
         Self::default()

@@ -1,4 +1,4 @@
-//! What a client part says about itself in the clear.
+//! The metadata of a client part.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -9,15 +9,19 @@ use crate::{
     split_key::error::{SplitKeyError, SplitKeyErrorKind},
 };
 
-/// How a key is split.
+/// A way to split a key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Version {
-    /// Version 1, the format of Proxed.AI: the key is cut in two, and each side holds the characters that
-    /// the other lacks. For migration: whoever holds a part knows those characters.
+    /// Version 1, the format of Proxed.AI, for migration: the key is cut in two, and each side holds the
+    /// characters that the other lacks.
+    ///
+    /// # Danger
+    ///
+    /// Each part reveals its characters of the key.
     Cut,
-    /// Version 2: the key is sealed, and the client part is what opens it. Either part alone tells nothing.
-    /// The default.
+    /// Version 2, the default: the key is sealed, and the client part opens it. Either part alone reveals
+    /// nothing.
     #[default]
     Sealed,
 }
@@ -104,14 +108,14 @@ impl Metadata {
         Self { version, time: CreationTime::Millis(millis(since_epoch(created))), split }
     }
 
-    /// How the key is split.
+    /// The version of the split.
     #[must_use]
     pub const fn version(&self) -> Version {
         self.version
     }
 
-    /// When the key was split, by the clock of whoever split it. The epoch where the time is beyond what
-    /// the platform's clock can express.
+    /// When the key was split, by the clock of the machine that split it. The epoch if the platform's clock
+    /// cannot express the time.
     #[must_use]
     pub fn created(&self) -> SystemTime {
         let since_epoch = match self.time {
@@ -131,7 +135,7 @@ impl Metadata {
 impl FromStr for Metadata {
     type Err = SplitKeyError;
 
-    /// Accepts one spelling of each value: lower case, every leading zero.
+    /// Accepts one spelling of each value: lower case, with all leading zeros.
     fn from_str(text: &str) -> Result<Self, SplitKeyError> {
         let parse = || {
             let (version, rest) = text.as_bytes().split_at_checked(8)?;
@@ -166,7 +170,7 @@ impl fmt::Debug for Metadata {
     }
 }
 
-/// At most 16 lower-case hexadecimal digits.
+/// The number that at most 16 lower-case hexadecimal digits stand for.
 fn hex(digits: &[u8]) -> Option<u64> {
     digits.iter().try_fold(0, |number: u64, digit| {
         let value = match digit {

@@ -1,9 +1,9 @@
-//! Feature `split-key`: API keys that exist whole nowhere, behind the gate.
+//! API keys in two parts, put together for verified devices only (feature `split-key`).
 //!
 //! An app talks to an AI provider through your server. The provider's API key is split: the app holds the
 //! [client part](ClientPart), your database the [server part](ServerPart). [`SplitKeyLayer`] puts the key
-//! together for one request at a time, and only for a [`VerifiedDevice`](crate::VerifiedDevice): it belongs
-//! inside of [`DeviceCheckLayer`](crate::DeviceCheckLayer).
+//! together for one request at a time, and only for a [`VerifiedDevice`](crate::VerifiedDevice): the layer
+//! belongs inside of [`DeviceCheckLayer`](crate::DeviceCheckLayer).
 //!
 //! ```
 //! use http::{HeaderName, Request};
@@ -14,7 +14,7 @@
 //! };
 //!
 //! # fn stack(apple: impl DeviceVerifier) -> Result<(), SplitKeyStoreError> {
-//! // What a Proxed client sends: the device token in a header of its own, or after the client part.
+//! // A Proxed client sends the device token in a header of its own, or after the client part.
 //! let gate = DeviceCheckLayer::new(apple)
 //!     .with_token_source(HeaderToken::new(HeaderName::from_static("x-device-token")))
 //!     .add_token_source(BearerToken::new());
@@ -25,7 +25,7 @@
 //! # Ok(())
 //! # }
 //!
-//! /// Inside of both.
+//! /// Runs inside of both layers.
 //! fn authorize<B>(request: &mut Request<B>) {
 //!     if let Some(key) = request.extensions_mut().remove::<ApiKey>() {
 //!         request.headers_mut().insert("authorization", key.bearer_value());
@@ -40,20 +40,21 @@
 //! | [version 2](Version::Sealed), the default | the key, sealed with XChaCha20-Poly1305 under the client part, metadata and project as associated data | 32 random bytes | nothing |
 //! | [version 1](Version::Cut), Proxed.AI's | prefix, head of the key, salt | tail of the key, the same salt | its characters |
 //!
-//! Both client parts end in a dot and [`Metadata`], so that a client need not know which it has. Version 1 is
-//! for migration: a changed character in a version 1 part goes unnoticed, unless it is in the salt, and what
-//! remains unknown may be little; [`lint`] tells how little.
+//! Both client parts end in a dot and [`Metadata`], so that clients treat both alike. Version 1 is for
+//! migration: a changed character in a version 1 part goes unnoticed, unless it is in the salt, and a part
+//! may leave little of the key unknown. [`lint`] tells how little.
 //!
-//! # What a client sends
+//! # Headers
 //!
-//! The client part in `x-ai-key`, or in `Authorization: Bearer <client part>.<device token>`, of which the
-//! gate takes the device token away ([`BearerToken`](crate::BearerToken)); the project in `x-project-id`, or
-//! [anywhere else](SplitKeyLayer::with_project). These headers are removed before the inner service.
+//! A client sends the client part in `x-ai-key`, or in `Authorization: Bearer <client part>.<device token>`,
+//! from which the gate takes the device token ([`BearerToken`](crate::BearerToken)). It sends the project in
+//! `x-project-id`, or [elsewhere](SplitKeyLayer::with_project). The layer removes these headers from the
+//! request of the inner service.
 //!
-//! # In the memory
+//! # Memory
 //!
-//! What this module owns of a key is wiped when the request is over. The buffers in which an HTTP server
-//! received the client part, and in which an HTTP client sent the key, are not its to wipe.
+//! This module wipes its copies of a key when the request is over. It cannot wipe the buffers in which an
+//! HTTP server received the client part, and in which an HTTP client sent the key.
 
 mod api_key;
 mod audit;

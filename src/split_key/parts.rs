@@ -1,4 +1,4 @@
-//! The two halves of a split key.
+//! The two parts of a split key.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
@@ -13,14 +13,14 @@ use crate::split_key::{
 /// The longest API key that is split, in characters.
 pub const MAX_KEY_LENGTH: usize = 4096;
 
-/// An API key with the salt of version 1 and metadata.
+/// The length of the longest API key with the salt of version 1 and metadata.
 const MAX_CLIENT_PART: usize = MAX_KEY_LENGTH + 64;
-/// The longest sealed key is the longest server part.
+/// The length of the longest sealed key, which is the longest server part.
 const MAX_SERVER_PART: usize = 2 * MAX_KEY_LENGTH;
 
-/// What the client holds: `<part>.<metadata>`. The part itself may hold dots.
+/// The client's part of a split key: `<part>.<metadata>`. The part itself may hold dots.
 ///
-/// `Debug` shows the metadata only, equality takes the same time wherever the parts differ, and the memory is
+/// `Debug` shows the metadata only. Comparison takes the same time wherever the parts differ. The memory is
 /// wiped on drop.
 #[derive(Clone)]
 pub struct ClientPart {
@@ -30,11 +30,11 @@ pub struct ClientPart {
 }
 
 impl ClientPart {
-    /// Joins what `secret` holds with the metadata.
+    /// Joins a secret with its metadata.
     pub(super) fn new(secret: &[u8], metadata: Metadata) -> Result<Self, SplitKeyError> {
         let secret = std::str::from_utf8(secret).map_err(|_| SplitKeyErrorKind::Malformed)?;
         let metadata = metadata.to_string();
-        // The whole length at once: a string that grows leaves copies behind.
+        // The capacity is reserved at once: a string that grows leaves copies behind.
         let mut text = Zeroizing::new(String::with_capacity(secret.len() + 1 + metadata.len()));
         text.push_str(secret);
         text.push('.');
@@ -42,13 +42,13 @@ impl ClientPart {
         text.parse()
     }
 
-    /// The text that the client sends. Whoever has it can use the key, from a genuine device.
+    /// The text that the client sends. Anyone who has it and a genuine device can use the key.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.text
     }
 
-    /// What it says about itself.
+    /// Version, creation time and split id.
     #[must_use]
     pub const fn metadata(&self) -> Metadata {
         self.metadata
@@ -88,15 +88,15 @@ impl PartialEq for ClientPart {
 impl Eq for ClientPart {}
 
 impl fmt::Debug for ClientPart {
-    // Half of a secret: never printed.
+    // The part is left out: it is half of a secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ClientPart").field("metadata", &self.metadata).finish_non_exhaustive()
     }
 }
 
-/// What the server holds, in its [`SplitKeyStore`](crate::split_key::SplitKeyStore).
+/// The server's part of a split key, kept in a [`SplitKeyStore`](crate::split_key::SplitKeyStore).
 ///
-/// `Debug` shows nothing of it, and the memory is wiped when the last clone is dropped.
+/// `Debug` shows nothing of it. The memory is wiped when the last clone is dropped.
 #[derive(Clone)]
 pub struct ServerPart(Arc<Zeroizing<String>>);
 
@@ -130,13 +130,13 @@ impl FromStr for ServerPart {
 }
 
 impl fmt::Debug for ServerPart {
-    // Of version 1, this holds characters of the key: never printed.
+    // The text is left out: that of version 1 holds characters of the key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("ServerPart(..)")
     }
 }
 
-/// Whether a text is printable and fits into a header: no space, no control character, nothing beyond ASCII.
+/// Whether a text fits into a header and has only visible ASCII characters.
 pub(super) fn is_visible(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_graphic())
 }

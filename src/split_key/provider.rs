@@ -1,4 +1,4 @@
-//! What API keys look like: data, not code.
+//! AI providers, and the prefixes of their API keys.
 
 use std::sync::Arc;
 
@@ -9,8 +9,8 @@ use crate::split_key::{
 
 /// An AI provider: a name, and the prefixes of its API keys.
 ///
-/// In a prefix, `#` stands for one digit. What follows the prefix is up to the provider; a key may hold any
-/// visible ASCII characters, dots too.
+/// In a prefix, `#` stands for one digit. After the prefix, a key may hold any visible ASCII characters, also
+/// dots.
 ///
 /// ```
 /// use tower_devicecheck::split_key::{Provider, Providers};
@@ -26,13 +26,13 @@ pub struct Provider {
 }
 
 impl Provider {
-    /// A provider whose keys may look like anything.
+    /// A provider without prefixes: its keys may begin with anything.
     #[must_use]
     pub fn new(name: &str) -> Self {
         Self { name: name.into(), prefixes: Vec::new() }
     }
 
-    /// One more prefix that keys of this provider may have. Keys with none of the prefixes are refused.
+    /// Adds a prefix. A key of a provider with prefixes must begin with one of them.
     #[must_use]
     pub fn with_prefix(mut self, pattern: &str) -> Self {
         self.prefixes.push(pattern.into());
@@ -67,7 +67,7 @@ impl Provider {
         Arc::clone(&self.name)
     }
 
-    /// How many characters of `key` are its prefix: those that everybody knows.
+    /// The length of the key's prefix, the characters that are public.
     pub(super) fn prefix_length(&self, key: &str) -> Result<usize, SplitKeyError> {
         if key.is_empty() || key.len() > MAX_KEY_LENGTH || !is_visible(key) {
             return Err(SplitKeyErrorKind::InvalidKey.into());
@@ -95,13 +95,13 @@ fn has_prefix(key: &str, pattern: &str) -> bool {
 pub struct Providers(Vec<Provider>);
 
 impl Providers {
-    /// No provider.
+    /// An empty list.
     #[must_use]
     pub const fn none() -> Self {
         Self(Vec::new())
     }
 
-    /// Adds a provider, in the place of any of the same name.
+    /// Adds a provider, and removes another of the same name.
     #[must_use]
     pub fn with(mut self, provider: Provider) -> Self {
         self.0.retain(|other| other.name != provider.name);

@@ -1,4 +1,4 @@
-//! Where randomness comes from.
+//! Sources of randomness.
 
 use crate::split_key::error::{SplitKeyError, SplitKeyErrorKind};
 
@@ -12,12 +12,12 @@ pub(super) trait Random {
         Ok(u32::from_le_bytes(bytes))
     }
 
-    /// A number below `bound`, each as likely as any other; zero for a bound of zero.
+    /// A number below `bound`, all equally likely; zero if `bound` is zero.
     fn below(&mut self, bound: u32) -> Result<u32, SplitKeyError> {
         let Some(remainder) = u32::MAX.checked_rem(bound) else {
             return Ok(0);
         };
-        // The remainder of a number above the last whole multiple would favour small results.
+        // A number above the last whole multiple would favour small results.
         let whole = u32::MAX - remainder;
         loop {
             let number = self.next_u32()?;

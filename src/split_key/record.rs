@@ -1,4 +1,4 @@
-//! What a key store keeps of a split key.
+//! The record of a split key in a key store.
 
 use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
@@ -22,22 +22,22 @@ pub(super) const MAX_PROJECT_LENGTH: usize = 128;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SplitKeyState {
-    /// It may.
+    /// The key may be used.
     Active,
-    /// It may until a time, while clients move to another split.
+    /// The key may be used until a time, while clients move to another split.
     #[non_exhaustive]
     Retiring {
-        /// From then on, it is retired.
+        /// The time from which the key may not be used.
         until: SystemTime,
     },
-    /// It may not, and never will.
+    /// The key may never be used again.
     Revoked,
 }
 
-/// What the server keeps of one split key. It does not give the key away.
+/// The server's record of one split key: the server part, its state and limits, but not the key.
 ///
-/// `Debug` shows everything but the server part. `Serialize` writes all of it, in the form that
-/// `FileSplitKeyStore` has on disk. Cloning is cheap.
+/// `Debug` shows all but the server part. `Serialize` writes all of it, in the format of `FileSplitKeyStore`.
+/// Cloning is cheap.
 #[derive(Clone, Debug)]
 pub struct SplitKeyRecord {
     project: Arc<str>,
@@ -50,12 +50,12 @@ pub struct SplitKeyRecord {
 }
 
 impl SplitKeyRecord {
-    /// An active record without limits, of a key that was split already. To split one, use
-    /// [`Splitter`](crate::split_key::Splitter).
+    /// An active record without limits, of a key that is split already. A
+    /// [`Splitter`](crate::split_key::Splitter) splits keys.
     ///
     /// # Errors
     ///
-    /// [`InvalidProject`](SplitKeyErrorKind::InvalidProject) if the project id has not 1 to 128 visible ASCII
+    /// [`InvalidProject`](SplitKeyErrorKind::InvalidProject) unless the project id has 1 to 128 visible ASCII
     /// characters.
     pub fn new(
         project: &str,
@@ -74,15 +74,16 @@ impl SplitKeyRecord {
         })
     }
 
-    /// The same with other limits.
+    /// Replaces the limits.
     #[must_use]
     pub fn with_limits(mut self, limits: Limits) -> Self {
         self.limits = Arc::new(limits);
         self
     }
 
-    /// The next revision, in this state. [`SplitKeyStore::put`](crate::split_key::SplitKeyStore::put) takes it if the
-    /// store still has this revision.
+    /// The next revision of the record, in this state.
+    /// [`SplitKeyStore::put`](crate::split_key::SplitKeyStore::put) accepts it if the store still has the
+    /// current revision.
     #[must_use]
     pub fn changed_to(&self, state: SplitKeyState) -> Self {
         Self { state, revision: self.revision.saturating_add(1), ..self.clone() }
@@ -108,7 +109,7 @@ impl SplitKeyRecord {
         &self.provider
     }
 
-    /// Version, time of creation and split id, as the client part has them.
+    /// Version, creation time and split id, as in the client part.
     #[must_use]
     pub const fn metadata(&self) -> Metadata {
         self.metadata
@@ -120,7 +121,7 @@ impl SplitKeyRecord {
         self.metadata.split()
     }
 
-    /// The server's half of the key.
+    /// The server's part of the key.
     #[must_use]
     pub const fn server_part(&self) -> &ServerPart {
         &self.server_part
@@ -132,7 +133,7 @@ impl SplitKeyRecord {
         self.state
     }
 
-    /// What the key may be used for.
+    /// The limits on the use of the key.
     #[must_use]
     pub fn limits(&self) -> &Limits {
         &self.limits
@@ -142,7 +143,7 @@ impl SplitKeyRecord {
         Arc::clone(&self.limits)
     }
 
-    /// How often the record was changed. Zero for a new one.
+    /// How often the record was changed; zero for a new record.
     #[must_use]
     pub const fn revision(&self) -> u64 {
         self.revision
@@ -157,7 +158,7 @@ pub(super) fn project_id(text: &str) -> Result<Arc<str>, SplitKeyError> {
     Ok(text.into())
 }
 
-/// A record in JSON. A field that is not known is an error: it may be a limit with a slip of the pen.
+/// A record in JSON. An unknown field is an error: it may be a misspelt limit.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct JsonRecord<'a> {
@@ -166,7 +167,7 @@ struct JsonRecord<'a> {
     #[serde(borrow)]
     provider: Cow<'a, str>,
     metadata: Cow<'a, str>,
-    // Borrowed, so that no copy of it stays behind.
+    // The text is borrowed, so that no copy of it stays behind.
     #[serde(borrow)]
     server_part: Cow<'a, str>,
     state: JsonState,

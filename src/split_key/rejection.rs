@@ -1,4 +1,4 @@
-//! Why a request was not given its key, and how that is answered.
+//! The table of rejections of split keys.
 
 use std::{error::Error, time::Duration};
 
@@ -11,7 +11,7 @@ use crate::{
     split_key::limits::Limit,
 };
 
-/// Why a request was not given its key. It is also in the extensions of the response.
+/// The reason why a request did not get its key. The response has it in its extensions.
 ///
 /// | rejection | code | HTTP | gRPC | `Retry-After` |
 /// |---|---|---|---|---|
@@ -26,11 +26,11 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SplitKeyRejection {
-    /// The request holds no client part, or no project id.
+    /// The request has no client part, or no project id.
     MissingKey,
     /// The client part opens no key that may be used: it is malformed, unknown, of another key or project,
-    /// retired or revoked. The response does not tell which. Nor does the work behind it, unless the client
-    /// part is malformed, which its sender can see without asking.
+    /// retired or revoked. Neither the response nor the time that it takes tells which. Only a malformed
+    /// client part is answered sooner, and its sender can see without asking that it is malformed.
     InvalidKey,
     /// The client part is right, but the key may not be used for this request.
     LimitNotMet(Limit),
@@ -46,8 +46,8 @@ pub enum SplitKeyRejection {
         /// When the client may come back.
         retry_after: Duration,
     },
-    /// Nobody verified the device: there is no [`DeviceCheckLayer`](crate::DeviceCheckLayer) outside of this
-    /// layer, the route is exempt, or that layer only monitors. The operator must act.
+    /// The request has no verified device: there is no [`DeviceCheckLayer`](crate::DeviceCheckLayer) outside
+    /// of this layer, the route is exempt, or that layer only monitors. The operator must act.
     Unverified,
 }
 
@@ -90,13 +90,14 @@ impl Error for SplitKeyRejection {
     }
 }
 
-/// Makes the response to a request that was not given its key. Implemented by [`ProblemDetails`] and
+/// Makes the response to a request that did not get its key. Implemented by [`ProblemDetails`] and by
 /// closures `Fn(&SplitKeyRejection, &request::Parts) -> Response<Bytes>`.
 #[diagnostic::on_unimplemented(
     note = "use `ProblemDetails` or a closure `Fn(&SplitKeyRejection, &request::Parts) -> Response<Bytes>`"
 )]
 pub trait SplitKeyRejectionResponse: Send + Sync + 'static {
-    /// The response to one request. `head` is its head, without the credentials that were read from it.
+    /// The response to one request. `head` is its head, without the credentials that were read from it,
+    /// unless the layer forwards them.
     fn response(&self, rejection: &SplitKeyRejection, head: &request::Parts) -> Response<Bytes>;
 }
 
@@ -109,7 +110,7 @@ where
     }
 }
 
-/// As for [`Rejection`](crate::Rejection): the `detail` says which limit is not met.
+/// Answers as for a [`Rejection`](crate::Rejection). The `detail` says which limit is not met.
 impl SplitKeyRejectionResponse for ProblemDetails {
     fn response(&self, rejection: &SplitKeyRejection, head: &request::Parts) -> Response<Bytes> {
         rejection.row().response(&head.headers)

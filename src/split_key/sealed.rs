@@ -1,8 +1,8 @@
 //! Version 2: the key is sealed, and the client part opens it.
 //!
-//! The client part is the key of an AEAD, XChaCha20-Poly1305, which seals one API key and nothing else. The
-//! server part is nonce, ciphertext and tag. Metadata and project are associated data. Both parts are
-//! base64url without padding, in its one canonical spelling, so that no other text opens.
+//! The client part is the key of an AEAD, XChaCha20-Poly1305, and seals one API key only. The server part is
+//! nonce, ciphertext and tag. Metadata and project are associated data. Both parts are base64url without
+//! padding. Only the canonical spelling opens.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use chacha20poly1305::{KeyInit, XChaCha20Poly1305, XNonce, aead::AeadInOut};
@@ -19,10 +19,9 @@ use crate::split_key::{
 const SECRET: usize = 32;
 const NONCE: usize = 24;
 const TAG: usize = 16;
-/// What is sealed has a multiple of this length, so that the server part does not tell the key's length,
-/// which tells providers and kinds of keys apart.
+/// The sealed text is padded to a multiple of this length. The length of a key would reveal its provider.
 const BLOCK: usize = 256;
-/// Ends the key in what is sealed; zeros follow.
+/// The byte that ends the key in the sealed text. Zeros follow.
 const END: u8 = 0x80;
 
 /// Seals a key under a new client part.
@@ -55,7 +54,7 @@ pub(super) fn seal(
     Ok((ServerPart::new(server)?, client))
 }
 
-/// Opens what was sealed under `client` for this project.
+/// Opens a key that was sealed under `client` for this project.
 pub(super) fn open(
     server: &ServerPart,
     client: &ClientPart,
@@ -83,13 +82,13 @@ pub(super) fn open(
     Ok(sealed)
 }
 
-/// What is sealed together with the key. The metadata has no dot, so no two pairs of metadata and project
+/// The associated data of the seal. The metadata has no dot, so that no two pairs of metadata and project
 /// give the same bytes.
 fn associated_data(project: &str, metadata: Metadata) -> Vec<u8> {
     format!("tower-devicecheck split key\n{metadata}.{project}").into_bytes()
 }
 
-/// A server part that nothing opens, for requests about keys that do not exist: they take as long.
+/// A server part that no client part opens. Requests for unknown keys try it, so that they take as long.
 pub(super) fn decoy() -> ServerPart {
     let text = "A".repeat((NONCE + BLOCK + TAG) / 3 * 4 + 3);
     #[allow(clippy::expect_used, reason = "a text that depends on no input")]

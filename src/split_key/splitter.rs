@@ -19,14 +19,14 @@ use crate::{
     },
 };
 
-/// How often an operation begins anew when another one changed the same record meanwhile.
+/// How often an operation is tried while others change the same record.
 const ATTEMPTS: usize = 8;
 
-/// Splits API keys, and manages them in a store.
+/// Splits API keys, and manages split keys in a store.
 ///
 /// ```
 /// use std::{sync::Arc, time::Duration};
-/// use tower_devicecheck::split_key::{SplitKeyStore, Limits, MemorySplitKeyStore, SplitKeyError, Splitter, revoke};
+/// use tower_devicecheck::split_key::{Limits, MemorySplitKeyStore, SplitKeyError, Splitter, revoke};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), SplitKeyError> {
@@ -50,7 +50,7 @@ pub struct Splitter {
     version: Version,
 }
 
-/// A key that was split: what the server keeps, and what the client gets.
+/// The two parts of a key that was just split.
 #[derive(Clone, Debug)]
 pub struct Split {
     record: SplitKeyRecord,
@@ -58,13 +58,13 @@ pub struct Split {
 }
 
 impl Split {
-    /// What the server keeps.
+    /// The record for the server.
     #[must_use]
     pub const fn record(&self) -> &SplitKeyRecord {
         &self.record
     }
 
-    /// What the client gets. It is nowhere else: neither the record nor the store can bring it back.
+    /// The part for the client. This is its only copy: neither the record nor the store can restore it.
     #[must_use]
     pub const fn client_part(&self) -> &ClientPart {
         &self.client_part
@@ -72,29 +72,33 @@ impl Split {
 }
 
 impl Splitter {
-    /// Version 2 for keys of the default [`Providers`].
+    /// A splitter of version 2 for keys of the default [`Providers`].
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Knows these providers. Default: [`Providers::default`].
+    /// Sets the providers. Default: [`Providers::default`].
     pub fn with_providers(mut self, providers: Providers) -> Self {
         self.providers = providers;
         self
     }
 
-    /// Splits in this way. Default: [`Version::Sealed`].
+    /// Sets the version of new splits. Default: [`Version::Sealed`].
+    ///
+    /// # Danger
+    ///
+    /// With [`Version::Cut`], each part reveals its characters of the key.
     pub const fn with_version(mut self, version: Version) -> Self {
         self.version = version;
         self
     }
 
-    /// Splits a key, and stores nothing. The record has no limits.
+    /// Splits a key without storing the record. The record has no limits.
     ///
     /// # Errors
     ///
-    /// If the project id, the provider or the key is not right, if the key is too short to be cut (version
-    /// 1), or if there is no randomness.
+    /// If the project id, the provider or the key is invalid, if the key is too short to be cut (version 1),
+    /// or if the operating system gives no random bytes.
     pub fn split(&self, project: &str, provider: &str, api_key: &str) -> Result<Split, SplitKeyError> {
         self.split_at(project, provider, api_key, SystemTime::now(), &mut OsRandom)
     }
@@ -121,7 +125,7 @@ impl Splitter {
         })
     }
 
-    /// Puts the key together, whatever the record's state and limits.
+    /// Puts the key together. Ignores the record's state and limits.
     ///
     /// # Errors
     ///
@@ -152,16 +156,16 @@ impl Splitter {
     }
 
     /// Issues a new split with the provider and limits of an old one, for the same API key or another, and
-    /// lets the old one retire: from now on both work, after `overlap` only the new one. One that retires
-    /// earlier already, or is revoked, remains so.
+    /// retires the old one: both work during `overlap`, then only the new one. An old split that is revoked,
+    /// or retires earlier, stays as it is.
     ///
-    /// The store alone does not have the old API key. Whoever has its client part gets it by
-    /// [`open`](Self::open).
+    /// The caller gives the API key, for the store does not have it. With the old client part,
+    /// [`open`](Self::open) restores it.
     ///
     /// # Errors
     ///
-    /// [`NotFound`](SplitKeyErrorKind::NotFound) if there is no old one; otherwise as for
-    /// [`issue`](Self::issue). Then the old one is as it was.
+    /// [`NotFound`](SplitKeyErrorKind::NotFound) if there is no old split; otherwise as for
+    /// [`issue`](Self::issue). An error leaves the old split as it was.
     pub async fn rotate(
         &self,
         store: &impl SplitKeyStore,
@@ -190,7 +194,7 @@ impl Split {
     }
 }
 
-/// Lets a key be used until then, which may be later than what was said before.
+/// Lets a key be used until a time, even if it was to retire earlier.
 ///
 /// # Errors
 ///
@@ -209,7 +213,7 @@ pub async fn retire(
     .await
 }
 
-/// Lets a key be used no more. To revoke one again changes nothing.
+/// Ends the use of a key for ever. Revoking it again changes nothing.
 ///
 /// # Errors
 ///
@@ -241,7 +245,7 @@ async fn change(
     .await
 }
 
-/// The change that lets a record retire, if it is one.
+/// The changed record, if retiring it then is a change.
 fn retiring(record: &SplitKeyRecord, until: SystemTime) -> Option<SplitKeyRecord> {
     match record.state() {
         SplitKeyState::Active => Some(record.changed_to(SplitKeyState::Retiring { until })),
@@ -261,7 +265,7 @@ async fn find(
     found.ok_or(SplitKeyErrorKind::NotFound.into())
 }
 
-/// Runs an operation anew as long as others get in its way.
+/// Repeats an operation while it conflicts with others.
 async fn retried<T>(operation: impl AsyncFn() -> Result<T, SplitKeyError>) -> Result<T, SplitKeyError> {
     let mut attempts = ATTEMPTS;
     loop {
@@ -286,7 +290,7 @@ pub(super) fn open_record(
         }
         Version::Sealed => sealed::open(record.server_part(), client_part, record.project()),
     };
-    // After the attempt, so that the time does not tell.
+    // Compared after the attempt, so that the time does not reveal the result.
     if client_part.metadata() != record.metadata() {
         return Err(SplitKeyErrorKind::NotOpened.into());
     }

@@ -1,4 +1,4 @@
-//! Where records are kept.
+//! The `SplitKeyStore` trait and its error.
 
 use std::{error::Error, fmt, sync::Arc};
 
@@ -13,16 +13,23 @@ use crate::{
     },
 };
 
-/// Keeps the server's halves of split keys. [`MemorySplitKeyStore`] and `FileSplitKeyStore` are in this crate.
+/// Keeps the records of split keys. [`MemorySplitKeyStore`](crate::split_key::MemorySplitKeyStore),
+/// `FileSplitKeyStore` and `RedisSplitKeyStore` are in this crate.
 ///
 /// ```
-/// use tower_devicecheck::split_key::{SplitKeyRecord, SplitKeyStore, MemorySplitKeyStore, SplitId, SplitKeyStoreError};
+/// use tower_devicecheck::split_key::{
+///     MemorySplitKeyStore, SplitId, SplitKeyRecord, SplitKeyStore, SplitKeyStoreError,
+/// };
 ///
-/// /// Keys that nobody can change.
+/// /// Keys that never change.
 /// struct Frozen(MemorySplitKeyStore);
 ///
 /// impl SplitKeyStore for Frozen {
-///     async fn get(&self, project: &str, split: SplitId) -> Result<Option<SplitKeyRecord>, SplitKeyStoreError> {
+///     async fn get(
+///         &self,
+///         project: &str,
+///         split: SplitId,
+///     ) -> Result<Option<SplitKeyRecord>, SplitKeyStoreError> {
 ///         self.0.get(project, split).await
 ///     }
 ///
@@ -41,12 +48,12 @@ use crate::{
 pub trait SplitKeyStore: Send + Sync + 'static {
     /// The record of a split. `project` and `split` come from the client and may be anything.
     ///
-    /// Asked once for every request; it must end by itself, for the layer sets no deadline. When the client
-    /// goes away, the future is dropped.
+    /// The layer calls this at most once for a request and sets no deadline: the future must end by itself.
+    /// When the client goes away, the future is dropped.
     ///
     /// # Errors
     ///
-    /// If the store cannot say. The request is answered with
+    /// If the store failed. The request is answered with
     /// [`Unavailable`](crate::split_key::SplitKeyRejection::Unavailable).
     fn get(
         &self,
@@ -56,23 +63,23 @@ pub trait SplitKeyStore: Send + Sync + 'static {
 
     /// Writes all of these records or none, whatever happens meanwhile.
     ///
-    /// A record of revision 0 must be new to the store; one of revision `n` takes the place of revision
-    /// `n - 1` of the same project and split. If the future is dropped, the records are written or not.
+    /// A record of revision 0 must be new to the store. A record of revision `n` replaces revision `n - 1` of
+    /// the same project and split. If the future is dropped, either all records are written or none.
     ///
     /// # Errors
     ///
-    /// [`SplitKeyStoreError::conflict`] if the store has another revision of one of them; any other error if the
-    /// store failed.
+    /// [`SplitKeyStoreError::conflict`] if the store has another revision of one of them; any other error if
+    /// the store failed.
     fn put(
         &self,
         records: Vec<SplitKeyRecord>,
     ) -> impl Future<Output = Result<(), SplitKeyStoreError>> + Send;
 
-    /// Every record, in any order. For operators, not on the way of requests.
+    /// Every record, in any order. For operators: the layer does not call this.
     ///
     /// # Errors
     ///
-    /// If the store cannot say.
+    /// If the store failed.
     fn list(&self) -> impl Future<Output = Result<Vec<SplitKeyRecord>, SplitKeyStoreError>> + Send;
 }
 
@@ -97,7 +104,7 @@ impl<K: SplitKeyStore> SplitKeyStore for Arc<K> {
     }
 }
 
-/// What the layer needs of a [`SplitKeyStore`], as a trait object.
+/// The part of [`SplitKeyStore`] that the layer calls, as a trait object.
 pub(super) trait ErasedSplitKeyStore: Send + Sync {
     fn get<'a>(
         &'a self,
@@ -116,7 +123,7 @@ impl<K: SplitKeyStore> ErasedSplitKeyStore for K {
     }
 }
 
-/// A key store failed, or has another revision than the one to be replaced.
+/// A key store failed, or it has another revision than the one to be replaced.
 #[derive(Debug)]
 pub struct SplitKeyStoreError {
     conflict: bool,
@@ -124,18 +131,18 @@ pub struct SplitKeyStoreError {
 }
 
 impl SplitKeyStoreError {
-    /// The store cannot say or cannot keep. The cause must hold no secret: it is logged.
+    /// The store failed. The cause is logged, so it must hold no secret.
     pub fn unavailable(source: impl Into<BoxError>) -> Self {
         Self { conflict: false, source: source.into() }
     }
 
-    /// The store has another revision of a record than the one that was to be replaced.
+    /// The store has another revision of a record than the one to be replaced.
     #[must_use]
     pub fn conflict() -> Self {
         Self { conflict: true, source: "another revision".into() }
     }
 
-    /// Whether it was a [`conflict`](Self::conflict).
+    /// Whether this is a [`conflict`](Self::conflict).
     #[must_use]
     pub const fn is_conflict(&self) -> bool {
         self.conflict

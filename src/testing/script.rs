@@ -185,7 +185,7 @@ struct Share {
 
 /// One whole call. A share is an integer, so that ten tenths are exactly one.
 const WHOLE: u64 = 1_000_000_000_000;
-/// By how much a sum of rounded shares, such as three thirds, may fall short of one whole call.
+/// The most by which a sum of rounded shares, such as three thirds, falls short of one whole call.
 const ROUNDING: u64 = 1_000_000;
 
 impl Script {

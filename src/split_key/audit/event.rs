@@ -1,4 +1,4 @@
-//! What observers are told.
+//! The events that observers get.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -13,37 +13,38 @@ use crate::{
     },
 };
 
-/// What came of the use of a key.
+/// The result of a use of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SplitKeyOutcome {
     /// The request reaches the inner service with the key.
     Opened,
-    /// The same, with a key that retires soon: a client that has not moved to the new split yet.
+    /// The request reaches the inner service with a key that retires soon: the client has not moved to the
+    /// new split yet.
     OpenedRetiring,
-    /// No client part, or no project id.
+    /// The request has no client part, or no project id.
     Missing,
-    /// What cannot be a client part or a project id, or two different ones.
+    /// A client part or a project id is malformed, or the request has two different ones.
     Malformed,
     /// The store has no such split.
     Unknown,
-    /// A client part that does not open this split.
+    /// The client part does not open this split.
     Mismatch,
-    /// The right client part, but its key's time to retire has come.
+    /// The client part is right, but the key has retired.
     Retired,
-    /// The right client part, but its key is revoked.
+    /// The client part is right, but the key is revoked.
     Revoked,
-    /// The right client part, used for what it may not be used for.
+    /// The client part is right, but the key may not be used for this request.
     LimitNotMet(Limit),
-    /// The key is blocked for a while because its use is suspicious. Nothing was looked up.
+    /// The key is blocked for a while because its use is suspicious. The store was not asked.
     #[non_exhaustive]
     Blocked {
-        /// When it is released.
+        /// The time until its release.
         retry_after: Duration,
     },
     /// The store failed.
     StoreFailed,
-    /// Nobody verified the device.
+    /// The request has no verified device.
     Unverified,
 }
 
@@ -68,7 +69,7 @@ impl SplitKeyOutcome {
         }
     }
 
-    /// How the request is answered; `None` where it reaches the inner service.
+    /// The rejection of the request; `None` if it reaches the inner service.
     #[must_use]
     pub const fn rejection(&self) -> Option<SplitKeyRejection> {
         Some(match self {
@@ -104,32 +105,32 @@ pub struct SplitKeyEvent {
 }
 
 impl SplitKeyEvent {
-    /// What came of it.
+    /// The result.
     #[must_use]
     pub const fn outcome(&self) -> SplitKeyOutcome {
         self.outcome
     }
 
-    /// The project that the client names: 1 to 128 visible ASCII characters, and anything at all unless
-    /// [`provider`](Self::provider) is there. `None` where it names none.
+    /// The project id as the client sent it, 1 to 128 visible ASCII characters. Untrusted unless
+    /// [`provider`](Self::provider) is `Some`. `None` if the client sent none.
     #[must_use]
     pub fn project(&self) -> Option<&str> {
         self.project.as_deref()
     }
 
-    /// The provider of the key; `None` where the store has no such split, or was not asked.
+    /// The provider of the key; `None` if the store does not have the split, or was not asked.
     #[must_use]
     pub fn provider(&self) -> Option<&str> {
         self.provider.as_deref()
     }
 
-    /// The split that the client names; `None` where it names none.
+    /// The split id as the client sent it; `None` if the client sent none.
     #[must_use]
     pub fn split(&self) -> Option<SplitId> {
         self.metadata.map(|metadata| metadata.split())
     }
 
-    /// How the key is split, by what the client says; `None` where it says nothing.
+    /// The version of the client part; `None` if the client sent none.
     #[must_use]
     pub fn version(&self) -> Option<Version> {
         self.metadata.map(|metadata| metadata.version())
@@ -141,26 +142,26 @@ impl SplitKeyEvent {
         self.device
     }
 
-    /// Why the store failed, for the operator's eyes.
+    /// The store's error, for operators only.
     #[must_use]
     pub const fn error(&self) -> Option<&SplitKeyStoreError> {
         self.error.as_ref()
     }
 
-    /// When the request came.
+    /// When the request arrived.
     #[must_use]
     pub const fn at(&self) -> SystemTime {
         self.started.wall
     }
 
-    /// How long it took, up to now.
+    /// The time since the request arrived.
     #[must_use]
     pub fn latency(&self) -> Duration {
         self.started.monotonic.elapsed()
     }
 }
 
-/// What is suspicious.
+/// A kind of suspicious use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SuspicionKind {
@@ -168,9 +169,9 @@ pub enum SuspicionKind {
     ManyDevices,
     /// One split was refused more often than the threshold, within one window.
     ManyRefusals,
-    /// The right client part of a retired key is in use. Once in a window.
+    /// The right client part of a retired key is in use. Reported once in a window.
     RetiredPart,
-    /// The right client part of a revoked key is in use. Once in a window.
+    /// The right client part of a revoked key is in use. Reported once in a window.
     RevokedPart,
 }
 
@@ -187,7 +188,7 @@ impl SuspicionKind {
     }
 }
 
-/// A use of a key that is suspicious.
+/// A suspicious use of a key.
 #[derive(Clone, Debug)]
 pub struct SuspiciousUse {
     pub(crate) kind: SuspicionKind,
@@ -198,19 +199,19 @@ pub struct SuspiciousUse {
 }
 
 impl SuspiciousUse {
-    /// What is suspicious about it.
+    /// The kind of suspicion.
     #[must_use]
     pub const fn kind(&self) -> SuspicionKind {
         self.kind
     }
 
-    /// The project that the client names.
+    /// The project id as the client sent it.
     #[must_use]
     pub fn project(&self) -> &str {
         &self.project
     }
 
-    /// The split that the client names.
+    /// The split id as the client sent it.
     #[must_use]
     pub const fn split(&self) -> SplitId {
         self.split
@@ -222,7 +223,7 @@ impl SuspiciousUse {
         self.device
     }
 
-    /// For how long the split is blocked from now on; `None` if it is not.
+    /// The time for which the split is blocked from now on; `None` if it is not.
     #[must_use]
     pub const fn blocked_for(&self) -> Option<Duration> {
         self.blocked_for

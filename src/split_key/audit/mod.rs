@@ -1,4 +1,4 @@
-//! What is known of the use of keys: events, who is told, counts, suspicion.
+//! Observed uses of keys: events, observers, counts, suspicion.
 
 pub(super) mod event;
 pub(super) mod observer;

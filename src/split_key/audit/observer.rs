@@ -1,4 +1,4 @@
-//! Who is told about the use of keys.
+//! The `SplitKeyObserver` trait, and the default observer.
 
 use std::sync::Arc;
 
@@ -12,24 +12,24 @@ use crate::{
     },
 };
 
-/// Is told about every use of a key, and about uses that look suspicious.
+/// Observes every use of a key, and uses that look suspicious.
 ///
-/// Called on the task that serves the request: it must not block. A request that its client abandons while
-/// its key is looked up is not reported, and neither are CORS preflights. [`TracingSplitKeyObserver`] is the
-/// default; to keep it beside another one, give the layer both: `with_observer((TracingSplitKeyObserver,
-/// usage_log))`.
+/// The layer calls it on the task that serves the request, so it must not block. The layer does not report
+/// CORS preflights, nor requests whose clients go away while the key is looked up.
+/// [`TracingSplitKeyObserver`] is the default. To keep it beside another observer, give the layer both:
+/// `with_observer((TracingSplitKeyObserver, usage_log))`.
 #[diagnostic::on_unimplemented(note = "implement `used`")]
 pub trait SplitKeyObserver: Send + Sync + 'static {
-    /// A request was given its key, or was refused it.
+    /// A request got its key, or was refused.
     fn used(&self, event: &SplitKeyEvent);
 
-    /// Something about the use of a key is suspicious. Default: nothing.
+    /// The use of a key is suspicious. Default: does nothing.
     fn suspicious(&self, event: &SuspiciousUse) {
         let _ = event;
     }
 }
 
-/// Both are told, the left one first.
+/// Calls both observers, the left one first.
 impl<A: SplitKeyObserver, B: SplitKeyObserver> SplitKeyObserver for (A, B) {
     fn used(&self, event: &SplitKeyEvent) {
         self.0.used(event);
@@ -54,12 +54,12 @@ impl<O: SplitKeyObserver> SplitKeyObserver for Arc<O> {
 
 /// The default observer: `tracing` events under the target `tower_devicecheck`.
 ///
-/// | level | what |
+/// | level | event |
 /// |---|---|
 /// | error | a request without a verified device |
 /// | warn | a failure of the store; everything suspicious |
-/// | info | a request that was given its key |
-/// | debug | every other refusal: the client's doing, and not to fill our logs with |
+/// | info | a request that got its key |
+/// | debug | every other refusal, since clients cause those at will |
 ///
 /// Fields: `outcome` or `suspicion`, `project`, `provider`, `split`, `version`, `device` (the digest of the
 /// device token), `latency_us` (microseconds), `blocked_s` (seconds), and `error` with its causes.
@@ -69,7 +69,7 @@ pub struct TracingSplitKeyObserver;
 
 impl SplitKeyObserver for TracingSplitKeyObserver {
     fn used(&self, event: &SplitKeyEvent) {
-        // A level is fixed at its call site, hence a macro.
+        // `tracing` fixes the level at the call site, hence a macro.
         macro_rules! used {
             ($level:expr, $message:literal) => {
                 event!(

@@ -17,8 +17,8 @@ use crate::{
 
 /// What counts as suspicious, and whether a suspicion leads to more than an event.
 ///
-/// A window begins with the first use and does not slide, so that up to twice the threshold may pass unnoticed
-/// around its end. Each process counts for itself.
+/// A window begins with the first use and does not slide, so that up to twice the threshold may pass
+/// unnoticed around its end. Each process counts for itself.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Suspicion {
@@ -58,9 +58,9 @@ impl Suspicion {
         self
     }
 
-    /// Answers every use of a split with [`Blocked`](crate::split_key::SplitKeyRejection::Blocked) for this long
-    /// after a threshold was passed. Then the split is released, and counting begins anew. Default: nothing is
-    /// blocked.
+    /// Answers every use of a split with [`Blocked`](crate::split_key::SplitKeyRejection::Blocked) for this
+    /// long after a threshold was passed. Then the split is released, and counting begins anew. Default:
+    /// nothing is blocked.
     ///
     /// # Danger
     ///
