@@ -91,16 +91,23 @@ impl SplitKeyLayer {
         self.configure(|settings| settings.project = Some(Arc::new(project)))
     }
 
-    /// Gives keys to whoever brings a client part, from a genuine device or not: then a client part that was
-    /// read out of an app is as good as the API key. Default: `false`.
+    /// Gives keys to requests without a verified device, too. Default: `false`.
     ///
     /// For tests, and for a roll-out with [`Enforcement::Monitor`](crate::Enforcement::Monitor).
+    ///
+    /// # Danger
+    ///
+    /// A client part that was read out of an app is as good as the API key.
     pub fn with_dangerous_unverified_devices(self, allow: bool) -> Self {
         self.configure(|settings| settings.allow_unverified = allow)
     }
 
     /// Leaves the client part and the project id in the request that the inner service gets, marked
     /// sensitive. Default: `false`, they are removed.
+    ///
+    /// # Danger
+    ///
+    /// The inner service may log the client part or send it on.
     pub fn with_forwarded_credentials(self, forward: bool) -> Self {
         self.configure(|settings| settings.forward_credentials = forward)
     }
