@@ -42,13 +42,8 @@ pub enum SplitKeyErrorKind {
 }
 
 impl SplitKeyError {
-    pub(super) const fn new(kind: SplitKeyErrorKind) -> Self {
-        Self { kind, source: None }
-    }
-
     pub(super) fn with_source(kind: SplitKeyErrorKind, source: impl Into<BoxError>) -> Self {
-        let source = Some(source.into());
-        Self { kind, source }
+        Self { kind, source: Some(source.into()) }
     }
 
     /// The kind of error.
@@ -60,7 +55,7 @@ impl SplitKeyError {
 
 impl From<SplitKeyErrorKind> for SplitKeyError {
     fn from(kind: SplitKeyErrorKind) -> Self {
-        Self::new(kind)
+        Self { kind, source: None }
     }
 }
 
@@ -85,7 +80,6 @@ impl fmt::Display for SplitKeyError {
 
 impl Error for SplitKeyError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        let source = self.source.as_deref()?;
-        Some(source)
+        self.source.as_deref().map(|source| source as _)
     }
 }

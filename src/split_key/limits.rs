@@ -105,12 +105,8 @@ impl Limits {
         self.expires_at
     }
 
-    /// Checks a request against all limits.
-    ///
-    /// # Errors
-    ///
-    /// The first limit that the request does not meet.
-    pub fn check(&self, method: &Method, path: &str, now: SystemTime) -> Result<(), Limit> {
+    /// Checks a request against all limits. The error is the first limit that it does not meet.
+    pub(super) fn check(&self, method: &Method, path: &str, now: SystemTime) -> Result<(), Limit> {
         if self.expires_at.is_some_and(|expires_at| now >= expires_at) {
             return Err(Limit::Expiry);
         }

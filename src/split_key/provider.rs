@@ -1,7 +1,5 @@
 //! AI providers, and the prefixes of their API keys.
 
-use std::sync::Arc;
-
 use crate::split_key::{
     error::{SplitKeyError, SplitKeyErrorKind},
     parts::{MAX_KEY_LENGTH, is_visible},
@@ -21,7 +19,7 @@ use crate::split_key::{
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Provider {
-    name: Arc<str>,
+    name: Box<str>,
     prefixes: Vec<Box<str>>,
 }
 
@@ -61,10 +59,6 @@ impl Provider {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
-    }
-
-    pub(super) fn shared_name(&self) -> Arc<str> {
-        Arc::clone(&self.name)
     }
 
     /// The length of the key's prefix, the characters that are public.
@@ -113,10 +107,6 @@ impl Providers {
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Provider> {
         self.0.iter().find(|provider| *provider.name == *name)
-    }
-
-    pub(super) fn find(&self, name: &str) -> Result<&Provider, SplitKeyError> {
-        self.get(name).ok_or(SplitKeyErrorKind::UnknownProvider.into())
     }
 }
 

@@ -112,7 +112,7 @@ impl Splitter {
         random: &mut dyn Random,
     ) -> Result<Split, SplitKeyError> {
         let project = project_id(project)?;
-        let provider = self.providers.find(provider)?;
+        let provider = self.providers.get(provider).ok_or(SplitKeyErrorKind::UnknownProvider)?;
         provider.prefix_length(api_key)?;
         let metadata = Metadata::new(self.version, now, SplitId::new(random.next_u32()?));
         let (server_part, client_part) = match self.version {
@@ -120,7 +120,7 @@ impl Splitter {
             Version::Sealed => sealed::seal(api_key, &project, metadata, random)?,
         };
         Ok(Split {
-            record: SplitKeyRecord::new(&project, &provider.shared_name(), metadata, server_part)?,
+            record: SplitKeyRecord::new(&project, provider.name(), metadata, server_part)?,
             client_part,
         })
     }

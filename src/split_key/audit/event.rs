@@ -1,6 +1,6 @@
 //! The events that observers get.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use crate::{
     gate::credential::TokenDigest,
@@ -83,12 +83,6 @@ impl SplitKeyOutcome {
             Self::StoreFailed => SplitKeyRejection::Unavailable { retry_after: Duration::from_secs(5) },
             Self::Unverified => SplitKeyRejection::Unverified,
         })
-    }
-}
-
-impl fmt::Display for SplitKeyOutcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
     }
 }
 

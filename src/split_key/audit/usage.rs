@@ -62,13 +62,10 @@ struct Tally {
 }
 
 impl UsageLog {
-    /// The default number of entries.
-    pub const CAPACITY: usize = 10_000;
-
-    /// A log of [`CAPACITY`](Self::CAPACITY) entries.
+    /// A log of 10,000 entries.
     #[must_use]
     pub fn new() -> Self {
-        Self::with_capacity(Self::CAPACITY)
+        Self::with_capacity(10_000)
     }
 
     /// A log of `capacity` entries, at least one. Each entry is for one project, split and day. A full log
