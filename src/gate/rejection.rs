@@ -20,6 +20,8 @@ use crate::{
 /// | [`ReusedToken`](Self::ReusedToken) | `reused_token` | 401 | 16 `UNAUTHENTICATED` | |
 /// | [`Throttled`](Self::Throttled) | `throttled` | 503 | 14 `UNAVAILABLE` | 1 to 300 s |
 /// | [`Unavailable`](Self::Unavailable) | `unavailable` | 503 | 14 `UNAVAILABLE` | 1 to 5 s |
+/// | [`TooLarge`](Self::TooLarge) | `too_large` | 413 | 8 `RESOURCE_EXHAUSTED` | |
+/// | [`IncompleteBody`](Self::IncompleteBody) | `incomplete_body` | 408 | 4 `DEADLINE_EXCEEDED` | |
 /// | [`Misconfigured`](Self::Misconfigured) | `misconfigured` | 500 | 13 `INTERNAL` | |
 ///
 /// A 401 carries `WWW-Authenticate: DeviceCheck`.
@@ -47,29 +49,30 @@ pub enum Rejection {
         /// When the client may come back.
         retry_after: Duration,
     },
-    /// The body is longer than the layer reads for a proof that needs it.
+    /// A proof needs the body, and the body is longer than the layer reads.
     TooLarge,
-    /// The body did not arrive whole, within the time that the layer gives it, for a proof that needs it.
+    /// A proof needs the body, and the body did not arrive whole within the time that the layer gives it.
     IncompleteBody,
-    /// Apple does not accept this server's credentials, or the layer is put together wrongly. The operator must act; the client is not at fault.
+    /// Apple does not accept this server's credentials, or the layer is put together wrongly. The operator
+    /// must act; the client is not at fault.
     Misconfigured,
 }
 
-/// Why a text is not a device token. Apple is not asked about it.
+/// The reason why a text is not a device token. Apple is not asked about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum MalformedToken {
-    /// There is a place for a token, and nothing in it.
+    /// The text is empty.
     Empty,
-    /// More than [`MAX_TOKEN_LENGTH`](crate::MAX_TOKEN_LENGTH) characters.
+    /// The text has more than [`MAX_TOKEN_LENGTH`](crate::MAX_TOKEN_LENGTH) characters.
     TooLong,
-    /// Not base64 in the one accepted spelling.
+    /// The text is not base64 in the one accepted spelling.
     NotCanonical,
-    /// The header that holds the token came more than once.
+    /// The request has the header of the token more than once.
     Repeated,
     /// Two token sources found different tokens.
     Disagreement,
-    /// A part of the credential is there, and the rest is not.
+    /// The request has a part of the credential only.
     Incomplete,
 }
 
@@ -244,6 +247,8 @@ mod tests {
                 Some(5),
                 "unavailable",
             ),
+            (Rejection::TooLarge, 413, 8, None, "too_large"),
+            (Rejection::IncompleteBody, 408, 4, None, "incomplete_body"),
             (error(VerifyError::misconfigured("x")), 500, 13, None, "misconfigured"),
         ];
         for (rejection, status, grpc, retry_after, code) in cases {
