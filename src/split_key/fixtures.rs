@@ -83,7 +83,7 @@ pub(super) fn record(project: &str, provider: &str, metadata: Metadata, server: 
     SplitKeyRecord::new(project, provider, metadata, server.parse().unwrap()).unwrap()
 }
 
-pub(super) type Body = Empty<Bytes>;
+pub(super) type NoBody = Empty<Bytes>;
 
 /// Says what it got.
 #[derive(Default)]
@@ -159,9 +159,9 @@ impl Fixture {
         split
     }
 
-    pub(super) async fn send(&self, request: Request<Body>) -> Response<Bytes> {
+    pub(super) async fn send(&self, request: Request<NoBody>) -> Response<Bytes> {
         let inner = Arc::clone(&self.inner);
-        let service = service_fn(move |request: Request<Body>| {
+        let service = service_fn(move |request: Request<NoBody>| {
             let inner = Arc::clone(&inner);
             async move {
                 inner.calls.fetch_add(1, Ordering::Relaxed);
@@ -192,14 +192,14 @@ pub(super) fn device(text: &str) -> VerifiedDevice {
         .with_text(token.into_text())
 }
 
-pub(super) fn request(headers: &[(&str, &str)]) -> Request<Body> {
+pub(super) fn request(headers: &[(&str, &str)]) -> Request<NoBody> {
     let mut request = Request::post("/v1/chat").extension(device("AgAA"));
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
-    request.body(Body::new()).unwrap()
+    request.body(NoBody::new()).unwrap()
 }
 
-pub(super) fn with(client_part: &str) -> Request<Body> {
+pub(super) fn with(client_part: &str) -> Request<NoBody> {
     request(&[("x-ai-key", client_part), ("x-project-id", "project")])
 }

@@ -16,7 +16,7 @@ use crate::{
     runtime::SystemTime,
     split_key::{
         audit::event::SuspicionKind,
-        fixtures::{Body, Fixture, KEYS, request, with},
+        fixtures::{Fixture, KEYS, NoBody, request, with},
         limits::Limit,
         provider::{Provider, Providers},
         rejection::SplitKeyRejection,
@@ -201,7 +201,7 @@ async fn a_preflight_passes_without_a_key() {
         .header("access-control-request-method", "POST")
         .header("x-ai-key", split.client_part().expose())
         .extension(opened(&split))
-        .body(Body::new());
+        .body(NoBody::new());
     let response = fixture.send(preflight.unwrap()).await;
     assert_eq!(*response.body(), "no key");
     assert!(!fixture.inner.headers.lock().unwrap().contains_key("x-ai-key"));
@@ -227,7 +227,7 @@ async fn behind_the_gate_in_both_forms() {
     let gate = DeviceCheckLayer::new(Gullible)
         .with_token_source(HeaderToken::new(HeaderName::from_static("x-device-token")))
         .add_token_source(BearerToken::new());
-    let seen = |request: Request<Body>| async move {
+    let seen = |request: Request<NoBody>| async move {
         let key = request.extensions().get::<ApiKey>().map(|key| key.expose().to_owned());
         let headers = request.headers().len();
         Ok::<_, Infallible>(Response::new(http_body_util::Full::from(format!(
@@ -267,7 +267,7 @@ async fn a_slow_store_holds_no_readiness() {
     let limited = ServiceBuilder::new()
         .layer(fixture.layer.clone())
         .concurrency_limit(1)
-        .service_fn(|_: Request<Body>| async { Ok::<_, Infallible>(Response::new(Body::new())) });
+        .service_fn(|_: Request<NoBody>| async { Ok::<_, Infallible>(Response::new(NoBody::new())) });
     // Two at once, where the inner service takes one.
     let mut one = limited.clone();
     let first = one.ready().await.unwrap().call(with(split.client_part().expose()));
