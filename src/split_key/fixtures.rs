@@ -47,7 +47,7 @@ pub(super) struct Seeded(pub(super) u64);
 impl Random for Seeded {
     fn fill(&mut self, bytes: &mut [u8]) -> Result<(), SplitKeyError> {
         for byte in bytes {
-            // An LCG of 64 bits, of which the highest are good.
+            // The highest bits of an LCG of 64 bits are good.
             self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             *byte = (self.0 >> 56) as u8;
         }
@@ -85,14 +85,14 @@ pub(super) fn record(project: &str, provider: &str, metadata: Metadata, server: 
 
 pub(super) type NoBody = Empty<Bytes>;
 
-/// Says what it got.
+/// A record of the requests that the inner service got.
 #[derive(Default)]
 pub(super) struct Inner {
     pub(super) calls: AtomicUsize,
     pub(super) headers: Mutex<HeaderMap>,
 }
 
-/// Notes what happens.
+/// An observer that keeps what it got.
 #[derive(Default)]
 pub(super) struct Notes {
     outcomes: Mutex<Vec<SplitKeyOutcome>>,

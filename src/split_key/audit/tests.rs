@@ -44,7 +44,7 @@ async fn blocking_and_release() {
     assert_eq!(fixture.send(from(&used, "AQAA")).await.status(), 200, "released");
     assert!(fixture.suspicions().is_empty());
 
-    // A split that the store does not have is blocked as well, so that this does not tell.
+    // An unknown split is blocked as well, so that blocking does not reveal which splits exist.
     let (provider, key) = KEYS[0];
     let unknown = Splitter::new().split("project", provider, key).unwrap();
     for expected in [401, 401, 401, 401, 429] {
@@ -64,7 +64,7 @@ async fn suspicion_alone_blocks_nothing() {
     for _ in 0..5 {
         assert_eq!(fixture.send(with(unknown.client_part().expose())).await.status(), 401);
     }
-    // Once in a window.
+    // An event comes once in a window.
     assert_eq!(fixture.suspicions(), [(SuspicionKind::ManyRefusals, None)]);
 }
 

@@ -37,7 +37,7 @@ fn pairs_made_by_proxed_are_reassembled() {
         assert!(lint.unknown_to_client() < pair.server_part.len() - 16, "{}", pair.api_key);
         unsound += usize::from(!lint.is_sound());
     }
-    // Among them, one whose client got all but `sk-p`.
+    // One of these clients got all but `sk-p`.
     assert!(unsound >= 2, "{unsound}");
 
     for (one, other) in pairs.iter().zip(&pairs[1..]) {

@@ -6,7 +6,7 @@ use crate::split_key::{
     splitter::{Splitter, retire, revoke},
 };
 
-/// A folder of the test's own, gone with it.
+/// A temporary folder of one test.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -143,7 +143,7 @@ fn writers_do_not_lose_the_work_of_others() {
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
-                // Each with an open file of its own, as other processes have.
+                // Each store has an open file of its own, as other processes have.
                 let store = store(&folder);
                 for _ in 0..5 {
                     let _ = futures_util::FutureExt::now_or_never(issue(&store)).unwrap();

@@ -39,7 +39,7 @@ fn one_flipped_bit_anywhere_does_not_open() {
     assert!(opens(server, client, "project", client.metadata()));
 
     let mut tried = 0;
-    // The client part with its metadata, also where the record says the same.
+    // The client part changes with its metadata, also where the record changes alike.
     for text in flipped(client.expose()) {
         if let Ok(changed) = text.parse::<ClientPart>() {
             assert!(!opens(server, &changed, "project", client.metadata()), "{text}");
@@ -59,7 +59,7 @@ fn one_flipped_bit_anywhere_does_not_open() {
     }
     assert!(tried > 1_500, "{tried}");
 
-    // The same, below the base64.
+    // Bits below the base64 change, too.
     let sealed =
         base64::Engine::decode(&base64::engine::general_purpose::URL_SAFE_NO_PAD, server.expose()).unwrap();
     for bit in 0..sealed.len() * 8 {

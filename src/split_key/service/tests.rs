@@ -140,7 +140,7 @@ async fn other_rejections() {
         ("no device", unverified, 500, "device_unverified", SplitKeyOutcome::Unverified),
     ];
     for (name, mut request, status, code, outcome) in cases {
-        // Nobody else's key is passed on.
+        // A key that is already in the request is not passed on.
         request.extensions_mut().insert(opened(&limited));
         let response = fixture.send(request).await;
         assert_eq!(response.status(), status, "{name}");
@@ -208,7 +208,7 @@ async fn a_preflight_passes_without_a_key() {
     assert_eq!(fixture.outcome(), None);
 }
 
-/// Believes every token.
+/// A verifier that believes every token.
 struct Gullible;
 
 impl DeviceVerifier for Gullible {
@@ -236,7 +236,7 @@ async fn behind_the_gate_in_both_forms() {
         ))))
     };
     let service = ServiceBuilder::new().layer(gate).layer(fixture.layer.clone()).service(service_fn(seen));
-    // A client part of version 1 with dots in it, as API keys with dots have.
+    // A client part of version 1 has dots if the API key has dots.
     let dotted = format!("any.{}.key", "dots.".repeat(20));
     let splitter = Splitter::new().with_version(Version::Cut);
     let providers = Providers::default().with(Provider::new("any"));
@@ -268,7 +268,7 @@ async fn a_slow_store_holds_no_readiness() {
         .layer(fixture.layer.clone())
         .concurrency_limit(1)
         .service_fn(|_: Request<NoBody>| async { Ok::<_, Infallible>(Response::new(NoBody::new())) });
-    // Two at once, where the inner service takes one.
+    // Two requests come at once, and the inner service takes one.
     let mut one = limited.clone();
     let first = one.ready().await.unwrap().call(with(split.client_part().expose()));
     let mut other = limited.clone();

@@ -27,7 +27,7 @@ fn keys_survive_in_both_versions() {
             }
         }
     }
-    // Around the lengths at which the padding grows.
+    // These lengths are around those at which the padding grows.
     for length in [1, 254, 255, 256, 257, 511, 512] {
         let key = "k".repeat(length);
         let split = split(Version::Sealed, "any", &key, 1);
@@ -75,7 +75,7 @@ fn parts_of_two_keys_projects_or_versions_do_not_mix() {
         }
         let elsewhere = record("other", provider, own, server);
         let opened = splitter(version).open(&elsewhere, client);
-        // In version 1 nothing but the store ties a part to its project.
+        // In version 1, only the store ties a part to its project.
         assert_eq!(opened.is_ok(), version == Version::Cut, "{version}");
     }
 }
@@ -139,7 +139,7 @@ async fn rotation_and_its_end() {
     };
     assert!(until >= before + hour);
 
-    // Rotated again, the old one retires no later than before.
+    // After another rotation, the old one retires no later than before.
     splitter.rotate(&store, "project", old.record().split(), key, 2 * hour).await.unwrap();
     assert_eq!(state(&old).await, SplitKeyState::Retiring { until });
 

@@ -15,7 +15,7 @@ fn client(http2: bool) -> reqwest::Client {
     builder.build().unwrap()
 }
 
-/// What a client sees of a call to a server.
+/// A client's view of a call to a server.
 async fn over_socket(
     client: &reqwest::Client,
     apple: &FakeApple,
