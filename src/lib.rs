@@ -135,7 +135,7 @@
 //! | `rust-crypto` | no | the same, signing in pure Rust. With both, aws-lc signs |
 //! | `tokio` | by `reqwest` | deadlines on calls to Apple |
 //! | `axum` | no | [`VerifiedDevice`] and `Option<VerifiedDevice>` as extractors |
-//! | `redis` | no | `RedisCache` and `RedisReplayGuard`, and with `split-key` `RedisSplitKeyStore`, shared by replicas. Turns on `tokio` |
+//! | `redis` | no | `Redis`, and on it `RedisCache` and `RedisReplayGuard`, with `split-key` also `RedisSplitKeyStore` and `RedisUsageLog`, shared by replicas. Turns on `tokio` |
 //! | `split-key` | no | `split_key`: API keys in two parts, put together for verified devices only |
 //! | `testing` | no | a fake Apple, and builders for tokens and keys, for your tests |
 //!
@@ -178,6 +178,9 @@ pub use self::apple::{
 };
 #[cfg(feature = "axum")]
 pub use self::gate::extract::MissingDevice;
+#[cfg(feature = "redis")]
+#[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "redis")))]
+pub use self::redis::Redis;
 pub use self::{
     apple::{DeviceToken, MAX_TOKEN_LENGTH, Verdict},
     device_check::{

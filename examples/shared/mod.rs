@@ -108,15 +108,17 @@ async fn remembering_in_redis(
 ) -> Result<DeviceCheckLayer, BoxError> {
     use std::time::Duration;
     use tower_devicecheck::{
+        Redis,
         cache::{MemoryCache, RedisCache, Tiered},
         replay::RedisReplayGuard,
     };
 
+    let redis = Redis::connect(url).await?;
     if single_use {
         // Of all requests with one token one is let through to Apple: nothing is left to share.
-        return Ok(layer.with_single_use(RedisReplayGuard::connect(url).await?));
+        return Ok(layer.with_single_use(RedisReplayGuard::new(redis)));
     }
-    let mut cache = RedisCache::connect(url).await?;
+    let mut cache = RedisCache::new(redis);
     if fleet {
         cache = cache.with_fleet_single_flight(Duration::from_secs(2));
     }

@@ -6,18 +6,20 @@ use redis::{ErrorKind, RedisError};
 
 /// Why there is no answer from Redis.
 #[derive(Debug)]
-pub(crate) enum LinkError {
-    /// It has not answered lately, and was not asked.
+pub(crate) enum RedisFailure {
+    /// Redis has not answered lately, and was not asked.
     Down,
     /// No answer in time.
     Late(Duration),
+    /// The process shuts down.
+    Interrupted,
     /// An error from the server or the client.
     Redis(RedisError),
     /// A value that this crate has not written.
     Rubbish,
 }
 
-impl LinkError {
+impl RedisFailure {
     /// Whether the server cannot be talked to, rather than declines.
     pub(super) fn is_unreachable(&self) -> bool {
         match self {
@@ -25,23 +27,24 @@ impl LinkError {
             Self::Redis(error) => {
                 error.is_io_error() || error.is_unrecoverable_error() || error.kind() == ErrorKind::Parse
             }
-            Self::Rubbish => false,
+            Self::Interrupted | Self::Rubbish => false,
         }
     }
 }
 
-impl fmt::Display for LinkError {
+impl fmt::Display for RedisFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Down => f.write_str("Redis has not answered lately"),
             Self::Late(limit) => write!(f, "Redis has not answered within {} ms", limit.as_millis()),
+            Self::Interrupted => f.write_str("the process shuts down"),
             Self::Redis(error) => error.fmt(f),
             Self::Rubbish => f.write_str("a value in Redis is not one that this version wrote"),
         }
     }
 }
 
-impl Error for LinkError {
+impl Error for RedisFailure {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             Self::Redis(error) => error.source(),

@@ -1,10 +1,9 @@
-//! What is known of Redis's health.
+//! What is known of Redis's health: whether a command is worth sending, and the log of incidents.
 
 use std::{
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+    collections::{BTreeMap, BTreeSet},
+    mem,
+    sync::Mutex,
     time::Duration,
 };
 
@@ -12,132 +11,142 @@ use tracing::{info, warn};
 
 use crate::{
     gate::observer::TARGET,
-    redis::failure::LinkError,
-    runtime::{Instant, millis},
+    redis::failure::RedisFailure,
+    runtime::{Instant, lock},
 };
 
-/// While Redis does not answer, one command in this time tries whether it does again; all others fail at
-/// once, so that an outage costs requests nothing.
+/// While Redis does not answer, one command in this time tries whether it does again. All others fail at once, so
+/// that an outage costs requests nothing.
 pub(super) const PROBE_INTERVAL: Duration = Duration::from_millis(100);
 
-/// An incident is over when something succeeds and nothing has failed for this long.
+/// A fault is over when a command succeeds and none has failed for this long.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// What a command does to the data: a server that is read-only or out of memory fails one kind only.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+/// What a command does to the data: a server that is read-only or out of memory fails writes only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Access {
     Read,
     Write,
 }
 
-pub(super) struct Health {
-    what: &'static str,
-    origin: Instant,
-    /// When the next command may try, in milliseconds since the origin; zero while Redis answers.
-    next_try: AtomicU64,
-    /// When Redis last answered, in milliseconds since the origin.
-    answered: AtomicU64,
-    unreachable: Incident,
-    reads: Incident,
-    writes: Incident,
+/// The health of one server, shared by all that use it through one handle.
+#[derive(Default)]
+pub(super) struct RedisHealth {
+    state: Mutex<HealthState>,
 }
 
-impl Health {
-    pub(super) fn new(what: &'static str) -> Self {
-        Self {
-            what,
-            origin: Instant::now(),
-            next_try: AtomicU64::new(0),
-            answered: AtomicU64::new(0),
-            unreachable: Incident::default(),
-            reads: Incident::default(),
-            writes: Incident::default(),
-        }
+#[derive(Default)]
+struct HealthState {
+    /// What uses the server, for the log.
+    used_by: BTreeSet<&'static str>,
+    /// When the next command may be sent to a server that does not answer; `None` while it does.
+    next_probe: Option<Instant>,
+    last_answer: Option<Instant>,
+    incident: Incident,
+}
+
+impl RedisHealth {
+    pub(super) fn add_user(&self, user: &'static str) {
+        lock(&self.state).used_by.insert(user);
     }
 
-    /// Milliseconds since the origin.
-    fn millis(&self, time: Instant) -> u64 {
-        millis(time.saturating_duration_since(self.origin))
-    }
-
-    fn next_probe(&self) -> u64 {
-        self.millis(Instant::now() + PROBE_INTERVAL)
-    }
-
-    pub(super) fn may_try(&self) -> bool {
-        let next = self.next_try.load(Ordering::Relaxed);
-        if next == 0 {
-            return true;
-        }
-        // Of all who are due, one goes.
-        self.millis(Instant::now()) >= next
-            && self
-                .next_try
-                .compare_exchange(next, self.next_probe(), Ordering::Relaxed, Ordering::Relaxed)
-                .is_ok()
-    }
-
-    const fn incident(&self, kind: Kind) -> &Incident {
-        match kind {
-            Kind::Read => &self.reads,
-            Kind::Write => &self.writes,
-        }
-    }
-
-    pub(super) fn failed(&self, kind: Kind, error: &LinkError, started: Instant) {
-        let unreachable = error.is_unreachable();
-        // One command of many may be late when this machine is busy. If none was answered meanwhile, it is
-        // Redis.
-        let only_late = matches!(error, LinkError::Late(_))
-            && self.answered.load(Ordering::Relaxed) > self.millis(started);
-        if unreachable && !only_late {
-            self.next_try.store(self.next_probe(), Ordering::Relaxed);
-        } else if !unreachable {
-            self.answers();
-        }
-        let incident = if unreachable { &self.unreachable } else { self.incident(kind) };
-        if incident.begins() {
-            warn!(target: TARGET, error = %error, "Redis fails the {}; further failures are not logged", self.what);
-        }
-    }
-
-    pub(super) fn succeeded(&self, kind: Kind) {
-        self.answers();
-        for incident in [&self.unreachable, self.incident(kind)] {
-            if incident.ends() {
-                info!(target: TARGET, "Redis serves the {} again", self.what);
+    /// Whether a command should be sent now.
+    pub(super) fn may_send(&self) -> bool {
+        let now = Instant::now();
+        let next_probe = &mut lock(&self.state).next_probe;
+        match next_probe {
+            Some(due) if *due > now => false,
+            Some(due) => {
+                // Only one caller per interval may probe.
+                *due = now + PROBE_INTERVAL;
+                true
             }
+            None => true,
         }
     }
 
-    fn answers(&self) {
-        self.answered.store(self.millis(Instant::now()), Ordering::Relaxed);
-        self.next_try.store(0, Ordering::Relaxed);
+    /// Takes down a failure of a command that was sent at `sent`.
+    pub(super) fn failed(&self, access: Access, failure: &RedisFailure, sent: Instant) {
+        let now = Instant::now();
+        let mut state = lock(&self.state);
+        let fault = if failure.is_unreachable() {
+            // One late command of many means that this machine is busy. It is Redis if none was answered since.
+            let only_late =
+                matches!(failure, RedisFailure::Late(_)) && state.last_answer.is_some_and(|last| last > sent);
+            if !only_late {
+                state.next_probe = Some(now + PROBE_INTERVAL);
+            }
+            Fault::Unreachable
+        } else {
+            state.answered(now);
+            Fault::Declines(access)
+        };
+        if state.incident.fails(fault, now) {
+            let used_by = state.used_by();
+            drop(state);
+            warn!(target: TARGET, error = %failure, used_by, "Redis fails; further failures are not logged");
+        }
+    }
+
+    pub(super) fn succeeded(&self, access: Access) {
+        let now = Instant::now();
+        let mut state = lock(&self.state);
+        state.answered(now);
+        if let Some(failures) = state.incident.works(access, now) {
+            let used_by = state.used_by();
+            drop(state);
+            info!(target: TARGET, failures, used_by, "Redis serves again");
+        }
     }
 }
 
-/// Something that goes wrong for a while, and is logged once.
+impl HealthState {
+    fn answered(&mut self, now: Instant) {
+        self.last_answer = Some(now);
+        self.next_probe = None;
+    }
+
+    /// Such as `replay guard, verdict cache`.
+    fn used_by(&self) -> String {
+        self.used_by.iter().copied().collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// One way in which Redis fails.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Fault {
+    Unreachable,
+    Declines(Access),
+}
+
+/// The faults that are not over. From the first one until there is none it is one incident.
 #[derive(Default)]
 struct Incident {
-    under_way: AtomicBool,
-    last_failure: Mutex<Option<Instant>>,
+    /// The last failure by each fault.
+    faults: BTreeMap<Fault, Instant>,
+    failures: u64,
 }
 
 impl Incident {
-    /// Whether this failure is the first one.
-    fn begins(&self) -> bool {
-        *self.last_failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-        !self.under_way.swap(true, Ordering::Relaxed)
+    /// Adds a failure. Whether the incident begins with it.
+    fn fails(&mut self, fault: Fault, now: Instant) -> bool {
+        let begins = self.faults.is_empty();
+        self.faults.insert(fault, now);
+        self.failures += 1;
+        begins
     }
 
-    /// Whether this success ends it. One between two failures does not.
-    fn ends(&self) -> bool {
-        if !self.under_way.load(Ordering::Relaxed) {
-            return false;
+    /// Adds a success. If the incident ends with it, the number of its failures.
+    fn works(&mut self, access: Access, now: Instant) -> Option<u64> {
+        if self.faults.is_empty() {
+            return None;
         }
-        let last_failure = *self.last_failure.lock().unwrap_or_else(PoisonError::into_inner);
-        last_failure.is_none_or(|failure| failure.elapsed() >= QUIET)
-            && self.under_way.swap(false, Ordering::Relaxed)
+        self.faults.retain(|fault, last_failure| {
+            let is_another = matches!(fault, Fault::Declines(other) if *other != access);
+            // One success between two failures ends nothing.
+            is_another || now.saturating_duration_since(*last_failure) < QUIET
+        });
+        self.faults.is_empty().then(|| mem::take(&mut self.failures))
     }
 }
 
@@ -147,18 +156,32 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_incident_is_one_incident() {
-        let incident = Incident::default();
-        assert!(!incident.ends());
-        assert!(incident.begins());
+        let mut incident = Incident::default();
+        assert!(incident.works(Access::Read, Instant::now()).is_none());
+        assert!(incident.fails(Fault::Unreachable, Instant::now()));
         for _ in 0..3 {
-            assert!(!incident.begins());
-            assert!(!incident.ends(), "a lucky moment");
+            assert!(!incident.fails(Fault::Unreachable, Instant::now()));
+            assert!(incident.works(Access::Read, Instant::now()).is_none(), "a lucky moment");
             tokio::time::advance(QUIET / 2).await;
         }
-        assert!(!incident.ends());
+        assert!(incident.works(Access::Read, Instant::now()).is_none());
         tokio::time::advance(QUIET / 2).await;
-        assert!(incident.ends());
-        assert!(!incident.ends());
-        assert!(incident.begins());
+        assert!(incident.works(Access::Read, Instant::now()).is_some());
+        assert!(incident.works(Access::Read, Instant::now()).is_none());
+        assert!(incident.fails(Fault::Unreachable, Instant::now()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_incident_is_over_when_all_that_failed_works_again() {
+        let mut incident = Incident::default();
+        assert!(incident.fails(Fault::Unreachable, Instant::now()));
+        assert!(!incident.fails(Fault::Declines(Access::Write), Instant::now()), "the same incident");
+        assert!(!incident.fails(Fault::Declines(Access::Read), Instant::now()), "the same incident");
+        tokio::time::advance(QUIET).await;
+        assert_eq!(incident.works(Access::Read, Instant::now()), None, "nothing was written");
+        assert_eq!(incident.works(Access::Write, Instant::now()), Some(3));
+        assert!(incident.fails(Fault::Declines(Access::Write), Instant::now()));
+        tokio::time::advance(QUIET).await;
+        assert_eq!(incident.works(Access::Write, Instant::now()), Some(1));
     }
 }

@@ -1,14 +1,13 @@
-//! What everything that talks to Redis shares: the connection, the deadline, and what is known of Redis's
-//! health.
+//! The one handle to Redis: connection, prefix, deadline, and what is known of the server's health.
+//!
+//! What is kept in Redis lives beside its trait: verdicts, spent tokens, split keys.
 
-mod connect;
+mod connection;
 mod failure;
+mod handle;
 mod health;
-mod link;
+#[cfg(test)]
+mod tests;
 
-pub(crate) use self::{
-    connect::connect,
-    failure::LinkError,
-    health::Kind,
-    link::{DEFAULT_PREFIX, Link},
-};
+pub use self::handle::Redis;
+pub(crate) use self::{failure::RedisFailure, health::Access};

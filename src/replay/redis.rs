@@ -1,14 +1,9 @@
 //! A guard that replicas share.
 
-use std::{fmt, sync::Arc, time::Duration};
-
-use redis::{
-    IntoConnectionInfo, RedisResult,
-    aio::{ConnectionLike, ConnectionManager},
-};
+use std::time::Duration;
 
 use crate::{
-    redis::{self as redis_link, Kind, Link, LinkError},
+    redis::{Access, Redis, RedisFailure},
     replay::{
         claim::{Claim, ReplayKey, Reservation},
         guard::{DEFAULT_LEASE, DEFAULT_RETENTION, GuardError, ReplayGuard},
@@ -18,10 +13,10 @@ use crate::{
 /// Remembers tokens in Redis or Valkey, for all replicas that use the same server and prefix.
 ///
 /// ```no_run
-/// use tower_devicecheck::{DeviceCheckLayer, replay::RedisReplayGuard};
+/// use tower_devicecheck::{DeviceCheckLayer, Redis, replay::RedisReplayGuard};
 ///
 /// # async fn layer(apple: impl tower_devicecheck::DeviceVerifier) -> redis::RedisResult<DeviceCheckLayer> {
-/// let guard = RedisReplayGuard::connect("redis://127.0.0.1/").await?;
+/// let guard = RedisReplayGuard::new(Redis::connect("redis://127.0.0.1/").await?);
 /// let layer = DeviceCheckLayer::new(apple).with_single_use(guard);
 /// # Ok(layer)
 /// # }
@@ -34,69 +29,28 @@ use crate::{
 /// # When Redis fails
 ///
 /// Requests are answered with [`Unavailable`](crate::Rejection::Unavailable), after no longer than the
-/// [deadline](Self::with_deadline) and without asking Apple, unless the operator chose
-/// [otherwise](Self::dangerously_admit_without_redis). While Redis does not answer, one request in 100 ms tries
-/// whether it does again.
+/// [deadline](Redis::with_deadline) for a step and without asking Apple, unless the operator chose
+/// [otherwise](Self::dangerously_admit_without_redis). [`Redis`] says what happens during an outage and what is logged.
 ///
 /// # What Redis must keep
 ///
 /// A token that Redis forgets can be used again for as long as Apple accepts it. Let it evict nothing
 /// (`maxmemory-policy noeviction`); a restart without persistence, or a failover to a replica that lags,
 /// forgets as well. Who can write to Redis can delete what it knows.
-///
-/// TLS, passwords and clusters are the `redis` crate's, as for
-/// [`RedisCache`](crate::cache::RedisCache). Needs Redis 6 or any Valkey.
-#[derive(Clone)]
-pub struct RedisReplayGuard<C = ConnectionManager> {
-    link: Link<C>,
-    prefix: Arc<str>,
+#[derive(Clone, Debug)]
+pub struct RedisReplayGuard {
+    redis: Redis,
     lease: Duration,
     retention: Duration,
     admit_without_redis: bool,
 }
 
 impl RedisReplayGuard {
-    /// A guard on a connection of its own to the server at this address, such as `redis://:password@host/`.
-    ///
-    /// A server that cannot be reached now is logged and tried again for as long as it takes. Waits about a
-    /// second for it at most.
-    ///
-    /// # Errors
-    ///
-    /// If the address cannot be understood, or outside of a tokio runtime.
-    pub async fn connect(server: impl IntoConnectionInfo + Send) -> RedisResult<Self> {
-        Ok(Self::new(redis_link::connect(server, WHAT).await?))
-    }
-}
-
-const WHAT: &str = "replay guard";
-
-impl<C: ConnectionLike + Clone + Send + Sync + 'static> RedisReplayGuard<C> {
-    /// A guard on a connection that you have already. Clones of it must share one connection, as those of
-    /// [`ConnectionManager`] do; one that does not reconnect by itself stays lost when it is lost.
+    /// A guard on this server.
     #[must_use]
-    pub fn new(connection: C) -> Self {
-        Self {
-            link: Link::new(connection, WHAT),
-            prefix: redis_link::DEFAULT_PREFIX.into(),
-            lease: DEFAULT_LEASE,
-            retention: DEFAULT_RETENTION,
-            admit_without_redis: false,
-        }
-    }
-
-    /// What every key begins with, followed by a colon. No braces. Default: `tower-devicecheck`.
-    #[must_use]
-    pub fn with_prefix(mut self, prefix: &str) -> Self {
-        self.prefix = prefix.into();
-        self
-    }
-
-    /// How long each step of a request waits for Redis. Default: 50 ms.
-    #[must_use]
-    pub fn with_deadline(mut self, deadline: Duration) -> Self {
-        self.link.set_deadline(deadline);
-        self
+    pub fn new(redis: Redis) -> Self {
+        redis.add_user("replay guard");
+        Self { redis, lease: DEFAULT_LEASE, retention: DEFAULT_RETENTION, admit_without_redis: false }
     }
 
     /// For how long a token stays reserved that is neither confirmed nor released. Default: 30 seconds.
@@ -132,15 +86,15 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> RedisReplayGuard<C> {
     }
 
     /// Runs a script on a token. Its answer is whether the token is this claim's.
-    async fn run(&self, key: &ReplayKey<'_>, script: &str, arguments: &[&str]) -> Result<bool, LinkError> {
+    async fn run(&self, key: &ReplayKey<'_>, script: &str, arguments: &[&str]) -> Result<bool, RedisFailure> {
         let mut command = redis::cmd("EVAL");
         // The digest in braces is what a cluster chooses the node by.
-        let name = format!("{}:use1:{}:{{{}}}", self.prefix, key.scope(), key.digest());
+        let name = format!("{}:use1:{}:{{{}}}", self.redis.prefix(), key.scope(), key.digest());
         command.arg(script).arg(1).arg(name).arg(arguments);
-        self.link.run(Kind::Write, self.link.query(command)).await
+        self.redis.query(Access::Write, command).await
     }
 
-    fn judge(&self, answer: Result<bool, LinkError>) -> Result<Reservation, GuardError> {
+    fn judge(&self, answer: Result<bool, RedisFailure>) -> Result<Reservation, GuardError> {
         match answer {
             Ok(true) => Ok(Reservation::Reserved),
             Ok(false) => Ok(Reservation::Reused),
@@ -190,7 +144,7 @@ const RELEASE: &str = r"
 if redis.pcall('GET', KEYS[1]) == 'r:' .. ARGV[1] then redis.call('DEL', KEYS[1]) end
 return 1";
 
-impl<C: ConnectionLike + Clone + Send + Sync + 'static> ReplayGuard for RedisReplayGuard<C> {
+impl ReplayGuard for RedisReplayGuard {
     async fn reserve(&self, key: &ReplayKey<'_>, claim: &Claim) -> Result<Reservation, GuardError> {
         let arguments = [&*claim.owner().to_string(), &retry_key(claim), &millis(self.lease)];
         self.judge(self.run(key, RESERVE, &arguments).await)
@@ -219,18 +173,6 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> ReplayGuard for RedisRep
         runtime.spawn(async move {
             let _ = guard.release(&ReplayKey::new(&scope, digest), &claim).await;
         });
-    }
-}
-
-impl<C> fmt::Debug for RedisReplayGuard<C> {
-    // Without the connection, which holds a password.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RedisReplayGuard")
-            .field("prefix", &self.prefix)
-            .field("lease", &self.lease)
-            .field("retention", &self.retention)
-            .field("admit_without_redis", &self.admit_without_redis)
-            .finish_non_exhaustive()
     }
 }
 

@@ -44,6 +44,7 @@ fn auto_traits() {
     cloned::<ReplayKey<'static>>();
     #[cfg(feature = "redis")]
     {
+        cloned::<tower_devicecheck::Redis>();
         cloned::<tower_devicecheck::cache::RedisCache>();
         cloned::<tower_devicecheck::replay::RedisReplayGuard>();
     }

@@ -20,6 +20,8 @@ mod readiness;
 #[cfg(feature = "redis")]
 mod redis;
 #[cfg(feature = "redis")]
+mod redis_handle;
+#[cfg(feature = "redis")]
 mod redis_keys;
 #[cfg(feature = "redis")]
 mod redis_server;

@@ -7,7 +7,7 @@ use http::StatusCode;
 use redis::{AsyncCommands, aio::MultiplexedConnection};
 use tokio::{io::AsyncWriteExt, net::TcpListener};
 use tower_devicecheck::{
-    DeviceCheckLayer, Environment, Evidence, Owner, Rejection, Verdict,
+    DeviceCheckLayer, Environment, Evidence, Owner, Redis, Rejection, Verdict,
     cache::{CachedVerdict, Lease, MemoryCache, RedisCache, Tiered, VerdictCache, VerdictKey},
     replay::{Claim, RedisReplayGuard, ReplayGuard, ReplayKey, Reservation},
     testing::{FakeApple, Reply},
@@ -23,8 +23,16 @@ use crate::{
 /// Where the test is not about Redis being slow, a slow machine must not make it so.
 const PATIENT: Duration = Duration::from_secs(20);
 
+async fn handle(server: &RedisServer) -> Redis {
+    Redis::connect(server.url()).await.unwrap().with_deadline(PATIENT)
+}
+
 async fn cache(server: &RedisServer) -> RedisCache {
-    RedisCache::connect(server.url()).await.unwrap().with_deadline(PATIENT)
+    RedisCache::new(handle(server).await)
+}
+
+async fn guard(server: &RedisServer) -> RedisReplayGuard {
+    RedisReplayGuard::new(handle(server).await)
 }
 
 async fn client(server: &RedisServer) -> MultiplexedConnection {
@@ -37,9 +45,19 @@ async fn replicas(
     server: &RedisServer,
     configure: impl Fn(DeviceCheckLayer, RedisCache) -> DeviceCheckLayer,
 ) -> Vec<App> {
+    replicas_with_deadline(apple, server, PATIENT, configure).await
+}
+
+async fn replicas_with_deadline(
+    apple: &Apple,
+    server: &RedisServer,
+    deadline: Duration,
+    configure: impl Fn(DeviceCheckLayer, RedisCache) -> DeviceCheckLayer,
+) -> Vec<App> {
     let mut apps = Vec::new();
     for _ in 0..3 {
-        apps.push(App::new(&configure(apple.layer(), cache(server).await)));
+        let shared = RedisCache::new(handle(server).await.with_deadline(deadline));
+        apps.push(App::new(&configure(apple.layer(), shared)));
     }
     apps
 }
@@ -53,7 +71,7 @@ async fn the_cache_keeps_the_contract() {
     let leased = cache(&server).await.with_fleet_single_flight(Duration::from_secs(5));
     cache_contract::contract(&leased, sleep).await;
     let connection = client(&server).await;
-    let given = RedisCache::new(connection).with_deadline(PATIENT).with_prefix("another");
+    let given = RedisCache::new(Redis::new(connection).with_deadline(PATIENT).with_prefix("another"));
     cache_contract::contract(&given, sleep).await;
     cache_contract::contract(&Tiered::new(MemoryCache::new(), cache(&server).await), sleep).await;
 }
@@ -62,8 +80,7 @@ async fn the_cache_keeps_the_contract() {
 async fn the_guard_keeps_the_contract() {
     let server = RedisServer::start();
     let (lease, window) = (Duration::from_millis(300), Duration::from_millis(300));
-    let guard = RedisReplayGuard::connect(server.url()).await.unwrap();
-    let guard = guard.with_deadline(PATIENT).with_lease(lease).with_retention(PATIENT);
+    let guard = guard(&server).await.with_lease(lease).with_retention(PATIENT);
     single_use::contract(&guard, lease, window, async |time| tokio::time::sleep(time).await).await;
 }
 
@@ -72,7 +89,7 @@ async fn keys_hold_no_token_and_values_end_by_themselves() {
     let server = RedisServer::start();
     let apple = Apple::new();
     let token = apple.genuine();
-    let shared = cache(&server).await.with_prefix("mine");
+    let shared = RedisCache::new(handle(&server).await.with_prefix("mine"));
     assert_eq!(App::new(&apple.layer().with_cache(shared)).status(&token).await, StatusCode::OK);
     let mut client = client(&server).await;
     let keys: Vec<String> = client.keys("*").await.unwrap();
@@ -135,8 +152,7 @@ async fn three_hundred_requests_over_three_replicas() {
     let apple = Apple::new();
     let mut apps = Vec::new();
     for _ in 0..3 {
-        let guard = RedisReplayGuard::connect(server.url()).await.unwrap().with_deadline(PATIENT);
-        apps.push(App::new(&apple.layer().with_single_use(guard)));
+        apps.push(App::new(&apple.layer().with_single_use(guard(&server).await)));
     }
     assert_eq!(ask_at_once(&apple, &apps).await, 1);
     assert_eq!(apple.calls(), 1);
@@ -248,7 +264,7 @@ async fn nothing_in_redis_makes_a_guard_admit() {
     let server = RedisServer::start();
     let apple = Apple::new();
     let mut client = client(&server).await;
-    let guard = RedisReplayGuard::connect(server.url()).await.unwrap().with_deadline(PATIENT);
+    let guard = guard(&server).await;
     let app = App::new(&apple.layer().with_single_use(guard.dangerously_admit_without_redis(true)));
     let team = apple.fake.team_id().to_owned();
     for (number, value) in ["", "r:", "s:", "s:00:9999999999999:-", "free", "\0\u{1}"].into_iter().enumerate()
@@ -292,8 +308,7 @@ impl Load {
     async fn new(server: &RedisServer, deadline: Duration) -> Self {
         let apple = Apple::new();
         apple.fake.always(Reply::normal().delay(Self::APPLE));
-        let apps =
-            replicas(&apple, server, |layer, shared| layer.with_cache(shared.with_deadline(deadline))).await;
+        let apps = replicas_with_deadline(&apple, server, deadline, DeviceCheckLayer::with_cache).await;
         let known = apple.genuine();
         let load = Self { apple, apps, known, deadline, started: Instant::now() };
         load.until_shared().await;
@@ -413,8 +428,8 @@ async fn redis_that_declines_or_talks_nonsense() {
         }
     });
     let apple = Apple::new();
-    let shared = RedisCache::connect(format!("redis://127.0.0.1:{port}/")).await.unwrap();
-    let app = App::new(&apple.layer().with_cache(shared));
+    let shared = Redis::connect(format!("redis://127.0.0.1:{port}/")).await.unwrap();
+    let app = App::new(&apple.layer().with_cache(RedisCache::new(shared)));
     for _ in 0..3 {
         assert_eq!(app.status(&apple.genuine()).await, StatusCode::OK);
     }
@@ -425,9 +440,8 @@ async fn redis_that_declines_or_talks_nonsense() {
 async fn a_guard_without_redis_admits_nobody_unless_the_operator_says_so() {
     let mut server = RedisServer::start();
     let apple = Apple::new();
-    let connect = async || RedisReplayGuard::connect(server.url()).await.unwrap().with_deadline(PATIENT);
-    let strict = App::new(&apple.layer().with_single_use(connect().await));
-    let lenient = connect().await.dangerously_admit_without_redis(true);
+    let strict = App::new(&apple.layer().with_single_use(guard(&server).await));
+    let lenient = guard(&server).await.dangerously_admit_without_redis(true);
     let lenient = App::new(&apple.layer().with_single_use(lenient));
     let token = apple.genuine();
     assert_eq!(strict.status(&token).await, StatusCode::OK);
@@ -456,7 +470,7 @@ async fn a_guard_without_redis_admits_nobody_unless_the_operator_says_so() {
 async fn a_client_that_goes_away_gives_its_token_back() {
     let server = RedisServer::start();
     let apple = Apple::new();
-    let guard = RedisReplayGuard::connect(server.url()).await.unwrap().with_deadline(PATIENT);
+    let guard = guard(&server).await;
     let app = App::new(&apple.layer().with_single_use(guard.clone()));
     let token = apple.genuine();
     apple.fake.script(Reply::hang());
@@ -482,7 +496,7 @@ async fn a_client_that_goes_away_gives_its_token_back() {
 async fn a_server_that_is_not_there_yet_is_found_later() {
     let mut server = RedisServer::start();
     server.kill();
-    let cache = RedisCache::connect(server.url()).await.unwrap().with_deadline(PATIENT);
+    let cache = cache(&server).await;
     let token = FakeApple::new().forged_token().parse().unwrap();
     let key = VerdictKey::new("TEAM123456", Environment::Production, &token);
     server.restart();
@@ -491,5 +505,5 @@ async fn a_server_that_is_not_there_yet_is_found_later() {
         assert!(Instant::now() < deadline, "not found");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    assert!(RedisCache::connect("not an address").await.is_err());
+    assert!(Redis::connect("not an address").await.is_err());
 }

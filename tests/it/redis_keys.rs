@@ -11,9 +11,12 @@ use http::{Request, Response};
 use http_body_util::Full;
 use redis::AsyncCommands;
 use tower::{Layer, ServiceExt, service_fn};
-use tower_devicecheck::split_key::{
-    Limits, RedisSplitKeyStore, RedisUsageLog, SplitKeyLayer, SplitKeyRecord, SplitKeyState, SplitKeyStore,
-    Splitter, revoke,
+use tower_devicecheck::{
+    Redis,
+    split_key::{
+        Limits, RedisSplitKeyStore, RedisUsageLog, SplitKeyLayer, SplitKeyRecord, SplitKeyState,
+        SplitKeyStore, Splitter, revoke,
+    },
 };
 
 use crate::{
@@ -22,7 +25,11 @@ use crate::{
 };
 
 async fn store(server: &RedisServer) -> RedisSplitKeyStore {
-    RedisSplitKeyStore::connect(server.url()).await.unwrap().with_deadline(Duration::from_secs(20))
+    store_with_deadline(server, Duration::from_secs(20)).await
+}
+
+async fn store_with_deadline(server: &RedisServer, deadline: Duration) -> RedisSplitKeyStore {
+    RedisSplitKeyStore::new(Redis::connect(server.url()).await.unwrap().with_deadline(deadline))
 }
 
 fn new_record() -> SplitKeyRecord {
@@ -74,7 +81,7 @@ async fn all_records_or_none() {
 #[tokio::test]
 async fn rubbish_and_outages_are_errors() {
     let mut server = RedisServer::start();
-    let store = store(&server).await.with_deadline(Duration::from_millis(500));
+    let store = store_with_deadline(&server, Duration::from_millis(500)).await;
     let (record, other) = (new_record(), new_record());
     store.put(vec![record.clone(), other.clone()]).await.unwrap();
     let mut client =
@@ -101,7 +108,7 @@ async fn counts_of_all_replicas() {
     let key = format!("sk-{}", "0123456789abcdef".repeat(3));
     let split = Splitter::new().issue(&keys, "project", "openai", &key, Limits::none()).await.unwrap();
     let part = split.client_part().expose().to_owned();
-    let connect = async || RedisUsageLog::connect(server.url()).await.unwrap();
+    let connect = async || RedisUsageLog::new(Redis::connect(server.url()).await.unwrap());
     let today = SystemTime::now();
     for replica in 1..=2 {
         let log = connect().await;

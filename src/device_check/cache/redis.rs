@@ -1,11 +1,6 @@
 //! A cache that replicas share.
 
-use std::{fmt, sync::Arc, time::Duration};
-
-use redis::{
-    IntoConnectionInfo, RedisResult,
-    aio::{ConnectionLike, ConnectionManager},
-};
+use std::{fmt, time::Duration};
 
 use crate::{
     device_check::cache::{
@@ -16,7 +11,7 @@ use crate::{
     },
     gate::observer::CacheError,
     gate::routing::Environment,
-    redis::{self as redis_link, Kind, Link, LinkError},
+    redis::{Access, Redis, RedisFailure},
     replay::owner::Owner,
     runtime::{Instant, SystemTime, millis, since_epoch},
 };
@@ -28,12 +23,12 @@ use crate::{
 ///
 /// ```no_run
 /// use tower_devicecheck::{
-///     DeviceCheckLayer,
+///     DeviceCheckLayer, Redis,
 ///     cache::{MemoryCache, RedisCache, Tiered},
 /// };
 ///
 /// # async fn layer(apple: impl tower_devicecheck::DeviceVerifier) -> redis::RedisResult<DeviceCheckLayer> {
-/// let shared = RedisCache::connect("redis://127.0.0.1/").await?.with_prefix("my-api");
+/// let shared = RedisCache::new(Redis::connect("redis://127.0.0.1/").await?.with_prefix("my-api"));
 /// let layer = DeviceCheckLayer::new(apple).with_cache(Tiered::new(MemoryCache::new(), shared));
 /// # Ok(layer)
 /// # }
@@ -42,10 +37,9 @@ use crate::{
 /// # When Redis fails
 ///
 /// Slow, down, restarting, read-only, out of memory or answering nonsense, it counts as a cache that has
-/// nothing: Apple is asked. A request waits for Redis no longer than the [deadline](Self::with_deadline).
-/// While Redis does not answer, one request in 100 ms tries whether it does again, and the others do not wait
-/// for it at all. Each incident is logged once at level warn when it begins and once at level info when it is
-/// over; [`Observer::cache_error`](crate::Observer::cache_error) hears of every failure.
+/// nothing: Apple is asked. A request waits for Redis no longer than the [deadline](Redis::with_deadline) in all, before
+/// and after Apple is asked; a verdict is written even if no time is left. [`Redis`] says what happens during an
+/// outage and what is logged; [`Observer::cache_error`](crate::Observer::cache_error) hears of every failure.
 ///
 /// # What is kept, and who can change it
 ///
@@ -56,64 +50,19 @@ use crate::{
 ///
 /// Times are the replicas' wall clocks: one that is ahead forgets verdicts early, and none keeps one for
 /// longer than its time to live.
-///
-/// # TLS, passwords, clusters
-///
-/// They are the `redis` crate's: `rediss://` addresses work when its feature `tokio-rustls-comp` is on, and
-/// [`new`](Self::new) takes any of its asynchronous connections, those to clusters too. Needs Redis 6 or any
-/// Valkey.
 #[derive(Clone)]
-pub struct RedisCache<C = ConnectionManager> {
-    link: Link<C>,
-    prefix: Arc<str>,
+pub struct RedisCache {
+    redis: Redis,
     seal: Seal,
     lease: Option<Duration>,
 }
 
 impl RedisCache {
-    /// A cache on a connection of its own to the server at this address, such as `redis://:password@host/`.
-    ///
-    /// A server that cannot be reached now is logged and tried again for as long as it takes. Waits about a
-    /// second for it at most.
-    ///
-    /// # Errors
-    ///
-    /// If the address cannot be understood, or outside of a tokio runtime.
-    pub async fn connect(server: impl IntoConnectionInfo + Send) -> RedisResult<Self> {
-        Ok(Self::new(redis_link::connect(server, WHAT).await?))
-    }
-}
-
-const WHAT: &str = "verdict cache";
-
-impl<C: ConnectionLike + Clone + Send + Sync + 'static> RedisCache<C> {
-    /// A cache on a connection that you have already. Clones of it must share one connection, as those of
-    /// [`ConnectionManager`] do; one that does not reconnect by itself stays lost when it is lost.
+    /// A cache on this server.
     #[must_use]
-    pub fn new(connection: C) -> Self {
-        Self {
-            link: Link::new(connection, WHAT),
-            prefix: redis_link::DEFAULT_PREFIX.into(),
-            seal: Seal::new(&[]),
-            lease: None,
-        }
-    }
-
-    /// What every key begins with, followed by a colon. No braces. Default: `tower-devicecheck`.
-    #[must_use]
-    pub fn with_prefix(mut self, prefix: &str) -> Self {
-        self.prefix = prefix.into();
-        self
-    }
-
-    /// For how long one request waits for Redis in all, before and after Apple is asked. Default: 50 ms.
-    ///
-    /// A verdict is written even if no time is left: the request then does not wait for it. With [fleet-wide
-    /// single flight](Self::with_fleet_single_flight) each look for the lease has a deadline of its own.
-    #[must_use]
-    pub fn with_deadline(mut self, deadline: Duration) -> Self {
-        self.link.set_deadline(deadline);
-        self
+    pub fn new(redis: Redis) -> Self {
+        redis.add_user("verdict cache");
+        Self { redis, seal: Seal::new(&[]), lease: None }
     }
 
     /// Authenticates values with HMAC-SHA-256, so that who can write to Redis but does not know this secret
@@ -144,20 +93,20 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> RedisCache<C> {
 
     fn verdict_name(&self, key: &VerdictKey<'_>) -> String {
         let (scope, environment) = (key.scope(), letter(key.environment()));
-        format!("{}:v1:{scope}:{environment}:{{{}}}", self.prefix, key.digest())
+        format!("{}:v1:{scope}:{environment}:{{{}}}", self.redis.prefix(), key.digest())
     }
 
     fn lease_name(&self, key: &VerdictKey<'_>) -> String {
         let (scope, environment) = (key.scope(), letter(key.environment()));
-        format!("{}:lease1:{scope}:{environment}:{{{}}}", self.prefix, key.digest())
+        format!("{}:lease1:{scope}:{environment}:{{{}}}", self.redis.prefix(), key.digest())
     }
 
     /// No value is `None`, a strange one an error.
-    fn open(&self, key: &VerdictKey<'_>, value: &[u8]) -> Result<Option<CachedVerdict>, LinkError> {
+    fn open(&self, key: &VerdictKey<'_>, value: &[u8]) -> Result<Option<CachedVerdict>, RedisFailure> {
         if value.is_empty() {
             return Ok(None);
         }
-        let sealed = self.seal.open(key, value).ok_or_else(|| self.link.rubbish())?;
+        let sealed = self.seal.open(key, value).ok_or_else(|| self.redis.rubbish())?;
         Ok(sealed.at(since_epoch(SystemTime::now()), key))
     }
 
@@ -166,15 +115,13 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> RedisCache<C> {
         key: &VerdictKey<'_>,
         owner: Owner,
         lease: Duration,
-    ) -> Result<Turn, LinkError> {
-        let mut connection = self.link.connection();
+    ) -> Result<Turn, RedisFailure> {
         let mut commands = redis::pipe();
         commands.cmd("SET").arg(self.lease_name(key)).arg(owner.to_string());
         commands.arg("NX").arg("PX").arg(millis(lease).max(1));
         // After the lease, for its last holder gave it up after it had put the verdict.
         commands.cmd("GETRANGE").arg(self.verdict_name(key)).arg(0).arg(Value::LENGTH);
-        let answer = self.link.run(Kind::Write, async move { commands.query_async(&mut connection).await });
-        let (leased, value): (bool, Vec<u8>) = answer.await?;
+        let (leased, value): (bool, Vec<u8>) = self.redis.query(Access::Write, commands).await?;
         Ok(match self.open(key, &value).unwrap_or(None) {
             Some(verdict) => Turn::Known { verdict, leased },
             None if leased => Turn::Mine,
@@ -194,13 +141,12 @@ enum Turn {
 const RELEASE: &str =
     "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0";
 
-impl<C: ConnectionLike + Clone + Send + Sync + 'static> VerdictCache for RedisCache<C> {
+impl VerdictCache for RedisCache {
     async fn get(&self, key: &VerdictKey<'_>) -> Result<Option<CachedVerdict>, CacheError> {
         let mut command = redis::cmd("GETRANGE");
         // One byte more than a value has, and no more, whatever is there.
         command.arg(self.verdict_name(key)).arg(0).arg(Value::LENGTH);
-        let answer = self.link.run(Kind::Read, self.link.query(command));
-        let value: Vec<u8> = answer.await.map_err(CacheError::new)?;
+        let value: Vec<u8> = self.redis.query(Access::Read, command).await.map_err(CacheError::new)?;
         self.open(key, &value).map_err(CacheError::new)
     }
 
@@ -218,12 +164,11 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> VerdictCache for RedisCa
         let mut command = redis::cmd("SET");
         command.arg(self.verdict_name(key)).arg(&self.seal.close(key, &value)[..]);
         command.arg("PX").arg(time_to_live);
-        let answer = self.link.run_on(Kind::Write, self.link.query(command));
-        answer.await.map_err(CacheError::new)
+        self.redis.query_to_end(Access::Write, command).await.map_err(CacheError::new)
     }
 
     fn deadline(&self) -> Duration {
-        self.link.deadline()
+        self.redis.deadline()
     }
 
     async fn lease(&self, key: &VerdictKey<'_>) -> Lease {
@@ -258,17 +203,16 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> VerdictCache for RedisCa
     async fn release(&self, key: &VerdictKey<'_>, owner: Owner) {
         let mut command = redis::cmd("EVAL");
         command.arg(RELEASE).arg(1).arg(self.lease_name(key)).arg(owner.to_string());
-        let answer = self.link.run_on(Kind::Write, self.link.query(command));
         // A lease that is not given back ends by itself.
-        let _: Result<u8, LinkError> = answer.await;
+        let _: Result<u8, RedisFailure> = self.redis.query_to_end(Access::Write, command).await;
     }
 }
 
-impl<C> fmt::Debug for RedisCache<C> {
-    // Without the connection, which holds a password, and the secret.
+impl fmt::Debug for RedisCache {
+    // Without the secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisCache")
-            .field("prefix", &self.prefix)
+            .field("redis", &self.redis)
             .field("lease", &self.lease)
             .finish_non_exhaustive()
     }
