@@ -4,13 +4,13 @@ use std::{sync::Arc, time::Duration};
 
 use http::StatusCode;
 use tower_devicecheck::{
-    DeviceToken, Environment, Verdict,
+    DeviceToken, Environment, MalformedToken, Rejection, Verdict,
     cache::{CacheError, CachedVerdict, Lease, MemoryCache, Tiered, VerdictCache, VerdictKey},
     testing::{FakeApple, Reply},
 };
 use web_time::{SystemTime, UNIX_EPOCH};
 
-use crate::support::{App, Apple};
+use crate::support::{App, Apple, rejection};
 
 const TEAM: &str = "TEAM123456";
 const MINUTE: Duration = Duration::from_secs(60);
@@ -131,5 +131,39 @@ async fn a_request_waits_for_a_cache_for_one_deadline_in_all() {
         let started = tokio::time::Instant::now();
         assert_eq!(app.status(&apple.genuine()).await, StatusCode::OK);
         assert_eq!((started.elapsed() - asked_for, apple.calls()), (Slow::DEADLINE, 1));
+    }
+}
+
+/// Finds a genuine verdict for whatever it is asked about, and never compares a text.
+struct Credulous;
+
+impl VerdictCache for Credulous {
+    fn peek(&self, key: &VerdictKey<'_>) -> Option<CachedVerdict> {
+        Some(CachedVerdict::new(Verdict::Genuine, key.digest(), SystemTime::now(), MINUTE))
+    }
+
+    async fn get(&self, key: &VerdictKey<'_>) -> Result<Option<CachedVerdict>, CacheError> {
+        Ok(self.peek(key))
+    }
+
+    async fn put(&self, _: &VerdictKey<'_>, _: CachedVerdict) -> Result<(), CacheError> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn no_cache_makes_a_token_of_what_is_none() {
+    let apple = Apple::new();
+    for layer in [
+        apple.layer().with_cache(Credulous),
+        apple.layer().with_cache(Tiered::new(MemoryCache::new(), Credulous)),
+    ] {
+        let app = App::new(&layer);
+        assert_eq!(app.status(&apple.genuine()).await, StatusCode::OK);
+        for text in ["Ah==", "AgAA AgAA", "not-base64"] {
+            let malformed = Rejection::MalformedToken(MalformedToken::NotCanonical);
+            assert_eq!(rejection(&app.get(text).await), malformed, "{text}");
+        }
+        assert_eq!((apple.calls(), app.inner.calls()), (0, 1));
     }
 }

@@ -11,6 +11,7 @@ pub struct CachedVerdict {
     digest: TokenDigest,
     checked_at: SystemTime,
     time_to_live: Duration,
+    is_for_exact_text: bool,
 }
 
 impl CachedVerdict {
@@ -23,7 +24,7 @@ impl CachedVerdict {
         checked_at: SystemTime,
         time_to_live: Duration,
     ) -> Self {
-        Self { verdict, digest, checked_at, time_to_live }
+        Self { verdict, digest, checked_at, time_to_live, is_for_exact_text: false }
     }
 
     /// The verdict.
@@ -50,8 +51,16 @@ impl CachedVerdict {
         self.time_to_live
     }
 
+    /// Whether the cache that found it compared the text itself, and so knows that it is the one that was checked when
+    /// the verdict was put: a canonical token. Only `MemoryCache::peek` says so.
     pub(crate) const fn is_for_exact_text(&self) -> bool {
-        true
+        self.is_for_exact_text
+    }
+
+    #[cfg(feature = "memory-cache")]
+    pub(super) const fn for_exact_text(mut self) -> Self {
+        self.is_for_exact_text = true;
+        self
     }
 
     /// The same verdict with another time to live.

@@ -77,6 +77,17 @@ impl MemoryCache {
         self.refused.len()
     }
 
+    fn find(&self, key: &VerdictKey<'_>) -> Option<CachedVerdict> {
+        let hash = self.secret.hash(key);
+        let find = |cache: &Cache<u128, Entry>, verdict| {
+            let entry = cache.get(&hash)?;
+            let left = entry.expires_at.checked_sub(self.now()).filter(|left| *left > 0)?;
+            let checked_at = UNIX_EPOCH + Duration::from_millis(entry.checked_at);
+            Some(CachedVerdict::new(verdict, entry.digest, checked_at, Duration::from_millis(left)))
+        };
+        find(&self.genuine, Verdict::Genuine).or_else(|| find(&self.refused, Verdict::Refused))
+    }
+
     fn now(&self) -> u64 {
         millis(self.origin.elapsed())
     }
@@ -99,18 +110,12 @@ impl fmt::Debug for MemoryCache {
 
 impl VerdictCache for MemoryCache {
     fn peek(&self, key: &VerdictKey<'_>) -> Option<CachedVerdict> {
-        let hash = self.secret.hash(key);
-        let find = |cache: &Cache<u128, Entry>, verdict| {
-            let entry = cache.get(&hash)?;
-            let left = entry.expires_at.checked_sub(self.now()).filter(|left| *left > 0)?;
-            let checked_at = UNIX_EPOCH + Duration::from_millis(entry.checked_at);
-            Some(CachedVerdict::new(verdict, entry.digest, checked_at, Duration::from_millis(left)))
-        };
-        find(&self.genuine, Verdict::Genuine).or_else(|| find(&self.refused, Verdict::Refused))
+        // The hash is one of the whole text.
+        self.find(key).map(CachedVerdict::for_exact_text)
     }
 
     async fn get(&self, key: &VerdictKey<'_>) -> Result<Option<CachedVerdict>, CacheError> {
-        Ok(self.peek(key))
+        Ok(self.find(key))
     }
 
     async fn put(&self, key: &VerdictKey<'_>, verdict: CachedVerdict) -> Result<(), CacheError> {

@@ -52,8 +52,9 @@ use crate::{
 pub trait VerdictCache: Send + Sync + 'static {
     /// Looks into this process's memory only. Called on the way of every request: it must not block.
     ///
-    /// `key` may hold a text that is no canonical token: the cache must answer only if it was given a
-    /// verdict for exactly these bytes. Default: nothing.
+    /// `key` may be about a text that is no canonical token. The layer checks the syntax of what a cache of yours finds;
+    /// it spares itself that only after a `MemoryCache`, alone or in a [`Tiered`](crate::cache::Tiered), which compares the
+    /// whole text. Default: nothing.
     fn peek(&self, key: &VerdictKey<'_>) -> Option<CachedVerdict> {
         let _ = key;
         None
