@@ -76,10 +76,10 @@ impl RedisHealth {
             if !only_late {
                 state.next_probe = Some(now + PROBE_INTERVAL);
             }
-            Fault::Unreachable
+            RedisFault::Unreachable
         } else {
             state.answered(now);
-            Fault::Declines(access)
+            RedisFault::Declines(access)
         };
         if state.incident.fails(fault, now) {
             let used_by = state.used_by();
@@ -114,7 +114,7 @@ impl HealthState {
 
 /// One way in which Redis fails.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Fault {
+enum RedisFault {
     Unreachable,
     Declines(Access),
 }
@@ -123,13 +123,13 @@ enum Fault {
 #[derive(Default)]
 struct Incident {
     /// The last failure by each fault.
-    faults: BTreeMap<Fault, Instant>,
+    faults: BTreeMap<RedisFault, Instant>,
     failures: u64,
 }
 
 impl Incident {
     /// Adds a failure. Whether the incident begins with it.
-    fn fails(&mut self, fault: Fault, now: Instant) -> bool {
+    fn fails(&mut self, fault: RedisFault, now: Instant) -> bool {
         let begins = self.faults.is_empty();
         self.faults.insert(fault, now);
         self.failures += 1;
@@ -142,7 +142,7 @@ impl Incident {
             return None;
         }
         self.faults.retain(|fault, last_failure| {
-            let is_another = matches!(fault, Fault::Declines(other) if *other != access);
+            let is_another = matches!(fault, RedisFault::Declines(other) if *other != access);
             // One success between two failures ends nothing.
             is_another || now.saturating_duration_since(*last_failure) < QUIET
         });
@@ -158,9 +158,9 @@ mod tests {
     async fn an_incident_is_one_incident() {
         let mut incident = Incident::default();
         assert!(incident.works(Access::Read, Instant::now()).is_none());
-        assert!(incident.fails(Fault::Unreachable, Instant::now()));
+        assert!(incident.fails(RedisFault::Unreachable, Instant::now()));
         for _ in 0..3 {
-            assert!(!incident.fails(Fault::Unreachable, Instant::now()));
+            assert!(!incident.fails(RedisFault::Unreachable, Instant::now()));
             assert!(incident.works(Access::Read, Instant::now()).is_none(), "a lucky moment");
             tokio::time::advance(QUIET / 2).await;
         }
@@ -168,19 +168,19 @@ mod tests {
         tokio::time::advance(QUIET / 2).await;
         assert!(incident.works(Access::Read, Instant::now()).is_some());
         assert!(incident.works(Access::Read, Instant::now()).is_none());
-        assert!(incident.fails(Fault::Unreachable, Instant::now()));
+        assert!(incident.fails(RedisFault::Unreachable, Instant::now()));
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_incident_is_over_when_all_that_failed_works_again() {
         let mut incident = Incident::default();
-        assert!(incident.fails(Fault::Unreachable, Instant::now()));
-        assert!(!incident.fails(Fault::Declines(Access::Write), Instant::now()), "the same incident");
-        assert!(!incident.fails(Fault::Declines(Access::Read), Instant::now()), "the same incident");
+        assert!(incident.fails(RedisFault::Unreachable, Instant::now()));
+        assert!(!incident.fails(RedisFault::Declines(Access::Write), Instant::now()), "the same incident");
+        assert!(!incident.fails(RedisFault::Declines(Access::Read), Instant::now()), "the same incident");
         tokio::time::advance(QUIET).await;
         assert_eq!(incident.works(Access::Read, Instant::now()), None, "nothing was written");
         assert_eq!(incident.works(Access::Write, Instant::now()), Some(3));
-        assert!(incident.fails(Fault::Declines(Access::Write), Instant::now()));
+        assert!(incident.fails(RedisFault::Declines(Access::Write), Instant::now()));
         tokio::time::advance(QUIET).await;
         assert_eq!(incident.works(Access::Write, Instant::now()), Some(1));
     }

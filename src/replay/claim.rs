@@ -7,11 +7,11 @@ use crate::{gate::credential::TokenDigest, replay::owner::Owner};
 /// What a guard says about a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(clippy::exhaustive_enums, reason = "a token is this request's or another's")]
-pub enum Reservation {
+pub enum Claimed {
     /// It is this request's.
-    Reserved,
+    Yours,
     /// It is another request's, or spent.
-    Reused,
+    Taken,
 }
 
 /// Which token it is, and whose credentials ask about it.

@@ -6,7 +6,7 @@ use futures_util::future::BoxFuture;
 
 use crate::{
     BoxError,
-    replay::claim::{Claim, ReplayKey, Reservation},
+    replay::claim::{Claim, Claimed, ReplayKey},
 };
 
 /// Default times, in the process and in Redis.
@@ -22,7 +22,7 @@ pub(super) const DEFAULT_RETENTION: Duration = Duration::from_secs(60 * 60);
 /// use std::{collections::HashMap, sync::Mutex};
 /// use tower_devicecheck::{
 ///     Owner, TokenDigest,
-///     replay::{Claim, GuardError, ReplayGuard, ReplayKey, Reservation},
+///     replay::{Claim, GuardError, ReplayGuard, ReplayKey, Claimed},
 /// };
 ///
 /// /// Never forgets, so good for nothing but a page of documentation.
@@ -30,13 +30,13 @@ pub(super) const DEFAULT_RETENTION: Duration = Duration::from_secs(60 * 60);
 /// struct Elephant(Mutex<HashMap<(String, TokenDigest), Owner>>);
 ///
 /// impl ReplayGuard for Elephant {
-///     async fn reserve(&self, key: &ReplayKey<'_>, claim: &Claim) -> Result<Reservation, GuardError> {
+///     async fn reserve(&self, key: &ReplayKey<'_>, claim: &Claim) -> Result<Claimed, GuardError> {
 ///         let mut owners = self.0.lock().map_err(|_| GuardError::new("poisoned"))?;
 ///         let owner = owners.entry((key.scope().to_owned(), key.digest())).or_insert(claim.owner());
-///         Ok(if *owner == claim.owner() { Reservation::Reserved } else { Reservation::Reused })
+///         Ok(if *owner == claim.owner() { Claimed::Yours } else { Claimed::Taken })
 ///     }
 ///
-///     async fn confirm(&self, key: &ReplayKey<'_>, claim: &Claim) -> Result<Reservation, GuardError> {
+///     async fn confirm(&self, key: &ReplayKey<'_>, claim: &Claim) -> Result<Claimed, GuardError> {
 ///         self.reserve(key, claim).await
 ///     }
 ///
@@ -70,12 +70,12 @@ pub trait ReplayGuard: Send + Sync + 'static {
         &self,
         key: &ReplayKey<'_>,
         claim: &Claim,
-    ) -> impl Future<Output = Result<Reservation, GuardError>> + Send;
+    ) -> impl Future<Output = Result<Claimed, GuardError>> + Send;
 
     /// Marks the token as spent: Apple has found it genuine, and the request is about to be admitted.
     ///
-    /// [`Reservation::Reserved`] if the reservation is still this claim's, or has lapsed with nobody having
-    /// taken it since; [`Reservation::Reused`] otherwise, and the request is rejected.
+    /// [`Claimed::Yours`] if the reservation is still this claim's, or has lapsed with nobody having
+    /// taken it since; [`Claimed::Taken`] otherwise, and the request is rejected.
     ///
     /// # Errors
     ///
@@ -85,7 +85,7 @@ pub trait ReplayGuard: Send + Sync + 'static {
         &self,
         key: &ReplayKey<'_>,
         claim: &Claim,
-    ) -> impl Future<Output = Result<Reservation, GuardError>> + Send;
+    ) -> impl Future<Output = Result<Claimed, GuardError>> + Send;
 
     /// Gives the token free again, if it is reserved under this claim: there was no verdict.
     ///
@@ -110,7 +110,7 @@ impl<G: ReplayGuard> ReplayGuard for Arc<G> {
         &self,
         key: &ReplayKey<'_>,
         claim: &Claim,
-    ) -> impl Future<Output = Result<Reservation, GuardError>> + Send {
+    ) -> impl Future<Output = Result<Claimed, GuardError>> + Send {
         G::reserve(self, key, claim)
     }
 
@@ -118,7 +118,7 @@ impl<G: ReplayGuard> ReplayGuard for Arc<G> {
         &self,
         key: &ReplayKey<'_>,
         claim: &Claim,
-    ) -> impl Future<Output = Result<Reservation, GuardError>> + Send {
+    ) -> impl Future<Output = Result<Claimed, GuardError>> + Send {
         G::confirm(self, key, claim)
     }
 
@@ -141,12 +141,12 @@ pub(crate) trait ErasedReplayGuard: Send + Sync {
         &'a self,
         key: &'a ReplayKey<'_>,
         claim: &'a Claim,
-    ) -> BoxFuture<'a, Result<Reservation, GuardError>>;
+    ) -> BoxFuture<'a, Result<Claimed, GuardError>>;
     fn confirm<'a>(
         &'a self,
         key: &'a ReplayKey<'_>,
         claim: &'a Claim,
-    ) -> BoxFuture<'a, Result<Reservation, GuardError>>;
+    ) -> BoxFuture<'a, Result<Claimed, GuardError>>;
     fn release<'a>(
         &'a self,
         key: &'a ReplayKey<'_>,
@@ -160,7 +160,7 @@ impl<G: ReplayGuard> ErasedReplayGuard for G {
         &'a self,
         key: &'a ReplayKey<'_>,
         claim: &'a Claim,
-    ) -> BoxFuture<'a, Result<Reservation, GuardError>> {
+    ) -> BoxFuture<'a, Result<Claimed, GuardError>> {
         Box::pin(ReplayGuard::reserve(self, key, claim))
     }
 
@@ -168,7 +168,7 @@ impl<G: ReplayGuard> ErasedReplayGuard for G {
         &'a self,
         key: &'a ReplayKey<'_>,
         claim: &'a Claim,
-    ) -> BoxFuture<'a, Result<Reservation, GuardError>> {
+    ) -> BoxFuture<'a, Result<Claimed, GuardError>> {
         Box::pin(ReplayGuard::confirm(self, key, claim))
     }
 

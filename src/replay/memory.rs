@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     gate::credential::TokenDigest,
-    replay::claim::{Claim, ReplayKey, Reservation},
+    replay::claim::{Claim, Claimed, ReplayKey},
     replay::guard::{DEFAULT_LEASE, DEFAULT_RETENTION, GuardError, ReplayGuard},
     replay::owner::Owner,
     runtime::{Instant, lock},
@@ -36,7 +36,7 @@ pub struct MemoryReplayGuard {
 
 #[derive(Default)]
 struct Tokens {
-    by_id: HashMap<[u8; 32], Entry>,
+    by_id: HashMap<[u8; 32], KeptToken>,
     /// When which entry ends, in two queues because each has one duration and so stays in order. An entry
     /// that has ended or changed since leaves a stale line.
     reserved: VecDeque<(Instant, [u8; 32])>,
@@ -44,14 +44,14 @@ struct Tokens {
 }
 
 #[derive(Clone, Copy)]
-struct Entry {
+struct KeptToken {
     owner: Owner,
     ends_at: Instant,
-    state: State,
+    state: TokenState,
 }
 
 #[derive(Clone, Copy)]
-enum State {
+enum TokenState {
     Reserved,
     Spent {
         /// By what a repetition is known, and until when it is let through.
@@ -120,7 +120,9 @@ impl MemoryReplayGuard {
     fn spend(&self, tokens: &mut Tokens, id: [u8; 32], claim: &Claim, now: Instant) {
         let retry = claim.retry_digest().map(|key| (key, later(now, claim.retry_window())));
         let ends_at = later(now, self.retention);
-        tokens.by_id.insert(id, Entry { owner: claim.owner(), ends_at, state: State::Spent { retry } });
+        tokens
+            .by_id
+            .insert(id, KeptToken { owner: claim.owner(), ends_at, state: TokenState::Spent { retry } });
         tokens.spent.push_back((ends_at, id));
     }
 }
@@ -145,7 +147,7 @@ impl Tokens {
     }
 
     fn release(&mut self, id: &[u8; 32], owner: Owner) {
-        if let Some(Entry { owner: holder, state: State::Reserved, .. }) = self.by_id.get(id)
+        if let Some(KeptToken { owner: holder, state: TokenState::Reserved, .. }) = self.by_id.get(id)
             && *holder == owner
         {
             self.by_id.remove(id);
@@ -165,7 +167,7 @@ fn id(key: &ReplayKey<'_>) -> [u8; 32] {
 }
 
 impl ReplayGuard for MemoryReplayGuard {
-    async fn reserve(&self, key: &ReplayKey<'_>, claim: &Claim) -> Result<Reservation, GuardError> {
+    async fn reserve(&self, key: &ReplayKey<'_>, claim: &Claim) -> Result<Claimed, GuardError> {
         let id = id(key);
         let mut tokens = self.tokens();
         let now = Instant::now();
@@ -173,41 +175,41 @@ impl ReplayGuard for MemoryReplayGuard {
         // A released token leaves a line in the queue, which takes room until it is due.
         let full = tokens.by_id.len().max(tokens.reserved.len()) >= self.capacity;
         match tokens.by_id.get_mut(&id) {
-            Some(Entry { owner, state: State::Spent { retry }, .. }) => {
+            Some(KeptToken { owner, state: TokenState::Spent { retry }, .. }) => {
                 let may_repeat = |(key, until): &(TokenDigest, Instant)| {
                     claim.retry_digest() == Some(*key) && now < *until
                 };
                 if !retry.as_ref().is_some_and(may_repeat) {
-                    return Ok(Reservation::Reused);
+                    return Ok(Claimed::Taken);
                 }
                 *retry = None;
                 *owner = claim.owner();
-                Ok(Reservation::Reserved)
+                Ok(Claimed::Yours)
             }
-            Some(Entry { state: State::Reserved, .. }) => Ok(Reservation::Reused),
+            Some(KeptToken { state: TokenState::Reserved, .. }) => Ok(Claimed::Taken),
             None if full => Err(GuardError::new("the replay guard is full")),
             None => {
                 let ends_at = later(now, self.lease);
-                let entry = Entry { owner: claim.owner(), ends_at, state: State::Reserved };
+                let entry = KeptToken { owner: claim.owner(), ends_at, state: TokenState::Reserved };
                 tokens.by_id.insert(id, entry);
                 tokens.reserved.push_back((ends_at, id));
-                Ok(Reservation::Reserved)
+                Ok(Claimed::Yours)
             }
         }
     }
 
-    async fn confirm(&self, key: &ReplayKey<'_>, claim: &Claim) -> Result<Reservation, GuardError> {
+    async fn confirm(&self, key: &ReplayKey<'_>, claim: &Claim) -> Result<Claimed, GuardError> {
         let id = id(key);
         let mut tokens = self.tokens();
         let now = Instant::now();
         tokens.forget(now);
         match tokens.by_id.get(&id) {
-            Some(entry) if entry.owner != claim.owner() => Ok(Reservation::Reused),
+            Some(entry) if entry.owner != claim.owner() => Ok(Claimed::Taken),
             // The one retry of a spent token: it stays spent.
-            Some(Entry { state: State::Spent { .. }, .. }) => Ok(Reservation::Reserved),
+            Some(KeptToken { state: TokenState::Spent { .. }, .. }) => Ok(Claimed::Yours),
             Some(_) | None => {
                 self.spend(&mut tokens, id, claim, now);
-                Ok(Reservation::Reserved)
+                Ok(Claimed::Yours)
             }
         }
     }

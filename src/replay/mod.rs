@@ -53,7 +53,7 @@ mod redis;
 pub use self::redis::RedisReplayGuard;
 pub(crate) use self::{claim::Retry, guard::ErasedReplayGuard};
 pub use self::{
-    claim::{Claim, ReplayKey, Reservation},
+    claim::{Claim, Claimed, ReplayKey},
     guard::{GuardError, ReplayGuard},
     memory::MemoryReplayGuard,
 };

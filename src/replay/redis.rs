@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::{
     redis::{Access, Redis, RedisFailure},
     replay::{
-        claim::{Claim, ReplayKey, Reservation},
+        claim::{Claim, Claimed, ReplayKey},
         guard::{DEFAULT_LEASE, DEFAULT_RETENTION, GuardError, ReplayGuard},
     },
 };
@@ -94,11 +94,11 @@ impl RedisReplayGuard {
         self.redis.query(Access::Write, command).await
     }
 
-    fn judge(&self, answer: Result<bool, RedisFailure>) -> Result<Reservation, GuardError> {
+    fn judge(&self, answer: Result<bool, RedisFailure>) -> Result<Claimed, GuardError> {
         match answer {
-            Ok(true) => Ok(Reservation::Reserved),
-            Ok(false) => Ok(Reservation::Reused),
-            Err(_) if self.admit_without_redis => Ok(Reservation::Reserved),
+            Ok(true) => Ok(Claimed::Yours),
+            Ok(false) => Ok(Claimed::Taken),
+            Err(_) if self.admit_without_redis => Ok(Claimed::Yours),
             Err(error) => Err(GuardError::new(error)),
         }
     }
@@ -145,12 +145,12 @@ if redis.pcall('GET', KEYS[1]) == 'r:' .. ARGV[1] then redis.call('DEL', KEYS[1]
 return 1";
 
 impl ReplayGuard for RedisReplayGuard {
-    async fn reserve(&self, key: &ReplayKey<'_>, claim: &Claim) -> Result<Reservation, GuardError> {
+    async fn reserve(&self, key: &ReplayKey<'_>, claim: &Claim) -> Result<Claimed, GuardError> {
         let arguments = [&*claim.owner().to_string(), &retry_key(claim), &millis(self.lease)];
         self.judge(self.run(key, RESERVE, &arguments).await)
     }
 
-    async fn confirm(&self, key: &ReplayKey<'_>, claim: &Claim) -> Result<Reservation, GuardError> {
+    async fn confirm(&self, key: &ReplayKey<'_>, claim: &Claim) -> Result<Claimed, GuardError> {
         let arguments = [
             &*claim.owner().to_string(),
             &retry_key(claim),

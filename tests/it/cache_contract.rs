@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use http::StatusCode;
 use tower_devicecheck::{
     DeviceToken, Environment, MalformedToken, Rejection, Verdict,
-    cache::{CacheError, CachedVerdict, Lease, MemoryCache, Tiered, VerdictCache, VerdictKey},
+    cache::{CacheError, CachedVerdict, MayAsk, MemoryCache, Tiered, VerdictCache, VerdictKey},
     testing::{FakeApple, Reply},
 };
 use web_time::{SystemTime, UNIX_EPOCH};
@@ -61,11 +61,11 @@ pub(crate) async fn contract(cache: &impl VerdictCache, advance: impl AsyncFn(Du
     assert_eq!(cache.get(&key).await.unwrap(), None, "no time at all");
 
     match cache.lease(&key).await {
-        Lease::Ask => {}
-        Lease::Granted(owner) => cache.release(&key, owner).await,
-        Lease::Known(verdict) => panic!("nobody has asked: {verdict:?}"),
+        MayAsk::Freely => {}
+        MayAsk::UnderLease(owner) => cache.release(&key, owner).await,
+        MayAsk::NoNeed(verdict) => panic!("nobody has asked: {verdict:?}"),
     }
-    assert!(matches!(cache.lease(&key).await, Lease::Ask | Lease::Granted(_)));
+    assert!(matches!(cache.lease(&key).await, MayAsk::Freely | MayAsk::UnderLease(_)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -94,14 +94,14 @@ async fn tiered_fills_the_near_cache_from_the_far_one() {
 }
 
 /// Takes a while to find nothing, and never keeps anything.
-struct Slow;
+struct SlowCache;
 
-impl Slow {
+impl SlowCache {
     const GET: Duration = Duration::from_millis(30);
     const DEADLINE: Duration = Duration::from_millis(50);
 }
 
-impl VerdictCache for Slow {
+impl VerdictCache for SlowCache {
     async fn get(&self, _: &VerdictKey<'_>) -> Result<Option<CachedVerdict>, CacheError> {
         tokio::time::sleep(Self::GET).await;
         Ok(None)
@@ -122,15 +122,15 @@ async fn a_request_waits_for_a_cache_for_one_deadline_in_all() {
     let asked_for = Duration::from_secs(2);
     apple.fake.always(Reply::normal().delay(asked_for));
     for layer in [
-        apple.layer().with_cache(Slow),
-        apple.layer().with_cache(Arc::new(Slow)),
-        apple.layer().with_cache(Tiered::new(MemoryCache::new(), Slow)),
+        apple.layer().with_cache(SlowCache),
+        apple.layer().with_cache(Arc::new(SlowCache)),
+        apple.layer().with_cache(Tiered::new(MemoryCache::new(), SlowCache)),
     ] {
         let app = App::new(&layer);
         apple.fake.reset_counts();
         let started = tokio::time::Instant::now();
         assert_eq!(app.status(&apple.genuine()).await, StatusCode::OK);
-        assert_eq!((started.elapsed() - asked_for, apple.calls()), (Slow::DEADLINE, 1));
+        assert_eq!((started.elapsed() - asked_for, apple.calls()), (SlowCache::DEADLINE, 1));
     }
 }
 

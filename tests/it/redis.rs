@@ -8,8 +8,8 @@ use redis::{AsyncCommands, aio::MultiplexedConnection};
 use tokio::{io::AsyncWriteExt, net::TcpListener};
 use tower_devicecheck::{
     DeviceCheckLayer, Environment, Evidence, Owner, Redis, Rejection, Verdict,
-    cache::{CachedVerdict, Lease, MemoryCache, RedisCache, Tiered, VerdictCache, VerdictKey},
-    replay::{Claim, RedisReplayGuard, ReplayGuard, ReplayKey, Reservation},
+    cache::{CachedVerdict, MayAsk, MemoryCache, RedisCache, Tiered, VerdictCache, VerdictKey},
+    replay::{Claim, Claimed, RedisReplayGuard, ReplayGuard, ReplayKey},
     testing::{FakeApple, Reply},
 };
 
@@ -170,7 +170,7 @@ async fn a_lease_ends_with_the_verdict_with_its_release_or_with_its_time() {
     let (first, second, third) = (text("AAAA"), text("AAAB"), text("AAAC"));
     let key = |token| VerdictKey::new("TEAM123456", Environment::Production, token);
     let granted = |lease| match lease {
-        Lease::Granted(owner) => owner,
+        MayAsk::UnderLease(owner) => owner,
         other => panic!("not granted: {other:?}"),
     };
 
@@ -183,7 +183,7 @@ async fn a_lease_ends_with_the_verdict_with_its_release_or_with_its_time() {
         one.put(&asked, verdict).await.unwrap();
     };
     let (found, ()) = tokio::join!(waiting, asking);
-    assert!(matches!(found, Lease::Known(found) if found.verdict() == Verdict::Genuine));
+    assert!(matches!(found, MayAsk::NoNeed(found) if found.verdict() == Verdict::Genuine));
 
     let asked = key(&second);
     let holder = granted(one.lease(&asked).await);
@@ -485,7 +485,7 @@ async fn a_client_that_goes_away_gives_its_token_back() {
     let key = ReplayKey::new(apple.fake.team_id(), digest);
     let claim = Claim::new(Owner::random());
     let deadline = Instant::now() + Duration::from_secs(5);
-    while guard.reserve(&key, &claim).await.unwrap() == Reservation::Reused {
+    while guard.reserve(&key, &claim).await.unwrap() == Claimed::Taken {
         assert!(Instant::now() < deadline, "not given back");
     }
     guard.release(&key, &claim).await.unwrap();

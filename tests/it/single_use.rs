@@ -9,7 +9,7 @@ use http_body_util::Full;
 use tower_devicecheck::{
     Environment, Evidence, Owner, Rejection, Route, TokenDigest,
     cache::MemoryCache,
-    replay::{Claim, GuardError, MemoryReplayGuard, ReplayGuard, ReplayKey, Reservation},
+    replay::{Claim, Claimed, GuardError, MemoryReplayGuard, ReplayGuard, ReplayKey},
     testing::Reply,
 };
 
@@ -31,60 +31,60 @@ pub(crate) async fn contract(
     window: Duration,
     advance: impl AsyncFn(Duration),
 ) {
-    use Reservation::{Reserved, Reused};
+    use Claimed::{Taken, Yours};
     let digest = |byte: u8| TokenDigest::from([byte; 32]);
     let key = |byte| ReplayKey::new("TEAM123456", digest(byte));
     let claim = || Claim::new(Owner::random());
 
     let (first, second) = (claim(), claim());
-    assert_eq!(guard.reserve(&key(1), &first).await.unwrap(), Reserved);
-    assert_eq!(guard.reserve(&key(1), &second).await.unwrap(), Reused);
+    assert_eq!(guard.reserve(&key(1), &first).await.unwrap(), Yours);
+    assert_eq!(guard.reserve(&key(1), &second).await.unwrap(), Taken);
     let other_team = ReplayKey::new("TEAM654321", digest(1));
-    assert_eq!(guard.reserve(&other_team, &second).await.unwrap(), Reserved, "another team's token");
+    assert_eq!(guard.reserve(&other_team, &second).await.unwrap(), Yours, "another team's token");
     guard.release(&key(1), &second).await.unwrap();
-    assert_eq!(guard.reserve(&key(1), &second).await.unwrap(), Reused, "only the owner releases");
-    assert_eq!(guard.confirm(&key(1), &second).await.unwrap(), Reused, "only the owner confirms");
-    assert_eq!(guard.confirm(&key(1), &first).await.unwrap(), Reserved);
-    assert_eq!(guard.confirm(&key(1), &first).await.unwrap(), Reserved, "as often as it likes");
+    assert_eq!(guard.reserve(&key(1), &second).await.unwrap(), Taken, "only the owner releases");
+    assert_eq!(guard.confirm(&key(1), &second).await.unwrap(), Taken, "only the owner confirms");
+    assert_eq!(guard.confirm(&key(1), &first).await.unwrap(), Yours);
+    assert_eq!(guard.confirm(&key(1), &first).await.unwrap(), Yours, "as often as it likes");
     guard.release(&key(1), &first).await.unwrap();
-    assert_eq!(guard.reserve(&key(1), &claim()).await.unwrap(), Reused, "spent is spent");
+    assert_eq!(guard.reserve(&key(1), &claim()).await.unwrap(), Taken, "spent is spent");
 
     let first = claim();
-    assert_eq!(guard.reserve(&key(2), &first).await.unwrap(), Reserved);
+    assert_eq!(guard.reserve(&key(2), &first).await.unwrap(), Yours);
     guard.release(&key(2), &first).await.unwrap();
-    assert_eq!(guard.reserve(&key(2), &second).await.unwrap(), Reserved, "released");
+    assert_eq!(guard.reserve(&key(2), &second).await.unwrap(), Yours, "released");
 
     // Leases that lapse.
     let (slow, thief, late) = (claim(), claim(), claim());
-    assert_eq!(guard.reserve(&key(3), &slow).await.unwrap(), Reserved);
-    assert_eq!(guard.reserve(&key(4), &late).await.unwrap(), Reserved);
+    assert_eq!(guard.reserve(&key(3), &slow).await.unwrap(), Yours);
+    assert_eq!(guard.reserve(&key(4), &late).await.unwrap(), Yours);
     advance(lease + Duration::from_millis(50)).await;
-    assert_eq!(guard.reserve(&key(3), &thief).await.unwrap(), Reserved);
-    assert_eq!(guard.confirm(&key(3), &slow).await.unwrap(), Reused, "another has it now");
-    assert_eq!(guard.confirm(&key(3), &thief).await.unwrap(), Reserved);
-    assert_eq!(guard.confirm(&key(4), &late).await.unwrap(), Reserved, "nobody took it");
-    assert_eq!(guard.reserve(&key(4), &claim()).await.unwrap(), Reused);
+    assert_eq!(guard.reserve(&key(3), &thief).await.unwrap(), Yours);
+    assert_eq!(guard.confirm(&key(3), &slow).await.unwrap(), Taken, "another has it now");
+    assert_eq!(guard.confirm(&key(3), &thief).await.unwrap(), Yours);
+    assert_eq!(guard.confirm(&key(4), &late).await.unwrap(), Yours, "nobody took it");
+    assert_eq!(guard.reserve(&key(4), &claim()).await.unwrap(), Taken);
 
     // One retry.
     let retry = |idempotency_key: &[u8]| claim().with_retry(idempotency_key, window);
     let first = retry(b"a");
-    assert_eq!(guard.reserve(&key(5), &first).await.unwrap(), Reserved);
-    assert_eq!(guard.reserve(&key(5), &retry(b"a")).await.unwrap(), Reused, "not while it is checked");
-    assert_eq!(guard.confirm(&key(5), &first).await.unwrap(), Reserved);
-    assert_eq!(guard.reserve(&key(5), &retry(b"b")).await.unwrap(), Reused, "another key");
-    assert_eq!(guard.reserve(&key(5), &claim()).await.unwrap(), Reused, "no key");
+    assert_eq!(guard.reserve(&key(5), &first).await.unwrap(), Yours);
+    assert_eq!(guard.reserve(&key(5), &retry(b"a")).await.unwrap(), Taken, "not while it is checked");
+    assert_eq!(guard.confirm(&key(5), &first).await.unwrap(), Yours);
+    assert_eq!(guard.reserve(&key(5), &retry(b"b")).await.unwrap(), Taken, "another key");
+    assert_eq!(guard.reserve(&key(5), &claim()).await.unwrap(), Taken, "no key");
     let again = retry(b"a");
-    assert_eq!(guard.reserve(&key(5), &again).await.unwrap(), Reserved);
-    assert_eq!(guard.reserve(&key(5), &retry(b"a")).await.unwrap(), Reused, "only one");
-    assert_eq!(guard.confirm(&key(5), &again).await.unwrap(), Reserved);
+    assert_eq!(guard.reserve(&key(5), &again).await.unwrap(), Yours);
+    assert_eq!(guard.reserve(&key(5), &retry(b"a")).await.unwrap(), Taken, "only one");
+    assert_eq!(guard.confirm(&key(5), &again).await.unwrap(), Yours);
     guard.release(&key(5), &again).await.unwrap();
-    assert_eq!(guard.reserve(&key(5), &retry(b"a")).await.unwrap(), Reused, "the retry is spent, too");
+    assert_eq!(guard.reserve(&key(5), &retry(b"a")).await.unwrap(), Taken, "the retry is spent, too");
 
     let first = retry(b"a");
-    assert_eq!(guard.reserve(&key(6), &first).await.unwrap(), Reserved);
-    assert_eq!(guard.confirm(&key(6), &first).await.unwrap(), Reserved);
+    assert_eq!(guard.reserve(&key(6), &first).await.unwrap(), Yours);
+    assert_eq!(guard.confirm(&key(6), &first).await.unwrap(), Yours);
     advance(window + Duration::from_millis(50)).await;
-    assert_eq!(guard.reserve(&key(6), &retry(b"a")).await.unwrap(), Reused, "too late");
+    assert_eq!(guard.reserve(&key(6), &retry(b"a")).await.unwrap(), Taken, "too late");
 }
 
 #[tokio::test(start_paused = true)]
@@ -106,9 +106,9 @@ async fn a_full_guard_forgets_nothing_early() {
     guard.reserve(&key(2), &claim).await.unwrap();
     let other = Claim::new(Owner::random());
     assert!(guard.reserve(&key(3), &other).await.is_err());
-    assert_eq!(guard.reserve(&key(1), &other).await.unwrap(), Reservation::Reused);
+    assert_eq!(guard.reserve(&key(1), &other).await.unwrap(), Claimed::Taken);
     tokio::time::advance(LEASE).await;
-    assert_eq!(guard.reserve(&key(3), &other).await.unwrap(), Reservation::Reserved);
+    assert_eq!(guard.reserve(&key(3), &other).await.unwrap(), Claimed::Yours);
 }
 
 #[tokio::test]
@@ -258,12 +258,12 @@ impl Broken {
 }
 
 impl ReplayGuard for Broken {
-    async fn reserve(&self, key: &ReplayKey<'_>, claim: &Claim) -> Result<Reservation, GuardError> {
+    async fn reserve(&self, key: &ReplayKey<'_>, claim: &Claim) -> Result<Claimed, GuardError> {
         self.fail("reserve")?;
         self.0.reserve(key, claim).await
     }
 
-    async fn confirm(&self, key: &ReplayKey<'_>, claim: &Claim) -> Result<Reservation, GuardError> {
+    async fn confirm(&self, key: &ReplayKey<'_>, claim: &Claim) -> Result<Claimed, GuardError> {
         self.fail("confirm")?;
         self.0.confirm(key, claim).await
     }

@@ -26,15 +26,15 @@ use crate::{
 /// is used again.
 pub struct MemoryCache {
     secret: HashSecret,
-    genuine: Cache<u128, Entry>,
-    refused: Cache<u128, Entry>,
+    genuine: Cache<u128, KeptVerdict>,
+    refused: Cache<u128, KeptVerdict>,
     /// What entries count their time from.
     origin: Instant,
 }
 
 /// What is kept about a token, in as few bytes as may be: there can be millions.
 #[derive(Clone, Copy)]
-struct Entry {
+struct KeptVerdict {
     digest: TokenDigest,
     /// Milliseconds since the Unix epoch.
     checked_at: u64,
@@ -79,7 +79,7 @@ impl MemoryCache {
 
     fn find(&self, key: &VerdictKey<'_>) -> Option<CachedVerdict> {
         let hash = self.secret.hash(key);
-        let find = |cache: &Cache<u128, Entry>, verdict| {
+        let find = |cache: &Cache<u128, KeptVerdict>, verdict| {
             let entry = cache.get(&hash)?;
             let left = entry.expires_at.checked_sub(self.now()).filter(|left| *left > 0)?;
             let checked_at = UNIX_EPOCH + Duration::from_millis(entry.checked_at);
@@ -119,7 +119,7 @@ impl VerdictCache for MemoryCache {
     }
 
     async fn put(&self, key: &VerdictKey<'_>, verdict: CachedVerdict) -> Result<(), CacheError> {
-        let entry = Entry {
+        let entry = KeptVerdict {
             digest: verdict.digest(),
             checked_at: millis(since_epoch(verdict.checked_at())),
             expires_at: self.now().saturating_add(millis(verdict.time_to_live())),
@@ -137,7 +137,7 @@ impl VerdictCache for MemoryCache {
 }
 
 /// Without ghosts: remembering what was evicted would double the memory of a full cache, for a few hits more.
-fn cache(capacity: usize) -> Cache<u128, Entry> {
+fn cache(capacity: usize) -> Cache<u128, KeptVerdict> {
     let options = OptionsBuilder::new()
         .estimated_items_capacity(capacity)
         .weight_capacity(capacity as u64)

@@ -9,7 +9,7 @@ mod no_cache;
 #[cfg(feature = "redis")]
 mod redis;
 #[cfg(feature = "redis")]
-mod sealed_verdict;
+mod stored_verdict;
 mod tiered;
 mod verdict_cache;
 mod verdict_key;
@@ -22,7 +22,7 @@ pub use self::redis::RedisCache;
 pub use self::{
     cached_verdict::CachedVerdict,
     tiered::Tiered,
-    verdict_cache::{Lease, VerdictCache},
+    verdict_cache::{MayAsk, VerdictCache},
     verdict_key::VerdictKey,
 };
 pub(crate) use self::{no_cache::NoCache, verdict_cache::ErasedCache};

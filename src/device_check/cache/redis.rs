@@ -5,8 +5,8 @@ use std::{fmt, time::Duration};
 use crate::{
     device_check::cache::{
         cached_verdict::CachedVerdict,
-        sealed_verdict::{Seal, Value},
-        verdict_cache::{Lease, VerdictCache},
+        stored_verdict::{Seal, StoredVerdict},
+        verdict_cache::{MayAsk, VerdictCache},
         verdict_key::VerdictKey,
     },
     gate::observer::CacheError,
@@ -115,24 +115,24 @@ impl RedisCache {
         key: &VerdictKey<'_>,
         owner: Owner,
         lease: Duration,
-    ) -> Result<Turn, RedisFailure> {
+    ) -> Result<LeaseState, RedisFailure> {
         let mut commands = redis::pipe();
         commands.cmd("SET").arg(self.lease_name(key)).arg(owner.to_string());
         commands.arg("NX").arg("PX").arg(millis(lease).max(1));
         // After the lease, for its last holder gave it up after it had put the verdict.
-        commands.cmd("GETRANGE").arg(self.verdict_name(key)).arg(0).arg(Value::LENGTH);
+        commands.cmd("GETRANGE").arg(self.verdict_name(key)).arg(0).arg(StoredVerdict::LENGTH);
         let (leased, value): (bool, Vec<u8>) = self.redis.query(Access::Write, commands).await?;
         Ok(match self.open(key, &value).unwrap_or(None) {
-            Some(verdict) => Turn::Known { verdict, leased },
-            None if leased => Turn::Mine,
-            None => Turn::Others,
+            Some(verdict) => LeaseState::Known { verdict, leased },
+            None if leased => LeaseState::Ours,
+            None => LeaseState::Others,
         })
     }
 }
 
 /// Who asks, as of now.
-enum Turn {
-    Mine,
+enum LeaseState {
+    Ours,
     Others,
     Known { verdict: CachedVerdict, leased: bool },
 }
@@ -145,7 +145,7 @@ impl VerdictCache for RedisCache {
     async fn get(&self, key: &VerdictKey<'_>) -> Result<Option<CachedVerdict>, CacheError> {
         let mut command = redis::cmd("GETRANGE");
         // One byte more than a value has, and no more, whatever is there.
-        command.arg(self.verdict_name(key)).arg(0).arg(Value::LENGTH);
+        command.arg(self.verdict_name(key)).arg(0).arg(StoredVerdict::LENGTH);
         let value: Vec<u8> = self.redis.query(Access::Read, command).await.map_err(CacheError::new)?;
         self.open(key, &value).map_err(CacheError::new)
     }
@@ -156,7 +156,7 @@ impl VerdictCache for RedisCache {
             return Ok(());
         }
         let now = millis(since_epoch(SystemTime::now()));
-        let value = Value {
+        let value = StoredVerdict {
             verdict: verdict.verdict(),
             checked_at: millis(since_epoch(verdict.checked_at())),
             expires_at: now.saturating_add(time_to_live),
@@ -171,29 +171,29 @@ impl VerdictCache for RedisCache {
         self.redis.deadline()
     }
 
-    async fn lease(&self, key: &VerdictKey<'_>) -> Lease {
-        let Some(lease) = self.lease else { return Lease::Ask };
+    async fn lease(&self, key: &VerdictKey<'_>) -> MayAsk {
+        let Some(lease) = self.lease else { return MayAsk::Freely };
         let owner = Owner::random();
         let started = Instant::now();
         let mut jitter = owner.as_bytes().iter().cycle();
         let mut pause = Duration::from_millis(10);
         loop {
             match self.try_lease(key, owner, lease).await {
-                Ok(Turn::Known { verdict, leased }) => {
+                Ok(LeaseState::Known { verdict, leased }) => {
                     if leased {
                         self.release(key, owner).await;
                     }
-                    return Lease::Known(verdict);
+                    return MayAsk::NoNeed(verdict);
                 }
-                Ok(Turn::Others) => {}
-                Ok(Turn::Mine) => return Lease::Granted(owner),
-                Err(_) => return Lease::Ask,
+                Ok(LeaseState::Others) => {}
+                Ok(LeaseState::Ours) => return MayAsk::UnderLease(owner),
+                Err(_) => return MayAsk::Freely,
             }
             // Between a half and the whole of it, so that the replicas do not look all at once.
             let part = 128 + u32::from(*jitter.next().unwrap_or(&0)) / 2;
             let wait = pause * part / 256;
             if started.elapsed() + wait >= lease {
-                return Lease::Ask;
+                return MayAsk::Freely;
             }
             tokio::time::sleep(wait).await;
             pause = (pause * 2).min(Duration::from_millis(50));

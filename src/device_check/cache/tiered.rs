@@ -7,7 +7,7 @@ use futures_util::future::join;
 use crate::{
     device_check::cache::{
         cached_verdict::CachedVerdict,
-        verdict_cache::{Lease, VerdictCache},
+        verdict_cache::{MayAsk, VerdictCache},
         verdict_key::VerdictKey,
     },
     gate::observer::CacheError,
@@ -62,12 +62,12 @@ impl<Near: VerdictCache, Far: VerdictCache> VerdictCache for Tiered<Near, Far> {
     }
 
     /// The far cache's lease: it is the one that others share.
-    async fn lease(&self, key: &VerdictKey<'_>) -> Lease {
-        let lease = self.far.lease(key).await;
-        if let Lease::Known(found) = lease {
+    async fn lease(&self, key: &VerdictKey<'_>) -> MayAsk {
+        let may_ask = self.far.lease(key).await;
+        if let MayAsk::NoNeed(found) = may_ask {
             let _ = self.near.put(key, found).await;
         }
-        lease
+        may_ask
     }
 
     async fn release(&self, key: &VerdictKey<'_>, owner: Owner) {

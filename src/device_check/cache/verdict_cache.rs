@@ -97,17 +97,17 @@ pub trait VerdictCache: Send + Sync + 'static {
     }
 
     /// Asks for the right to ask Apple about a token that the cache does not know, for caches that let only
-    /// one of several processes ask at a time. Default: [`Lease::Ask`], everyone may.
+    /// one of several processes ask at a time. Default: [`MayAsk::Freely`], everyone may.
     ///
     /// Called as often as [`get`](Self::get). It may wait for the verdict of whoever else asks, but must end by
     /// itself; what fails here must let this process ask. A lease that is not released, because the process died
     /// or all who waited went away, must end by itself, too.
-    fn lease(&self, key: &VerdictKey<'_>) -> impl Future<Output = Lease> + Send {
+    fn lease(&self, key: &VerdictKey<'_>) -> impl Future<Output = MayAsk> + Send {
         let _ = key;
-        std::future::ready(Lease::Ask)
+        std::future::ready(MayAsk::Freely)
     }
 
-    /// Gives back a lease that was [granted](Lease::Granted) to this owner, after the verdict was put or there
+    /// Gives back a lease that was [granted](MayAsk::UnderLease) to this owner, after the verdict was put or there
     /// was none. Default: nothing.
     fn release(&self, key: &VerdictKey<'_>, owner: Owner) -> impl Future<Output = ()> + Send {
         let _ = (key, owner);
@@ -139,7 +139,7 @@ impl<C: VerdictCache> VerdictCache for Arc<C> {
         C::deadline(self)
     }
 
-    fn lease(&self, key: &VerdictKey<'_>) -> impl Future<Output = Lease> + Send {
+    fn lease(&self, key: &VerdictKey<'_>) -> impl Future<Output = MayAsk> + Send {
         C::lease(self, key)
     }
 
@@ -148,19 +148,19 @@ impl<C: VerdictCache> VerdictCache for Arc<C> {
     }
 }
 
-/// Who asks Apple.
+/// Whether this process may ask Apple.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(
     clippy::exhaustive_enums,
     reason = "either there is a verdict or somebody has to ask, with a lease or without"
 )]
-pub enum Lease {
-    /// This process, and there is nothing to give back.
-    Ask,
-    /// This process, which gives the lease back when it has asked.
-    Granted(Owner),
-    /// Nobody needs to: another process has asked.
-    Known(CachedVerdict),
+pub enum MayAsk {
+    /// Yes, and there is nothing to give back.
+    Freely,
+    /// Yes, and it gives the lease back when it has asked.
+    UnderLease(Owner),
+    /// It need not: another process has asked.
+    NoNeed(CachedVerdict),
 }
 
 /// The twin of [`VerdictCache`] that can be a trait object.
@@ -174,7 +174,7 @@ pub(crate) trait ErasedCache: Send + Sync {
         verdict: CachedVerdict,
     ) -> BoxFuture<'a, Result<(), CacheError>>;
     fn deadline(&self) -> Duration;
-    fn lease<'a>(&'a self, key: &'a VerdictKey<'_>) -> BoxFuture<'a, Lease>;
+    fn lease<'a>(&'a self, key: &'a VerdictKey<'_>) -> BoxFuture<'a, MayAsk>;
     fn release<'a>(&'a self, key: &'a VerdictKey<'_>, owner: Owner) -> BoxFuture<'a, ()>;
 }
 
@@ -202,7 +202,7 @@ impl<C: VerdictCache> ErasedCache for C {
         VerdictCache::deadline(self)
     }
 
-    fn lease<'a>(&'a self, key: &'a VerdictKey<'_>) -> BoxFuture<'a, Lease> {
+    fn lease<'a>(&'a self, key: &'a VerdictKey<'_>) -> BoxFuture<'a, MayAsk> {
         Box::pin(VerdictCache::lease(self, key))
     }
 

@@ -16,7 +16,7 @@ use crate::{
 /// What a value says. In Redis: the version (1 byte), `G` or `R`, both times (8 bytes each, the most
 /// significant first), and the seal (32 bytes).
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Value {
+pub(super) struct StoredVerdict {
     pub(super) verdict: Verdict,
     /// Milliseconds since the Unix epoch.
     pub(super) checked_at: u64,
@@ -24,7 +24,7 @@ pub(super) struct Value {
     pub(super) expires_at: u64,
 }
 
-impl Value {
+impl StoredVerdict {
     const VERSION: u8 = 1;
     const SAID: usize = 18;
     pub(super) const LENGTH: usize = Self::SAID + 32;
@@ -61,33 +61,33 @@ impl Seal {
             .chain_update(key.scope())
     }
 
-    pub(super) fn close(&self, key: &VerdictKey<'_>, value: &Value) -> [u8; Value::LENGTH] {
-        let mut bytes = [0; Value::LENGTH];
-        bytes[0] = Value::VERSION;
+    pub(super) fn close(&self, key: &VerdictKey<'_>, value: &StoredVerdict) -> [u8; StoredVerdict::LENGTH] {
+        let mut bytes = [0; StoredVerdict::LENGTH];
+        bytes[0] = StoredVerdict::VERSION;
         bytes[1] = match value.verdict {
             Verdict::Genuine => b'G',
             Verdict::Refused => b'R',
         };
         bytes[2..10].copy_from_slice(&value.checked_at.to_be_bytes());
-        bytes[10..Value::SAID].copy_from_slice(&value.expires_at.to_be_bytes());
-        let seal = self.over(key, &bytes[..Value::SAID]).finalize().into_bytes();
-        bytes[Value::SAID..].copy_from_slice(&seal);
+        bytes[10..StoredVerdict::SAID].copy_from_slice(&value.expires_at.to_be_bytes());
+        let seal = self.over(key, &bytes[..StoredVerdict::SAID]).finalize().into_bytes();
+        bytes[StoredVerdict::SAID..].copy_from_slice(&seal);
         bytes
     }
 
     /// `None` for everything that was not closed under this key with this secret.
-    pub(super) fn open(&self, key: &VerdictKey<'_>, bytes: &[u8]) -> Option<Value> {
-        let bytes: &[u8; Value::LENGTH] = bytes.try_into().ok()?;
-        let (said, seal) = bytes.split_first_chunk::<{ Value::SAID }>()?;
+    pub(super) fn open(&self, key: &VerdictKey<'_>, bytes: &[u8]) -> Option<StoredVerdict> {
+        let bytes: &[u8; StoredVerdict::LENGTH] = bytes.try_into().ok()?;
+        let (said, seal) = bytes.split_first_chunk::<{ StoredVerdict::SAID }>()?;
         self.over(key, said).verify_slice(seal).ok()?;
-        let [Value::VERSION, verdict, times @ ..] = said else { return None };
+        let [StoredVerdict::VERSION, verdict, times @ ..] = said else { return None };
         let verdict = match verdict {
             b'G' => Verdict::Genuine,
             b'R' => Verdict::Refused,
             _ => return None,
         };
         let (checked_at, expires_at) = times.split_first_chunk::<8>()?;
-        Some(Value {
+        Some(StoredVerdict {
             verdict,
             checked_at: u64::from_be_bytes(*checked_at),
             expires_at: u64::from_be_bytes(expires_at.try_into().ok()?),
@@ -100,8 +100,8 @@ mod tests {
     use super::*;
     use crate::apple::token::DeviceToken;
 
-    fn value() -> Value {
-        Value { verdict: Verdict::Genuine, checked_at: 1_000, expires_at: 301_000 }
+    fn value() -> StoredVerdict {
+        StoredVerdict { verdict: Verdict::Genuine, checked_at: 1_000, expires_at: 301_000 }
     }
 
     #[test]
@@ -148,9 +148,9 @@ mod tests {
             let expected = left.map(Duration::from_millis);
             assert_eq!(found.map(|verdict| verdict.time_to_live()), expected, "{name}");
         }
-        let backwards = Value { checked_at: 301_000, ..value() };
+        let backwards = StoredVerdict { checked_at: 301_000, ..value() };
         assert_eq!(backwards.at(Duration::ZERO, &key), None, "checked after it ended");
-        let endless = Value { checked_at: u64::MAX, expires_at: u64::MAX, ..value() };
+        let endless = StoredVerdict { checked_at: u64::MAX, expires_at: u64::MAX, ..value() };
         assert_eq!(endless.at(Duration::ZERO, &key), None);
     }
 }
