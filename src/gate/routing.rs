@@ -30,6 +30,15 @@ impl Environment {
             Self::Development => "development",
         }
     }
+
+    /// `p` or `d`, for keys and hashes.
+    #[cfg_attr(not(any(feature = "memory-cache", feature = "redis")), allow(dead_code))]
+    pub(crate) const fn letter(self) -> u8 {
+        match self {
+            Self::Production => b'p',
+            Self::Development => b'd',
+        }
+    }
 }
 
 impl fmt::Display for Environment {

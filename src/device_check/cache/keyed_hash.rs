@@ -12,7 +12,7 @@
 //!   shown to anyone; for a tag that is sent to others it would not be.
 //! * POLYVAL (RFC 8452) elsewhere, at a good third of the cost of SHA-256.
 
-use crate::{device_check::cache::verdict_key::VerdictKey, gate::routing::Environment};
+use crate::device_check::cache::verdict_key::VerdictKey;
 
 /// A secret to hash keys under. Neither it nor a hash may leave the process, and none has `Debug`: who knows one
 /// can make tokens collide.
@@ -42,11 +42,7 @@ impl HashSecret {
     ///
     /// This bound does not hold against anyone who knows the secret or sees a hash.
     pub(super) fn hash(&self, key: &VerdictKey<'_>) -> u128 {
-        let environment = match key.environment() {
-            Environment::Production => 0,
-            Environment::Development => 1,
-        };
-        backend::hash(&self.0, key.text(), key.scope().as_bytes(), environment)
+        backend::hash(&self.0, key.text(), key.scope().as_bytes(), key.environment().letter())
     }
 }
 
@@ -55,16 +51,14 @@ impl HashSecret {
 
 #[cfg(feature = "aws-lc-rs")]
 mod backend {
-    use std::sync::Arc;
-
     use aws_lc_rs::aead::{AES_128_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 
-    pub(super) type Secret = Arc<LessSafeKey>;
+    pub(super) type Secret = LessSafeKey;
 
     pub(super) fn secret(key: [u8; 16]) -> Secret {
         #[allow(clippy::expect_used, reason = "any 16 bytes are a key")]
         let key = UnboundKey::new(&AES_128_GCM, &key).expect("AES-128 takes 16 bytes");
-        Arc::new(LessSafeKey::new(key))
+        LessSafeKey::new(key)
     }
 
     pub(super) fn hash(secret: &Secret, text: &[u8], scope: &[u8], environment: u8) -> u128 {
@@ -115,6 +109,7 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
+    use crate::gate::routing::Environment;
 
     #[test]
     fn different_keys_have_different_hashes() {

@@ -10,7 +10,6 @@ use crate::{
         verdict_key::VerdictKey,
     },
     gate::observer::CacheError,
-    gate::routing::Environment,
     redis::{Access, Redis, RedisFailure},
     replay::owner::Owner,
     runtime::{Instant, SystemTime, millis, since_epoch},
@@ -92,12 +91,12 @@ impl RedisCache {
     // The digest in braces is what a cluster chooses the node by: a verdict and its lease are on one.
 
     fn verdict_name(&self, key: &VerdictKey<'_>) -> String {
-        let (scope, environment) = (key.scope(), letter(key.environment()));
+        let (scope, environment) = (key.scope(), char::from(key.environment().letter()));
         format!("{}:v1:{scope}:{environment}:{{{}}}", self.redis.prefix(), key.digest())
     }
 
     fn lease_name(&self, key: &VerdictKey<'_>) -> String {
-        let (scope, environment) = (key.scope(), letter(key.environment()));
+        let (scope, environment) = (key.scope(), char::from(key.environment().letter()));
         format!("{}:lease1:{scope}:{environment}:{{{}}}", self.redis.prefix(), key.digest())
     }
 
@@ -215,12 +214,5 @@ impl fmt::Debug for RedisCache {
             .field("redis", &self.redis)
             .field("lease", &self.lease)
             .finish_non_exhaustive()
-    }
-}
-
-const fn letter(environment: Environment) -> char {
-    match environment {
-        Environment::Production => 'p',
-        Environment::Development => 'd',
     }
 }

@@ -9,7 +9,6 @@ use web_time::UNIX_EPOCH;
 use crate::{
     apple::token::Verdict,
     device_check::cache::{cached_verdict::CachedVerdict, verdict_key::VerdictKey},
-    gate::routing::Environment,
     runtime::millis,
 };
 
@@ -56,7 +55,7 @@ impl Seal {
             .clone()
             .chain_update(b"tower-devicecheck verdict")
             .chain_update(said)
-            .chain_update([u8::from(key.environment() == Environment::Development)])
+            .chain_update([key.environment().letter()])
             .chain_update(key.digest().as_bytes())
             .chain_update(key.scope())
     }
@@ -98,7 +97,7 @@ impl Seal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::apple::token::DeviceToken;
+    use crate::{apple::token::DeviceToken, gate::routing::Environment};
 
     fn value() -> StoredVerdict {
         StoredVerdict { verdict: Verdict::Genuine, checked_at: 1_000, expires_at: 301_000 }
