@@ -24,6 +24,8 @@ mod redis_handle;
 #[cfg(feature = "redis")]
 mod redis_keys;
 #[cfg(feature = "redis")]
+mod redis_outage;
+#[cfg(feature = "redis")]
 mod redis_server;
 mod secrets;
 mod sharing;

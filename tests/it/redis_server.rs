@@ -1,10 +1,16 @@
-//! A Redis server of a test's own, which it may kill.
+//! A Redis server of a test's own, which it may kill, and what is made from it.
 
 use std::{
     io::{BufRead, BufReader},
     net::TcpListener,
     process::{Child, ChildStdout, Command, Stdio},
+    time::Duration,
 };
+
+use redis::aio::MultiplexedConnection;
+use tower_devicecheck::{DeviceCheckLayer, Redis, cache::RedisCache, replay::RedisReplayGuard};
+
+use crate::support::{App, Apple};
 
 pub(crate) struct RedisServer {
     port: u16,
@@ -72,4 +78,46 @@ impl Drop for RedisServer {
             let _ = child.wait();
         }
     }
+}
+
+/// Where the test is not about Redis being slow, a slow machine must not make it so.
+pub(crate) const PATIENT: Duration = Duration::from_secs(20);
+
+pub(crate) async fn handle(server: &RedisServer) -> Redis {
+    Redis::connect(server.url()).await.unwrap().with_deadline(PATIENT)
+}
+
+pub(crate) async fn cache(server: &RedisServer) -> RedisCache {
+    RedisCache::new(handle(server).await)
+}
+
+pub(crate) async fn guard(server: &RedisServer) -> RedisReplayGuard {
+    RedisReplayGuard::new(handle(server).await)
+}
+
+pub(crate) async fn client(server: &RedisServer) -> MultiplexedConnection {
+    redis::Client::open(server.url()).unwrap().get_multiplexed_async_connection().await.unwrap()
+}
+
+/// Replicas of one service with a cache each.
+pub(crate) async fn replicas(
+    apple: &Apple,
+    server: &RedisServer,
+    configure: impl Fn(DeviceCheckLayer, RedisCache) -> DeviceCheckLayer,
+) -> Vec<App> {
+    replicas_with_deadline(apple, server, PATIENT, configure).await
+}
+
+pub(crate) async fn replicas_with_deadline(
+    apple: &Apple,
+    server: &RedisServer,
+    deadline: Duration,
+    configure: impl Fn(DeviceCheckLayer, RedisCache) -> DeviceCheckLayer,
+) -> Vec<App> {
+    let mut apps = Vec::new();
+    for _ in 0..3 {
+        let shared = RedisCache::new(handle(server).await.with_deadline(deadline));
+        apps.push(App::new(&configure(apple.layer(), shared)));
+    }
+    apps
 }
