@@ -44,8 +44,8 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> SharedConnection for C {
     }
 }
 
-/// A connection that reconnects for as long as it takes whenever it is lost, and whether the server can be reached
-/// now.
+/// Returns a connection that reconnects for as long as it takes, and the error if the server cannot be
+/// reached now.
 ///
 /// # Errors
 ///
@@ -54,7 +54,8 @@ pub(super) async fn connect(
     server: impl IntoConnectionInfo,
 ) -> RedisResult<(ConnectionManager, RedisResult<()>)> {
     let tcp = TcpSettings::default().set_nodelay(true);
-    // A server that vanished without a word is given up after this, not after a quarter of an hour.
+    // The kernel gives up a server that vanished without a word after this time, not after a quarter of an
+    // hour.
     #[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]
     let tcp = tcp.set_user_timeout(Duration::from_secs(2));
     let client = Client::open(server.into_connection_info()?.set_tcp_settings(tcp))?;
@@ -65,7 +66,7 @@ pub(super) async fn connect(
         .set_number_of_retries(usize::MAX)
         .set_min_delay(Duration::from_millis(50))
         .set_max_delay(Duration::from_millis(200));
-    // `ConnectionManager` retries for ever and hides the error: another connection beside it shows the cause.
+    // `ConnectionManager` retries for ever and hides the error. Another connection beside it shows the cause.
     let reached = client.get_multiplexed_async_connection().await.map(drop);
     let mut manager = client.get_connection_manager_lazy(config)?;
     let reached = match reached {

@@ -1,13 +1,13 @@
-//! Why there is no answer from Redis.
+//! Failures of Redis.
 
 use std::{error::Error, fmt, time::Duration};
 
 use redis::{ErrorKind, RedisError};
 
-/// Why there is no answer from Redis.
+/// The reason for a missing answer from Redis.
 #[derive(Debug)]
 pub(crate) enum RedisFailure {
-    /// Redis has not answered lately, and was not asked.
+    /// The command was not sent, because Redis has not answered lately.
     Down,
     /// No answer in time.
     Late(Duration),
@@ -20,7 +20,7 @@ pub(crate) enum RedisFailure {
 }
 
 impl RedisFailure {
-    /// Whether the server cannot be talked to, rather than declines.
+    /// Tells a server that cannot be reached from one that declines.
     pub(super) fn is_unreachable(&self) -> bool {
         match self {
             Self::Down | Self::Late(_) => true,

@@ -1,4 +1,4 @@
-//! The handle.
+//! The handle to Redis.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -13,9 +13,9 @@ use crate::{
     runtime::{Elapsed, Instant, within},
 };
 
-/// One Redis or Valkey server for everything that replicas share: a [`RedisCache`](crate::cache::RedisCache), a
-/// [`RedisReplayGuard`](crate::replay::RedisReplayGuard), and with the feature `split-key` a `RedisSplitKeyStore` and
-/// a `RedisUsageLog`.
+/// One Redis or Valkey server for everything that replicas share: a [`RedisCache`](crate::cache::RedisCache),
+/// a [`RedisReplayGuard`](crate::replay::RedisReplayGuard), and with the feature `split-key` a
+/// `RedisSplitKeyStore` and a `RedisUsageLog`.
 ///
 /// ```no_run
 /// use tower_devicecheck::{
@@ -37,22 +37,24 @@ use crate::{
 ///
 /// # Clone
 ///
-/// Clones share the connection and all that is known of the server's health. A clone that is changed by a `with_*`
-/// method still does: make one handle for each server, and all others from it.
+/// Clones share the connection and the knowledge of the server's health, also after a `with_*` method has
+/// changed one. Make one handle for each server, and all others from it.
 ///
 /// # When Redis fails
 ///
-/// Once a command is not answered within the [deadline](Self::with_deadline), or the connection is lost, one command
-/// in 100 ms tries whether Redis answers again. All others fail at once, from whatever was made from the handle.
+/// Once a command is not answered within the [deadline](Self::with_deadline), or the connection is lost, one
+/// command in 100 ms tries whether Redis answers again. All others fail at once, whichever type made from the
+/// handle sends them.
 ///
-/// An incident is logged once at level warn when it begins and once at level info when it is over, with the number of
-/// failed commands between and the names of all that use the handle. It is over when everything that failed has worked
-/// again and has not failed for a second.
+/// An incident is logged once at level warn when it begins and once at level info when it is over, with the
+/// number of failed commands between and the names of all that use the handle. The incident is over when each
+/// kind of command that failed has succeeded again, at least a second after its last failure.
 ///
-/// # TLS, passwords, clusters
+/// # Requirements
 ///
-/// They are the `redis` crate's: `rediss://` addresses work when its feature `tokio-rustls-comp` is on, and
-/// [`new`](Self::new) takes any of its asynchronous connections, those to clusters too. Needs Redis 6 or any Valkey.
+/// A tokio runtime, and Redis 6 or any Valkey. TLS, passwords and clusters come from the `redis` crate:
+/// `rediss://` addresses work with its feature `tokio-rustls-comp`, and [`new`](Self::new) takes any of its
+/// asynchronous connections, including those to clusters.
 #[derive(Clone)]
 pub struct Redis {
     connection: Arc<dyn SharedConnection>,
@@ -65,15 +67,15 @@ const DEFAULT_PREFIX: &str = "tower-devicecheck";
 
 pub(super) const DEFAULT_DEADLINE: Duration = Duration::from_millis(50);
 
-/// How long operators wait.
+/// The deadline for operators.
 #[cfg(feature = "split-key")]
 const OPERATOR_DEADLINE: Duration = Duration::from_secs(5);
 
 impl Redis {
-    /// A connection of its own to the server at this address, such as `redis://:password@host/`.
+    /// Connects to the server at this address, such as `redis://:password@host/`.
     ///
-    /// A server that cannot be reached now is logged and tried again for as long as it takes. Waits about a second for
-    /// it at most.
+    /// If the server cannot be reached within about a second, this logs it and succeeds all the same: the
+    /// connection is tried again for as long as it takes.
     ///
     /// # Errors
     ///
@@ -88,9 +90,8 @@ impl Redis {
         Ok(redis)
     }
 
-    /// A connection that you have already. Clones of it must share one connection, as those of
-    /// [`ConnectionManager`](redis::aio::ConnectionManager) do; one that does not reconnect by itself stays lost when
-    /// it is lost.
+    /// Uses a connection that you have already. Clones of it must share one connection, as those of
+    /// [`ConnectionManager`](redis::aio::ConnectionManager) do. This crate does not reconnect it.
     #[must_use]
     pub fn new(connection: impl ConnectionLike + Clone + Send + Sync + 'static) -> Self {
         Self {
@@ -101,24 +102,24 @@ impl Redis {
         }
     }
 
-    /// What every key begins with, followed by a colon. No braces. Default: `tower-devicecheck`.
+    /// The beginning of every key, before a colon. It must hold no braces. Default: `tower-devicecheck`.
     #[must_use]
     pub fn with_prefix(mut self, prefix: &str) -> Self {
         self.prefix = prefix.into();
         self
     }
 
-    /// How long one command waits for Redis. Default: 50 ms.
+    /// The time that one command has. Default: 50 ms.
     ///
-    /// A request waits for a `RedisCache` for this long in all, before and after Apple is asked, and for each step of a
-    /// `RedisReplayGuard` for this long, or a second if that is less.
+    /// A request waits for a `RedisCache` for this long in all, before and after Apple is asked. It waits for
+    /// each step of a `RedisReplayGuard` for this long, and for a second at most.
     #[must_use]
     pub const fn with_deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
         self
     }
 
-    /// Adds what the log of incidents names as affected.
+    /// Adds a name to those that the log of incidents calls affected.
     pub(crate) fn add_user(&self, user: &'static str) {
         self.health.add_user(user);
     }
@@ -133,8 +134,8 @@ impl Redis {
 
     /// Sends commands and waits for their answer within the deadline, unless Redis is known not to answer.
     ///
-    /// A caller's future that is dropped earlier takes the outcome with it. Use [`query_to_end`](Self::query_to_end) where
-    /// the commands must arrive.
+    /// If the caller's future is dropped earlier, the outcome is lost and the commands may not be sent. Where
+    /// they must arrive, use [`query_to_end`](Self::query_to_end).
     pub(crate) async fn query<T: FromRedisValue>(
         &self,
         access: Access,
@@ -143,7 +144,7 @@ impl Redis {
         self.measured(access, self.send(commands.into())).await
     }
 
-    /// The same on a task of its own: the commands are sent once this was polled, and their outcome counts even if the
+    /// Spawns the commands on the first poll, so that they are sent and their outcome counts even if the
     /// caller's future is dropped.
     pub(crate) async fn query_to_end<T: FromRedisValue + Send + 'static>(
         &self,
@@ -158,8 +159,8 @@ impl Redis {
         }
     }
 
-    /// Sends an operator's commands, whatever is known of Redis's health. The operator waits longer than a request, and
-    /// gets the failure instead of the log.
+    /// Sends an operator's commands, without regard to the health of Redis. The operator waits longer than a
+    /// request, and gets the failure instead of the log.
     #[cfg(feature = "split-key")]
     pub(crate) async fn query_for_operator<T: FromRedisValue>(
         &self,
@@ -168,7 +169,7 @@ impl Redis {
         answer_within(OPERATOR_DEADLINE, self.send(commands.into())).await
     }
 
-    /// The failure that Redis answered with something that this crate has not written.
+    /// Reports that Redis holds a value that this crate has not written.
     pub(crate) fn rubbish(&self) -> RedisFailure {
         self.health.failed(Access::Read, &RedisFailure::Rubbish, Instant::now());
         RedisFailure::Rubbish
@@ -179,7 +180,8 @@ impl Redis {
         async { Ok(redis::from_redis_value(answer.await?)?) }
     }
 
-    /// The only place where a deadline of requests runs, and where its outcome becomes known to all.
+    /// Waits for an answer within the deadline, and adds the outcome to the health. Every request's command
+    /// comes through here.
     pub(super) async fn measured<T>(
         &self,
         access: Access,

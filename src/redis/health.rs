@@ -1,4 +1,4 @@
-//! What is known of Redis's health: whether a command is worth sending, and the log of incidents.
+//! The health of Redis: a gate for commands while it does not answer, and the log of incidents.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,21 +15,21 @@ use crate::{
     runtime::{Instant, lock},
 };
 
-/// While Redis does not answer, one command in this time tries whether it does again. All others fail at once, so
-/// that an outage costs requests nothing.
+/// The time between two commands that are let through to a server that does not answer. All others fail at
+/// once, so that requests do not wait during an outage.
 pub(super) const PROBE_INTERVAL: Duration = Duration::from_millis(100);
 
-/// A fault is over when a command succeeds and none has failed for this long.
+/// The time that must pass after the last failure before a success ends a fault.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// What a command does to the data: a server that is read-only or out of memory fails writes only.
+/// The kind of a command. A server that is read-only or out of memory fails writes only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Access {
     Read,
     Write,
 }
 
-/// The health of one server, shared by all that use it through one handle.
+/// The health of one server, shared by all clones of one handle.
 #[derive(Default)]
 pub(super) struct RedisHealth {
     state: Mutex<HealthState>,
@@ -37,9 +37,9 @@ pub(super) struct RedisHealth {
 
 #[derive(Default)]
 struct HealthState {
-    /// What uses the server, for the log.
+    /// The names of what uses the server, for the log.
     used_by: BTreeSet<&'static str>,
-    /// When the next command may be sent to a server that does not answer; `None` while it does.
+    /// The time of the next probe, while the server does not answer.
     next_probe: Option<Instant>,
     last_answer: Option<Instant>,
     incident: Incident,
@@ -50,7 +50,7 @@ impl RedisHealth {
         lock(&self.state).used_by.insert(user);
     }
 
-    /// Whether a command should be sent now.
+    /// Decides whether a command is sent now.
     pub(super) fn may_send(&self) -> bool {
         let now = Instant::now();
         let next_probe = &mut lock(&self.state).next_probe;
@@ -65,12 +65,13 @@ impl RedisHealth {
         }
     }
 
-    /// Takes down a failure of a command that was sent at `sent`.
+    /// Adds the failure of a command that was sent at `sent`.
     pub(super) fn failed(&self, access: Access, failure: &RedisFailure, sent: Instant) {
         let now = Instant::now();
         let mut state = lock(&self.state);
         let fault = if failure.is_unreachable() {
-            // One late command of many means that this machine is busy. It is Redis if none was answered since.
+            // Redis is at fault if it has answered no other command since. Otherwise this machine may be
+            // busy.
             let only_late =
                 matches!(failure, RedisFailure::Late(_)) && state.last_answer.is_some_and(|last| last > sent);
             if !only_late {
@@ -106,29 +107,29 @@ impl HealthState {
         self.next_probe = None;
     }
 
-    /// Such as `replay guard, verdict cache`.
+    /// Lists the users, such as `replay guard, verdict cache`.
     fn used_by(&self) -> String {
         self.used_by.iter().copied().collect::<Vec<_>>().join(", ")
     }
 }
 
-/// One way in which Redis fails.
+/// A way in which Redis fails.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum RedisFault {
     Unreachable,
     Declines(Access),
 }
 
-/// The faults that are not over. From the first one until there is none it is one incident.
+/// The faults that are not over. An incident lasts from the first fault until the last one is over.
 #[derive(Default)]
 struct Incident {
-    /// The last failure by each fault.
+    /// The time of each fault's last failure.
     faults: BTreeMap<RedisFault, Instant>,
     failures: u64,
 }
 
 impl Incident {
-    /// Adds a failure. Whether the incident begins with it.
+    /// Adds a failure. Returns true if the incident begins with it.
     fn fails(&mut self, fault: RedisFault, now: Instant) -> bool {
         let begins = self.faults.is_empty();
         self.faults.insert(fault, now);
@@ -136,14 +137,14 @@ impl Incident {
         begins
     }
 
-    /// Adds a success. If the incident ends with it, the number of its failures.
+    /// Adds a success. Returns the number of failures if the incident ends with it.
     fn works(&mut self, access: Access, now: Instant) -> Option<u64> {
         if self.faults.is_empty() {
             return None;
         }
         self.faults.retain(|fault, last_failure| {
             let is_another = matches!(fault, RedisFault::Declines(other) if *other != access);
-            // One success between two failures ends nothing.
+            // A success between two failures ends no fault.
             is_another || now.saturating_duration_since(*last_failure) < QUIET
         });
         self.faults.is_empty().then(|| mem::take(&mut self.failures))

@@ -1,6 +1,6 @@
-//! The one handle to Redis: connection, prefix, deadline, and what is known of the server's health.
+//! The one handle to Redis: connection, prefix, deadline, and the health of the server.
 //!
-//! What is kept in Redis lives beside its trait: verdicts, spent tokens, split keys.
+//! The types that keep something there live beside their traits: verdicts, spent tokens, split keys.
 
 mod connection;
 mod failure;

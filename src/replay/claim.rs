@@ -1,20 +1,20 @@
-//! What a guard is asked about, and what it says.
+//! The question to a guard, and its answer.
 
 use std::time::Duration;
 
 use crate::{gate::credential::TokenDigest, replay::owner::Owner};
 
-/// What a guard says about a token.
+/// A guard's answer to a claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(clippy::exhaustive_enums, reason = "a token is this request's or another's")]
 pub enum Claimed {
-    /// It is this request's.
+    /// The token is this request's.
     Yours,
-    /// It is another request's, or spent.
+    /// The token is another request's, or spent.
     Taken,
 }
 
-/// Which token it is, and whose credentials ask about it.
+/// The key of a token, for the scope of the credentials that ask about it.
 ///
 /// The environment is not part of it: a token is spent in both at once.
 #[derive(Clone, Copy, Debug)]
@@ -30,7 +30,7 @@ impl<'a> ReplayKey<'a> {
         Self { scope, digest }
     }
 
-    /// Whose credentials ask: [`DeviceVerifier::scope`](crate::DeviceVerifier::scope).
+    /// The scope of the credentials: [`DeviceVerifier::scope`](crate::DeviceVerifier::scope).
     #[must_use]
     pub const fn scope(&self) -> &'a str {
         self.scope
@@ -50,7 +50,7 @@ pub struct Claim {
     retry: Option<Retry>,
 }
 
-/// By what a repetition of a request is known, and for how long.
+/// Identifies a retry of a request, for a layer that lets one through.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Retry {
     pub(crate) key: TokenDigest,
@@ -66,6 +66,10 @@ impl Claim {
 
     /// The same claim of a request with this idempotency key, which may be repeated once within `window`
     /// after the token was spent.
+    ///
+    /// # Danger
+    ///
+    /// An attacker who has captured the request has its idempotency key, and can be the one who repeats it.
     #[must_use]
     pub fn with_retry(self, idempotency_key: &[u8], window: Duration) -> Self {
         self.with(Some(Retry { key: TokenDigest::of(idempotency_key), window }))
@@ -76,20 +80,19 @@ impl Claim {
         self
     }
 
-    /// This request, and no other.
+    /// The name of this request.
     #[must_use]
     pub const fn owner(&self) -> Owner {
         self.owner
     }
 
-    /// SHA-256 of the request's idempotency key; `None` where there is none, or where retries are not let
-    /// through.
+    /// SHA-256 of the request's idempotency key, if it has one and the layer lets retries through.
     #[must_use]
     pub fn retry_digest(&self) -> Option<TokenDigest> {
         self.retry.map(|retry| retry.key)
     }
 
-    /// For how long after a token was spent a repetition of the request is let through.
+    /// The time after the token was spent in which a retry of the request is let through.
     #[must_use]
     pub fn retry_window(&self) -> Duration {
         self.retry.map_or(Duration::ZERO, |retry| retry.window)

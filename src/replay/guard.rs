@@ -1,4 +1,4 @@
-//! The trait of guards, and its error.
+//! The `ReplayGuard` trait, its dyn-safe twin, and its error.
 
 use std::{error::Error, fmt, sync::Arc, time::Duration};
 
@@ -9,23 +9,23 @@ use crate::{
     replay::claim::{Claim, Claimed, ReplayKey},
 };
 
-/// Default times, in the process and in Redis.
+// The default times of both guards.
 pub(super) const DEFAULT_LEASE: Duration = Duration::from_secs(30);
 pub(super) const DEFAULT_RETENTION: Duration = Duration::from_secs(60 * 60);
 
-/// Remembers which tokens are in use or spent: [`MemoryReplayGuard`] in the process, `RedisReplayGuard`
-/// between processes.
+/// Remembers which tokens are in use or spent: [`MemoryReplayGuard`](crate::replay::MemoryReplayGuard)
+/// in the process, `RedisReplayGuard` between processes.
 ///
-/// Under tokio, a step that takes longer than a second has failed.
+/// Under tokio, a step that takes longer than a second fails.
 ///
 /// ```
 /// use std::{collections::HashMap, sync::Mutex};
 /// use tower_devicecheck::{
 ///     Owner, TokenDigest,
-///     replay::{Claim, GuardError, ReplayGuard, ReplayKey, Claimed},
+///     replay::{Claim, Claimed, GuardError, ReplayGuard, ReplayKey},
 /// };
 ///
-/// /// Never forgets, so good for nothing but a page of documentation.
+/// /// Never forgets, so it is fit for a page of documentation only.
 /// #[derive(Default)]
 /// struct Elephant(Mutex<HashMap<(String, TokenDigest), Owner>>);
 ///
@@ -59,12 +59,13 @@ pub(super) const DEFAULT_RETENTION: Duration = Duration::from_secs(60 * 60);
 pub trait ReplayGuard: Send + Sync + 'static {
     /// Reserves the token for one request, before Apple is asked.
     ///
-    /// It must be one atomic step. A reservation that is neither confirmed nor released must lapse by itself,
-    /// but not before Apple's answer can be there: the `AppleClient` gives up after 5 seconds by default.
+    /// The reservation must be one atomic step. If it is neither confirmed nor released, it must lapse by
+    /// itself, but not before Apple's answer can be there: the `AppleClient` gives up after 5 seconds by
+    /// default.
     ///
     /// # Errors
     ///
-    /// If the guard cannot say. The request is answered with
+    /// If the guard does not know. The request is answered with
     /// [`Unavailable`](crate::Rejection::Unavailable).
     fn reserve(
         &self,
@@ -74,32 +75,32 @@ pub trait ReplayGuard: Send + Sync + 'static {
 
     /// Marks the token as spent: Apple has found it genuine, and the request is about to be admitted.
     ///
-    /// [`Claimed::Yours`] if the reservation is still this claim's, or has lapsed with nobody having
-    /// taken it since; [`Claimed::Taken`] otherwise, and the request is rejected.
+    /// The answer is [`Claimed::Yours`] if the reservation is still this claim's, or has lapsed and no other
+    /// request has taken the token since. Otherwise it is [`Claimed::Taken`], and the request is rejected.
     ///
     /// # Errors
     ///
-    /// If the guard cannot say. The request is answered with
-    /// [`Unavailable`](crate::Rejection::Unavailable); whether the token is spent is then not known.
+    /// If the guard does not know whether the token is now spent. The request is answered with
+    /// [`Unavailable`](crate::Rejection::Unavailable).
     fn confirm(
         &self,
         key: &ReplayKey<'_>,
         claim: &Claim,
     ) -> impl Future<Output = Result<Claimed, GuardError>> + Send;
 
-    /// Gives the token free again, if it is reserved under this claim: there was no verdict.
+    /// Frees the token, if it is reserved under this claim: Apple gave no verdict.
     ///
     /// # Errors
     ///
-    /// If the guard cannot. The reservation then lapses by itself.
+    /// If the guard could not free it. The reservation then lapses by itself.
     fn release(
         &self,
         key: &ReplayKey<'_>,
         claim: &Claim,
     ) -> impl Future<Output = Result<(), GuardError>> + Send;
 
-    /// The same as [`release`](Self::release) for a request whose future was dropped, where nothing can be
-    /// awaited: the client went away. Must not block. Default: nothing, the reservation lapses.
+    /// Does the same as [`release`](Self::release) for a request whose future was dropped, because the client
+    /// went away. It cannot await and must not block. Default: does nothing, the reservation lapses.
     fn abandon(&self, key: &ReplayKey<'_>, claim: &Claim) {
         let _ = (key, claim);
     }
@@ -185,7 +186,7 @@ impl<G: ReplayGuard> ErasedReplayGuard for G {
     }
 }
 
-/// A guard could not say whether a token is in use.
+/// The error of a guard that does not know whether a token is in use.
 #[derive(Debug)]
 pub struct GuardError {
     source: BoxError,

@@ -19,13 +19,15 @@ use crate::{
 
 /// Remembers tokens in the memory of this process.
 ///
-/// Bounded. When it is full of tokens that are reserved or spent and not yet due to be forgotten, it does not
-/// forget one early, for that one could be replayed: it fails, and requests with further tokens are answered
-/// with [`Unavailable`](crate::Rejection::Unavailable). Give it room for the genuine tokens of the
-/// [retention time](Self::with_retention) and the refused ones of the [lease](Self::with_lease). A token takes
-/// about 200 bytes.
+/// The guard is bounded. When it is full, it forgets no token early, because that token could be replayed. It
+/// fails instead, and requests with further tokens are answered with
+/// [`Unavailable`](crate::Rejection::Unavailable). Give it room for the genuine tokens of the [retention
+/// time](Self::with_retention) and the refused ones of the [lease](Self::with_lease). A token takes about 200
+/// bytes.
 ///
-/// Its memory goes with the process: after a restart a token can be used again for as long as Apple accepts
+/// # Danger
+///
+/// The memory goes with the process. After a restart a token can be used again for as long as Apple accepts
 /// it.
 pub struct MemoryReplayGuard {
     capacity: usize,
@@ -37,8 +39,8 @@ pub struct MemoryReplayGuard {
 #[derive(Default)]
 struct Tokens {
     by_id: HashMap<[u8; 32], KeptToken>,
-    /// When which entry ends, in two queues because each has one duration and so stays in order. An entry
-    /// that has ended or changed since leaves a stale line.
+    // Two queues of the tokens' ends. Each has one duration, so it stays in order. A token that was released
+    // or changed leaves a stale line behind.
     reserved: VecDeque<(Instant, [u8; 32])>,
     spent: VecDeque<(Instant, [u8; 32])>,
 }
@@ -54,7 +56,7 @@ struct KeptToken {
 enum TokenState {
     Reserved,
     Spent {
-        /// By what a repetition is known, and until when it is let through.
+        /// The idempotency key of the one retry that is let through, and the end of its window.
         retry: Option<(TokenDigest, Instant)>,
     },
 }
@@ -69,7 +71,7 @@ impl MemoryReplayGuard {
         Self::with_capacity(Self::TOKENS)
     }
 
-    /// A guard that remembers so many tokens. It takes memory as it needs it.
+    /// A guard that remembers this many tokens. It takes memory as it needs it.
     #[must_use]
     pub fn with_capacity(tokens: usize) -> Self {
         Self {
@@ -80,7 +82,7 @@ impl MemoryReplayGuard {
         }
     }
 
-    /// For how long a token stays reserved that is neither confirmed nor released. Default: 30 seconds.
+    /// The time after which a reservation lapses that is neither confirmed nor released. Default: 30 seconds.
     ///
     /// Keep it longer than the deadline for Apple's answer.
     #[must_use]
@@ -89,10 +91,12 @@ impl MemoryReplayGuard {
         self
     }
 
-    /// For how long a spent token is remembered. Default: 1 hour.
+    /// The time for which a spent token is remembered. Default: 1 hour.
     ///
-    /// It should be longer than Apple accepts a token. Apple does not say how long that is; developers have
-    /// seen half a minute.
+    /// # Danger
+    ///
+    /// Keep it longer than Apple accepts a token: after it, a captured token can be used again. Apple does
+    /// not say how long that is. Developers have seen half a minute.
     #[must_use]
     pub const fn with_retention(mut self, retention: Duration) -> Self {
         self.retention = retention;
@@ -127,13 +131,13 @@ impl MemoryReplayGuard {
     }
 }
 
-/// Adding to an instant can overflow; a century is as good as any longer time.
+/// Adds to an instant, which could overflow. A century is as good as any longer time.
 fn later(now: Instant, duration: Duration) -> Instant {
     now + duration.min(Duration::from_secs(100 * 365 * 24 * 60 * 60))
 }
 
 impl Tokens {
-    /// Removes what has ended. Each entry is looked at once for each time that it was made or changed.
+    /// Removes the tokens that have ended. Each line of the queues is looked at once.
     fn forget(&mut self, now: Instant) {
         for queue in [&mut self.reserved, &mut self.spent] {
             while queue.front().is_some_and(|(ends_at, _)| *ends_at <= now)
@@ -155,7 +159,7 @@ impl Tokens {
     }
 }
 
-/// A token and scope in 32 bytes. The length keeps scope and digest apart.
+/// Identifies a token and scope in 32 bytes. The length keeps scope and digest apart.
 fn id(key: &ReplayKey<'_>) -> [u8; 32] {
     let length = key.scope().len() as u64;
     Sha256::new()
@@ -205,7 +209,7 @@ impl ReplayGuard for MemoryReplayGuard {
         tokens.forget(now);
         match tokens.by_id.get(&id) {
             Some(entry) if entry.owner != claim.owner() => Ok(Claimed::Taken),
-            // The one retry of a spent token: it stays spent.
+            // This is the one retry of a spent token, which stays spent.
             Some(KeptToken { state: TokenState::Spent { .. }, .. }) => Ok(Claimed::Yours),
             Some(_) | None => {
                 self.spend(&mut tokens, id, claim, now);

@@ -1,8 +1,8 @@
 //! Single use: a device token admits one request.
 //!
-//! Apple asks servers to treat a token as good for one use, and does not enforce it: whoever captures one can
-//! send it again for as long as Apple accepts it, and Apple does not say how long that is. Where that is too
-//! much, [`DeviceCheckLayer::with_single_use`](crate::DeviceCheckLayer::with_single_use) lets a
+//! Apple asks servers to treat a token as good for one use, and does not enforce it. An attacker who captures
+//! a token can send it again for as long as Apple accepts it, and Apple does not say how long that is. Where
+//! that is too much, [`DeviceCheckLayer::with_single_use`](crate::DeviceCheckLayer::with_single_use) lets a
 //! [`ReplayGuard`] remember tokens instead of verdicts.
 //!
 //! ```
@@ -34,12 +34,12 @@
 //!
 //! # Retries by the network
 //!
-//! A client whose connection breaks after its request was admitted does not know that. Where the operator
-//! allows it by [`with_retry_window`](crate::DeviceCheckLayer::with_retry_window), *one* more request with the
-//! same idempotency key is let through to Apple for a short time after the token was spent. By default none
-//! is, and the app makes a new token. Whoever can capture the token can capture the idempotency key beside it:
-//! the window lets one replay through, too, unless the inner service answers a known key with the answer
-//! that it gave before.
+//! A client whose connection breaks after its request was admitted does not know that. By default its retry
+//! is rejected, and the app makes a new token. With
+//! [`with_retry_window`](crate::DeviceCheckLayer::with_retry_window), *one* more request with the same
+//! idempotency key is let through to Apple for a short time after the token was spent. An attacker who can
+//! capture the token can capture the idempotency key beside it. So the window lets one replay through, too,
+//! unless the inner service answers a known key with the answer that it gave before.
 
 mod claim;
 mod guard;

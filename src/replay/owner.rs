@@ -1,10 +1,10 @@
-//! Who holds a lease or a reservation.
+//! The holder of a lease or a reservation.
 
 use std::fmt;
 
 use uuid::Uuid;
 
-/// A random name for whoever holds a lease or a reservation, so that nobody else gives it back.
+/// A random name for the holder of a lease or a reservation. Only a holder who knows it gives it back.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Owner(Uuid);
 

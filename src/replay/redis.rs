@@ -22,21 +22,22 @@ use crate::{
 /// # }
 /// ```
 ///
-/// Each step is one script in Redis, so that replicas cannot come between. The key holds prefix, scope and the
-/// token's SHA-256: who reads Redis learns no token. A value that this crate has not written withholds the
+/// Each step is one script in Redis, so it is atomic for all replicas. The key holds prefix, scope and the
+/// token's SHA-256, so readers of Redis learn no token. A value that this crate has not written withholds the
 /// token.
 ///
 /// # When Redis fails
 ///
-/// Requests are answered with [`Unavailable`](crate::Rejection::Unavailable), after no longer than the
-/// [deadline](Redis::with_deadline) for a step and without asking Apple, unless the operator chose
-/// [otherwise](Self::dangerously_admit_without_redis). [`Redis`] says what happens during an outage and what is logged.
+/// The layer answers requests with [`Unavailable`](crate::Rejection::Unavailable), unless the operator chose
+/// [otherwise](Self::dangerously_admit_without_redis). It does so within the [deadline](Redis::with_deadline)
+/// of the step that fails; if that is the first one, Apple is not asked. [`Redis`] describes an outage and
+/// its log.
 ///
-/// # What Redis must keep
+/// # Danger
 ///
-/// A token that Redis forgets can be used again for as long as Apple accepts it. Let it evict nothing
-/// (`maxmemory-policy noeviction`); a restart without persistence, or a failover to a replica that lags,
-/// forgets as well. Who can write to Redis can delete what it knows.
+/// A token that Redis forgets can be used again for as long as Apple accepts it. Let Redis evict nothing
+/// (`maxmemory-policy noeviction`). A restart without persistence forgets tokens, and so does a failover to a
+/// replica that lags. Anyone who can write to Redis can delete tokens.
 #[derive(Clone, Debug)]
 pub struct RedisReplayGuard {
     redis: Redis,
@@ -53,7 +54,7 @@ impl RedisReplayGuard {
         Self { redis, lease: DEFAULT_LEASE, retention: DEFAULT_RETENTION, admit_without_redis: false }
     }
 
-    /// For how long a token stays reserved that is neither confirmed nor released. Default: 30 seconds.
+    /// The time after which a reservation lapses that is neither confirmed nor released. Default: 30 seconds.
     ///
     /// Keep it longer than the deadline for Apple's answer.
     #[must_use]
@@ -62,10 +63,12 @@ impl RedisReplayGuard {
         self
     }
 
-    /// For how long a spent token is remembered. Default: 1 hour.
+    /// The time for which a spent token is remembered. Default: 1 hour.
     ///
-    /// It should be longer than Apple accepts a token. Apple does not say how long that is; developers have
-    /// seen half a minute.
+    /// # Danger
+    ///
+    /// Keep it longer than Apple accepts a token: after it, a captured token can be used again. Apple does
+    /// not say how long that is. Developers have seen half a minute.
     #[must_use]
     pub const fn with_retention(mut self, retention: Duration) -> Self {
         self.retention = retention;
@@ -77,8 +80,8 @@ impl RedisReplayGuard {
     ///
     /// # Danger
     ///
-    /// With this, whoever can make Redis fail, or waits until it does, can use a captured token as often as
-    /// Apple accepts it.
+    /// With this, an attacker who makes Redis fail, or waits until it does, can use a captured token for as
+    /// long as Apple accepts it.
     #[must_use]
     pub const fn dangerously_admit_without_redis(mut self, admit: bool) -> Self {
         self.admit_without_redis = admit;
@@ -88,7 +91,7 @@ impl RedisReplayGuard {
     /// Runs a script on a token. Its answer is whether the token is this claim's.
     async fn run(&self, key: &ReplayKey<'_>, script: &str, arguments: &[&str]) -> Result<bool, RedisFailure> {
         let mut command = redis::cmd("EVAL");
-        // The digest in braces is what a cluster chooses the node by.
+        // A cluster chooses the node by the text in braces, the digest.
         let name = format!("{}:use1:{}:{{{}}}", self.redis.prefix(), key.scope(), key.digest());
         command.arg(script).arg(1).arg(name).arg(arguments);
         self.redis.query(Access::Write, command).await
@@ -104,9 +107,9 @@ impl RedisReplayGuard {
     }
 }
 
-// A value is `r:` and the owner while the token is reserved. Once it is spent it is `s:`, the owner, until when
-// one repetition is let through (milliseconds since the Unix epoch by Redis's clock), and by what that is
-// known or `-`.
+// The value of a reserved token is `r:` and the owner. The value of a spent one is `s:`, the owner, the end
+// of the retry window (milliseconds since the Unix epoch by Redis's clock), and the digest of the idempotency
+// key or `-`.
 
 /// Arguments: owner, retry key or `-`, lease in milliseconds.
 const RESERVE: &str = r"
@@ -166,7 +169,7 @@ impl ReplayGuard for RedisReplayGuard {
     }
 
     fn abandon(&self, key: &ReplayKey<'_>, claim: &Claim) {
-        // Without a runtime, as when the process ends, the reservation lapses by itself.
+        // The reservation lapses by itself if there is no runtime, as when the process ends.
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         let (guard, scope, digest) = (self.clone(), key.scope().to_owned(), key.digest());
         let claim = Claim::new(claim.owner());
@@ -180,7 +183,7 @@ fn retry_key(claim: &Claim) -> String {
     claim.retry_digest().map_or_else(|| "-".to_owned(), |digest| digest.to_string())
 }
 
-/// At least one, which Redis demands, and no more than it can add to its clock.
+/// Milliseconds for Redis: at least one, and no more than it can add to its clock.
 fn millis(duration: Duration) -> String {
     duration.as_millis().clamp(1, 1 << 48).to_string()
 }

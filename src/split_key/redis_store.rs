@@ -1,4 +1,4 @@
-//! Records and counters that replicas share.
+//! The store and the usage log that replicas share.
 
 use crate::{
     redis::{Access, Redis, RedisFailure},
@@ -10,16 +10,18 @@ use crate::{
 
 /// Records in Redis or Valkey, for all replicas that use the same server and prefix.
 ///
-/// Every request asks Redis and nothing is kept in the process: a rotation or revocation is seen by every
-/// replica with the next request that it looks up. All records are in one hash, which a cluster keeps on one
-/// node, and are changed by one script: all of a change or none of it.
+/// Every request asks Redis, and the process keeps no record. So every replica sees a rotation or revocation
+/// with its next request. All records are in one hash, which a cluster keeps on one node. One script makes a
+/// change, all of it or nothing.
 ///
 /// While Redis does not answer within the [deadline](Redis::with_deadline), requests are answered with
-/// [`Unavailable`](crate::split_key::SplitKeyRejection::Unavailable); each incident is logged once, as [`Redis`] says. A
-/// value that is no record of the split that was asked for is such a failure, too. Operators' changes wait for 5 seconds.
+/// [`Unavailable`](crate::split_key::SplitKeyRejection::Unavailable). So are requests for a split whose value
+/// is not its record. [`Redis`] describes an outage and its log. Operators' changes have 5 seconds.
 ///
-/// The hash holds the server parts: with a client part, one is an API key. Turn on persistence
-/// (`appendonly yes`) and let Redis evict nothing; what it forgets is gone.
+/// # Danger
+///
+/// The hash holds the server parts: with its client part, each is an API key. A record that Redis forgets is
+/// gone. Turn on persistence (`appendonly yes`) and let Redis evict nothing.
 #[derive(Clone, Debug)]
 pub struct RedisSplitKeyStore {
     redis: Redis,
@@ -52,12 +54,12 @@ impl RedisSplitKeyStore {
     }
 }
 
-/// A split is eight digits, so the name of a project, which may hold anything, comes last.
+/// The field of a record. The project's name comes last, because it may hold any character.
 fn field(project: &str, split: SplitId) -> String {
     format!("{split} {project}")
 }
 
-/// The record, if it is that of this field.
+/// Reads the record of this field. The value of another field is `None`.
 fn record(field_read: &str, value: &[u8]) -> Option<SplitKeyRecord> {
     let end = value.iter().position(|byte| *byte == b'\n')?;
     let record: SplitKeyRecord = serde_json::from_slice(&value[end + 1..]).ok()?;
@@ -103,9 +105,9 @@ impl SplitKeyStore for RedisSplitKeyStore {
 
 /// An observer that counts uses per project, split, outcome and day (UTC), for all replicas together.
 ///
-/// Counting is best effort: it does not hold up requests, and what cannot be written while Redis is away is
-/// not counted. Uses of splits that the store does not have are counted together: clients can make up any
-/// number. Counts are kept for 90 days.
+/// Counting is best effort: it does not hold up requests, and uses while Redis is down are not counted. Uses
+/// of splits that the store does not have are counted together, because clients can make up any number.
+/// Counts are kept for 90 days.
 #[derive(Clone, Debug)]
 pub struct RedisUsageLog {
     redis: Redis,
@@ -135,7 +137,7 @@ impl RedisUsageLog {
     ///
     /// # Errors
     ///
-    /// If Redis does not answer within 5 seconds, or with something else than counts.
+    /// If Redis does not answer within 5 seconds, or its answer is not counts.
     pub async fn day(&self, day: SystemTime) -> Result<Vec<UseCount>, SplitKeyStoreError> {
         let mut command = redis::cmd("HGETALL");
         command.arg(self.hash(day));
@@ -166,7 +168,7 @@ impl SplitKeyObserver for RedisUsageLog {
     fn used(&self, event: &SplitKeyEvent) {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         let key = match (&event.project, event.metadata) {
-            // As in `UsageLog`: only what the store knows has a provider.
+            // Only splits that the store has come with a provider, as in `UsageLog`.
             (Some(project), Some(metadata)) if event.provider.is_some() => field(project, metadata.split()),
             _ => "-".to_owned(),
         };

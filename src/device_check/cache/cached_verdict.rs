@@ -45,14 +45,15 @@ impl CachedVerdict {
         self.checked_at
     }
 
-    /// For how long from now it is good.
+    /// The time from now for which it is good.
     #[must_use]
     pub const fn time_to_live(&self) -> Duration {
         self.time_to_live
     }
 
-    /// Whether the cache that found it compared the text itself, and so knows that it is the one that was checked when
-    /// the verdict was put: a canonical token. Only `MemoryCache::peek` says so.
+    /// True if the cache compared the whole text of the key with the one for which the verdict was put. That
+    /// text was a [`DeviceToken`](crate::DeviceToken), so this one is canonical, too. Only
+    /// `MemoryCache::peek` promises it.
     pub(crate) const fn is_for_exact_text(&self) -> bool {
         self.is_for_exact_text
     }

@@ -1,21 +1,21 @@
 //! A hash for tables inside one process that costs a fraction of SHA-256 and is as hard to fool.
 //!
-//! Nearly all of a cache hit is hashing three kilobytes of token. Inside a process nobody sees the hash, so
-//! it need not be collision resistant for people who can compute it: it is enough that nobody can choose two
-//! keys that collide *without knowing a random secret*. That is what a universal hash gives, with a proof.
+//! Hashing three kilobytes of token is nearly all of a cache hit. The hash never leaves the process, so it
+//! need not resist people who can compute it. It must only keep people who do not know a random secret from
+//! choosing two keys that collide. A universal hash does that, with a proof.
 //!
 //! Both backends evaluate a polynomial over GF(2^128), whose coefficients are the key's blocks of 16 bytes,
 //! at a secret random point: two different polynomials of degree `n` agree in at most `n` of 2^128 points.
 //!
 //! * GMAC, AES-GCM's tag of a text that is not encrypted, from aws-lc where that is there anyway. Its nonce
-//!   never changes, which adds the same unknown block to every hash. That is harmless, because no hash is ever
-//!   shown to anyone; for a tag that is sent to others it would not be.
+//!   never changes, which adds the same unknown block to every hash. That is harmless, because no hash is
+//!   ever shown to anyone; for a tag that is sent to others it would not be.
 //! * POLYVAL (RFC 8452) elsewhere, at a good third of the cost of SHA-256.
 
 use crate::device_check::cache::verdict_key::VerdictKey;
 
-/// A secret to hash keys under. Neither it nor a hash may leave the process, and none has `Debug`: who knows one
-/// can make tokens collide.
+/// The secret to hash keys under. The secret and the hashes must not leave the process, for with them tokens
+/// can be made that collide. It has no `Debug` for that reason.
 pub(super) struct HashSecret(backend::Secret);
 
 impl HashSecret {
@@ -35,9 +35,9 @@ impl HashSecret {
     ///
     /// It is a universal hash under a random secret. For two different keys, of at most `n` blocks of 16
     /// bytes each (`n` is at most 515 for a token and a scope of 16 bytes), and a secret that was chosen
-    /// independently of them, the hashes are equal with probability at most `n / 2^128`. Whoever sends tokens
-    /// sees neither the secret nor a hash, only whether a token was found, so that `q` tokens tried against a
-    /// cache of `m` entries find a false one with probability at most `q * m * n / 2^128`: less than 2^-58
+    /// independently of them, the hashes are equal with probability at most `n / 2^128`. An attacker who
+    /// sends tokens sees neither the secret nor a hash, only whether a token was found. So `q` tokens against
+    /// a cache of `m` entries find a false one with probability at most `q * m * n / 2^128`: less than 2^-58
     /// for 2^40 tries against 2^20 entries.
     ///
     /// This bound does not hold against anyone who knows the secret or sees a hash.
@@ -46,8 +46,8 @@ impl HashSecret {
     }
 }
 
-// Both backends hash distinct keys as distinct sequences of blocks: the last block tells where the text and
-// the scope end.
+// Both backends hash distinct keys as distinct sequences of blocks: the last block holds the lengths of text
+// and scope.
 
 #[cfg(feature = "aws-lc-rs")]
 mod backend {

@@ -21,18 +21,18 @@ use crate::{
 
 /// Verdicts in the memory of this process: the default.
 ///
-/// Bounded. Refused tokens live in a smaller space of their own, so that a flood of them displaces no
-/// genuine one. An entry takes about 100 bytes; one whose time is over is not found any more, and its memory
-/// is used again.
+/// The cache is bounded. Refused tokens live in a smaller space of their own, so that a flood of them
+/// displaces no genuine one. An entry takes about 100 bytes. After its time to live it is not found any more,
+/// and its memory is used again.
 pub struct MemoryCache {
     secret: HashSecret,
     genuine: Cache<u128, KeptVerdict>,
     refused: Cache<u128, KeptVerdict>,
-    /// What entries count their time from.
+    /// The start of the entries' clock.
     origin: Instant,
 }
 
-/// What is kept about a token, in as few bytes as may be: there can be millions.
+/// The entry of one token, in as few bytes as possible: there can be millions.
 #[derive(Clone, Copy)]
 struct KeptVerdict {
     digest: TokenDigest,
@@ -54,7 +54,7 @@ impl MemoryCache {
         Self::with_capacity(Self::GENUINE, Self::REFUSED)
     }
 
-    /// A cache for so many genuine and so many refused tokens.
+    /// A cache for this many genuine and this many refused tokens.
     #[must_use]
     pub fn with_capacity(genuine: usize, refused: usize) -> Self {
         Self {
@@ -65,13 +65,13 @@ impl MemoryCache {
         }
     }
 
-    /// The number of genuine tokens that are in memory, with those whose time is over.
+    /// The number of genuine tokens in memory, including those whose time is over.
     #[must_use]
     pub fn genuine_len(&self) -> usize {
         self.genuine.len()
     }
 
-    /// The number of refused tokens that are in memory, with those whose time is over.
+    /// The number of refused tokens in memory, including those whose time is over.
     #[must_use]
     pub fn refused_len(&self) -> usize {
         self.refused.len()
@@ -110,7 +110,7 @@ impl fmt::Debug for MemoryCache {
 
 impl VerdictCache for MemoryCache {
     fn peek(&self, key: &VerdictKey<'_>) -> Option<CachedVerdict> {
-        // The hash is one of the whole text.
+        // The hash covers the whole text.
         self.find(key).map(CachedVerdict::for_exact_text)
     }
 
@@ -129,14 +129,15 @@ impl VerdictCache for MemoryCache {
             Verdict::Genuine => (&self.genuine, &self.refused),
             Verdict::Refused => (&self.refused, &self.genuine),
         };
-        // The newest verdict is the one that counts.
+        // Only the newest verdict counts.
         other.remove(&hash);
         cache.insert(hash, entry);
         Ok(())
     }
 }
 
-/// Without ghosts: remembering what was evicted would double the memory of a full cache, for a few hits more.
+/// Makes a cache without ghosts: remembering evicted keys would double the memory of a full cache, for a few
+/// hits more.
 fn cache(capacity: usize) -> Cache<u128, KeptVerdict> {
     let options = OptionsBuilder::new()
         .estimated_items_capacity(capacity)
@@ -150,7 +151,7 @@ fn cache(capacity: usize) -> Cache<u128, KeptVerdict> {
             DefaultHashBuilder::default(),
             DefaultLifecycle::default(),
         ),
-        // Everything that can be missing is there.
+        // This is not reached: no option is missing.
         Err(_) => Cache::new(capacity),
     }
 }

@@ -1,4 +1,4 @@
-//! What is remembered of Apple's verdicts.
+//! Caches for Apple's verdicts: in the process, in Redis, and both.
 
 mod cached_verdict;
 #[cfg(feature = "memory-cache")]

@@ -17,7 +17,7 @@ use crate::{
 
 /// Verdicts in Redis or Valkey, shared by all replicas that use the same server and prefix.
 ///
-/// Put a [`MemoryCache`](crate::cache::MemoryCache) in front of it, so that a token that this process knows
+/// Put a `MemoryCache` in front of it, so that a token that this process knows
 /// costs no round trip:
 ///
 /// ```no_run
@@ -35,20 +35,25 @@ use crate::{
 ///
 /// # When Redis fails
 ///
-/// Slow, down, restarting, read-only, out of memory or answering nonsense, it counts as a cache that has
-/// nothing: Apple is asked. A request waits for Redis no longer than the [deadline](Redis::with_deadline) in all, before
-/// and after Apple is asked; a verdict is written even if no time is left. [`Redis`] says what happens during an
-/// outage and what is logged; [`Observer::cache_error`](crate::Observer::cache_error) hears of every failure.
+/// A Redis that is slow, down, restarting, read-only, out of memory or answers nonsense counts as an empty
+/// cache: the layer asks Apple. A request waits for Redis no longer than the [deadline](Redis::with_deadline)
+/// in all, before and after Apple is asked. The verdict is written even if no time is left. [`Redis`]
+/// describes an outage and its log; [`Observer::cache_error`](crate::Observer::cache_error) gets every
+/// failure.
 ///
-/// # What is kept, and who can change it
+/// # Contents
 ///
-/// The key holds prefix, scope, environment and the token's SHA-256, the value the verdict and its times, in
-/// 50 bytes: who reads Redis learns no token. A value that this version has not written under this very key is
-/// not believed. **Whoever can write to Redis and knows this crate can write a verdict that is believed,
-/// unless values are authenticated** by [`with_secret`](Self::with_secret).
+/// A key holds prefix, scope, environment and the token's SHA-256. A value holds the verdict and its times,
+/// in 50 bytes. Readers of Redis learn no token. The cache believes only values that this version wrote under
+/// the same key.
 ///
-/// Times are the replicas' wall clocks: one that is ahead forgets verdicts early, and none keeps one for
-/// longer than its time to live.
+/// Times come from the replicas' wall clocks. A replica whose clock is ahead forgets verdicts early; a clock
+/// that is behind does not lengthen a time to live.
+///
+/// # Danger
+///
+/// Anyone who can write to Redis and knows this crate can admit any token as genuine, unless values are
+/// authenticated [with a secret](Self::with_secret).
 #[derive(Clone)]
 pub struct RedisCache {
     redis: Redis,
@@ -64,31 +69,32 @@ impl RedisCache {
         Self { redis, seal: Seal::new(&[]), lease: None }
     }
 
-    /// Authenticates values with HMAC-SHA-256, so that who can write to Redis but does not know this secret
-    /// can make no verdict. All replicas need the same one; 32 random bytes are a good one.
+    /// Authenticates values with HMAC-SHA-256, so that someone who can write to Redis but lacks the secret
+    /// cannot forge a verdict. All replicas need the same secret, such as 32 random bytes. Default: no
+    /// secret.
     ///
-    /// It does not keep them from deleting verdicts, nor from putting one back that was good before within
-    /// its time to live.
+    /// Such a writer can still delete verdicts, and put back an old one within its time to live.
     #[must_use]
     pub fn with_secret(mut self, secret: &[u8]) -> Self {
         self.seal = Seal::new(secret);
         self
     }
 
-    /// Lets one replica ask about a token at a time, so that a token that arrives at all replicas at once
+    /// Lets one replica at a time ask about a token, so that a token that arrives at all replicas at once
     /// makes one call to Apple. Default: each replica asks for itself.
     ///
-    /// Whoever asks holds a lease for `lease`; give it about twice the time that Apple usually takes to
-    /// answer, such as 2 seconds. The others look for the verdict every 10 to 50 ms. When the lease ends
-    /// without one, because its holder died, one of them gets it; who has waited for `lease` in all asks Apple
-    /// in any case.
+    /// The replica that asks holds a lease for `lease`: about twice the time that Apple usually takes to
+    /// answer, such as 2 seconds. The others look for the verdict every 10 to 50 ms. If the holder dies, the
+    /// lease ends and one of the others gets it. A replica that has waited for `lease` in all asks Apple in
+    /// any case.
     #[must_use]
     pub fn with_fleet_single_flight(mut self, lease: Duration) -> Self {
         self.lease = Some(lease);
         self
     }
 
-    // The digest in braces is what a cluster chooses the node by: a verdict and its lease are on one.
+    // A cluster chooses the node by the text in braces, the digest. A verdict and its lease are on the same
+    // node.
 
     fn verdict_name(&self, key: &VerdictKey<'_>) -> String {
         let (scope, environment) = (key.scope(), char::from(key.environment().letter()));
@@ -100,7 +106,8 @@ impl RedisCache {
         format!("{}:lease1:{scope}:{environment}:{{{}}}", self.redis.prefix(), key.digest())
     }
 
-    /// No value is `None`, a strange one an error.
+    /// Reads a value: `None` if Redis has none or its time is over, an error if this version did not write
+    /// it.
     fn open(&self, key: &VerdictKey<'_>, value: &[u8]) -> Result<Option<CachedVerdict>, RedisFailure> {
         if value.is_empty() {
             return Ok(None);
@@ -118,7 +125,7 @@ impl RedisCache {
         let mut commands = redis::pipe();
         commands.cmd("SET").arg(self.lease_name(key)).arg(owner.to_string());
         commands.arg("NX").arg("PX").arg(millis(lease).max(1));
-        // After the lease, for its last holder gave it up after it had put the verdict.
+        // Read the verdict after trying for the lease: a holder stores the verdict before it releases.
         commands.cmd("GETRANGE").arg(self.verdict_name(key)).arg(0).arg(StoredVerdict::LENGTH);
         let (leased, value): (bool, Vec<u8>) = self.redis.query(Access::Write, commands).await?;
         Ok(match self.open(key, &value).unwrap_or(None) {
@@ -129,7 +136,7 @@ impl RedisCache {
     }
 }
 
-/// Who asks, as of now.
+/// The state of a lease after a try for it.
 enum LeaseState {
     Ours,
     Others,
@@ -143,7 +150,7 @@ const RELEASE: &str =
 impl VerdictCache for RedisCache {
     async fn get(&self, key: &VerdictKey<'_>) -> Result<Option<CachedVerdict>, CacheError> {
         let mut command = redis::cmd("GETRANGE");
-        // One byte more than a value has, and no more, whatever is there.
+        // Reads one byte more than a value has, and no more, however long the value in Redis is.
         command.arg(self.verdict_name(key)).arg(0).arg(StoredVerdict::LENGTH);
         let value: Vec<u8> = self.redis.query(Access::Read, command).await.map_err(CacheError::new)?;
         self.open(key, &value).map_err(CacheError::new)
@@ -188,7 +195,7 @@ impl VerdictCache for RedisCache {
                 Ok(LeaseState::Ours) => return MayAsk::UnderLease(owner),
                 Err(_) => return MayAsk::Freely,
             }
-            // Between a half and the whole of it, so that the replicas do not look all at once.
+            // A random part, at least a half, so that the replicas do not look all at once.
             let part = 128 + u32::from(*jitter.next().unwrap_or(&0)) / 2;
             let wait = pause * part / 256;
             if started.elapsed() + wait >= lease {
@@ -202,7 +209,7 @@ impl VerdictCache for RedisCache {
     async fn release(&self, key: &VerdictKey<'_>, owner: Owner) {
         let mut command = redis::cmd("EVAL");
         command.arg(RELEASE).arg(1).arg(self.lease_name(key)).arg(owner.to_string());
-        // A lease that is not given back ends by itself.
+        // The lease ends by itself if this fails.
         let _: Result<u8, RedisFailure> = self.redis.query_to_end(Access::Write, command).await;
     }
 }

@@ -1,4 +1,4 @@
-//! Verdicts as Redis holds them.
+//! The form of verdicts in Redis, and the seal that protects them.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::{
     runtime::millis,
 };
 
-/// What a value says. In Redis: the version (1 byte), `G` or `R`, both times (8 bytes each, the most
+/// The content of a value. In Redis: the version (1 byte), `G` or `R`, both times (8 bytes each, the most
 /// significant first), and the seal (32 bytes).
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct StoredVerdict {
@@ -25,12 +25,12 @@ pub(super) struct StoredVerdict {
 
 impl StoredVerdict {
     const VERSION: u8 = 1;
-    const SAID: usize = 18;
-    pub(super) const LENGTH: usize = Self::SAID + 32;
+    const CONTENT_LENGTH: usize = 18;
+    pub(super) const LENGTH: usize = Self::CONTENT_LENGTH + 32;
 
     /// The verdict at this time since the Unix epoch, unless its time is over.
     pub(super) fn at(&self, now: Duration, key: &VerdictKey<'_>) -> Option<CachedVerdict> {
-        // No clock that is behind makes more of a verdict than it was.
+        // A clock that is behind must not lengthen the time to live.
         let longest = self.expires_at.saturating_sub(self.checked_at);
         let left = self.expires_at.saturating_sub(millis(now)).min(longest);
         let checked_at = UNIX_EPOCH.checked_add(Duration::from_millis(self.checked_at))?;
@@ -39,7 +39,7 @@ impl StoredVerdict {
     }
 }
 
-/// Binds a value to its key and, where there is a secret, to those who know it.
+/// Binds a value to its key and, with a secret, to the replicas that know it.
 #[derive(Clone)]
 pub(super) struct Seal(Hmac<Sha256>);
 
@@ -50,11 +50,11 @@ impl Seal {
     }
 
     /// The parts have fixed lengths but for the scope, which comes last.
-    fn over(&self, key: &VerdictKey<'_>, said: &[u8]) -> Hmac<Sha256> {
+    fn over(&self, key: &VerdictKey<'_>, content: &[u8]) -> Hmac<Sha256> {
         self.0
             .clone()
             .chain_update(b"tower-devicecheck verdict")
-            .chain_update(said)
+            .chain_update(content)
             .chain_update([key.environment().letter()])
             .chain_update(key.digest().as_bytes())
             .chain_update(key.scope())
@@ -68,18 +68,18 @@ impl Seal {
             Verdict::Refused => b'R',
         };
         bytes[2..10].copy_from_slice(&value.checked_at.to_be_bytes());
-        bytes[10..StoredVerdict::SAID].copy_from_slice(&value.expires_at.to_be_bytes());
-        let seal = self.over(key, &bytes[..StoredVerdict::SAID]).finalize().into_bytes();
-        bytes[StoredVerdict::SAID..].copy_from_slice(&seal);
+        bytes[10..StoredVerdict::CONTENT_LENGTH].copy_from_slice(&value.expires_at.to_be_bytes());
+        let seal = self.over(key, &bytes[..StoredVerdict::CONTENT_LENGTH]).finalize().into_bytes();
+        bytes[StoredVerdict::CONTENT_LENGTH..].copy_from_slice(&seal);
         bytes
     }
 
-    /// `None` for everything that was not closed under this key with this secret.
+    /// Opens a value that was closed under this key with this secret. All else is `None`.
     pub(super) fn open(&self, key: &VerdictKey<'_>, bytes: &[u8]) -> Option<StoredVerdict> {
         let bytes: &[u8; StoredVerdict::LENGTH] = bytes.try_into().ok()?;
-        let (said, seal) = bytes.split_first_chunk::<{ StoredVerdict::SAID }>()?;
-        self.over(key, said).verify_slice(seal).ok()?;
-        let [StoredVerdict::VERSION, verdict, times @ ..] = said else { return None };
+        let (content, seal) = bytes.split_first_chunk::<{ StoredVerdict::CONTENT_LENGTH }>()?;
+        self.over(key, content).verify_slice(seal).ok()?;
+        let [StoredVerdict::VERSION, verdict, times @ ..] = content else { return None };
         let verdict = match verdict {
             b'G' => Verdict::Genuine,
             b'R' => Verdict::Refused,

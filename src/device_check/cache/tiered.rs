@@ -1,4 +1,4 @@
-//! Two caches as one.
+//! The cache that is made of two.
 
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ impl<Near: VerdictCache, Far: VerdictCache> VerdictCache for Tiered<Near, Far> {
         self.near.peek(key).or_else(|| self.far.peek(key))
     }
 
-    /// An error of the near cache is passed over if the far one has the verdict.
+    /// Searches the near cache first. Its error is passed over if the far one has the verdict.
     async fn get(&self, key: &VerdictKey<'_>) -> Result<Option<CachedVerdict>, CacheError> {
         let near = self.near.get(key).await;
         if let Ok(Some(_)) = near {
@@ -44,24 +44,24 @@ impl<Near: VerdictCache, Far: VerdictCache> VerdictCache for Tiered<Near, Far> {
         let Some(found) = self.far.get(key).await? else {
             return near;
         };
-        // A verdict in hand is worth more than the report that the near cache could not keep it.
+        // The verdict is worth more than an error of the near cache.
         let _ = self.near.put(key, found).await;
         Ok(Some(found))
     }
 
-    /// Both are tried; the far cache's error comes before the near one's.
+    /// Puts into both at the same time. The far cache's error comes before the near one's.
     async fn put(&self, key: &VerdictKey<'_>, verdict: CachedVerdict) -> Result<(), CacheError> {
-        // Together: a near cache that is slow must not keep the verdict from the far one.
+        // A slow near cache must not keep the verdict from the far one.
         let (near, far) = join(self.near.put(key, verdict), self.far.put(key, verdict)).await;
         far.and(near)
     }
 
-    /// The far cache's: it is the one that is waited for.
+    /// The far cache's deadline: requests hardly wait for the near one.
     fn deadline(&self) -> Duration {
         self.far.deadline()
     }
 
-    /// The far cache's lease: it is the one that others share.
+    /// The far cache's lease: other processes share it.
     async fn lease(&self, key: &VerdictKey<'_>) -> MayAsk {
         let may_ask = self.far.lease(key).await;
         if let MayAsk::NoNeed(found) = may_ask {

@@ -1,4 +1,4 @@
-//! The trait of caches, and its error.
+//! The `VerdictCache` trait, its dyn-safe twin, and its error.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,10 +10,15 @@ use crate::{
     replay::owner::Owner,
 };
 
-/// Remembers verdicts: `MemoryCache` in the process, others between processes, [`Tiered`] both.
+/// Remembers verdicts: `MemoryCache` in the process, `RedisCache` between processes,
+/// [`Tiered`](crate::cache::Tiered) both.
 ///
-/// Only verdicts are ever put, never the lack of one. A cache that fails counts as one that has nothing; under
-/// tokio, so does one that takes longer than its [deadline](Self::deadline).
+/// The layer puts only verdicts, never the lack of one. A cache that fails counts as empty. Under tokio, so
+/// does a cache that takes longer than its [deadline](Self::deadline).
+///
+/// # Danger
+///
+/// A cache decides who is admitted: the layer believes every verdict that it finds.
 ///
 /// ```
 /// use std::{collections::HashMap, sync::Mutex, time::Instant};
@@ -22,7 +27,7 @@ use crate::{
 ///     cache::{CacheError, CachedVerdict, VerdictCache, VerdictKey},
 /// };
 ///
-/// /// Unbounded, so good for nothing but a page of documentation.
+/// /// Grows without bounds, so it is fit for a page of documentation only.
 /// #[derive(Default)]
 /// struct Forever(Mutex<HashMap<(String, Environment, TokenDigest), (Instant, CachedVerdict)>>);
 ///
@@ -50,24 +55,26 @@ use crate::{
 /// ```
 #[diagnostic::on_unimplemented(note = "implement `get` and `put`, and `peek` for what is in the process")]
 pub trait VerdictCache: Send + Sync + 'static {
-    /// Looks into this process's memory only. Called on the way of every request: it must not block.
+    /// Looks into this process's memory only. The layer calls this for every request, so it must not block.
+    /// Default: `None`.
     ///
-    /// `key` may be about a text that is no canonical token. The layer checks the syntax of what a cache of yours finds;
-    /// it spares itself that only after a `MemoryCache`, alone or in a [`Tiered`](crate::cache::Tiered), which compares the
-    /// whole text. Default: nothing.
+    /// `key` may hold a text that is no canonical token, and a cache should answer only if it was given a
+    /// verdict for exactly this text. The layer checks the syntax of the text before it admits on what a
+    /// cache finds. It skips that check for what a `MemoryCache` finds, alone or in a
+    /// [`Tiered`](crate::cache::Tiered), because that compares the whole text.
     fn peek(&self, key: &VerdictKey<'_>) -> Option<CachedVerdict> {
         let _ = key;
         None
     }
 
-    /// Looks everywhere, also where [`peek`](Self::peek) looks. The answer says how much of the verdict's time to
-    /// live is left.
+    /// Looks everywhere, also where [`peek`](Self::peek) looks. The answer holds the rest of the verdict's
+    /// time to live.
     ///
-    /// Called once for all concurrent requests with the same token to the services of one layer.
+    /// The layer calls this once for all concurrent requests with the same token to its services.
     ///
     /// # Errors
     ///
-    /// If the cache cannot say. The request goes on as if nothing had been cached.
+    /// If the cache does not know. The request goes on as if the cache were empty.
     fn get(
         &self,
         key: &VerdictKey<'_>,
@@ -75,7 +82,7 @@ pub trait VerdictCache: Send + Sync + 'static {
 
     /// Keeps a verdict for its time to live, counted from now.
     ///
-    /// What a cache keeps must be bounded, and a flood of refused tokens should not displace genuine ones.
+    /// A cache must be bounded, and a flood of refused tokens should not displace genuine ones.
     ///
     /// # Errors
     ///
@@ -86,29 +93,30 @@ pub trait VerdictCache: Send + Sync + 'static {
         verdict: CachedVerdict,
     ) -> impl Future<Output = Result<(), CacheError>> + Send;
 
-    /// How long one request waits for this cache in all: for [`get`](Self::get) before Apple is asked, and for
-    /// [`put`](Self::put) and [`release`](Self::release) afterwards with what is left of it. Default: 2 seconds. A
-    /// single step gets no more than a second of it.
+    /// The time that one request waits for this cache in all. [`get`](Self::get), before Apple is asked, has
+    /// all of it; [`put`](Self::put) and [`release`](Self::release), afterwards, have the rest. Each step
+    /// gets a second of it at most. Default: 2 seconds.
     ///
-    /// Without any time left, the future of a `put` is polled once and dropped: what must happen all the same,
-    /// the cache has to do on a task of its own. [`lease`](Self::lease) is not counted.
+    /// If no time is left, the layer polls the future of a `put` once and drops it. A shared cache should
+    /// spawn its write, so that the verdict is stored all the same. The time in [`lease`](Self::lease) does
+    /// not count.
     fn deadline(&self) -> Duration {
         Duration::from_secs(2)
     }
 
-    /// Asks for the right to ask Apple about a token that the cache does not know, for caches that let only
-    /// one of several processes ask at a time. Default: [`MayAsk::Freely`], everyone may.
+    /// Decides whether this process asks Apple about a token that the cache does not know, for caches that
+    /// let only one of several processes ask at a time. Default: [`MayAsk::Freely`].
     ///
-    /// Called as often as [`get`](Self::get). It may wait for the verdict of whoever else asks, but must end by
-    /// itself; what fails here must let this process ask. A lease that is not released, because the process died
-    /// or all who waited went away, must end by itself, too.
+    /// The layer calls this as often as [`get`](Self::get). It may wait for the verdict of another process,
+    /// but must end by itself. After a failure this process must be let ask. A lease must end by itself,
+    /// because its holder may die or all of its requests may go away.
     fn lease(&self, key: &VerdictKey<'_>) -> impl Future<Output = MayAsk> + Send {
         let _ = key;
         std::future::ready(MayAsk::Freely)
     }
 
-    /// Gives back a lease that was [granted](MayAsk::UnderLease) to this owner, after the verdict was put or there
-    /// was none. Default: nothing.
+    /// Gives back a [lease](MayAsk::UnderLease) of this owner, after the verdict was put or Apple gave none.
+    /// Default: does nothing.
     fn release(&self, key: &VerdictKey<'_>, owner: Owner) -> impl Future<Output = ()> + Send {
         let _ = (key, owner);
         std::future::ready(())
@@ -148,18 +156,18 @@ impl<C: VerdictCache> VerdictCache for Arc<C> {
     }
 }
 
-/// Whether this process may ask Apple.
+/// The answer to whether this process may ask Apple about a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(
     clippy::exhaustive_enums,
-    reason = "either there is a verdict or somebody has to ask, with a lease or without"
+    reason = "either there is a verdict or this process asks, with a lease or without"
 )]
 pub enum MayAsk {
-    /// Yes, and there is nothing to give back.
+    /// This process may ask, and has nothing to give back.
     Freely,
-    /// Yes, and it gives the lease back when it has asked.
+    /// This process may ask, and [gives the lease back](VerdictCache::release) afterwards.
     UnderLease(Owner),
-    /// It need not: another process has asked.
+    /// This process need not ask: another one has asked, and this is the verdict.
     NoNeed(CachedVerdict),
 }
 

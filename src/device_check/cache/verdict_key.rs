@@ -1,10 +1,11 @@
-//! What a verdict is about.
+//! The key of a verdict.
 
 use std::fmt;
 
 use crate::{apple::token::DeviceToken, gate::credential::TokenDigest, gate::routing::Environment};
 
-/// What a verdict is about: a token, the environment that was asked, and whose credentials asked.
+/// The key of a verdict: a token, the environment that was asked, and the scope of the credentials that
+/// asked.
 ///
 /// A verdict for one scope or environment says nothing about another, so a cache must tell them apart.
 #[derive(Clone, Copy)]
@@ -22,18 +23,18 @@ impl<'a> VerdictKey<'a> {
         Self::of_text(scope, environment, token.as_bytes())
     }
 
-    /// The key of the verdict about a text that may not be a token.
+    /// The key for a text that may not be a token.
     pub(crate) const fn of_text(scope: &'a str, environment: Environment, text: &'a [u8]) -> Self {
         Self { scope, environment, text, digest: None }
     }
 
-    /// The same key for a caller who knows the text's digest already.
+    /// The same key, with the text's digest, which is then not computed again.
     pub(crate) const fn with_digest(mut self, digest: TokenDigest) -> Self {
         self.digest = Some(digest);
         self
     }
 
-    /// Whose verdict it is: [`DeviceVerifier::scope`](crate::DeviceVerifier::scope).
+    /// The scope of the credentials: [`DeviceVerifier::scope`](crate::DeviceVerifier::scope).
     #[must_use]
     pub const fn scope(&self) -> &'a str {
         self.scope
@@ -45,8 +46,8 @@ impl<'a> VerdictKey<'a> {
         self.environment
     }
 
-    /// The token's SHA-256. The layer has computed it before it calls [`get`](crate::cache::VerdictCache::get);
-    /// for [`peek`](crate::cache::VerdictCache::peek) it is computed by each call of this.
+    /// The token's SHA-256. The layer computes it once for all methods of a cache but
+    /// [`peek`](crate::cache::VerdictCache::peek): there, each call of this computes it.
     #[must_use]
     pub fn digest(&self) -> TokenDigest {
         self.digest.unwrap_or_else(|| TokenDigest::of(self.text))
