@@ -2,10 +2,12 @@
 
 use std::{
     future::pending,
+    sync::{Arc, Mutex},
     time::{Duration, SystemTime},
 };
 
-use redis::{Cmd, Pipeline, RedisFuture, Value, aio::ConnectionLike};
+use http::StatusCode;
+use redis::{Arg, Cmd, Pipeline, RedisFuture, Value, aio::ConnectionLike};
 use tokio::time::{Instant, advance};
 use tower_devicecheck::{
     Environment, Owner, Redis, TokenDigest, Verdict,
@@ -15,27 +17,41 @@ use tower_devicecheck::{
     testing::FakeApple,
 };
 
-use crate::support::{Counter, Log};
+use crate::support::{App, Apple, Counter, Log};
 
 const DEADLINE: Duration = Duration::from_millis(50);
 
-/// A connection to a server that answers nothing until a test says so.
+/// A connection to a server that has nothing and agrees to every script, after a delay, or does not answer.
 #[derive(Clone, Default)]
-struct Silent {
+struct Stub {
+    delay: Arc<Mutex<Option<Duration>>>,
     sent: Counter,
-    well_again: Counter,
+    answered: Counter,
 }
 
-impl Silent {
-    fn send(&self) -> RedisFuture<'static, Value> {
+impl Stub {
+    fn answer_after(&self, delay: Duration) {
+        *self.delay.lock().unwrap() = Some(delay);
+    }
+
+    fn send(&self, answer: Value) -> RedisFuture<'static, Value> {
         self.sent.add();
-        if self.well_again.get() > 0 { Box::pin(async { Ok(Value::Nil) }) } else { Box::pin(pending()) }
+        let (delay, answered) = (*self.delay.lock().unwrap(), self.answered.clone());
+        Box::pin(async move {
+            match delay {
+                Some(delay) => tokio::time::sleep(delay).await,
+                None => pending().await,
+            }
+            answered.add();
+            Ok(answer)
+        })
     }
 }
 
-impl ConnectionLike for Silent {
-    fn req_packed_command<'a>(&'a mut self, _: &'a Cmd) -> RedisFuture<'a, Value> {
-        self.send()
+impl ConnectionLike for Stub {
+    fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
+        let is_script = matches!(command.args_iter().next(), Some(Arg::Simple(b"EVAL")));
+        self.send(if is_script { Value::Int(1) } else { Value::Nil })
     }
 
     fn req_packed_commands<'a>(
@@ -44,7 +60,7 @@ impl ConnectionLike for Silent {
         _: usize,
         _: usize,
     ) -> RedisFuture<'a, Vec<Value>> {
-        let answer = self.send();
+        let answer = self.send(Value::Nil);
         Box::pin(async { Ok(vec![answer.await?]) })
     }
 
@@ -57,7 +73,7 @@ impl ConnectionLike for Silent {
 async fn what_is_made_from_one_handle_shares_one_incident_log_and_fails_fast_together() {
     let log = Log::default();
     let _listening = log.listen(tracing::Level::INFO);
-    let connection = Silent::default();
+    let connection = Stub::default();
     let redis = Redis::new(connection.clone());
     let cache = RedisCache::new(redis.clone());
     let guard = RedisReplayGuard::new(redis.clone().with_prefix("another").with_deadline(2 * DEADLINE));
@@ -92,7 +108,7 @@ async fn what_is_made_from_one_handle_shares_one_incident_log_and_fails_fast_tog
         assert!(text.contains(part), "{part}: {text}");
     }
 
-    connection.well_again.add();
+    connection.answer_after(Duration::ZERO);
     advance(Duration::from_secs(1)).await;
     assert_eq!(cache.get(&key).await.unwrap(), None);
     assert!(keys.get("project", split).await.unwrap().is_none());
@@ -103,9 +119,51 @@ async fn what_is_made_from_one_handle_shares_one_incident_log_and_fails_fast_tog
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_request_that_waits_in_vain_spares_the_next_one_the_wait() {
+    let apple = Apple::new();
+    let connection = Stub::default();
+    let app = App::new(&apple.layer().with_cache(RedisCache::new(Redis::new(connection.clone()))));
+    let started = Instant::now();
+    for calls in 1..=3 {
+        assert_eq!(app.status(&apple.genuine()).await, StatusCode::OK);
+        assert_eq!((started.elapsed(), connection.sent.get(), apple.calls()), (DEADLINE, 1, calls));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_verdict_is_written_even_if_the_request_has_no_time_left() {
+    let log = Log::default();
+    let _listening = log.listen(tracing::Level::INFO);
+    let apple = Apple::new();
+    let connection = Stub::default();
+    connection.answer_after(DEADLINE * 4 / 5);
+    let app = App::new(&apple.layer().with_cache(RedisCache::new(Redis::new(connection.clone()))));
+    let started = Instant::now();
+    assert_eq!(app.status(&apple.genuine()).await, StatusCode::OK);
+    assert_eq!((started.elapsed(), apple.calls()), (DEADLINE, 1), "one deadline in all");
+    assert_eq!((connection.sent.get(), connection.answered.get()), (2, 1), "the write is under way");
+    tokio::time::sleep(DEADLINE).await;
+    assert_eq!(connection.answered.get(), 2, "the write has a deadline of its own");
+    assert_eq!(log.take(), "", "slow is not down");
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_step_of_a_guard_has_a_deadline_of_its_own() {
+    let apple = Apple::new();
+    let connection = Stub::default();
+    let delay = DEADLINE * 4 / 5;
+    connection.answer_after(delay);
+    let guard = RedisReplayGuard::new(Redis::new(connection.clone()));
+    let app = App::new(&apple.layer().with_single_use(guard));
+    let started = Instant::now();
+    assert_eq!(app.status(&apple.genuine()).await, StatusCode::OK);
+    assert_eq!((started.elapsed(), connection.answered.get(), apple.calls()), (2 * delay, 2, 1));
+}
+
 #[test]
 fn a_handle_shows_no_password() {
-    let redis = Redis::new(Silent::default()).with_prefix("mine");
+    let redis = Redis::new(Stub::default()).with_prefix("mine");
     let shown = format!("{redis:?}");
     assert_eq!(shown, r#"Redis { prefix: "mine", deadline: 50ms, .. }"#);
     assert!(format!("{:?}", RedisCache::new(redis.clone()).with_secret(b"hidden")).contains(&shown));
