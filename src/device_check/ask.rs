@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use crate::{
     apple::token::{DeviceToken, Verdict},
     device_check::{
-        cache::{CacheError, CachedVerdict, Lease, VerdictKey},
+        cache::{CacheError, CachedVerdict, MayAsk, VerdictKey},
         settings::{Reuse, Settings},
         single_flight::SingleFlight,
         verifier::TokenQuestion,
@@ -18,7 +18,7 @@ use crate::{
         rejection::Rejection,
         routing::Environment,
     },
-    replay::{Claim, ErasedReplayGuard, GuardError, ReplayKey, Reservation, Retry, owner::Owner},
+    replay::{Claim, Claimed, ErasedReplayGuard, GuardError, ReplayKey, Retry, owner::Owner},
     runtime::{Instant, Moment, SystemTime, within},
 };
 
@@ -104,8 +104,8 @@ impl Checks {
         // A reservation that is made while this future is dropped is given back, too.
         let mut held = Held { guard, key, claim, armed: true };
         match in_time(guard.reserve(&key, claim)).await {
-            Ok(Reservation::Reserved) => {}
-            Ok(Reservation::Reused) => {
+            Ok(Claimed::Yours) => {}
+            Ok(Claimed::Taken) => {
                 held.armed = false;
                 return Err(Rejection::ReusedToken.into());
             }
@@ -113,8 +113,8 @@ impl Checks {
         }
         let decision = match self.check(unknown, digest).await {
             Ok(device) => match in_time(guard.confirm(&key, claim)).await {
-                Ok(Reservation::Reserved) => Ok(device),
-                Ok(Reservation::Reused) => {
+                Ok(Claimed::Yours) => Ok(device),
+                Ok(Claimed::Taken) => {
                     Err(Rejected::from(Rejection::ReusedToken).with_environment(device.environment()))
                 }
                 // Whether the token is spent is not known, so it is not given back.
@@ -166,8 +166,8 @@ impl Checks {
             Ok(_) => {}
             Err(error) => settings.observer.cache_error(&error),
         }
-        let lease = cache.lease(&key).await;
-        if let Lease::Known(cached) = lease
+        let may_ask = cache.lease(&key).await;
+        if let MayAsk::NoNeed(cached) = may_ask
             && settings.is_fresh(&cached, SystemTime::now())
         {
             return Ok(cached.into());
@@ -184,7 +184,7 @@ impl Checks {
                 }
             }
         }
-        if let Lease::Granted(owner) = lease {
+        if let MayAsk::UnderLease(owner) = may_ask {
             // After the verdict is there, so that the next holder of the lease finds it.
             let _ = within(left, cache.release(&key, owner)).await;
         }
