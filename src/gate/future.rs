@@ -1,7 +1,7 @@
 //! The response future: from a request to the inner service, by a decision that may take time.
 
 use std::{
-    fmt,
+    fmt, mem,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -9,14 +9,13 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{HeaderMap, Request, Response, StatusCode, request};
+use http::{HeaderMap, Request, Response, request};
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
 use crate::gate::{
     body::ResponseBody,
-    gate_body::{BodyDigest, ReadBodies, TakesBody},
-    proof::AfterBody,
+    gate_body::{AfterBody, ReadBodies, TakesBody},
     rejection::Rejection,
 };
 
@@ -25,28 +24,13 @@ use crate::gate::{
 #[allow(unnameable_types, reason = "sealed")]
 pub trait Decide: Sized {
     type Mode;
-    /// The part of a request that the decision needs again when an answer is there.
-    type Kept;
     type Answer;
 
     /// Begins with a request. It may take from the request and put into it.
     fn admit(self: &Arc<Self>, head: &mut request::Parts) -> Progress<Self>;
 
     /// Goes on with an answer.
-    fn answered(kept: Self::Kept, answer: Self::Answer, head: &mut request::Parts) -> Progress<Self>;
-
-    /// Goes on with the body. A decision that never reads one keeps this.
-    fn body_read(
-        kept: Self::Kept,
-        then: AfterBody,
-        digest: BodyDigest,
-        head: &mut request::Parts,
-    ) -> Progress<Self> {
-        let _ = (kept, then, digest, head);
-        let mut response = Response::default();
-        *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
-        Progress::Respond(response)
-    }
+    fn answered(answer: Self::Answer, head: &mut request::Parts) -> Progress<Self>;
 }
 
 /// The next thing to do with a request.
@@ -61,11 +45,11 @@ pub enum Progress<D: Decide> {
     /// Call the inner service, and append these headers to its response.
     Forward(Option<Box<HeaderMap>>),
     /// Answer without the inner service.
-    Respond(Response<Bytes>),
+    Respond(Box<Response<Bytes>>),
     /// Wait for an answer.
-    Wait(BoxFuture<'static, D::Answer>, D::Kept),
-    /// Read the body.
-    Read(ReadBodies, AfterBody, D::Kept),
+    Wait(BoxFuture<'static, D::Answer>),
+    /// Read the body, and make an answer of its digest.
+    Read(ReadBodies, AfterBody<D::Answer>),
 }
 
 pin_project! {
@@ -95,12 +79,12 @@ pin_project! {
         M: TakesBody<B>,
         S: Service<Request<M::Body>>,
     {
-        Waiting { answer: BoxFuture<'static, D::Answer>, kept: D::Kept, request: Held<S, WaitingBody<B, M>> },
-        Reading { reading: Box<M::Reading>, then: AfterBody, kept: D::Kept, request: Held<S, ()> },
+        Forwarding { #[pin] future: S::Future, headers: Option<Box<HeaderMap>> },
+        Waiting { answer: BoxFuture<'static, D::Answer>, request: Held<S, WaitingBody<B, M>> },
+        Reading { reading: Box<(M::Reading, AfterBody<D::Answer>)>, request: Held<S, ()> },
         /// The request is admitted; the inner service becomes ready.
         Readying { request: Held<S, M::Body>, headers: Option<Box<HeaderMap>> },
-        Forwarding { #[pin] future: S::Future, headers: Option<Box<HeaderMap>> },
-        Rejected { response: Response<Bytes> },
+        Rejected { response: Box<Response<Bytes>> },
         Done,
     }
 }
@@ -129,18 +113,17 @@ where
     /// now, a fresh clone takes its place and the permit is free again; a later call polls for readiness anew.
     pub(super) fn start(inner: &mut S, decider: &Arc<D>, request: Request<B>) -> Self {
         let (mut head, body) = request.into_parts();
-        let state = match decider.admit(&mut head) {
+        match decider.admit(&mut head) {
             Progress::Forward(headers) => {
                 let request = Request::from_parts(head, D::Mode::pass(body));
-                State::Forwarding { future: inner.call(request), headers }
+                Self { state: State::Forwarding { future: inner.call(request), headers } }
             }
             progress => {
                 *inner = inner.clone();
                 let body = WaitingBody::Unread(body);
-                State::next(progress, Held { inner: inner.clone(), head, body })
+                Self { state: State::next(progress, Held { inner: inner.clone(), head, body }) }
             }
-        };
-        Self { state }
+        }
     }
 }
 
@@ -162,22 +145,22 @@ where
                     return Self::Readying { request: Held { inner, head, body }, headers };
                 }
                 Progress::Respond(response) => return Self::Rejected { response },
-                Progress::Wait(answer, kept) => {
-                    return Self::Waiting { answer, kept, request: Held { inner, head, body } };
+                Progress::Wait(answer) => {
+                    return Self::Waiting { answer, request: Held { inner, head, body } };
                 }
-                Progress::Read(bounds, then, kept) => {
+                Progress::Read(bounds, then) => {
                     body = match body {
                         WaitingBody::Unread(unread) => match M::read(unread, bounds) {
                             Ok(reading) => {
-                                let (reading, request) = (Box::new(reading), Held { inner, head, body: () });
-                                return Self::Reading { reading, then, kept, request };
+                                let request = Held { inner, head, body: () };
+                                return Self::Reading { reading: Box::new((reading, then)), request };
                             }
                             Err(unread) => WaitingBody::Unread(unread),
                         },
                         read @ WaitingBody::Read(_) => read,
                     };
                     // The proof wants a body in a layer that reads none, or wants it twice.
-                    progress = D::body_read(kept, then, Err(Rejection::Misconfigured), &mut head);
+                    progress = D::answered(then(Err(Rejection::Misconfigured)), &mut head);
                 }
             }
         }
@@ -211,22 +194,21 @@ where
             let next = match state.as_mut().project() {
                 StateProj::Waiting { answer, .. } => {
                     let answer = ready!(answer.as_mut().poll(cx));
-                    let StateOwned::Waiting { kept, mut request, .. } =
-                        state.as_mut().project_replace(State::Done)
+                    let StateOwned::Waiting { mut request, .. } = state.as_mut().project_replace(State::Done)
                     else {
                         continue;
                     };
-                    State::next(D::answered(kept, answer, &mut request.head), request)
+                    State::next(D::answered(answer, &mut request.head), request)
                 }
                 StateProj::Reading { reading, .. } => {
-                    let (digest, body) = ready!(D::Mode::poll_read(reading, cx));
-                    let StateOwned::Reading { then, kept, request, .. } =
+                    let (digest, body) = ready!(D::Mode::poll_read(&mut reading.0, cx));
+                    let StateOwned::Reading { reading, request } =
                         state.as_mut().project_replace(State::Done)
                     else {
                         continue;
                     };
                     let Held { inner, mut head, .. } = request;
-                    let progress = D::body_read(kept, then, digest, &mut head);
+                    let progress = D::answered(reading.1(digest), &mut head);
                     State::next(progress, Held { inner, head, body: WaitingBody::Read(body) })
                 }
                 StateProj::Readying { request, .. } => {
@@ -240,10 +222,12 @@ where
                     State::Forwarding { future: inner.call(Request::from_parts(head, body)), headers }
                 }
                 StateProj::Forwarding { future, headers } => {
+                    let Some(headers) = headers else {
+                        let response = ready!(future.poll(cx))?;
+                        return Poll::Ready(Ok(response.map(ResponseBody::inner)));
+                    };
                     let mut response = ready!(future.poll(cx))?;
-                    if let Some(headers) = headers.take() {
-                        append(response.headers_mut(), *headers);
-                    }
+                    append(response.headers_mut(), mem::take(headers));
                     return Poll::Ready(Ok(response.map(ResponseBody::inner)));
                 }
                 StateProj::Rejected { .. } => match state.as_mut().project_replace(State::Done) {

@@ -49,6 +49,9 @@ pub trait TakesBody<B>: Sized {
 /// SHA-256 of a body that arrived whole.
 pub(crate) type BodyDigest = Result<[u8; 32], Rejection>;
 
+/// The step after a body was read.
+pub(super) type AfterBody<T> = Box<dyn FnOnce(BodyDigest) -> T + Send>;
+
 /// The default: a layer that decides by the head of a request. The inner service gets the body as it is.
 #[derive(Clone, Copy, Debug, Default)]
 #[allow(clippy::exhaustive_structs, reason = "a unit struct, to be named as a type")]

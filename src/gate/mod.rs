@@ -31,7 +31,7 @@ use self::{
     gate_body::{BodyDigest, BodyMode, HeadOnly},
     headers::Original,
     observer::{Event, Observer, TracingObserver},
-    proof::{AfterBody, Facts, Next, Proof, Step},
+    proof::{Facts, Next, Proof, Step},
     rejection::{ProblemDetails, Rejection, RejectionResponse},
     routing::{Route, RoutingPolicy, is_preflight},
     service::Gated,
@@ -63,12 +63,13 @@ pub(crate) trait FindUri: Fn(&Extensions) -> Option<&Uri> + Send + Sync {}
 
 impl<F: Fn(&Extensions) -> Option<&Uri> + Send + Sync> FindUri for F {}
 
-/// The part of a request that waits for an answer, beside its head.
+/// A proof's step after it has asked or got the digest of a body.
 #[doc(hidden)]
 #[allow(missing_debug_implementations, unnameable_types, reason = "hidden inside of the response future")]
-pub struct Asked<M> {
+pub struct Answer<M> {
     gate: Arc<Gate<M>>,
-    facts: Facts,
+    began: Facts,
+    step: Step,
 }
 
 impl Gate {
@@ -149,7 +150,7 @@ impl<M> Gate<M> {
                 Progress::Forward(None)
             }
             (Err(rejected), Enforcement::Enforce) => {
-                Progress::Respond(self.respond(rejected.rejection, head))
+                Progress::Respond(Box::new(self.respond(rejected.rejection, head)))
             }
         }
     }
@@ -186,6 +187,23 @@ impl<M> Gate<M> {
 }
 
 impl<M: BodyMode> Gate<M> {
+    // Inlined for the sake of exempt requests, which do little else.
+    #[inline(always)]
+    fn admit_head(self: &Arc<Self>, head: &mut request::Parts) -> Progress<Self> {
+        let route = self.route(head);
+        if route == Route::Exempt {
+            self.observer.decision(&Event::exempt(self.enforcement));
+            return Progress::Forward(None);
+        }
+        let facts = Facts::new(route, Moment::now());
+        let original = self.forward_credentials.then(|| Original::of(head));
+        let step = self.judge(head, &facts);
+        if let Some(original) = original {
+            original.put_back(head);
+        }
+        self.go_on(step, &facts, &facts, head)
+    }
+
     fn go_on(
         self: &Arc<Self>,
         step: Step,
@@ -193,11 +211,21 @@ impl<M: BodyMode> Gate<M> {
         began: &Facts,
         head: &mut request::Parts,
     ) -> Progress<Self> {
-        let asked = || Box::new(Asked { gate: Arc::clone(self), facts: *began });
         match step.0 {
             Next::Decided(decision) => self.conclude(decision, facts, began, head),
-            Next::Ask(answer) => Progress::Wait(answer, asked()),
-            Next::NeedsBody(limit, then) => Progress::Read(self.mode.bounds().within(limit), then, asked()),
+            Next::Ask(answer) => {
+                let (gate, began) = (Arc::clone(self), *began);
+                Progress::Wait(Box::pin(async move { Answer { gate, began, step: answer.await } }))
+            }
+            Next::NeedsBody(limit, then) => {
+                let (gate, began) = (Arc::clone(self), *began);
+                let then = move |digest: BodyDigest| Answer {
+                    gate,
+                    began,
+                    step: digest.map_or_else(Step::rejected, then),
+                };
+                Progress::Read(self.mode.bounds().within(limit), Box::new(then))
+            }
             Next::Absent => {
                 let error = VerifyError::misconfigured("a proof that was present has become absent");
                 self.conclude(Err(error.into()), facts, began, head)
@@ -208,58 +236,25 @@ impl<M: BodyMode> Gate<M> {
 
 impl<M: BodyMode> Decide for Gate<M> {
     type Mode = M;
-    type Kept = Box<Asked<M>>;
-    type Answer = Step;
+    type Answer = Answer<M>;
 
     fn admit(self: &Arc<Self>, head: &mut request::Parts) -> Progress<Self> {
         // No other gate's word counts.
         head.extensions.remove::<VerifiedDevice>();
         head.extensions.remove::<DeviceOutcome>();
 
-        let stripped = self.original_uri.as_ref().and_then(|find| {
-            let original = find(&head.extensions)?.clone();
-            Some(mem::replace(&mut head.uri, original))
-        });
-        let route = self.route(head);
-        let step = if route == Route::Exempt {
-            None
-        } else {
-            let facts = Facts::new(route, Moment::now());
-            let original = self.forward_credentials.then(|| Original::of(head));
-            let step = self.judge(head, &facts);
-            if let Some(original) = original {
-                original.put_back(head);
-            }
-            Some((step, facts))
-        };
+        let Some(find) = &self.original_uri else { return self.admit_head(head) };
+        let stripped = find(&head.extensions).cloned().map(|original| mem::replace(&mut head.uri, original));
+        let progress = self.admit_head(head);
         if let Some(stripped) = stripped {
             head.uri = with_query_of(stripped, &head.uri);
         }
-        match step {
-            Some((step, facts)) => self.go_on(step, &facts, &facts, head),
-            None => {
-                self.observer.decision(&Event::exempt(self.enforcement));
-                Progress::Forward(None)
-            }
-        }
+        progress
     }
 
-    fn answered(asked: Box<Asked<M>>, step: Step, head: &mut request::Parts) -> Progress<Self> {
-        let Asked { gate, facts } = *asked;
-        gate.go_on(step, &facts.renewed(), &facts, head)
-    }
-
-    fn body_read(
-        asked: Box<Asked<M>>,
-        then: AfterBody,
-        digest: BodyDigest,
-        head: &mut request::Parts,
-    ) -> Progress<Self> {
-        let step = match digest {
-            Ok(digest) => then(digest),
-            Err(rejection) => Step::rejected(rejection),
-        };
-        Self::answered(asked, step, head)
+    fn answered(answer: Answer<M>, head: &mut request::Parts) -> Progress<Self> {
+        let Answer { gate, began, step } = answer;
+        gate.go_on(step, &began.renewed(), &began, head)
     }
 }
 

@@ -150,11 +150,8 @@ pub(super) enum Next {
     Absent,
     Decided(Result<VerifiedDevice, Rejected>),
     Ask(BoxFuture<'static, Step>),
-    NeedsBody(usize, AfterBody),
+    NeedsBody(usize, Box<dyn FnOnce([u8; 32]) -> Step + Send>),
 }
-
-/// The proof's next step, once the body's digest is there.
-pub(super) type AfterBody = Box<dyn FnOnce([u8; 32]) -> Step + Send>;
 
 impl Step {
     /// The request does not show this credential: the next proof is looked at.

@@ -71,10 +71,13 @@ impl<F: Fn(&request::Parts) -> Option<String> + Send + Sync> FindProject for F {
 #[doc(hidden)]
 #[allow(missing_debug_implementations, unnameable_types, reason = "hidden inside of the response future")]
 pub struct Opening {
+    gate: Arc<KeyGate>,
     event: SplitKeyEvent,
-    /// The key and its limits, where the outcome is that it was opened.
-    key: Option<(ApiKey, Arc<Limits>)>,
+    key: Option<OpenedKey>,
 }
+
+/// An opened key and its limits.
+type OpenedKey = (ApiKey, Arc<Limits>);
 
 /// The credentials of one request.
 struct ShownParts {
@@ -86,6 +89,41 @@ struct ShownParts {
 struct Malformed;
 
 impl KeyGate {
+    /// Asks the store and puts the key together. The outcome goes into the event.
+    async fn look_up(&self, client_part: &ClientPart, event: &mut SplitKeyEvent) -> Option<OpenedKey> {
+        let project = event.project.clone().unwrap_or_default();
+        let record = match self.settings.store.get(&project, client_part.metadata().split()).await {
+            Ok(record) => record.filter(|record| record.project() == &*project),
+            Err(error) => {
+                event.outcome = SplitKeyOutcome::StoreFailed;
+                event.error = Some(error);
+                return None;
+            }
+        };
+        let Some(record) = record else {
+            // As much work as for a split that is there, so that the time does not tell.
+            let _ = match client_part.metadata().version() {
+                Version::Cut => cut::join(&self.decoy, client_part, None),
+                Version::Sealed => sealed::open(&self.decoy, client_part, &project),
+            };
+            event.outcome = SplitKeyOutcome::Unknown;
+            return None;
+        };
+        event.provider = Some(Arc::clone(record.shared_provider()));
+        let opened = open_record(&self.settings.providers, &record, client_part);
+        let (outcome, key) = match (opened, record.state()) {
+            (Err(_), _) => (SplitKeyOutcome::Mismatch, None),
+            (Ok(_), SplitKeyState::Revoked) => (SplitKeyOutcome::Revoked, None),
+            (Ok(_), SplitKeyState::Retiring { until }) if event.started.wall >= until => {
+                (SplitKeyOutcome::Retired, None)
+            }
+            (Ok(key), SplitKeyState::Retiring { .. }) => (SplitKeyOutcome::OpenedRetiring, Some(key)),
+            (Ok(key), SplitKeyState::Active) => (SplitKeyOutcome::Opened, Some(key)),
+        };
+        event.outcome = outcome;
+        Some((key?, record.shared_limits()))
+    }
+
     fn take_credentials(&self, head: &mut request::Parts) -> ShownParts {
         let original = self.settings.forward_credentials.then(|| Original::of(head));
         let credentials =
@@ -152,44 +190,8 @@ fn agreed<T: PartialEq>(
     }
 }
 
-/// Asks the store and puts the key together.
-async fn look_up(keys: Arc<KeyGate>, client_part: ClientPart, mut event: SplitKeyEvent) -> Opening {
-    let project = event.project.clone().unwrap_or_default();
-    let record = match keys.settings.store.get(&project, client_part.metadata().split()).await {
-        Ok(record) => record.filter(|record| record.project() == &*project),
-        Err(error) => {
-            event.outcome = SplitKeyOutcome::StoreFailed;
-            event.error = Some(error);
-            return Opening { event, key: None };
-        }
-    };
-    let Some(record) = record else {
-        // As much work as for a split that is there, so that the time does not tell.
-        let _ = match client_part.metadata().version() {
-            Version::Cut => cut::join(&keys.decoy, &client_part, None),
-            Version::Sealed => sealed::open(&keys.decoy, &client_part, &project),
-        };
-        event.outcome = SplitKeyOutcome::Unknown;
-        return Opening { event, key: None };
-    };
-    event.provider = Some(Arc::clone(record.shared_provider()));
-    let opened = open_record(&keys.settings.providers, &record, &client_part);
-    let (outcome, key) = match (opened, record.state()) {
-        (Err(_), _) => (SplitKeyOutcome::Mismatch, None),
-        (Ok(_), SplitKeyState::Revoked) => (SplitKeyOutcome::Revoked, None),
-        (Ok(_), SplitKeyState::Retiring { until }) if event.started.wall >= until => {
-            (SplitKeyOutcome::Retired, None)
-        }
-        (Ok(key), SplitKeyState::Retiring { .. }) => (SplitKeyOutcome::OpenedRetiring, Some(key)),
-        (Ok(key), SplitKeyState::Active) => (SplitKeyOutcome::Opened, Some(key)),
-    };
-    event.outcome = outcome;
-    Opening { event, key: key.map(|key| (key, record.shared_limits())) }
-}
-
 impl Decide for KeyGate {
     type Mode = HeadOnly;
-    type Kept = Arc<Self>;
     type Answer = Opening;
 
     fn admit(self: &Arc<Self>, head: &mut request::Parts) -> Progress<Self> {
@@ -220,8 +222,11 @@ impl Decide for KeyGate {
                 let now = event.started.monotonic;
                 match self.watch.blocked(&project, split, now) {
                     None => {
-                        let answer = look_up(Arc::clone(self), client_part, event);
-                        return Progress::Wait(Box::pin(answer), Arc::clone(self));
+                        let gate = Arc::clone(self);
+                        return Progress::Wait(Box::pin(async move {
+                            let key = gate.look_up(&client_part, &mut event).await;
+                            Opening { gate, event, key }
+                        }));
                     }
                     Some(block) => {
                         event.provider = block.provider;
@@ -231,18 +236,23 @@ impl Decide for KeyGate {
                 }
             }
         };
-        self.conclude(Opening { event, key: None }, head)
+        self.conclude(event, None, head)
     }
 
-    fn answered(keys: Arc<Self>, opening: Opening, head: &mut request::Parts) -> Progress<Self> {
-        keys.conclude(opening, head)
+    fn answered(opening: Opening, head: &mut request::Parts) -> Progress<Self> {
+        let Opening { gate, event, key } = opening;
+        gate.conclude(event, key, head)
     }
 }
 
 impl KeyGate {
     /// Checks the limits, reports the use and carries the decision out on the request.
-    fn conclude(&self, opening: Opening, head: &mut request::Parts) -> Progress<Self> {
-        let Opening { mut event, key } = opening;
+    fn conclude(
+        &self,
+        mut event: SplitKeyEvent,
+        key: Option<OpenedKey>,
+        head: &mut request::Parts,
+    ) -> Progress<Self> {
         let key = key.and_then(|(key, limits)| {
             match limits.check(&head.method, head.uri.path(), event.started.wall) {
                 Ok(()) => Some(key),
@@ -259,7 +269,7 @@ impl KeyGate {
         if let Some(rejection) = event.outcome.rejection() {
             let mut response = self.settings.rejection_response.response(&rejection, head);
             response.extensions_mut().insert(rejection);
-            return Progress::Respond(response);
+            return Progress::Respond(Box::new(response));
         }
         if let Some(key) = key {
             head.extensions.insert(key);
