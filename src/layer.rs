@@ -107,7 +107,8 @@ impl<M: BodyMode> DeviceCheckLayer<M> {
         Ok(self.with_gate(|gate| gate.proofs.insert(place, Arc::new(proof))))
     }
 
-    /// Decides for each request which of Apple's servers is asked, if any. Default: [`Route::Production`].
+    /// Sets the policy that decides for each request which of Apple's servers is asked, if any. Default:
+    /// [`Route::Production`](crate::Route::Production).
     ///
     /// True CORS preflights are exempt whatever the policy says; see
     /// [`with_exempt_preflights`](Self::with_exempt_preflights).
@@ -115,17 +116,20 @@ impl<M: BodyMode> DeviceCheckLayer<M> {
         self.with_gate(|gate| gate.routing = Arc::new(policy))
     }
 
-    /// Whether true CORS preflights are exempt: `OPTIONS` with `Origin` and `Access-Control-Request-Method`,
-    /// and nothing that announces a body. Default: `true`.
+    /// Exempts true CORS preflights: `OPTIONS` with `Origin` and `Access-Control-Request-Method`, and nothing
+    /// that announces a body. Default: `true`.
     ///
-    /// Anyone can send one. **Turn this off in front of services that do not look at the method, such as
-    /// tonic's**: to them a preflight is a call like any other.
+    /// # Danger
+    ///
+    /// Anyone can send a preflight. **Turn this off in front of services that do not look at the method, such
+    /// as tonic's**: to them a preflight is a call like any other.
     pub fn with_exempt_preflights(self, exempt: bool) -> Self {
         self.with_gate(|gate| gate.exempt_preflights = exempt)
     }
 
     /// Finds the URI that the client sent, in the extensions of a request whose path a router has shortened. The
-    /// policy and the proofs see that URI. Default: the request's own.
+    /// routing policy and the proofs see that URI; the inner service sees the shortened one. Default: the
+    /// request's own URI.
     ///
     /// ```
     /// use axum::extract::OriginalUri;
@@ -143,67 +147,75 @@ impl<M: BodyMode> DeviceCheckLayer<M> {
         self.with_gate(|gate| gate.original_uri = Some(Arc::new(find)))
     }
 
-    /// Finds the token in a request, in the place of all sources so far. Default: [`HeaderToken`] for
+    /// Sets the one source of device tokens. Default: [`HeaderToken`](crate::HeaderToken) for
     /// `X-Apple-Device-Token`.
     pub fn with_token_source(self, source: impl TokenSource) -> Self {
         self.with_settings(|settings| settings.token_sources = vec![Arc::new(source)])
     }
 
-    /// Looks for the token in one more place. A request in which two sources find different tokens is
+    /// Adds a source of device tokens. A request in which two sources find different tokens is
     /// [malformed](crate::Rejection::MalformedToken).
     pub fn add_token_source(self, source: impl TokenSource) -> Self {
         self.with_settings(|settings| settings.token_sources.push(Arc::new(source)))
     }
 
     /// Admits requests with one of these secrets instead of a device token. Default: none.
+    ///
+    /// # Danger
+    ///
+    /// A client that knows a secret needs no device. Each admission is logged at level warn.
     pub fn with_debug_tokens(self, tokens: DebugTokens) -> Self {
         self.with_settings(|settings| settings.debug_tokens = Some(Arc::new(tokens)))
     }
 
-    /// Remembers verdicts, in the place of [single use](Self::with_single_use). Default: a `MemoryCache` of
-    /// the layer's own where the feature `memory-cache` is on, nothing otherwise.
+    /// Remembers verdicts in this cache. It replaces [single use](Self::with_single_use). Default: a
+    /// `MemoryCache` of the layer's own with the feature `memory-cache`, otherwise no cache.
     pub fn with_cache(self, cache: impl VerdictCache) -> Self {
         self.with_settings(|settings| settings.reuse = Reuse::Cached(Arc::new(cache)))
     }
 
-    /// Remembers neither verdicts nor tokens: asks Apple about every request, but once for requests with the
-    /// same token at the same time.
+    /// Remembers neither verdicts nor tokens. The layer asks Apple about every request, but only once for
+    /// requests with the same token at the same time.
     pub fn without_cache(self) -> Self {
         self.with_settings(|settings| settings.reuse = Reuse::Cached(Arc::new(NoCache)))
     }
 
-    /// Lets each token admit one request: the next one with it is a
+    /// Lets each token admit one request. The next request with it is a
     /// [`ReusedToken`](crate::Rejection::ReusedToken), and Apple is not asked. See [the module's
     /// docs](crate::replay).
     ///
-    /// This takes the place of the cache, and [`with_cache`](Self::with_cache) and
-    /// [`without_cache`](Self::without_cache) take the place of this: a verdict that is remembered admits a
-    /// second request, which is what a guard is there to refuse. Routes that need one and routes that need
-    /// the other get a layer each.
+    /// A guard and a cache exclude each other, because a remembered verdict admits the second request that the
+    /// guard refuses: the later call of this, [`with_cache`](Self::with_cache) and
+    /// [`without_cache`](Self::without_cache) counts. Give routes with different needs a layer each.
     pub fn with_single_use(self, guard: impl ReplayGuard) -> Self {
         self.with_settings(|settings| settings.reuse = Reuse::Once(Arc::new(guard)))
     }
 
-    /// For how long after a token was spent *one* more request with it is let through if both hold the same
-    /// idempotency key. Matters to [single use](Self::with_single_use) only. Default: zero, none is.
+    /// Lets *one* more request with a spent token through, for this long after the token was spent, if both
+    /// requests hold the same idempotency key. Matters to [single use](Self::with_single_use) only. Default:
+    /// zero, no second request is let through.
     ///
-    /// Whoever has captured a request has the key, too.
+    /// # Danger
+    ///
+    /// An attacker who has captured a request has its idempotency key as well, and can replay it once.
     pub fn with_retry_window(self, window: Duration) -> Self {
         self.with_settings(|settings| settings.retry_window = window)
     }
 
-    /// The header in which a client sends the idempotency key. Default: `Idempotency-Key`.
+    /// Names the header in which a client sends the idempotency key. Default: `Idempotency-Key`.
     ///
-    /// It is left in the request. One that is empty or repeated counts as none.
+    /// The header stays in the request. An empty or repeated one does not count.
     pub fn with_idempotency_header(self, name: HeaderName) -> Self {
         self.with_settings(|settings| settings.idempotency_header = name)
     }
 
-    /// For how long a verdict is remembered, counted from the start of the check. Zero: not at all. Older
-    /// verdicts in a shared cache do not count, whoever put them there.
-    /// Default: 5 minutes for [`Verdict::Genuine`], 30 seconds for [`Verdict::Refused`].
+    /// Sets the time for which a verdict is remembered, counted from the start of the check. Zero: not at all.
+    /// Older verdicts in a shared cache do not count, even if another layer put them there. Default: 5 minutes
+    /// for [`Verdict::Genuine`], 30 seconds for [`Verdict::Refused`].
     ///
-    /// While a genuine verdict is remembered, whoever has captured the token can use it.
+    /// # Danger
+    ///
+    /// An attacker who has captured a token can use it for as long as its genuine verdict is remembered.
     pub fn with_time_to_live(self, verdict: Verdict, time_to_live: Duration) -> Self {
         self.with_settings(|settings| match verdict {
             Verdict::Genuine => settings.genuine_time_to_live = time_to_live,
@@ -211,25 +223,34 @@ impl<M: BodyMode> DeviceCheckLayer<M> {
         })
     }
 
-    /// Whether rejected requests are kept from the inner service. Default: [`Enforcement::Enforce`].
+    /// Keeps rejected requests from the inner service, or only reports them. Default: [`Enforcement::Enforce`].
+    ///
+    /// # Danger
+    ///
+    /// [`Enforcement::Monitor`] protects nothing.
     pub fn with_enforcement(self, enforcement: Enforcement) -> Self {
         self.with_gate(|gate| gate.enforcement = enforcement)
     }
 
-    /// Leaves the headers of the device token and debug token in the request that the inner service gets, marked
-    /// sensitive. Default: `false`, they are removed.
+    /// Leaves the credentials of all proofs in the request that the inner service gets, its headers marked
+    /// sensitive. Default: `false`, the layer removes them.
     ///
-    /// Exempt requests are not searched for credentials and keep whatever they hold.
+    /// The layer does not search exempt requests for credentials.
+    ///
+    /// # Danger
+    ///
+    /// The inner service, and every server that it passes the request on to, can replay a credential.
     pub fn with_forwarded_credentials(self, forward: bool) -> Self {
         self.with_gate(|gate| gate.forward_credentials = forward)
     }
 
-    /// Answers rejected requests. Default: [`ProblemDetails`].
+    /// Makes the responses to rejected requests. Default: [`ProblemDetails`](crate::ProblemDetails).
     pub fn with_rejection_response(self, response: impl RejectionResponse) -> Self {
         self.with_gate(|gate| gate.rejection_response = Arc::new(response))
     }
 
-    /// Is told about decisions. Default: [`TracingObserver`], which this replaces.
+    /// Sets the observer, which hears of every decision. Default: [`TracingObserver`](crate::TracingObserver),
+    /// which this replaces.
     pub fn with_observer(self, observer: impl Observer) -> Self {
         let observer: Arc<dyn Observer> = Arc::new(observer);
         self.with_settings(|settings| settings.observer = Arc::clone(&observer))
@@ -251,7 +272,7 @@ impl<M: fmt::Debug> fmt::Debug for DeviceCheckLayer<M> {
     }
 }
 
-/// A proof that needs the bodies of requests, in a layer that does not read them.
+/// The error of a layer that does not read bodies and is given a proof that needs them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LayerError {
     scheme: &'static str,

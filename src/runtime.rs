@@ -37,8 +37,28 @@ pub(crate) struct Moment {
 
 impl Moment {
     pub(crate) fn now() -> Self {
-        Self { monotonic: Instant::now(), wall: SystemTime::now() }
+        Self { monotonic: Instant::now(), wall: wall_clock() }
     }
+}
+
+/// The wall clock. A unit test can set this thread's with [`set_wall_clock`]; the monotonic clock stands still and
+/// moves with tokio's paused time.
+pub(crate) fn wall_clock() -> SystemTime {
+    #[cfg(test)]
+    if let Some(time) = WALL_CLOCK.get() {
+        return time;
+    }
+    SystemTime::now()
+}
+
+#[cfg(test)]
+thread_local! {
+    static WALL_CLOCK: std::cell::Cell<Option<SystemTime>> = const { std::cell::Cell::new(None) };
+}
+
+#[cfg(test)]
+pub(crate) fn set_wall_clock(time: SystemTime) {
+    WALL_CLOCK.set(Some(time));
 }
 
 /// Time since the Unix epoch; zero for a clock that stands before it.

@@ -19,7 +19,7 @@ use crate::{
         routing::Environment,
     },
     replay::{Claim, Claimed, ErasedReplayGuard, GuardError, ReplayKey, Retry, owner::Owner},
-    runtime::{Instant, Moment, SystemTime, within},
+    runtime::{Instant, Moment, SystemTime, wall_clock, within},
 };
 
 /// A step of a guard that takes longer has failed, and the token is withheld.
@@ -102,11 +102,11 @@ impl Checks {
         let claim = &Claim::new(Owner::random()).with(unknown.retry);
         let key = ReplayKey::new(self.settings.scope(), digest);
         // A reservation that is made while this future is dropped is given back, too.
-        let mut held = Held { guard, key, claim, armed: true };
+        let mut reservation = Reservation { guard, key, claim, armed: true };
         match in_time(guard.reserve(&key, claim)).await {
             Ok(Claimed::Yours) => {}
             Ok(Claimed::Taken) => {
-                held.armed = false;
+                reservation.armed = false;
                 return Err(Rejection::ReusedToken.into());
             }
             Err(error) => return Err(VerifyError::unavailable(error).into()),
@@ -131,7 +131,7 @@ impl Checks {
                 Err(rejected)
             }
         };
-        held.armed = false;
+        reservation.armed = false;
         decision
     }
 
@@ -162,13 +162,13 @@ impl Checks {
         let mut left = cache.deadline();
         // The process's own memory too: another request may have asked and finished since this one looked there.
         match spending(&mut left, cache.get(&key)).await {
-            Ok(Some(cached)) if settings.is_fresh(&cached, SystemTime::now()) => return Ok(cached.into()),
+            Ok(Some(cached)) if settings.is_fresh(&cached, wall_clock()) => return Ok(cached.into()),
             Ok(_) => {}
             Err(error) => settings.observer.cache_error(&error),
         }
         let may_ask = cache.lease(&key).await;
         if let MayAsk::NoNeed(cached) = may_ask
-            && settings.is_fresh(&cached, SystemTime::now())
+            && settings.is_fresh(&cached, wall_clock())
         {
             return Ok(cached.into());
         }
@@ -212,14 +212,14 @@ async fn in_time<T>(answer: impl Future<Output = Result<T, GuardError>>) -> Resu
 }
 
 /// A reservation, given back on drop while it is armed.
-struct Held<'a> {
+struct Reservation<'a> {
     guard: &'a dyn ErasedReplayGuard,
     key: ReplayKey<'a>,
     claim: &'a Claim,
     armed: bool,
 }
 
-impl Drop for Held<'_> {
+impl Drop for Reservation<'_> {
     fn drop(&mut self) {
         if self.armed {
             self.guard.abandon(&self.key, self.claim);

@@ -12,3 +12,6 @@ pub(crate) mod settings;
 mod single_flight;
 pub(crate) mod token_source;
 pub(crate) mod verifier;
+
+#[cfg(all(test, feature = "memory-cache"))]
+mod tests;
