@@ -91,7 +91,7 @@ impl DeviceTokenProof {
     ) -> Result<Step, MalformedToken> {
         let Some((cached, environment)) = self.peek(unpadded(&candidate)?, facts) else {
             let token = DeviceToken::try_from(candidate)?;
-            let unknown = UnknownToken { token, facts: *facts, retry: self.retry(head) };
+            let unknown = UnknownToken { token, facts: facts.clone(), retry: self.retry(head) };
             return Ok(Step::ask(Arc::clone(&self.checks).decide(unknown)));
         };
         Ok(match cached.verdict() {

@@ -214,11 +214,11 @@ impl<M: BodyMode> Gate<M> {
         match step.0 {
             Next::Decided(decision) => self.conclude(decision, facts, began, head),
             Next::Ask(answer) => {
-                let (gate, began) = (Arc::clone(self), *began);
+                let (gate, began) = (Arc::clone(self), began.clone());
                 Progress::Wait(Box::pin(async move { Answer { gate, began, step: answer.await } }))
             }
             Next::NeedsBody(limit, then) => {
-                let (gate, began) = (Arc::clone(self), *began);
+                let (gate, began) = (Arc::clone(self), began.clone());
                 let then = move |digest: BodyDigest| Answer {
                     gate,
                     began,

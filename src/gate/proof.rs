@@ -98,7 +98,7 @@ pub trait Proof: Send + Sync + 'static {
 }
 
 /// The gate's view of a request that is judged.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Facts {
     route: Route,
     now: Moment,
@@ -127,7 +127,7 @@ impl Facts {
 
     /// The same facts about the same request, now.
     pub(super) fn renewed(&self) -> Self {
-        Self { now: Moment::now(), ..*self }
+        Self { now: Moment::now(), ..self.clone() }
     }
 
     /// The first environment that the route admits.
