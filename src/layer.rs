@@ -131,18 +131,23 @@ impl<M: BodyMode> DeviceCheckLayer<M> {
     /// routing policy and the proofs see that URI; the inner service sees the shortened one. Default: the
     /// request's own URI.
     ///
+    /// A parameter that a proof takes from the query is taken from both URIs. Without this, a copy that a router
+    /// keeps still has it.
+    ///
     /// ```
     /// use axum::extract::OriginalUri;
     /// use http::Extensions;
     /// # fn layer(layer: tower_devicecheck::DeviceCheckLayer) -> tower_devicecheck::DeviceCheckLayer {
     ///
     /// // Inside of axum's `Router::nest`.
-    /// layer.with_original_uri(|extensions: &Extensions| extensions.get::<OriginalUri>().map(|uri| &uri.0))
+    /// layer.with_original_uri(|extensions: &mut Extensions| {
+    ///     extensions.get_mut::<OriginalUri>().map(|uri| &mut uri.0)
+    /// })
     /// # }
     /// ```
     pub fn with_original_uri(
         self,
-        find: impl Fn(&Extensions) -> Option<&Uri> + Send + Sync + 'static,
+        find: impl Fn(&mut Extensions) -> Option<&mut Uri> + Send + Sync + 'static,
     ) -> Self {
         self.with_gate(|gate| gate.original_uri = Some(Arc::new(find)))
     }

@@ -59,9 +59,9 @@ pub struct Gate<M = HeadOnly> {
 }
 
 /// Finds the URI that the client sent; a name for the closures that do.
-pub(crate) trait FindUri: Fn(&Extensions) -> Option<&Uri> + Send + Sync {}
+pub(crate) trait FindUri: Fn(&mut Extensions) -> Option<&mut Uri> + Send + Sync {}
 
-impl<F: Fn(&Extensions) -> Option<&Uri> + Send + Sync> FindUri for F {}
+impl<F: Fn(&mut Extensions) -> Option<&mut Uri> + Send + Sync> FindUri for F {}
 
 /// A proof's step after it has asked or got the digest of a body.
 #[doc(hidden)]
@@ -244,10 +244,16 @@ impl<M: BodyMode> Decide for Gate<M> {
         head.extensions.remove::<DeviceOutcome>();
 
         let Some(find) = &self.original_uri else { return self.admit_head(head) };
-        let stripped = find(&head.extensions).cloned().map(|original| mem::replace(&mut head.uri, original));
+        let original = find(&mut head.extensions).cloned();
+        let stripped = original.map(|original| mem::replace(&mut head.uri, original));
         let progress = self.admit_head(head);
         if let Some(stripped) = stripped {
-            head.uri = with_query_of(stripped, &head.uri);
+            let shown = mem::replace(&mut head.uri, stripped);
+            if let Some(original) = find(&mut head.extensions).filter(|original| **original != shown) {
+                // A proof took a part of it.
+                head.uri = with_query_of(&head.uri, &shown);
+                *original = shown;
+            }
         }
         progress
     }
@@ -258,18 +264,16 @@ impl<M: BodyMode> Decide for Gate<M> {
     }
 }
 
-/// The URI that a router has stripped, without the parts of the query that proofs took.
-fn with_query_of(stripped: Uri, shown: &Uri) -> Uri {
-    if stripped.query() == shown.query() {
-        return stripped;
-    }
+/// The URI that a router has stripped, with the query that proofs left.
+fn with_query_of(stripped: &Uri, shown: &Uri) -> Uri {
     let path_and_query = match shown.query() {
         Some(query) => format!("{}?{query}", stripped.path()),
         None => stripped.path().to_owned(),
     };
     let mut parts = stripped.clone().into_parts();
     parts.path_and_query = uri::PathAndQuery::try_from(path_and_query).ok();
-    Uri::from_parts(parts).unwrap_or(stripped)
+    // It cannot fail: both are parts of what was a URI.
+    Uri::from_parts(parts).unwrap_or_default()
 }
 
 impl<M: fmt::Debug> fmt::Debug for Gate<M> {
