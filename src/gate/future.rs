@@ -16,6 +16,7 @@ use tower_service::Service;
 use crate::gate::{
     body::ResponseBody,
     gate_body::{AfterBody, ReadBodies, TakesBody},
+    headers::append,
     rejection::Rejection,
 };
 
@@ -239,17 +240,6 @@ where
                 StateProj::Done => panic!("polled after completion"),
             };
             state.set(next);
-        }
-    }
-}
-
-/// Appends: a header that the inner service set stays.
-pub(super) fn append(headers: &mut HeaderMap, more: HeaderMap) {
-    let mut last = None;
-    for (name, value) in more {
-        last = name.or(last);
-        if let Some(name) = &last {
-            headers.append(name, value);
         }
     }
 }

@@ -29,7 +29,7 @@ use self::{
     error::VerifyError,
     future::{Decide, Progress},
     gate_body::{BodyDigest, BodyMode, HeadOnly},
-    headers::Original,
+    headers::{Forwarded, append, names_scheme},
     observer::{Event, Observer, TracingObserver},
     proof::{Facts, Next, Proof, Step},
     rejection::{ProblemDetails, Rejection, RejectionResponse},
@@ -115,13 +115,18 @@ impl<M> Gate<M> {
         for (index, proof) in self.proofs.iter().enumerate() {
             let step = proof.judge(head, facts);
             if !matches!(step.0, Next::Absent) {
-                for proof in &self.proofs[index + 1..] {
-                    proof.strip(head);
-                }
+                self.strip(head, index + 1);
                 return step;
             }
         }
         Step::rejected(Rejection::MissingToken)
+    }
+
+    /// Takes the credentials away of the proofs from this place on.
+    fn strip(&self, head: &mut request::Parts, from: usize) {
+        for proof in self.proofs.iter().skip(from) {
+            proof.strip(head);
+        }
     }
 
     /// Reports a decision and carries it out on the request. `facts` are of the time of the decision.
@@ -160,7 +165,7 @@ impl<M> Gate<M> {
         for proof in &self.proofs {
             if let Some(headers) = proof.admitted(device, facts) {
                 match &mut all {
-                    Some(all) => future::append(all, headers),
+                    Some(all) => append(all, headers),
                     None => all = Some(Box::new(headers)),
                 }
             }
@@ -176,7 +181,8 @@ impl<M> Gate<M> {
         if rejection == Rejection::MissingToken && headers.contains_key(WWW_AUTHENTICATE) {
             for proof in &self.proofs {
                 let scheme = proof.scheme();
-                let is_named = headers.get_all(WWW_AUTHENTICATE).iter().any(|value| value == scheme);
+                let mut challenges = headers.get_all(WWW_AUTHENTICATE).iter();
+                let is_named = challenges.any(|value| names_scheme(value, scheme));
                 if let (false, Ok(scheme)) = (is_named, HeaderValue::from_str(scheme)) {
                     headers.append(WWW_AUTHENTICATE, scheme);
                 }
@@ -196,10 +202,10 @@ impl<M: BodyMode> Gate<M> {
             return Progress::Forward(None);
         }
         let facts = Facts::new(route, Moment::now());
-        let original = self.forward_credentials.then(|| Original::of(head));
+        let forwarded = self.forward_credentials.then(|| Forwarded::of(head, |head| self.strip(head, 0)));
         let step = self.judge(head, &facts);
-        if let Some(original) = original {
-            original.put_back(head);
+        if let Some(forwarded) = forwarded {
+            forwarded.put_back(head);
         }
         self.go_on(step, &facts, &facts, head)
     }

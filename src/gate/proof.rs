@@ -75,6 +75,9 @@ pub trait Proof: Send + Sync + 'static {
     fn judge(&self, head: &mut request::Parts, facts: &Facts) -> Step;
 
     /// Takes the credential out of the head of a request without looking at it: a proof before this one decided.
+    ///
+    /// In a layer that [forwards credentials](crate::DeviceCheckLayer::with_forwarded_credentials), it also tells
+    /// which they are: called on a copy, before [`judge`](Self::judge).
     fn strip(&self, head: &mut request::Parts);
 
     /// Headers for the response to an admitted request. Default: none.

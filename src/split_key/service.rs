@@ -9,7 +9,7 @@ use crate::{
         decision::VerifiedDevice,
         future::{Decide, Progress},
         gate_body::HeadOnly,
-        headers::{Original, after_scheme, is_bearer, take_only},
+        headers::{Forwarded, after_scheme, is_bearer, take_only},
         routing::is_preflight,
         service::Gated,
     },
@@ -125,11 +125,15 @@ impl KeyGate {
     }
 
     fn take_credentials(&self, head: &mut request::Parts) -> ShownParts {
-        let original = self.settings.forward_credentials.then(|| Original::of(head));
-        let credentials =
-            ShownParts { client_part: self.take_client_part(head), project: self.take_project(head) };
-        if let Some(original) = original {
-            original.put_back(head);
+        let take = |head: &mut request::Parts| ShownParts {
+            client_part: self.take_client_part(head),
+            project: self.take_project(head),
+        };
+        let forwarded =
+            self.settings.forward_credentials.then(|| Forwarded::of(head, |head| drop(take(head))));
+        let credentials = take(head);
+        if let Some(forwarded) = forwarded {
+            forwarded.put_back(head);
         }
         credentials
     }
