@@ -15,9 +15,9 @@ use tower_service::Service;
 
 use crate::gate::{
     body::ResponseBody,
+    error::VerifyError,
     gate_body::{AfterBody, ReadBodies, TakesBody},
     headers::append,
-    rejection::Rejection,
 };
 
 /// Decides which requests reach an inner service, at once or after a while. Not for others to implement.
@@ -160,8 +160,9 @@ where
                         },
                         read @ WaitingBody::Read(_) => read,
                     };
-                    // The proof wants a body in a layer that reads none, or wants it twice.
-                    progress = D::answered(then(Err(Rejection::Misconfigured)), &mut head);
+                    let error = "a proof needs the body in a layer that reads none, or needs it twice";
+                    let error = VerifyError::misconfigured(error);
+                    progress = D::answered(then(Err(error.into())), &mut head);
                 }
             }
         }

@@ -205,7 +205,7 @@ impl fmt::Debug for Event<'_> {
 ///
 /// | level | what |
 /// |---|---|
-/// | error | a request rejected because Apple does not accept our credentials |
+/// | error | a request rejected because Apple does not accept our credentials, or the layer is put together wrongly |
 /// | warn | a request rejected because there is no verdict; an admission by a debug token |
 /// | debug | every other admission and rejection: the client's doing, and not to fill our logs with; each failure of the cache, which logs its incidents itself, once each |
 /// | trace | exempt requests |
@@ -245,7 +245,10 @@ impl Observer for TracingObserver {
             }
             Outcome::Verified(_) => decision!(Level::DEBUG, "device verified"),
             Outcome::Rejected(Rejection::Misconfigured) => {
-                decision!(Level::ERROR, "request rejected: Apple does not accept our credentials");
+                decision!(
+                    Level::ERROR,
+                    "request rejected: Apple does not accept our credentials, or the layer is put together wrongly"
+                );
             }
             Outcome::Rejected(Rejection::Throttled { .. } | Rejection::Unavailable { .. }) => {
                 decision!(Level::WARN, "request rejected: no verdict");

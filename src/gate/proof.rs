@@ -181,7 +181,8 @@ impl Step {
         Self(Next::Ask(Box::pin(answer)))
     }
 
-    /// The proof needs SHA-256 of the request's body, of at most `limit` bytes. `then` gets the digest.
+    /// The proof needs SHA-256 of the request's body, of at most `limit` bytes. `then` gets the digest. Trailers are no
+    /// part of it.
     ///
     /// Only a proof that [says so](Proof::reads_body) may answer this, and only once for each request.
     pub fn needs_body(limit: usize, then: impl FnOnce([u8; 32]) -> Self + Send + 'static) -> Self {
