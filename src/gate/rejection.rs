@@ -24,7 +24,8 @@ use crate::{
 /// | [`IncompleteBody`](Self::IncompleteBody) | `incomplete_body` | 408 | 4 `DEADLINE_EXCEEDED` | |
 /// | [`Misconfigured`](Self::Misconfigured) | `misconfigured` | 500 | 13 `INTERNAL` | |
 ///
-/// A 401 carries `WWW-Authenticate: DeviceCheck`.
+/// A 401 carries `WWW-Authenticate: DeviceCheck`; that of [`MissingToken`](Self::MissingToken) names every
+/// [proof](crate::Proof) of the layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Rejection {
