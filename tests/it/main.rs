@@ -14,6 +14,7 @@ mod examples;
 mod gateway;
 mod generated;
 mod outage;
+mod proofs;
 mod protocols;
 mod provider_token;
 mod readiness;
