@@ -149,7 +149,7 @@
 //!   it is unmodified, or who uses it, and it is not bound to the request: see [`guide::threat_model`].
 //! * Build one layer at start-up and clone it. Each new layer has a cache of its own. [`guide::ordering`] shows
 //!   its place among other layers.
-//! * A token that was found genuine admits requests for 5 minutes, an attacker's too if he has captured it:
+//! * A token that was found genuine admits requests for 5 minutes, also those of an attacker who has captured it.
 //!   [`DeviceCheckLayer::with_time_to_live`] shortens this time, and [single use](replay) admits one request only.
 //! * The token is about 3 KB long. Proxies in front of the server must let such a header through.
 //! * Without a tokio runtime this crate keeps no deadlines. The transport must keep its own.
