@@ -129,7 +129,7 @@
 //!
 //! # Features
 //!
-//! Features only add: none changes a decision.
+//! Features only add API. No feature changes a decision.
 //!
 //! | feature | Default? | adds |
 //! |---|---|---|
