@@ -181,36 +181,27 @@ pub use self::apple::{
     AppleClient, AppleClientBuilder, Bits, BitsError, BitsErrorKind, ClientError, Credentials,
     CredentialsError, HttpTransport, TransportError,
 };
+pub use self::apple::{DeviceToken, MAX_TOKEN_LENGTH, Verdict};
+pub use self::device_check::cache;
+pub use self::device_check::debug_token::{DebugTokenError, DebugTokens};
+pub use self::device_check::token_source::{BearerToken, HeaderToken, TokenSource};
+pub use self::device_check::verifier::{DeviceVerifier, TokenQuestion};
+pub use self::gate::credential::{Candidate, TokenDigest};
+pub use self::gate::decision::{DeviceOutcome, Enforcement, Evidence, Rejected, VerifiedDevice};
+pub use self::gate::error::{VerifyError, VerifyErrorKind};
 #[cfg(feature = "axum")]
 pub use self::gate::extract::MissingDevice;
+pub use self::gate::gate_body::{GateBody, HeadOnly, ReadBodies};
+pub use self::gate::observer::{Event, Observer, Outcome, TracingObserver};
+pub use self::gate::proof::{Facts, Proof, Step};
+pub use self::gate::rejection::{MalformedToken, ProblemDetails, Rejection, RejectionResponse};
+pub use self::gate::routing::{Environment, EnvironmentHeader, Route, RoutingPolicy, UnknownEnvironment};
+pub use self::gate::{DeviceCheck, Gate, body::ResponseBody, future::ResponseFuture, service::Gated};
+pub use self::layer::{DeviceCheckLayer, LayerError};
 #[cfg(feature = "redis")]
 #[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "redis")))]
 pub use self::redis::Redis;
-pub use self::{
-    apple::{DeviceToken, MAX_TOKEN_LENGTH, Verdict},
-    device_check::{
-        cache,
-        debug_token::{DebugTokenError, DebugTokens},
-        token_source::{BearerToken, HeaderToken, TokenSource},
-        verifier::{DeviceVerifier, TokenQuestion},
-    },
-    gate::{
-        DeviceCheck, Gate,
-        body::ResponseBody,
-        credential::{Candidate, TokenDigest},
-        decision::{DeviceOutcome, Enforcement, Evidence, Rejected, VerifiedDevice},
-        error::{VerifyError, VerifyErrorKind},
-        future::ResponseFuture,
-        gate_body::{GateBody, HeadOnly, ReadBodies},
-        observer::{Event, Observer, Outcome, TracingObserver},
-        proof::{Facts, Proof, Step},
-        rejection::{MalformedToken, ProblemDetails, Rejection, RejectionResponse},
-        routing::{Environment, EnvironmentHeader, Route, RoutingPolicy, UnknownEnvironment},
-        service::Gated,
-    },
-    layer::{DeviceCheckLayer, LayerError},
-    replay::owner::Owner,
-};
+pub use self::replay::owner::Owner;
 
 /// Any error, as constructors of this crate's errors take it.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -2,10 +2,8 @@
 
 use std::{error::Error, fmt};
 
-use crate::{
-    gate::error::{VerifyError, VerifyErrorKind},
-    gate::rejection::Rejection,
-};
+use crate::gate::error::{VerifyError, VerifyErrorKind};
+use crate::gate::rejection::Rejection;
 
 /// The two bits that Apple keeps for each device and team. Their meaning is yours to choose.
 ///

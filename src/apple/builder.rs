@@ -6,19 +6,12 @@ use bytes::Bytes;
 use http::{Request, Response, Uri, uri::Scheme};
 use tower_service::Service;
 
-use crate::{
-    BoxError,
-    apple::{
-        call::{Caller, Endpoints},
-        client::AppleClient,
-        credentials::Credentials,
-        error::ClientError,
-        limit::CallLimit,
-        transport::{ErasedTransport, ServiceTransport},
-        wire::Operation,
-    },
-    gate::routing::Environment,
+use crate::apple::call::{Caller, Endpoints};
+use crate::apple::transport::{ErasedTransport, ServiceTransport};
+use crate::apple::{
+    client::AppleClient, credentials::Credentials, error::ClientError, limit::CallLimit, wire::Operation,
 };
+use crate::{BoxError, gate::routing::Environment};
 
 impl AppleClient {
     /// A client with every default of [`AppleClientBuilder`]. Feature `reqwest`.

@@ -1,29 +1,19 @@
 //! One call to Apple, with its attempts and deadlines.
 
-use std::{
-    error::Error,
-    fmt,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::sync::{Arc, Mutex};
+use std::{error::Error, fmt, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, Response, Uri};
 
-use crate::{
-    BoxError,
-    apple::{
-        credentials::Credentials,
-        limit::CallLimit,
-        provider_token::ProviderToken,
-        token::DeviceToken,
-        transport::{self, ErasedTransport},
-        wire::{self, Answer, Class, Operation},
-    },
-    gate::error::VerifyError,
-    gate::routing::Environment,
-    runtime::{Instant, Moment, SystemTime, lock, within},
+use crate::BoxError;
+use crate::apple::transport::{self, ErasedTransport};
+use crate::apple::wire::{self, Answer, Class, Operation};
+use crate::apple::{
+    credentials::Credentials, limit::CallLimit, provider_token::ProviderToken, token::DeviceToken,
 };
+use crate::gate::{error::VerifyError, routing::Environment};
+use crate::runtime::{Instant, Moment, SystemTime, lock, within};
 
 /// Everything that a call needs. All clones of an [`AppleClient`](crate::AppleClient) share one.
 pub(super) struct Caller {

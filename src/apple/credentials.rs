@@ -1,27 +1,14 @@
 //! The credentials for Apple: team id, key id, and the private key.
 
-use std::{
-    borrow::Cow,
-    env::{self, VarError},
-    error::Error,
-    fmt,
-    fs::File,
-    io::Read,
-    path::Path,
-    sync::Arc,
-};
+use std::env::{self, VarError};
+use std::{borrow::Cow, error::Error, fmt, fs::File, io::Read, path::Path, sync::Arc};
 
 use tracing::{Level, event};
 use zeroize::Zeroizing;
 
-use crate::{
-    BoxError,
-    apple::{
-        pem::{self, KeyFault},
-        provider_token::{ProviderTokens, Signer},
-    },
-    gate::observer::TARGET,
-};
+use crate::apple::pem::{self, KeyFault};
+use crate::apple::provider_token::{ProviderTokens, Signer};
+use crate::{BoxError, gate::observer::TARGET};
 
 /// The credentials that identify this server to Apple: the team id, and a private key with its id.
 ///

@@ -1,11 +1,7 @@
 //! The provider token, which is the JWT that authenticates this server to Apple, and the times of its renewal.
 
-use std::{
-    error::Error,
-    fmt,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::sync::{Arc, Mutex};
+use std::{error::Error, fmt, time::Duration};
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use bytes::Bytes;
@@ -14,12 +10,9 @@ use jsonwebtoken::{Algorithm, EncodingKey};
 use tracing::{Level, event};
 use zeroize::Zeroizing;
 
-use crate::{
-    BoxError,
-    gate::credential::BEARER,
-    gate::observer::TARGET,
-    runtime::{Moment, SystemTime, lock, since_epoch},
-};
+use crate::BoxError;
+use crate::gate::{credential::BEARER, observer::TARGET};
+use crate::runtime::{Moment, SystemTime, lock, since_epoch};
 
 // Chosen here: jsonwebtoken's own choice panics if another crate turns on its second backend as well.
 #[cfg(feature = "aws-lc-rs")]

@@ -2,17 +2,12 @@
 
 use std::{fmt, str::FromStr};
 
-use base64::{
-    Engine,
-    alphabet::STANDARD,
-    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
-};
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use base64::{Engine, alphabet::STANDARD};
 use http::HeaderValue;
 
-use crate::{
-    gate::credential::{Candidate, TokenDigest},
-    gate::rejection::MalformedToken,
-};
+use crate::gate::credential::{Candidate, TokenDigest};
+use crate::gate::rejection::MalformedToken;
 
 /// The longest device token that is accepted, in characters. Real ones have about 2,950.
 pub const MAX_TOKEN_LENGTH: usize = 8 * 1024;

@@ -5,7 +5,8 @@ use std::{error::Error, fmt, sync::Arc};
 use http::{HeaderMap, HeaderName};
 use subtle::{Choice, ConstantTimeEq};
 
-use crate::{gate::credential::TokenDigest, gate::headers::take_only, runtime::SystemTime};
+use crate::gate::{credential::TokenDigest, headers::take_only};
+use crate::runtime::SystemTime;
 
 /// Named secrets that stand in for a device token where there is no device: simulators and CI.
 ///

@@ -4,23 +4,17 @@ use std::{fmt, sync::Arc};
 
 use http::request;
 
-use crate::{
-    apple::token::{DeviceToken, Verdict, unpadded},
-    device_check::{
-        ask::{Checks, UnknownToken},
-        cache::{CachedVerdict, VerdictKey},
-        evidence::SCHEME,
-        settings::{Reuse, Settings},
-    },
-    gate::{
-        credential::{Candidate, TokenDigest},
-        decision::{Evidence, Rejected},
-        proof::{Facts, Proof, Step},
-        rejection::{MalformedToken, Rejection},
-        routing::Environment,
-    },
-    replay::Retry,
-};
+use crate::apple::token::{DeviceToken, Verdict, unpadded};
+use crate::device_check::ask::{Checks, UnknownToken};
+use crate::device_check::cache::{CachedVerdict, VerdictKey};
+use crate::device_check::evidence::SCHEME;
+use crate::device_check::settings::{Reuse, Settings};
+use crate::gate::credential::{Candidate, TokenDigest};
+use crate::gate::decision::{Evidence, Rejected};
+use crate::gate::proof::{Facts, Proof, Step};
+use crate::gate::rejection::{MalformedToken, Rejection};
+use crate::gate::routing::Environment;
+use crate::replay::Retry;
 
 /// The check with device tokens.
 #[derive(Clone)]

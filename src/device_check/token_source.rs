@@ -4,11 +4,8 @@ use std::fmt;
 
 use http::{HeaderName, HeaderValue, header::AUTHORIZATION, request};
 
-use crate::gate::{
-    credential::Candidate,
-    headers::{after_scheme, is_bearer, take_only},
-    rejection::MalformedToken,
-};
+use crate::gate::headers::{after_scheme, is_bearer, take_only};
+use crate::gate::{credential::Candidate, rejection::MalformedToken};
 
 /// Finds the device token in a request and takes it out, so that it does not reach the inner service.
 ///

@@ -6,10 +6,8 @@ use futures_util::future::BoxFuture;
 
 #[cfg(feature = "_apple")]
 use crate::apple::AppleClient;
-use crate::{
-    apple::token::{DeviceToken, Verdict},
-    gate::{error::VerifyError, routing::Environment},
-};
+use crate::apple::token::{DeviceToken, Verdict};
+use crate::gate::{error::VerifyError, routing::Environment};
 
 /// Answers whether a device token is genuine. `AppleClient` is the one to use; tests bring their own.
 ///

@@ -2,10 +2,8 @@
 
 use std::{convert::Infallible, error::Error, fmt};
 
-use axum_core::{
-    extract::{FromRequestParts, OptionalFromRequestParts},
-    response::{IntoResponse, Response},
-};
+use axum_core::extract::{FromRequestParts, OptionalFromRequestParts};
+use axum_core::response::{IntoResponse, Response};
 use http::{StatusCode, request};
 
 use crate::gate::decision::VerifiedDevice;

@@ -4,18 +4,11 @@ use std::{error::Error, fmt, time::Duration};
 
 use tracing::{Level, event};
 
-use crate::{
-    BoxError,
-    gate::{
-        credential::TokenDigest,
-        decision::{Enforcement, Evidence, Rejected, VerifiedDevice},
-        error::VerifyError,
-        proof::Facts,
-        rejection::Rejection,
-        routing::Environment,
-    },
-    runtime::Instant,
+use crate::gate::decision::{Enforcement, Evidence, Rejected, VerifiedDevice};
+use crate::gate::{
+    credential::TokenDigest, error::VerifyError, proof::Facts, rejection::Rejection, routing::Environment,
 };
+use crate::{BoxError, runtime::Instant};
 
 /// Is told about every decision, and about every failure of a cache.
 ///

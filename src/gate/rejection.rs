@@ -5,10 +5,8 @@ use std::{error::Error, fmt, time::Duration};
 use bytes::Bytes;
 use http::{Response, StatusCode, request};
 
-use crate::{
-    gate::error::{VerifyError, VerifyErrorKind},
-    gate::problem::{Row, row_accessors},
-};
+use crate::gate::error::{VerifyError, VerifyErrorKind};
+use crate::gate::problem::{Row, row_accessors};
 
 /// The reason why a request did not reach the inner service. The response has it in its extensions.
 ///

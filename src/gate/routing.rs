@@ -2,11 +2,8 @@
 
 use std::{error::Error, fmt, str::FromStr};
 
-use http::{
-    HeaderName, HeaderValue, Method,
-    header::{ACCESS_CONTROL_REQUEST_METHOD, CONTENT_LENGTH, CONTENT_TYPE, ORIGIN, TRANSFER_ENCODING},
-    request,
-};
+use http::header::{ACCESS_CONTROL_REQUEST_METHOD, CONTENT_LENGTH, CONTENT_TYPE, ORIGIN, TRANSFER_ENCODING};
+use http::{HeaderName, HeaderValue, Method, request};
 
 /// Which of Apple's two hosts knows a device token.
 ///

@@ -4,10 +4,8 @@ use std::{error::Error, fmt, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 
-use crate::{
-    BoxError,
-    replay::claim::{Claim, Claimed, ReplayKey},
-};
+use crate::BoxError;
+use crate::replay::claim::{Claim, Claimed, ReplayKey};
 
 // The default times of both guards.
 pub(super) const DEFAULT_LEASE: Duration = Duration::from_secs(30);

@@ -1,21 +1,16 @@
 //! A guard in the memory of this process.
 
-use std::{
-    collections::{HashMap, VecDeque},
-    fmt,
-    sync::{Mutex, MutexGuard},
-    time::Duration,
-};
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, MutexGuard};
+use std::{fmt, time::Duration};
 
 use sha2::{Digest, Sha256};
 
-use crate::{
-    gate::credential::TokenDigest,
-    replay::claim::{Claim, Claimed, ReplayKey},
-    replay::guard::{DEFAULT_LEASE, DEFAULT_RETENTION, GuardError, ReplayGuard},
-    replay::owner::Owner,
-    runtime::{Instant, lock},
-};
+use crate::gate::credential::TokenDigest;
+use crate::replay::claim::{Claim, Claimed, ReplayKey};
+use crate::replay::guard::{DEFAULT_LEASE, DEFAULT_RETENTION, GuardError, ReplayGuard};
+use crate::replay::owner::Owner;
+use crate::runtime::{Instant, lock};
 
 /// Remembers tokens in the memory of this process.
 ///

@@ -6,13 +6,9 @@ use bytes::Bytes;
 use http::HeaderValue;
 use zeroize::Zeroizing;
 
-use crate::{
-    gate::credential::BEARER,
-    split_key::{
-        error::{SplitKeyError, SplitKeyErrorKind},
-        metadata::{Metadata, SplitId, Version},
-    },
-};
+use crate::gate::credential::BEARER;
+use crate::split_key::error::{SplitKeyError, SplitKeyErrorKind};
+use crate::split_key::metadata::{Metadata, SplitId, Version};
 
 /// Key material, wiped on drop. Reserve the capacity before filling it: a buffer that grows leaves copies
 /// behind.

@@ -5,19 +5,12 @@ use std::{fmt, sync::Arc};
 use http::{HeaderName, request};
 use tower_layer::Layer;
 
-use crate::{
-    gate::{rejection::ProblemDetails, service::Gated},
-    split_key::{
-        audit::{
-            observer::{SplitKeyObserver, TracingSplitKeyObserver},
-            suspicion::{Suspicion, Watch},
-        },
-        provider::Providers,
-        rejection::SplitKeyRejectionResponse,
-        sealed,
-        service::{KeyGate, Settings, SplitKey},
-        store::SplitKeyStore,
-    },
+use crate::gate::{rejection::ProblemDetails, service::Gated};
+use crate::split_key::audit::observer::{SplitKeyObserver, TracingSplitKeyObserver};
+use crate::split_key::audit::suspicion::{Suspicion, Watch};
+use crate::split_key::service::{KeyGate, Settings, SplitKey};
+use crate::split_key::{
+    provider::Providers, rejection::SplitKeyRejectionResponse, sealed, store::SplitKeyStore,
 };
 
 /// Gives requests from verified devices the API key of which they bring a part.

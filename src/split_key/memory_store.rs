@@ -1,19 +1,11 @@
 //! A key store in the memory of the process.
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    sync::{Arc, Mutex},
-};
+use std::sync::{Arc, Mutex};
+use std::{collections::BTreeMap, fmt};
 
-use crate::{
-    runtime::lock,
-    split_key::{
-        metadata::SplitId,
-        record::SplitKeyRecord,
-        store::{SplitKeyStore, SplitKeyStoreError},
-    },
-};
+use crate::runtime::lock;
+use crate::split_key::store::{SplitKeyStore, SplitKeyStoreError};
+use crate::split_key::{metadata::SplitId, record::SplitKeyRecord};
 
 /// Records by project and split.
 #[derive(Clone, Default)]

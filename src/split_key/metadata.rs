@@ -4,10 +4,8 @@ use std::{fmt, str::FromStr, time::Duration};
 
 use web_time::UNIX_EPOCH;
 
-use crate::{
-    runtime::{SystemTime, millis, since_epoch},
-    split_key::error::{SplitKeyError, SplitKeyErrorKind},
-};
+use crate::runtime::{SystemTime, millis, since_epoch};
+use crate::split_key::error::{SplitKeyError, SplitKeyErrorKind};
 
 /// A way to split a key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -5,10 +5,8 @@ use std::{fmt, str::FromStr, sync::Arc};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-use crate::split_key::{
-    error::{SplitKeyError, SplitKeyErrorKind},
-    metadata::Metadata,
-};
+use crate::split_key::error::{SplitKeyError, SplitKeyErrorKind};
+use crate::split_key::metadata::Metadata;
 
 /// The longest API key that is split, in characters.
 pub const MAX_KEY_LENGTH: usize = 4096;

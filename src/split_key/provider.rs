@@ -1,9 +1,7 @@
 //! AI providers, and the prefixes of their API keys.
 
-use crate::split_key::{
-    error::{SplitKeyError, SplitKeyErrorKind},
-    parts::{MAX_KEY_LENGTH, is_visible},
-};
+use crate::split_key::error::{SplitKeyError, SplitKeyErrorKind};
+use crate::split_key::parts::{MAX_KEY_LENGTH, is_visible};
 
 /// An AI provider: a name, and the prefixes of its API keys.
 ///

@@ -5,15 +5,11 @@ use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use web_time::UNIX_EPOCH;
 
-use crate::{
-    runtime::{SystemTime, millis, since_epoch},
-    split_key::{
-        error::{SplitKeyError, SplitKeyErrorKind},
-        limits::Limits,
-        metadata::{Metadata, SplitId},
-        parts::{ServerPart, is_visible},
-    },
-};
+use crate::runtime::{SystemTime, millis, since_epoch};
+use crate::split_key::error::{SplitKeyError, SplitKeyErrorKind};
+use crate::split_key::limits::Limits;
+use crate::split_key::metadata::{Metadata, SplitId};
+use crate::split_key::parts::{ServerPart, is_visible};
 
 /// The longest project id, in characters.
 pub(super) const MAX_PROJECT_LENGTH: usize = 128;

@@ -1,11 +1,9 @@
 //! The store and the usage log that replicas share.
 
-use crate::{
-    redis::{Access, Redis, RedisFailure},
-    runtime::{SystemTime, since_epoch},
-    split_key::{
-        SplitId, SplitKeyEvent, SplitKeyObserver, SplitKeyRecord, SplitKeyStore, SplitKeyStoreError,
-    },
+use crate::redis::{Access, Redis, RedisFailure};
+use crate::runtime::{SystemTime, since_epoch};
+use crate::split_key::{
+    SplitId, SplitKeyEvent, SplitKeyObserver, SplitKeyRecord, SplitKeyStore, SplitKeyStoreError,
 };
 
 /// Records in Redis or Valkey, for all replicas that use the same server and prefix.

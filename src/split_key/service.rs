@@ -4,34 +4,17 @@ use std::{fmt, sync::Arc};
 
 use http::{HeaderName, header::AUTHORIZATION, request};
 
-use crate::{
-    gate::{
-        decision::VerifiedDevice,
-        future::{Decide, Progress},
-        gate_body::HeadOnly,
-        headers::{Forwarded, after_scheme, is_bearer, take_only},
-        routing::is_preflight,
-        service::Gated,
-    },
-    runtime::Moment,
-    split_key::{
-        api_key::ApiKey,
-        audit::{
-            event::{SplitKeyEvent, SplitKeyOutcome},
-            observer::SplitKeyObserver,
-            suspicion::Watch,
-        },
-        cut,
-        limits::Limits,
-        metadata::Version,
-        parts::{ClientPart, ServerPart},
-        provider::Providers,
-        record::{SplitKeyState, project_id},
-        rejection::SplitKeyRejectionResponse,
-        sealed,
-        splitter::open_record,
-        store::ErasedSplitKeyStore,
-    },
+use crate::gate::future::{Decide, Progress};
+use crate::gate::headers::{Forwarded, after_scheme, is_bearer, take_only};
+use crate::gate::{decision::VerifiedDevice, gate_body::HeadOnly, routing::is_preflight, service::Gated};
+use crate::runtime::Moment;
+use crate::split_key::audit::event::{SplitKeyEvent, SplitKeyOutcome};
+use crate::split_key::audit::{observer::SplitKeyObserver, suspicion::Watch};
+use crate::split_key::parts::{ClientPart, ServerPart};
+use crate::split_key::record::{SplitKeyState, project_id};
+use crate::split_key::{
+    api_key::ApiKey, cut, limits::Limits, metadata::Version, provider::Providers,
+    rejection::SplitKeyRejectionResponse, sealed, splitter::open_record, store::ErasedSplitKeyStore,
 };
 
 const PROJECT: HeaderName = HeaderName::from_static("x-project-id");

@@ -4,14 +4,9 @@ use std::{error::Error, fmt, sync::Arc};
 
 use futures_util::future::BoxFuture;
 
-use crate::{
-    BoxError,
-    split_key::{
-        error::{SplitKeyError, SplitKeyErrorKind},
-        metadata::SplitId,
-        record::SplitKeyRecord,
-    },
-};
+use crate::BoxError;
+use crate::split_key::error::{SplitKeyError, SplitKeyErrorKind};
+use crate::split_key::{metadata::SplitId, record::SplitKeyRecord};
 
 /// Keeps the records of split keys. [`MemorySplitKeyStore`](crate::split_key::MemorySplitKeyStore),
 /// `FileSplitKeyStore` and `RedisSplitKeyStore` are in this crate.

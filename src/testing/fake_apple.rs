@@ -1,27 +1,16 @@
 //! The handle by which tests steer the fake Apple.
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex, MutexGuard},
-    time::Duration,
-};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::{fmt, time::Duration};
 
 use http::request;
 use zeroize::Zeroizing;
 
-use crate::{
-    apple::Credentials,
-    gate::routing::Environment,
-    runtime::lock,
-    testing::{
-        endpoint::Endpoint,
-        keys::PrivateKey,
-        rules::{Apple, FakeDevice},
-        script::{Fault, Reply},
-        state::{CallCounts, FakeAppleState, Played},
-        tokens::TokenBuilder,
-    },
-};
+use crate::testing::rules::{Apple, FakeDevice};
+use crate::testing::script::{Fault, Reply};
+use crate::testing::state::{CallCounts, FakeAppleState, Played};
+use crate::testing::{endpoint::Endpoint, keys::PrivateKey, tokens::TokenBuilder};
+use crate::{apple::Credentials, gate::routing::Environment, runtime::lock};
 
 /// Apple's DeviceCheck for tests, in the process ([`transport`](Self::transport)) or on the loopback
 /// interface ([`serve`](Self::serve)).

@@ -3,11 +3,9 @@
 use std::{error::Error, fmt, time::SystemTime};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use p256::{
-    SecretKey,
-    ecdsa::{Signature, SigningKey, VerifyingKey, signature::Signer},
-    pkcs8::{DecodePrivateKey, EncodePrivateKey, LineEnding},
-};
+use p256::SecretKey;
+use p256::ecdsa::{Signature, SigningKey, VerifyingKey, signature::Signer};
+use p256::pkcs8::{DecodePrivateKey, EncodePrivateKey, LineEnding};
 use serde_json::json;
 use zeroize::Zeroizing;
 

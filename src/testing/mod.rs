@@ -107,12 +107,9 @@ pub use self::{
     endpoint::Endpoint, fake_apple::FakeApple, script::Reply, server::FakeAppleServer,
     transport::FakeAppleService,
 };
-use crate::{
-    apple::token::DeviceToken,
-    gate::decision::{Evidence, VerifiedDevice},
-    gate::routing::Environment,
-    runtime::SystemTime,
-};
+use crate::gate::decision::{Evidence, VerifiedDevice};
+use crate::gate::routing::Environment;
+use crate::{apple::token::DeviceToken, runtime::SystemTime};
 
 /// A verified device without any verification, as if Apple had just accepted `token`, for unit tests of
 /// handlers.

@@ -3,11 +3,8 @@
 //! The source is Apple's documentation and answers seen in practice, not this crate's client, so that each
 //! checks the other.
 
-use std::{
-    borrow::Cow,
-    collections::{HashMap, HashSet},
-    time::Duration,
-};
+use std::collections::{HashMap, HashSet};
+use std::{borrow::Cow, time::Duration};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;

@@ -1,37 +1,24 @@
 //! The fake Apple as a server on the loopback interface.
 
-use std::{
-    io,
-    net::SocketAddr,
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
-    },
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::task::{Context, Poll};
+use std::{io, net::SocketAddr, pin::Pin, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, header::CONTENT_LENGTH};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Limited};
 use hyper::{body::Incoming, service::service_fn};
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo},
-    server::conn::auto,
-};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
-    sync::{Notify, oneshot},
-    task::{JoinHandle, JoinSet},
-};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, oneshot};
+use tokio::task::{JoinHandle, JoinSet};
 
-use crate::{
-    gate::routing::Environment,
-    testing::{fake_apple::FakeApple, state::Played},
-};
+use crate::gate::routing::Environment;
+use crate::testing::{fake_apple::FakeApple, state::Played};
 
 /// The longest body that is read, in bytes: more than any call to Apple has. A longer body counts as empty.
 const MAX_REQUEST_BODY: usize = 64 * 1024;

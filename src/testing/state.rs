@@ -5,16 +5,11 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header::CONTENT_TYPE, request};
 
-use crate::{
-    gate::routing::Environment,
-    runtime::{SystemTime, since_epoch},
-    testing::{
-        endpoint::Endpoint,
-        rules::{Apple, SeenTokens},
-        script::{Reply, Script},
-        tokens::TokenBuilder,
-    },
-};
+use crate::gate::routing::Environment;
+use crate::runtime::{SystemTime, since_epoch};
+use crate::testing::rules::{Apple, SeenTokens};
+use crate::testing::script::{Reply, Script};
+use crate::testing::{endpoint::Endpoint, tokens::TokenBuilder};
 
 pub(super) struct FakeAppleState {
     pub(super) apple: Apple,

@@ -1,7 +1,5 @@
-use std::{
-    io,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::io;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -9,11 +7,8 @@ use http::{Request, Response};
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
-use crate::{
-    BoxError,
-    gate::routing::Environment,
-    testing::{endpoint::Endpoint, fake_apple::FakeApple, keys::PrivateKey, script::Reply},
-};
+use crate::testing::{endpoint::Endpoint, fake_apple::FakeApple, keys::PrivateKey, script::Reply};
+use crate::{BoxError, gate::routing::Environment};
 
 const PRODUCTION: &str = "https://api.devicecheck.apple.com";
 const DEVELOPMENT: &str = "https://api.development.devicecheck.apple.com";

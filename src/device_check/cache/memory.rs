@@ -2,22 +2,17 @@
 
 use std::{fmt, time::Duration};
 
-use quick_cache::{
-    DefaultHashBuilder, OptionsBuilder, UnitWeighter,
-    sync::{Cache, DefaultLifecycle},
-};
+use quick_cache::sync::{Cache, DefaultLifecycle};
+use quick_cache::{DefaultHashBuilder, OptionsBuilder, UnitWeighter};
 use web_time::UNIX_EPOCH;
 
-use crate::{
-    apple::token::Verdict,
-    device_check::cache::{
-        cached_verdict::CachedVerdict, keyed_hash::HashSecret, verdict_cache::VerdictCache,
-        verdict_key::VerdictKey,
-    },
-    gate::credential::TokenDigest,
-    gate::observer::CacheError,
-    runtime::{Instant, millis, since_epoch},
+use crate::apple::token::Verdict;
+use crate::device_check::cache::{
+    cached_verdict::CachedVerdict, keyed_hash::HashSecret, verdict_cache::VerdictCache,
+    verdict_key::VerdictKey,
 };
+use crate::gate::{credential::TokenDigest, observer::CacheError};
+use crate::runtime::{Instant, millis, since_epoch};
 
 /// Verdicts in the memory of this process: the default.
 ///

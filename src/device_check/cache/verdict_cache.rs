@@ -4,11 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 
-use crate::{
-    device_check::cache::{cached_verdict::CachedVerdict, verdict_key::VerdictKey},
-    gate::observer::CacheError,
-    replay::owner::Owner,
-};
+use crate::device_check::cache::{cached_verdict::CachedVerdict, verdict_key::VerdictKey};
+use crate::{gate::observer::CacheError, replay::owner::Owner};
 
 /// Remembers verdicts: `MemoryCache` in the process, `RedisCache` between processes,
 /// [`Tiered`](crate::cache::Tiered) both.

@@ -2,16 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crate::{
-    gate::credential::TokenDigest,
-    runtime::{Moment, SystemTime},
-    split_key::{
-        limits::Limit,
-        metadata::{Metadata, SplitId, Version},
-        rejection::SplitKeyRejection,
-        store::SplitKeyStoreError,
-    },
-};
+use crate::gate::credential::TokenDigest;
+use crate::runtime::{Moment, SystemTime};
+use crate::split_key::metadata::{Metadata, SplitId, Version};
+use crate::split_key::{limits::Limit, rejection::SplitKeyRejection, store::SplitKeyStoreError};
 
 /// The result of a use of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

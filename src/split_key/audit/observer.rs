@@ -4,13 +4,9 @@ use std::sync::Arc;
 
 use tracing::{Level, event};
 
-use crate::{
-    gate::observer::{Chain, TARGET},
-    split_key::{
-        audit::event::{SplitKeyEvent, SplitKeyOutcome, SuspiciousUse},
-        metadata::Version,
-    },
-};
+use crate::gate::observer::{Chain, TARGET};
+use crate::split_key::audit::event::{SplitKeyEvent, SplitKeyOutcome, SuspiciousUse};
+use crate::split_key::metadata::Version;
 
 /// Observes every use of a key, and uses that look suspicious.
 ///

@@ -1,19 +1,12 @@
 //! Detection of suspicious uses.
 
-use std::{
-    collections::{HashMap, HashSet},
-    fmt,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex};
+use std::{fmt, time::Duration};
 
-use crate::{
-    runtime::{Instant, lock},
-    split_key::{
-        audit::event::{SplitKeyEvent, SplitKeyOutcome, SuspicionKind, SuspiciousUse},
-        metadata::SplitId,
-    },
-};
+use crate::runtime::{Instant, lock};
+use crate::split_key::audit::event::{SplitKeyEvent, SplitKeyOutcome, SuspicionKind, SuspiciousUse};
+use crate::split_key::metadata::SplitId;
 
 /// What counts as suspicious, and whether a suspicion leads to more than an event.
 ///
