@@ -1,7 +1,7 @@
 //! One call to Apple, with its attempts and deadlines.
 
 use std::sync::{Arc, Mutex};
-use std::{error::Error, fmt, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response, Uri};
@@ -12,7 +12,8 @@ use crate::apple::wire::{self, Answer, Class, Operation};
 use crate::apple::{
     credentials::Credentials, limit::CallLimit, provider_token::ProviderToken, token::DeviceToken,
 };
-use crate::gate::{error::VerifyError, routing::Environment};
+use crate::gate::error::{VerifyError, impl_error};
+use crate::gate::routing::Environment;
 use crate::runtime::{Instant, Moment, SystemTime, lock, within};
 
 /// Everything that a call needs. All clones of an [`AppleClient`](crate::AppleClient) share one.
@@ -164,14 +165,11 @@ struct NoAnswer {
     source: Option<BoxError>,
 }
 
-impl fmt::Display for NoAnswer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}{}", self.reason, self.environment, self.operation.path())
-    }
-}
-
-impl Error for NoAnswer {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        Some(self.source.as_deref()?)
-    }
-}
+impl_error!(
+    NoAnswer,
+    |error| Some(error.source.as_deref()?),
+    "{}: {}{}",
+    error.reason,
+    error.environment,
+    error.operation.path()
+);

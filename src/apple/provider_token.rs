@@ -1,7 +1,7 @@
 //! The provider token, which is the JWT that authenticates this server to Apple, and the times of its renewal.
 
 use std::sync::{Arc, Mutex};
-use std::{error::Error, fmt, time::Duration};
+use std::time::Duration;
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use bytes::Bytes;
@@ -11,7 +11,7 @@ use tracing::{Level, event};
 use zeroize::Zeroizing;
 
 use crate::BoxError;
-use crate::gate::{credential::BEARER, observer::TARGET};
+use crate::gate::{credential::BEARER, error::impl_error, observer::TARGET};
 use crate::runtime::{Moment, SystemTime, lock, since_epoch};
 
 // Chosen here: jsonwebtoken's own choice panics if another crate turns on its second backend as well.
@@ -88,17 +88,7 @@ impl SignError {
     }
 }
 
-impl fmt::Display for SignError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the provider token could not be signed")
-    }
-}
-
-impl Error for SignError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        Some(&*self.source)
-    }
-}
+impl_error!(SignError, |error| Some(&*error.source), "the provider token could not be signed");
 
 /// A provider token. Cloning is cheap.
 #[derive(Clone)]

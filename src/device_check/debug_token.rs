@@ -1,11 +1,11 @@
 //! Named secrets that stand in for a device where there is none: simulators and CI.
 
-use std::{error::Error, fmt, sync::Arc};
+use std::{fmt, sync::Arc};
 
 use http::{HeaderMap, HeaderName};
 use subtle::{Choice, ConstantTimeEq};
 
-use crate::gate::{credential::TokenDigest, headers::take_only};
+use crate::gate::{credential::TokenDigest, error::impl_error, headers::take_only};
 use crate::runtime::SystemTime;
 
 /// Named secrets that stand in for a device token where there is no device: simulators and CI.
@@ -160,13 +160,7 @@ pub struct DebugTokenError {
     reason: &'static str,
 }
 
-impl fmt::Display for DebugTokenError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "debug token {:?}: {}", self.name, self.reason)
-    }
-}
-
-impl Error for DebugTokenError {}
+impl_error!(DebugTokenError, |error| None, "debug token {:?}: {}", error.name, error.reason);
 
 #[cfg(test)]
 mod tests {

@@ -1,12 +1,12 @@
 //! Extractors for axum.
 
-use std::{convert::Infallible, error::Error, fmt};
+use std::convert::Infallible;
 
 use axum_core::extract::{FromRequestParts, OptionalFromRequestParts};
 use axum_core::response::{IntoResponse, Response};
 use http::{StatusCode, request};
 
-use crate::gate::decision::VerifiedDevice;
+use crate::gate::{decision::VerifiedDevice, error::impl_error};
 
 /// Feature `axum`. Rejects with status 500 if no [`DeviceCheckLayer`](crate::DeviceCheckLayer) has verified
 /// the request: there is no layer, the route is exempt, or the layer only monitors and would have rejected the
@@ -35,15 +35,11 @@ pub struct MissingDevice {
     _private: (),
 }
 
-impl fmt::Display for MissingDevice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(
-            "no verified device in the request: is `DeviceCheckLayer` enabled, and the route not exempt?",
-        )
-    }
-}
-
-impl Error for MissingDevice {}
+impl_error!(
+    MissingDevice,
+    |error| None,
+    "no verified device in the request: is `DeviceCheckLayer` enabled, and the route not exempt?"
+);
 
 impl IntoResponse for MissingDevice {
     fn into_response(self) -> Response {

@@ -1,13 +1,12 @@
 //! Who is told about decisions.
 
-use std::{error::Error, fmt, time::Duration};
+use std::{fmt, time::Duration};
 
 use tracing::{Level, event};
 
 use crate::gate::decision::{Enforcement, Evidence, Rejected, VerifiedDevice};
-use crate::gate::{
-    credential::TokenDigest, error::VerifyError, proof::Facts, rejection::Rejection, routing::Environment,
-};
+use crate::gate::error::{VerifyError, impl_error};
+use crate::gate::{credential::TokenDigest, proof::Facts, rejection::Rejection, routing::Environment};
 use crate::{BoxError, runtime::Instant};
 
 /// Is told about every decision, and about every failure of a cache.
@@ -272,17 +271,7 @@ impl CacheError {
     }
 }
 
-impl fmt::Display for CacheError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the verdict cache failed")
-    }
-}
-
-impl Error for CacheError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        Some(&*self.source)
-    }
-}
+impl_error!(CacheError, |error| Some(&*error.source), "the verdict cache failed");
 
 /// An error and its causes on one line.
 pub(crate) struct Chain<'a>(pub(crate) &'a (dyn std::error::Error + 'static));

@@ -1,11 +1,11 @@
 //! The decision table: every rejection, and its answer.
 
-use std::{error::Error, fmt, time::Duration};
+use std::{error::Error, time::Duration};
 
 use bytes::Bytes;
 use http::{Response, StatusCode, request};
 
-use crate::gate::error::{VerifyError, VerifyErrorKind};
+use crate::gate::error::{VerifyError, VerifyErrorKind, impl_error};
 use crate::gate::problem::{Row, row_accessors};
 
 /// The reason why a request did not reach the inner service. The response has it in its extensions.
@@ -88,13 +88,7 @@ impl MalformedToken {
     }
 }
 
-impl fmt::Display for MalformedToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl Error for MalformedToken {}
+impl_error!(MalformedToken, |error| None, "{}", error.as_str());
 
 row_accessors!(Rejection);
 

@@ -1,11 +1,11 @@
 //! The `ReplayGuard` trait, its dyn-safe twin, and its error.
 
-use std::{error::Error, fmt, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 
-use crate::BoxError;
 use crate::replay::claim::{Claim, Claimed, ReplayKey};
+use crate::{BoxError, gate::error::impl_error};
 
 // The default times of both guards.
 pub(super) const DEFAULT_LEASE: Duration = Duration::from_secs(30);
@@ -197,14 +197,4 @@ impl GuardError {
     }
 }
 
-impl fmt::Display for GuardError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the replay guard failed")
-    }
-}
-
-impl Error for GuardError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        Some(&*self.source)
-    }
-}
+impl_error!(GuardError, |error| Some(&*error.source), "the replay guard failed");

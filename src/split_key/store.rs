@@ -1,12 +1,12 @@
 //! The `SplitKeyStore` trait and its error.
 
-use std::{error::Error, fmt, sync::Arc};
+use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 
-use crate::BoxError;
 use crate::split_key::error::{SplitKeyError, SplitKeyErrorKind};
 use crate::split_key::{metadata::SplitId, record::SplitKeyRecord};
+use crate::{BoxError, gate::error::impl_error};
 
 /// Keeps the records of split keys. [`MemorySplitKeyStore`](crate::split_key::MemorySplitKeyStore),
 /// `FileSplitKeyStore` and `RedisSplitKeyStore` are in this crate.
@@ -144,21 +144,12 @@ impl SplitKeyStoreError {
     }
 }
 
-impl fmt::Display for SplitKeyStoreError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.conflict {
-            "the key store has another revision of the record"
-        } else {
-            "the key store failed"
-        })
-    }
-}
-
-impl Error for SplitKeyStoreError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        Some(&*self.source)
-    }
-}
+impl_error!(
+    SplitKeyStoreError,
+    |error| Some(&*error.source),
+    "the key store {}",
+    if error.conflict { "has another revision of the record" } else { "failed" }
+);
 
 impl From<SplitKeyStoreError> for SplitKeyError {
     fn from(error: SplitKeyStoreError) -> Self {

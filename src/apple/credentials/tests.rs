@@ -1,4 +1,4 @@
-use std::{collections::HashMap, ffi::OsString, fs, path::PathBuf};
+use std::{collections::HashMap, error::Error, ffi::OsString, fs, path::PathBuf};
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 use p256::pkcs8::{EncodePrivateKey, EncodePublicKey};
