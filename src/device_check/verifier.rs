@@ -79,11 +79,8 @@ impl<'a> TokenQuestion<'a> {
 }
 
 impl<V: DeviceVerifier> DeviceVerifier for Arc<V> {
-    fn verify(
-        &self,
-        question: TokenQuestion<'_>,
-    ) -> impl Future<Output = Result<Verdict, VerifyError>> + Send {
-        V::verify(self, question)
+    async fn verify(&self, question: TokenQuestion<'_>) -> Result<Verdict, VerifyError> {
+        V::verify(self, question).await
     }
 
     fn scope(&self) -> &str {

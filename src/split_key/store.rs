@@ -79,23 +79,16 @@ pub trait SplitKeyStore: Send + Sync + 'static {
 }
 
 impl<K: SplitKeyStore> SplitKeyStore for Arc<K> {
-    fn get(
-        &self,
-        project: &str,
-        split: SplitId,
-    ) -> impl Future<Output = Result<Option<SplitKeyRecord>, SplitKeyStoreError>> + Send {
-        K::get(self, project, split)
+    async fn get(&self, project: &str, split: SplitId) -> Result<Option<SplitKeyRecord>, SplitKeyStoreError> {
+        K::get(self, project, split).await
     }
 
-    fn put(
-        &self,
-        records: Vec<SplitKeyRecord>,
-    ) -> impl Future<Output = Result<(), SplitKeyStoreError>> + Send {
-        K::put(self, records)
+    async fn put(&self, records: Vec<SplitKeyRecord>) -> Result<(), SplitKeyStoreError> {
+        K::put(self, records).await
     }
 
-    fn list(&self) -> impl Future<Output = Result<Vec<SplitKeyRecord>, SplitKeyStoreError>> + Send {
-        K::list(self)
+    async fn list(&self) -> Result<Vec<SplitKeyRecord>, SplitKeyStoreError> {
+        K::list(self).await
     }
 }
 
