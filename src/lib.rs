@@ -181,7 +181,7 @@ pub use self::apple::{
     AppleClient, AppleClientBuilder, Bits, BitsError, BitsErrorKind, ClientError, Credentials,
     CredentialsError, HttpTransport, TransportError,
 };
-pub use self::apple::{DeviceToken, MAX_TOKEN_LENGTH, Verdict};
+pub use self::apple::{DeviceToken, Verdict};
 pub use self::device_check::cache;
 pub use self::device_check::debug_token::{DebugTokenError, DebugTokens};
 pub use self::device_check::token_source::{BearerToken, HeaderToken, TokenSource};

@@ -44,14 +44,14 @@ impl TransportError {
     }
 
     /// Whether there was no connection.
-    #[must_use]
-    pub const fn is_connect(&self) -> bool {
+    #[cfg(feature = "reqwest")]
+    pub(super) const fn is_connect(&self) -> bool {
         matches!(self.kind, TransportErrorKind::Connect)
     }
 
     /// Whether the server said that it has not looked at the request.
-    #[must_use]
-    pub const fn is_turned_away(&self) -> bool {
+    #[cfg(all(test, feature = "reqwest"))]
+    pub(super) const fn is_turned_away(&self) -> bool {
         matches!(self.kind, TransportErrorKind::TurnedAway)
     }
 }

@@ -60,8 +60,7 @@ pub struct TokenQuestion<'a> {
 
 impl<'a> TokenQuestion<'a> {
     /// The question about `token` in `environment`.
-    #[must_use]
-    pub const fn new(token: &'a DeviceToken, environment: Environment) -> Self {
+    pub(super) const fn new(token: &'a DeviceToken, environment: Environment) -> Self {
         Self { token, environment }
     }
 

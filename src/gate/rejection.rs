@@ -63,7 +63,7 @@ pub enum Rejection {
 pub enum MalformedToken {
     /// The text is empty.
     Empty,
-    /// The text has more than [`MAX_TOKEN_LENGTH`](crate::MAX_TOKEN_LENGTH) characters.
+    /// The text has more than 8,192 characters.
     TooLong,
     /// The text is not base64 in the one accepted spelling.
     NotCanonical,

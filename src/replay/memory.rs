@@ -57,13 +57,10 @@ enum TokenState {
 }
 
 impl MemoryReplayGuard {
-    /// The default number of tokens that are remembered.
-    pub const TOKENS: usize = 1_000_000;
-
-    /// A guard that remembers [`TOKENS`](Self::TOKENS) tokens.
+    /// A guard that remembers 1,000,000 tokens.
     #[must_use]
     pub fn new() -> Self {
-        Self::with_capacity(Self::TOKENS)
+        Self::with_capacity(1_000_000)
     }
 
     /// A guard that remembers this many tokens. It takes memory as it needs it.

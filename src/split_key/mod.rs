@@ -89,7 +89,7 @@ pub use self::error::{SplitKeyError, SplitKeyErrorKind};
 pub use self::file_store::FileSplitKeyStore;
 pub use self::limits::{Limit, Limits};
 pub use self::metadata::{Metadata, SplitId, Version};
-pub use self::parts::{ClientPart, MAX_KEY_LENGTH, ServerPart};
+pub use self::parts::{ClientPart, ServerPart};
 pub use self::provider::{Provider, Providers};
 pub use self::record::{SplitKeyRecord, SplitKeyState};
 #[cfg(feature = "redis")]

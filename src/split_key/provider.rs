@@ -54,8 +54,7 @@ impl Provider {
     }
 
     /// The name under which records refer to the provider.
-    #[must_use]
-    pub fn name(&self) -> &str {
+    pub(super) fn name(&self) -> &str {
         &self.name
     }
 

@@ -275,7 +275,7 @@ impl fmt::Debug for KeyGate {
             .field("project", &settings.project.is_some())
             .field("allow_unverified", &settings.allow_unverified)
             .field("forward_credentials", &settings.forward_credentials)
-            .field("suspicion", &self.watch)
+            .field("suspicion", self.watch.rules())
             .finish_non_exhaustive()
     }
 }

@@ -4,12 +4,11 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::{fmt, time::Duration};
 
 use http::request;
-use zeroize::Zeroizing;
 
 use crate::testing::rules::{Apple, FakeDevice};
 use crate::testing::script::{Fault, Reply};
 use crate::testing::state::{CallCounts, FakeAppleState, Played};
-use crate::testing::{endpoint::Endpoint, keys::PrivateKey, tokens::TokenBuilder};
+use crate::testing::{endpoint::Endpoint, keys::PrivateKey, tokens};
 use crate::{apple::Credentials, gate::routing::Environment, runtime::lock};
 
 /// Apple's DeviceCheck for tests, in the process ([`transport`](Self::transport)) or on the loopback
@@ -34,20 +33,14 @@ struct FakeAppleShared {
 }
 
 impl FakeApple {
-    /// The team id of [`new`](Self::new).
-    pub const TEAM_ID: &'static str = "TEAM123456";
-    /// The key id of [`new`](Self::new).
-    pub const KEY_ID: &'static str = "KEY1234567";
-
-    /// A fake Apple that knows one new throw-away key, [`KEY_ID`](Self::KEY_ID) of the team
-    /// [`TEAM_ID`](Self::TEAM_ID), and no device token.
+    /// A fake Apple that knows one new throw-away key, `KEY1234567` of the team `TEAM123456`, and no device token.
     ///
     /// # Panics
     ///
     /// If the operating system gives no random bytes.
     #[must_use]
     pub fn new() -> Self {
-        Self::with_key(&PrivateKey::generate(), Self::TEAM_ID, Self::KEY_ID)
+        Self::with_key(&PrivateKey::generate(), "TEAM123456", "KEY1234567")
     }
 
     /// A fake Apple that knows the given key, for a server under test that has a key of its own.
@@ -94,12 +87,6 @@ impl FakeApple {
         &self.shared.key
     }
 
-    /// The key that it was made with, as in a `.p8` file: PKCS#8 in PEM.
-    #[must_use]
-    pub fn private_key_pem(&self) -> Zeroizing<String> {
-        self.shared.key.to_pem()
-    }
-
     /// Credentials that this Apple accepts: its team, and the key that it was made with.
     ///
     /// # Panics
@@ -109,7 +96,7 @@ impl FakeApple {
     #[must_use]
     pub fn credentials(&self) -> Credentials {
         #[allow(clippy::expect_used, reason = "see Panics")]
-        Credentials::from_pem(self.team_id(), self.key_id(), &self.private_key_pem())
+        Credentials::from_pem(self.team_id(), self.key_id(), &self.private_key().to_pem())
             .expect("the key is well-formed, and so are the ids of a fake Apple by default")
     }
 
@@ -169,7 +156,7 @@ impl FakeApple {
     #[must_use]
     pub fn forged_token(&self) -> String {
         let length = self.state().next_token_length();
-        TokenBuilder::new().length(length).build()
+        tokens::of_length(length)
     }
 
     /// Makes a genuine token expire. Apple answers an expired token like a forged one.
@@ -215,8 +202,8 @@ impl FakeApple {
     }
 
     /// How many replies are still in the queue.
-    #[must_use]
-    pub fn scripted(&self) -> usize {
+    #[cfg(test)]
+    pub(super) fn scripted(&self) -> usize {
         self.state().script.pending()
     }
 

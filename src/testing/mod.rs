@@ -50,7 +50,7 @@
 //! let apple = FakeApple::new();
 //! let mut server = apple.serve().await?;
 //! // Start the server under test with these instead of Apple's two hosts.
-//! println!("{} {}", server.production_url(), server.development_url());
+//! println!("{} {}", server.url(Environment::Production), server.url(Environment::Development));
 //!
 //! apple.share(0.1, Reply::reset()); // each tenth connection breaks
 //! apple.always(Reply::normal().delay(std::time::Duration::from_millis(200)));

@@ -93,16 +93,10 @@ impl FakeAppleServer {
         &self.apple
     }
 
-    /// The base URL for production, without a slash at its end, such as `http://127.0.0.1:50123`.
+    /// The base URL for an environment, without a slash at its end, such as `http://127.0.0.1:50123`.
     #[must_use]
-    pub fn production_url(&self) -> String {
-        format!("http://{}", self.production.address)
-    }
-
-    /// The base URL for development, without a slash at its end.
-    #[must_use]
-    pub fn development_url(&self) -> String {
-        format!("http://{}", self.development.address)
+    pub fn url(&self, environment: Environment) -> String {
+        format!("http://{}", self.address(environment))
     }
 
     /// The address for an environment.
@@ -151,11 +145,6 @@ impl FakeAppleServer {
             }
         }
         Ok(())
-    }
-
-    /// Stops the server for good and waits until its ports are free.
-    pub async fn shutdown(mut self) {
-        self.stop().await;
     }
 }
 

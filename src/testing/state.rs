@@ -9,7 +9,7 @@ use crate::gate::routing::Environment;
 use crate::runtime::{SystemTime, since_epoch};
 use crate::testing::rules::{Apple, SeenTokens};
 use crate::testing::script::{Reply, Script};
-use crate::testing::{endpoint::Endpoint, tokens::TokenBuilder};
+use crate::testing::{endpoint::Endpoint, tokens};
 
 pub(super) struct FakeAppleState {
     pub(super) apple: Apple,
@@ -35,8 +35,8 @@ impl FakeAppleState {
     pub(super) const fn next_token_length(&mut self) -> usize {
         self.tokens += 1;
         match self.tokens % 2 {
-            1 => TokenBuilder::LONG,
-            _ => TokenBuilder::SHORT,
+            1 => tokens::LONG,
+            _ => tokens::SHORT,
         }
     }
 

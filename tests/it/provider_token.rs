@@ -74,6 +74,6 @@ async fn keys_are_rotated_while_running() {
 
     let stranger = FakeApple::new();
     let credentials =
-        Credentials::from_pem("OTHERTEAM1", stranger.key_id(), &stranger.private_key_pem()).unwrap();
+        Credentials::from_pem("OTHERTEAM1", stranger.key_id(), &stranger.private_key().to_pem()).unwrap();
     assert!(apple.client.rotate_credentials(credentials).is_err(), "cached verdicts are the old team's");
 }

@@ -38,15 +38,10 @@ struct KeptVerdict {
 }
 
 impl MemoryCache {
-    /// The default number of genuine tokens that are remembered.
-    pub const GENUINE: usize = 100_000;
-    /// The default number of refused tokens that are remembered.
-    pub const REFUSED: usize = 10_000;
-
-    /// A cache for [`GENUINE`](Self::GENUINE) genuine and [`REFUSED`](Self::REFUSED) refused tokens.
+    /// A cache for 100,000 genuine and 10,000 refused tokens.
     #[must_use]
     pub fn new() -> Self {
-        Self::with_capacity(Self::GENUINE, Self::REFUSED)
+        Self::with_capacity(100_000, 10_000)
     }
 
     /// A cache for this many genuine and this many refused tokens.

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use crate::gate::credential::TokenDigest;
 use crate::runtime::{Moment, SystemTime};
-use crate::split_key::metadata::{Metadata, SplitId, Version};
+use crate::split_key::metadata::{Metadata, SplitId};
 use crate::split_key::{limits::Limit, rejection::SplitKeyRejection, store::SplitKeyStoreError};
 
 /// The result of a use of a key.
@@ -112,16 +112,10 @@ impl SplitKeyEvent {
         self.provider.as_deref()
     }
 
-    /// The split id as the client sent it; `None` if the client sent none.
+    /// The metadata of the client part, with its split id, as the client sent it; `None` if the client sent none.
     #[must_use]
-    pub fn split(&self) -> Option<SplitId> {
-        self.metadata.map(|metadata| metadata.split())
-    }
-
-    /// The version of the client part; `None` if the client sent none.
-    #[must_use]
-    pub fn version(&self) -> Option<Version> {
-        self.metadata.map(|metadata| metadata.version())
+    pub const fn metadata(&self) -> Option<Metadata> {
+        self.metadata
     }
 
     /// The digest of the device token; `None` without a verified device.
