@@ -65,7 +65,7 @@ impl<O: Observer> Observer for std::sync::Arc<O> {
 }
 
 /// One decision.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Event<'a> {
     outcome: Outcome<'a>,
     environment: Option<Environment>,
@@ -179,17 +179,6 @@ impl<'a> Event<'a> {
     #[must_use]
     pub fn latency(&self) -> Duration {
         self.started.map_or(Duration::ZERO, |started| started.elapsed())
-    }
-}
-
-impl fmt::Debug for Event<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Event")
-            .field("outcome", &self.outcome)
-            .field("environment", &self.environment)
-            .field("digest", &self.digest)
-            .field("error", &self.error)
-            .finish_non_exhaustive()
     }
 }
 

@@ -208,11 +208,8 @@ fn read(path: &Path) -> io::Result<(RecordMap, Option<FileStamp>)> {
 fn parse(bytes: &[u8]) -> io::Result<RecordMap> {
     let contents: KeyFile<SplitKeyRecord> = serde_json::from_slice(bytes).map_err(|error| {
         // The message of serde may quote the file.
-        io::Error::other(format!(
-            "the key file is not right at line {}, column {}",
-            error.line(),
-            error.column()
-        ))
+        let (line, column) = (error.line(), error.column());
+        io::Error::other(format!("the key file is not right at line {line}, column {column}"))
     })?;
     if contents.format != FORMAT {
         return Err(io::Error::other("the key file has a format that is not known"));

@@ -1,6 +1,6 @@
 //! The layer: how keys are found and opened.
 
-use std::{fmt, sync::Arc};
+use std::sync::Arc;
 
 use http::{HeaderName, request};
 use tower_layer::Layer;
@@ -17,7 +17,7 @@ use crate::split_key::{
 ///
 /// See the [module's docs](crate::split_key) for an example. Clones, and all services made by them, count
 /// suspicious uses together. A clone that is changed by a `with_*` method counts for itself.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 #[must_use]
 pub struct SplitKeyLayer {
     gate: Arc<KeyGate>,
@@ -126,11 +126,5 @@ impl<S> Layer<S> for SplitKeyLayer {
 
     fn layer(&self, inner: S) -> Self::Service {
         Gated::new(inner, Arc::clone(&self.gate))
-    }
-}
-
-impl fmt::Debug for SplitKeyLayer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.gate.fmt(f)
     }
 }

@@ -16,9 +16,9 @@ use crate::{gate::error::impl_error, runtime::SystemTime};
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
-    paths: Option<Vec<String>>,
-    methods: Option<Vec<Method>>,
-    expires_at: Option<SystemTime>,
+    pub(super) paths: Option<Vec<String>>,
+    pub(super) methods: Option<Vec<Method>>,
+    pub(super) expires_at: Option<SystemTime>,
 }
 
 /// A limit that a request does not meet.

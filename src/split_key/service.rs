@@ -269,7 +269,7 @@ impl fmt::Debug for KeyGate {
     // Plug-ins are anything, closures too; they are not asked to print.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let settings = &self.settings;
-        f.debug_struct("SplitKeyLayer")
+        f.debug_struct("KeyGate")
             .field("providers", &settings.providers)
             .field("key_headers", &settings.key_headers)
             .field("project", &settings.project.is_some())

@@ -241,11 +241,11 @@ async fn change(
 /// The changed record, if retiring it then is a change.
 fn retiring(record: &SplitKeyRecord, until: SystemTime) -> Option<SplitKeyRecord> {
     match record.state() {
-        SplitKeyState::Active => Some(record.changed_to(SplitKeyState::Retiring { until })),
-        SplitKeyState::Retiring { until: earlier } if earlier > until => {
+        SplitKeyState::Revoked => None,
+        SplitKeyState::Retiring { until: earlier } if earlier <= until => None,
+        SplitKeyState::Active | SplitKeyState::Retiring { .. } => {
             Some(record.changed_to(SplitKeyState::Retiring { until }))
         }
-        SplitKeyState::Retiring { .. } | SplitKeyState::Revoked => None,
     }
 }
 

@@ -1,7 +1,7 @@
 //! The fake Apple as a server on the loopback interface.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::{io, net::SocketAddr, pin::Pin, time::Duration};
 
@@ -12,7 +12,6 @@ use http_body_util::{BodyExt, Limited};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
@@ -178,26 +177,34 @@ async fn listen(
     connections.shutdown().await;
 }
 
-async fn serve(stream: TcpStream, apple: FakeApple, environment: Environment) {
-    let plug = Arc::new(Plug::default());
-    let socket = Socket { stream, plug: Arc::clone(&plug) };
+async fn serve(stream: TcpStream, apple: FakeApple, environment: Environment) -> io::Result<()> {
+    let stream = stream.into_std()?;
+    // Another handle of the same socket, which is open until both are dropped.
+    let socket = TcpStream::from_std(stream.try_clone()?)?;
+    let plug = Arc::new(Notify::new());
     let service = service_fn(|request: Request<Incoming>| {
         let (apple, plug) = (apple.clone(), Arc::clone(&plug));
         async move { answer(&apple, environment, request, &plug).await }
     });
     let server = auto::Builder::new(TokioExecutor::new());
-    tokio::select! {
+    let reset = tokio::select! {
         // The client notices an error by itself.
-        _ = server.serve_connection(TokioIo::new(socket), service) => {}
-        () = plug.pulled.notified() => {}
+        _ = server.serve_connection(TokioIo::new(TcpStream::from_std(stream)?), service) => false,
+        () = plug.notified() => true,
+    };
+    if reset {
+        // Closing without time to linger is a reset. If this fails, the client sees an early end.
+        #[allow(deprecated, reason = "its successor needs a newer tokio; only blocks if not zero")]
+        socket.set_linger(Some(Duration::ZERO))?;
     }
+    Ok(())
 }
 
 async fn answer(
     apple: &FakeApple,
     environment: Environment,
     request: Request<Incoming>,
-    plug: &Plug,
+    plug: &Notify,
 ) -> Result<Response<ReplyBody>, hyper::Error> {
     let (head, body) = request.into_parts();
     let reply = apple.arrive(environment, &head);
@@ -221,63 +228,9 @@ async fn answer(
             Ok(response)
         }
         Played::Reset => {
-            plug.pull();
+            plug.notify_one();
             std::future::pending().await
         }
-    }
-}
-
-/// Ends a connection from within one of its calls.
-#[derive(Default)]
-struct Plug {
-    reset: AtomicBool,
-    pulled: Notify,
-}
-
-impl Plug {
-    fn pull(&self) {
-        self.reset.store(true, Relaxed);
-        self.pulled.notify_one();
-    }
-}
-
-/// A connection that is reset, not closed, once its plug was pulled.
-struct Socket {
-    stream: TcpStream,
-    plug: Arc<Plug>,
-}
-
-impl Drop for Socket {
-    fn drop(&mut self) {
-        if self.plug.reset.load(Relaxed) {
-            // Closing without time to linger is a reset. If this fails, the client sees an early end.
-            #[allow(deprecated, reason = "its successor needs a newer tokio; only blocks if not zero")]
-            let _ = self.stream.set_linger(Some(Duration::ZERO));
-        }
-    }
-}
-
-impl AsyncRead for Socket {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for Socket {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
