@@ -27,7 +27,7 @@ use shared::variable;
 use tokio::net::{TcpListener, lookup_host};
 use tower_devicecheck::{
     BoxError, Credentials, Environment, UnknownEnvironment,
-    testing::{FakeApple, Reply, keys::PrivateKey},
+    testing::{FakeApple, PrivateKey, Reply},
 };
 
 #[tokio::main]

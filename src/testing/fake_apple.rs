@@ -8,7 +8,7 @@ use http::request;
 use crate::testing::rules::{Apple, FakeDevice};
 use crate::testing::script::{Fault, Reply};
 use crate::testing::state::{CallCounts, FakeAppleState, Played};
-use crate::testing::{endpoint::Endpoint, keys::PrivateKey, tokens};
+use crate::testing::{endpoint::Endpoint, keys::PrivateKey, tokens::token_of_length};
 use crate::{apple::Credentials, gate::routing::Environment, runtime::lock};
 
 /// Apple's DeviceCheck for tests, in the process ([`transport`](Self::transport)) or on the loopback
@@ -46,9 +46,9 @@ impl FakeApple {
     /// A fake Apple that knows the given key, for a server under test that has a key of its own.
     ///
     /// ```
-    /// use tower_devicecheck::testing::{FakeApple, keys::PrivateKey};
+    /// use tower_devicecheck::testing::{FakeApple, PrivateKey};
     ///
-    /// # fn main() -> Result<(), tower_devicecheck::testing::keys::InvalidKey> {
+    /// # fn main() -> Result<(), tower_devicecheck::testing::InvalidKey> {
     /// # let pem = PrivateKey::generate().to_pem();
     /// let key = PrivateKey::from_pem(&pem)?; // the contents of the server's .p8 file
     /// let apple = FakeApple::with_key(&key, "A1B2C3D4E5", "F6G7H8I9J0");
@@ -156,7 +156,7 @@ impl FakeApple {
     #[must_use]
     pub fn forged_token(&self) -> String {
         let length = self.state().next_token_length();
-        tokens::of_length(length)
+        token_of_length(length)
     }
 
     /// Makes a genuine token expire. Apple answers an expired token like a forged one.

@@ -93,16 +93,18 @@
 
 mod endpoint;
 mod fake_apple;
-pub mod keys;
+mod keys;
 mod rules;
 mod script;
 mod server;
 mod state;
 #[cfg(test)]
 mod tests;
-pub mod tokens;
+mod tokens;
 mod transport;
 
+pub use self::keys::{InvalidKey, PrivateKey};
+pub use self::tokens::{realistic_token, token_of_length};
 pub use self::{
     endpoint::Endpoint, fake_apple::FakeApple, script::Reply, server::FakeAppleServer,
     transport::FakeAppleService,
@@ -126,7 +128,7 @@ use crate::{apple::token::DeviceToken, runtime::SystemTime};
 /// }
 ///
 /// # fn main() -> Result<(), tower_devicecheck::MalformedToken> {
-/// let token = testing::tokens::realistic().parse()?;
+/// let token = testing::realistic_token().parse()?;
 /// let device = testing::verified_device(token, Environment::Development);
 /// assert_eq!(greet(&device), "hello, development device");
 /// # Ok(())

@@ -25,18 +25,18 @@ pub(super) const SHORT: usize = 2_200;
 ///
 /// If the operating system gives no random bytes.
 #[must_use]
-pub fn realistic() -> String {
-    of_length(LONG)
+pub fn realistic_token() -> String {
+    token_of_length(LONG)
 }
 
-/// The same with another length in bytes, at least 154, the bytes before the varying part of a real token.
-/// Three bytes make four characters of standard base64 with padding.
+/// A token like a [realistic one](realistic_token), but of another length in bytes. The least is 154, which a
+/// real token has before its varying part. Three bytes make four characters of standard base64 with padding.
 ///
 /// # Panics
 ///
 /// If the operating system gives no random bytes.
 #[must_use]
-pub fn of_length(bytes: usize) -> String {
+pub fn token_of_length(bytes: usize) -> String {
     let mut token = vec![0; bytes.max(ENVELOPE)];
     #[allow(clippy::expect_used, reason = "see Panics")]
     getrandom::fill(&mut token).expect("the operating system gives random bytes");
@@ -63,12 +63,12 @@ mod tests {
             ("one padding", 155, 208, 1),
         ];
         for (name, bytes, characters, padding) in cases {
-            let token = of_length(*bytes);
+            let token = token_of_length(*bytes);
             assert_eq!(token.len(), *characters, "{name}");
             assert!(token.starts_with("AgAAA"), "{name}");
             assert_eq!(token.matches('=').count(), *padding, "{name}");
             assert!(token.parse::<DeviceToken>().is_ok(), "{name}");
-            assert_ne!(token, of_length(*bytes), "{name}");
+            assert_ne!(token, token_of_length(*bytes), "{name}");
         }
     }
 }

@@ -64,7 +64,7 @@ async fn keys_are_rotated_while_running() {
     let app = App::new(&apple.layer());
     assert_eq!(app.status(&apple.genuine()).await, StatusCode::OK);
 
-    let next = tower_devicecheck::testing::keys::PrivateKey::generate();
+    let next = tower_devicecheck::testing::PrivateKey::generate();
     apple.fake.accept_key("NEWKEY4567", &next);
     let credentials = Credentials::from_pem(apple.fake.team_id(), "NEWKEY4567", &next.to_pem()).unwrap();
     apple.client.rotate_credentials(credentials).unwrap();

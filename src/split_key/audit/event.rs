@@ -64,8 +64,7 @@ impl SplitKeyOutcome {
     }
 
     /// The rejection of the request; `None` if it reaches the inner service.
-    #[must_use]
-    pub const fn rejection(&self) -> Option<SplitKeyRejection> {
+    pub(crate) const fn rejection(&self) -> Option<SplitKeyRejection> {
         Some(match self {
             Self::Opened | Self::OpenedRetiring => return None,
             Self::Missing => SplitKeyRejection::MissingKey,
@@ -159,8 +158,7 @@ pub enum SuspicionKind {
 
 impl SuspicionKind {
     /// `many_devices`, `many_refusals`, `retired_part` or `revoked_part`.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::ManyDevices => "many_devices",
             Self::ManyRefusals => "many_refusals",
