@@ -127,12 +127,6 @@ impl AppleClient {
     }
 }
 
-impl From<Caller> for AppleClient {
-    fn from(caller: Caller) -> Self {
-        Self { caller: Arc::new(caller) }
-    }
-}
-
 impl fmt::Debug for AppleClient {
     // Without the transport, which may be a closure, and need not implement `Debug`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

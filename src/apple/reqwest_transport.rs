@@ -194,6 +194,7 @@ async fn read(
 ) -> Result<Response<Bytes>, TransportError> {
     let mut response = answer.await.map_err(failure)?;
     let mut body = BytesMut::new();
+    let broken_off = |error: reqwest::Error| TransportError::other(error.without_url());
     // The server has answered, and so has acted on the request, even if reading the body fails.
     while let Some(chunk) = response.chunk().await.map_err(broken_off)? {
         if body.len() + chunk.len() > MAX_ANSWER_LENGTH {
@@ -217,10 +218,6 @@ fn failure(error: reqwest::Error) -> TransportError {
     } else {
         TransportError::other(error)
     }
-}
-
-fn broken_off(error: reqwest::Error) -> TransportError {
-    TransportError::other(error.without_url())
 }
 
 #[cfg(test)]

@@ -31,10 +31,7 @@ impl RecordMap {
         let mut changed = self.clone();
         for record in records {
             let present = changed.get(record.project(), record.split());
-            let next = match present {
-                Some(present) => present.revision().checked_add(1),
-                None => Some(0),
-            };
+            let next = present.map_or(Some(0), |present| present.revision().checked_add(1));
             if next != Some(record.revision()) {
                 return Err(SplitKeyStoreError::conflict());
             }

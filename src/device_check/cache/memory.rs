@@ -2,8 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use quick_cache::sync::{Cache, DefaultLifecycle};
-use quick_cache::{DefaultHashBuilder, OptionsBuilder, UnitWeighter};
+use quick_cache::{OptionsBuilder, UnitWeighter, sync::Cache};
 use web_time::UNIX_EPOCH;
 
 use crate::apple::token::Verdict;
@@ -135,12 +134,7 @@ fn cache(capacity: usize) -> Cache<u128, KeptVerdict> {
         .ghost_allocation(0.0)
         .build();
     match options {
-        Ok(options) => Cache::with_options(
-            options,
-            UnitWeighter,
-            DefaultHashBuilder::default(),
-            DefaultLifecycle::default(),
-        ),
+        Ok(options) => Cache::with_options(options, UnitWeighter, Default::default(), Default::default()),
         // This is not reached: no option is missing.
         Err(_) => Cache::new(capacity),
     }
