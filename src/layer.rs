@@ -5,28 +5,18 @@ use std::{error::Error, fmt, sync::Arc, time::Duration};
 use http::{Extensions, HeaderName, Uri};
 use tower_layer::Layer;
 
-use crate::{
-    apple::token::Verdict,
-    device_check::{
-        cache::{NoCache, VerdictCache},
-        debug_token::DebugTokens,
-        proof::DeviceTokenProof,
-        settings::{Reuse, Settings},
-        token_source::TokenSource,
-        verifier::DeviceVerifier,
-    },
-    gate::{
-        DeviceCheck, Gate,
-        decision::Enforcement,
-        gate_body::{BodyMode, HeadOnly, ReadBodies},
-        observer::Observer,
-        proof::Proof,
-        rejection::RejectionResponse,
-        routing::RoutingPolicy,
-        service::Gated,
-    },
-    replay::ReplayGuard,
+use crate::apple::token::Verdict;
+use crate::device_check::cache::{NoCache, VerdictCache};
+use crate::device_check::settings::{Reuse, Settings};
+use crate::device_check::{
+    debug_token::DebugTokens, proof::DeviceTokenProof, token_source::TokenSource, verifier::DeviceVerifier,
 };
+use crate::gate::gate_body::{BodyMode, HeadOnly, ReadBodies};
+use crate::gate::{
+    DeviceCheck, Gate, decision::Enforcement, observer::Observer, proof::Proof, rejection::RejectionResponse,
+    routing::RoutingPolicy, service::Gated,
+};
+use crate::replay::ReplayGuard;
 
 /// Lets only requests from genuine devices through to the inner service.
 ///

@@ -13,12 +13,8 @@ use http::{HeaderMap, Request, Response, request};
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
-use crate::gate::{
-    body::ResponseBody,
-    error::VerifyError,
-    gate_body::{AfterBody, ReadBodies, TakesBody},
-    headers::append,
-};
+use crate::gate::gate_body::{AfterBody, ReadBodies, TakesBody};
+use crate::gate::{body::ResponseBody, error::VerifyError, headers::append};
 
 /// Decides which requests reach an inner service, at once or after a while. Not for others to implement.
 #[doc(hidden)]

@@ -14,10 +14,8 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use sha2::{Digest, Sha256};
 
-use crate::{
-    gate::{decision::Rejected, rejection::Rejection},
-    runtime::{Timer, boxed_timer},
-};
+use crate::gate::{decision::Rejected, rejection::Rejection};
+use crate::runtime::{Timer, boxed_timer};
 
 /// Whether a layer reads request bodies: [`HeadOnly`] or [`ReadBodies`]. Not for others to implement.
 #[doc(hidden)]

@@ -5,14 +5,10 @@ use std::fmt;
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, request};
 
-use crate::{
-    gate::{
-        credential::TokenDigest,
-        decision::{Evidence, Rejected, VerifiedDevice},
-        routing::{Environment, Route},
-    },
-    runtime::{Moment, SystemTime},
-};
+use crate::gate::credential::TokenDigest;
+use crate::gate::decision::{Evidence, Rejected, VerifiedDevice};
+use crate::gate::routing::{Environment, Route};
+use crate::runtime::{Moment, SystemTime};
 
 /// One way for a request to show that it comes from a genuine device.
 ///
