@@ -193,11 +193,17 @@ impl<M> Gate<M> {
 }
 
 impl<M: BodyMode> Gate<M> {
+    /// `restore` turns the URI that the policy and the proofs see into the inner service's.
     // Inlined for the sake of exempt requests, which do little else.
     #[inline(always)]
-    fn admit_head(self: &Arc<Self>, head: &mut request::Parts) -> Progress<Self> {
+    fn admit_head(
+        self: &Arc<Self>,
+        head: &mut request::Parts,
+        restore: impl FnOnce(&mut request::Parts),
+    ) -> Progress<Self> {
         let route = self.route(head);
         if route == Route::Exempt {
+            restore(head);
             self.observer.decision(&Event::exempt(self.enforcement));
             return Progress::Forward(None);
         }
@@ -207,6 +213,7 @@ impl<M: BodyMode> Gate<M> {
         if let Some(forwarded) = forwarded {
             forwarded.put_back(head);
         }
+        restore(head);
         self.go_on(step, &facts, &facts, head)
     }
 
@@ -249,19 +256,18 @@ impl<M: BodyMode> Decide for Gate<M> {
         head.extensions.remove::<VerifiedDevice>();
         head.extensions.remove::<DeviceOutcome>();
 
-        let Some(find) = &self.original_uri else { return self.admit_head(head) };
-        let original = find(&mut head.extensions).cloned();
-        let stripped = original.map(|original| mem::replace(&mut head.uri, original));
-        let progress = self.admit_head(head);
-        if let Some(stripped) = stripped {
+        let original =
+            self.original_uri.as_ref().and_then(|find| Some((find, find(&mut head.extensions)?.clone())));
+        let Some((find, original)) = original else { return self.admit_head(head, |_| ()) };
+        let stripped = mem::replace(&mut head.uri, original);
+        self.admit_head(head, |head| {
             let shown = mem::replace(&mut head.uri, stripped);
             if let Some(original) = find(&mut head.extensions).filter(|original| **original != shown) {
                 // A proof took a part of it.
                 head.uri = with_query_of(&head.uri, &shown);
                 *original = shown;
             }
-        }
-        progress
+        })
     }
 
     fn answered(answer: Answer<M>, head: &mut request::Parts) -> Progress<Self> {
