@@ -94,6 +94,7 @@ async fn nobody_is_asked_about_a_body_that_is_not_what_it_should_be() {
 #[tokio::test]
 async fn a_proof_that_needs_bodies_is_not_added_to_a_layer_that_reads_none() {
     let apple = Apple::new();
+    let never = |scheme| Made::new(scheme, "x-never", |_, _| Step::absent());
     let is_error = |error: LayerError| {
         let text = error.to_string();
         assert!(text.contains("`Digest`") && text.contains("with_bodies"), "{text}");
@@ -104,9 +105,10 @@ async fn a_proof_that_needs_bodies_is_not_added_to_a_layer_that_reads_none() {
     let reading = apple.layer().with_bodies(ReadBodies::new());
     let reading = reading.add_proof_before(digest(1)).unwrap().add_proof_after(digest(1)).unwrap();
     // Proofs that were added before, and settings, are kept.
-    let before = apple.layer().add_proof_before(key()).unwrap().with_enforcement(Enforcement::Monitor);
+    let before = apple.layer().add_proof_before(key()).unwrap().add_proof_before(never("Last")).unwrap();
+    let before = before.with_enforcement(Enforcement::Monitor);
     let debug = format!("{:?} {:?}", reading, before.with_bodies(ReadBodies::new()));
-    for part in [r#"["Digest", "DeviceCheck", "Digest"]"#, r#"["Key", "DeviceCheck"]"#, "Monitor"] {
+    for part in [r#"["Digest", "DeviceCheck", "Digest"]"#, r#"["Key", "Last", "DeviceCheck"]"#, "Monitor"] {
         assert!(debug.contains(part), "{debug}");
     }
     assert_eq!(apple.calls(), 0);

@@ -217,7 +217,7 @@ async fn a_large_limit_allows_as_many_frames_as_its_bytes_come_in() {
     const FRAMES: usize = 70_000;
     let app = BodyApp::new(ReadBodies::new().with_limit(FRAMES * KIB.len()));
     let body = Pieces::of(iter::repeat_with(|| data(Bytes::from_static(&KIB))).take(FRAMES));
-    // Which digest it has does not matter: it is read.
+    // Its digest does not matter: it is read.
     assert_eq!(app.post(b"", body).await, 401);
     assert_eq!(app.apple.calls(), 0);
 }

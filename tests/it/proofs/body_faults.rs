@@ -13,7 +13,7 @@ fn outcome(app: &BodyApp) -> String {
     app.reader.last().head.extensions.get::<DeviceOutcome>().unwrap().as_str().to_owned()
 }
 
-/// Of `lower` bytes at least, and nobody knows how many at most.
+/// The hint of a body of `lower` bytes at least, and nobody knows how many at most.
 fn at_least(lower: u64) -> SizeHint {
     let mut hint = SizeHint::new();
     hint.set_lower(lower);

@@ -208,7 +208,7 @@ async fn under_hyper_over_a_socket() {
             "401 Unauthorized",
             "more than once",
         ),
-        // What follows is that the server answers before the body is there.
+        // The server answers the following ones before the body is there.
         (
             "announced as too large",
             digest("") + "Content-Length: 101\r\n\r\n",

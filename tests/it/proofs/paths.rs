@@ -3,10 +3,11 @@
 use std::sync::{Arc, Mutex};
 
 use axum::{Router, body::Body, extract::OriginalUri, routing::get};
-use http::{Extensions, Request, StatusCode, Uri, request, uri::PathAndQuery};
+use bytes::Bytes;
+use http::{Extensions, Request, Response, StatusCode, Uri, request, uri::PathAndQuery};
 use http_body_util::BodyExt;
 use tower::{Layer, ServiceExt, service_fn};
-use tower_devicecheck::{DeviceCheckLayer, Facts, Proof, Route, Step};
+use tower_devicecheck::{DeviceCheckLayer, Facts, Proof, Rejection, Route, Step};
 
 use super::keyed;
 use crate::support::{Apple, TOKEN_HEADER};
@@ -124,7 +125,7 @@ async fn a_uri_that_a_router_has_rewritten_stays_rewritten() {
     let service = layer.layer(service_fn(async |request: Request<Body>| {
         assert_eq!(request.uri(), "/new?page=2");
         assert_eq!(request.extensions().get::<OriginalUri>().unwrap().0, "/old?p=2");
-        Ok::<_, std::convert::Infallible>(http::Response::new(Body::empty()))
+        Ok::<_, std::convert::Infallible>(Response::new(Body::empty()))
     }));
     let mut request = Request::get("/new?page=2").header(TOKEN_HEADER, apple.genuine());
     request.extensions_mut().unwrap().insert(OriginalUri(Uri::from_static("/old?p=2")));
@@ -139,10 +140,29 @@ async fn without_an_original_uri_a_parameter_is_taken_from_the_requests_own() {
     for layer in [layer.clone(), with_original(layer)] {
         let service = layer.layer(service_fn(async |request: Request<Body>| {
             assert_eq!(request.uri(), "/x?a=1");
-            Ok::<_, std::convert::Infallible>(http::Response::new(Body::empty()))
+            Ok::<_, std::convert::Infallible>(Response::new(Body::empty()))
         }));
         let request = Request::get("/x?key=good&a=1").body(Body::empty()).unwrap();
         assert_eq!(service.oneshot(request).await.unwrap().status(), StatusCode::OK);
     }
     assert_eq!(apple.calls(), 0);
+}
+
+#[tokio::test]
+async fn a_rejection_is_answered_for_the_same_uri_whether_it_took_a_question_or_not() {
+    let apple = Apple::new();
+    let tell = |_: &Rejection, head: &request::Parts| Response::new(Bytes::from(head.uri.to_string()));
+    let layer = with_original(apple.layer().with_rejection_response(tell));
+    let layer = layer.add_proof_before(QueryKey::default()).unwrap();
+    let app = Router::new().nest("/api", Router::new().route("/shut", get(handler)).layer(layer));
+    let forged = apple.fake.forged_token();
+    for (uri, token) in [
+        ("/api/shut?a=1", None),
+        ("/api/shut?key=bad&a=1", None),
+        ("/api/shut?a=1", Some(&*forged)),
+        ("/api/shut?a=1", Some("%")),
+    ] {
+        assert_eq!(send(&app, uri, token).await, (200, "/shut?a=1".to_owned()), "{uri} {token:?}");
+    }
+    assert_eq!(apple.calls(), 1);
 }
