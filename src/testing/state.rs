@@ -88,7 +88,7 @@ impl FakeAppleState {
 pub(super) struct CallCounts {
     /// The endpoint is `None` for calls to any other path.
     calls: HashMap<(Environment, Option<Endpoint>), usize>,
-    /// Those of all the different ones that have arrived.
+    /// Fingerprints of the different tokens that have arrived.
     provider_tokens: HashSet<Fingerprint>,
 }
 
