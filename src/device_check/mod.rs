@@ -13,5 +13,6 @@ mod single_flight;
 pub(crate) mod token_source;
 pub(crate) mod verifier;
 
-#[cfg(all(test, feature = "memory-cache"))]
+#[cfg(test)]
+#[cfg(feature = "memory-cache")]
 mod tests;

@@ -105,7 +105,8 @@ mod tests {
         task::{Context, Poll, Wake, Waker},
     };
 
-    use futures::{channel::oneshot, future::join_all, join, pin_mut, poll};
+    use futures_channel::oneshot;
+    use futures_util::{future::join_all, join, pin_mut, poll};
 
     use super::*;
 

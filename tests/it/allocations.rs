@@ -4,7 +4,7 @@ use std::convert::Infallible;
 
 use allocation_counter::measure;
 use bytes::Bytes;
-use futures::FutureExt;
+use futures_util::FutureExt;
 use http::{Extensions, HeaderValue, Request, Response, request};
 use http_body_util::Empty;
 use tower::{Layer, Service, ServiceExt, service_fn};

@@ -285,7 +285,7 @@ async fn requests_that_are_dropped_leave_no_slot_taken() {
         }
     }
     fake.clear();
-    let answers = futures::future::join_all((0..10).map(|_| {
+    let answers = futures_util::future::join_all((0..10).map(|_| {
         let (app, token) = (app.clone(), token());
         async move { app.status(&token).await }
     }));

@@ -3,7 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use allocation_counter::measure;
-use futures::{executor::block_on, future::join_all};
+use futures_executor::block_on;
+use futures_util::future::join_all;
 use http::StatusCode;
 use tower_devicecheck::{
     AppleClient, DeviceCheckLayer, DeviceVerifier, Environment, Evidence, Observer, TokenQuestion, Verdict,

@@ -13,7 +13,6 @@ mod caches;
 mod examples;
 mod first_steps;
 mod gateway;
-mod generated;
 mod outage;
 mod protocols;
 mod provider_token;

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use futures::future::{join_all, poll_immediate};
+use futures_util::future::{join_all, poll_immediate};
 use http::{StatusCode, header::RETRY_AFTER};
 use http_body_util::Full;
 use hyper_util::{

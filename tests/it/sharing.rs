@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use futures::future::{join_all, poll_immediate};
+use futures_util::future::{join_all, poll_immediate};
 use http::StatusCode;
 use tower_devicecheck::{
     DeviceCheckLayer, DeviceVerifier, Rejection, TokenQuestion, Verdict, VerifyError,

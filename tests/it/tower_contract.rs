@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use futures::future::{join_all, poll_immediate};
+use futures_util::future::{join_all, poll_immediate};
 use http::{Request, Response, StatusCode, request};
 use http_body_util::Full;
 use tower::{Layer, Service, ServiceExt, limit::ConcurrencyLimitLayer, service_fn};
@@ -99,7 +99,7 @@ async fn the_inner_service_becomes_ready_after_the_verdict() {
         assert!(request.extensions().get::<tower_devicecheck::VerifiedDevice>().is_some());
         respond.send_response(Response::new(Body::default()));
     };
-    let (response, ()) = futures::join!(&mut call, seen);
+    let (response, ()) = futures_util::future::join(&mut call, seen).await;
     assert_eq!(response.unwrap().status(), StatusCode::OK);
     assert_eq!(apple.calls(), 1);
 }

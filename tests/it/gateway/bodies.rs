@@ -12,7 +12,8 @@ use axum::{
     http::StatusCode,
     response::IntoResponse,
 };
-use futures::{StreamExt, channel::mpsc, stream};
+use futures_channel::mpsc;
+use futures_util::{StreamExt, stream};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 
