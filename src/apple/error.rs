@@ -2,7 +2,7 @@
 
 use std::{error::Error, fmt};
 
-use crate::BoxError;
+use crate::{BoxError, apple::credentials::CredentialsError};
 
 /// An error from building a client or its transport. The text names the cause and the cure.
 #[derive(Debug)]
@@ -14,6 +14,11 @@ pub struct ClientError {
 impl ClientError {
     pub(super) fn new(message: impl Into<String>) -> Self {
         Self { message: message.into(), source: None }
+    }
+
+    /// The same words, and the same cause.
+    pub(super) fn credentials(error: CredentialsError) -> Self {
+        Self { message: error.to_string(), source: error.into_source() }
     }
 
     pub(super) fn with_source<E: Into<BoxError>>(mut self, source: E) -> Self {

@@ -31,12 +31,7 @@ async fn problem(response: axum::response::Response) -> (StatusCode, Value) {
 async fn p04_rejections_and_errors_are_answers_of_axum() {
     let responses = [
         ("a rejection", Rejection::RefusedToken.into_response(), 401, "refused_token"),
-        (
-            "one with a detail",
-            Rejection::from(MalformedToken::Empty).into_response(),
-            401,
-            "malformed_token",
-        ),
+        ("one with a detail", Rejection::from(MalformedToken::Empty).into_response(), 401, "malformed_token"),
         ("no verdict", VerifyError::throttled(None, "x").into_response(), 503, "throttled"),
         ("our fault", VerifyError::misconfigured("x").into_response(), 500, "misconfigured"),
         ("no bits", BitsError::from(VerifyError::unavailable("x")).into_response(), 503, "unavailable"),
@@ -133,7 +128,8 @@ fn p05_tables_have_headers_and_pictures_fit() {
 fn p05_the_guides_index_says_each_name_once() {
     let guide = text("src/guide.rs");
     for (number, line) in guide.lines().enumerate() {
-        let Some(page) = line.trim().strip_prefix("#[doc = include_str!(\"../").and_then(|rest| rest.split('"').next())
+        let Some(page) =
+            line.trim().strip_prefix("#[doc = include_str!(\"../").and_then(|rest| rest.split('"').next())
         else {
             continue;
         };
