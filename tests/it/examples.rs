@@ -436,7 +436,8 @@ async fn p06_the_help_names_every_order() {
         assert!(help.contains(&format!("/fake/{path}")), "{path}");
         assert_ne!(order(&app, "PATCH", &format!("/fake/{path}"), "").await.0, StatusCode::NOT_FOUND);
     }
-    for word in ["environment=", "device=", "status=", "fault=", "delay_ms=", "share=", "key_id=", "ahead_s="] {
+    for word in ["environment=", "device=", "status=", "fault=", "delay_ms=", "share=", "key_id=", "ahead_s="]
+    {
         assert!(help.contains(word), "{word}");
     }
 }
