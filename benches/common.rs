@@ -11,7 +11,8 @@ use http::{HeaderValue, Request, Response};
 use http_body_util::Empty;
 use tower::{service_fn, util::ServiceFn};
 use tower_devicecheck::{
-    DeviceCheckLayer, DeviceVerifier, TokenQuestion, Verdict, VerifiedDevice, VerifyError, testing::tokens,
+    DeviceCheckLayer, DeviceVerifier, TokenQuestion, Verdict, VerifiedDevice, VerifyError,
+    testing::realistic_token,
 };
 
 use crate::baseline::{Afternoon, TOKEN_HEADER, Verify};
@@ -66,7 +67,7 @@ pub(crate) fn header_value(token: String) -> HeaderValue {
 
 /// A token of 2,952 characters that no cache has seen.
 pub(crate) fn fresh_token() -> HeaderValue {
-    header_value(tokens::realistic())
+    header_value(realistic_token())
 }
 
 pub(crate) fn request(token: HeaderValue) -> Request<()> {

@@ -29,7 +29,7 @@ use tower::{Layer, Service};
 use tower_devicecheck::{
     Candidate, DeviceToken, Environment, TokenDigest, Verdict,
     cache::{CachedVerdict, MemoryCache, VerdictCache, VerdictKey},
-    testing::tokens::TokenBuilder,
+    testing::token_of_length,
 };
 
 const OURS: &str = "ours";
@@ -131,8 +131,7 @@ fn length(runtime: &Runtime) {
     let mut bare = bare_service();
     let mut ours = ours(Verdict::Genuine).layer(bare_service());
     let mut theirs = afternoon(Verdict::Genuine);
-    let tokens: Vec<_> =
-        lengths.map(|bytes| header_value(TokenBuilder::new().length(bytes).build())).into_iter().collect();
+    let tokens: Vec<_> = lengths.map(|bytes| header_value(token_of_length(bytes))).into_iter().collect();
     for _ in 0..ROUNDS {
         for (token, [bare_best, our_best, their_best]) in tokens.iter().zip(&mut best) {
             let requests = || (0..BATCH).map(|_| request(token.clone())).collect();

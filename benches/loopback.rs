@@ -78,7 +78,7 @@ impl Loopback {
         transport: impl FnOnce(AppleClientBuilder) -> AppleClientBuilder,
     ) -> DeviceCheck<ServiceFn<Bare>> {
         let client = AppleClient::builder(self.apple().credentials())
-            .base_url(Environment::Production, self.server.production_url());
+            .base_url(Environment::Production, self.server.url(Environment::Production));
         DeviceCheckLayer::new(transport(client).build().unwrap()).layer(bare_service())
     }
 
@@ -90,10 +90,10 @@ impl Loopback {
         let apple = self.apple();
         let verifier = AppleVerifier::new(
             builder.build().unwrap(),
-            &self.server.production_url(),
+            &self.server.url(Environment::Production),
             apple.team_id(),
             apple.key_id(),
-            &apple.private_key_pem(),
+            &apple.private_key().to_pem(),
         );
         Afternoon::new(bare_service(), verifier)
     }
@@ -104,7 +104,7 @@ impl Loopback {
     ) -> impl Service<Request<()>, Response = Response<()>, Error = Infallible, Future: Send> + Clone + use<>
     {
         let client = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
-        let url = format!("{}/v1/validate_device_token", self.server.production_url());
+        let url = format!("{}/v1/validate_device_token", self.server.url(Environment::Production));
         let url: reqwest::Url = url.parse().unwrap();
         let apple = self.apple();
         let now = std::time::SystemTime::now();

@@ -21,7 +21,7 @@ use shared::{orders, variable};
 use tokio::net::{TcpListener, lookup_host};
 use tower_devicecheck::{
     BoxError, Credentials, Environment,
-    testing::{FakeApple, keys::PrivateKey},
+    testing::{FakeApple, PrivateKey},
 };
 
 #[tokio::main]
@@ -40,7 +40,7 @@ async fn serve() -> Result<(), BoxError> {
     let production = address("LISTEN", SocketAddr::from(([127, 0, 0, 1], 3000))).await?;
     let development = address("LISTEN_DEVELOPMENT", next(production)).await?;
     let orders = address("LISTEN_ORDERS", next(next(production))).await?;
-    let server = apple
+    let mut server = apple
         .serve_on(production, development)
         .await
         .map_err(|error| format!("cannot listen on {production} and {development}: {error}"))?;
@@ -55,7 +55,7 @@ async fn serve() -> Result<(), BoxError> {
     };
     shared::announce(server.address(Environment::Production), &hints(&apple, &urls, own_key));
     axum::serve(orders, orders::app(apple)).with_graceful_shutdown(shared::ctrl_c()).await?;
-    server.shutdown().await;
+    server.stop().await;
     Ok(())
 }
 
@@ -109,7 +109,7 @@ pub(crate) fn hints(apple: &FakeApple, urls: &Urls, own_key: bool) -> String {
             apple.team_id(),
             apple.key_id(),
             // One line, as .env files have it.
-            apple.private_key_pem().trim_end().replace('\n', "\\n"),
+            apple.private_key().to_pem().trim_end().replace('\n', "\\n"),
         )
     };
     format!(

@@ -37,8 +37,8 @@ use axum::http::Method;
 use tower_devicecheck::{
     BoxError,
     split_key::{
-        ClientPart, FileSplitKeyStore, Limits, MAX_KEY_LENGTH, Providers, ServerPart, SplitId,
-        SplitKeyRecord, SplitKeyState, SplitKeyStore, Splitter, Version, lint, retire, revoke,
+        ClientPart, FileSplitKeyStore, Limits, Providers, ServerPart, SplitId, SplitKeyRecord, SplitKeyState,
+        SplitKeyStore, Splitter, Version, lint, retire, revoke,
     },
 };
 use zeroize::Zeroizing;
@@ -219,7 +219,7 @@ fn secret_lines(count: usize) -> Result<Zeroizing<String>, BoxError> {
         tracing::info!("waiting for {count} lines on stdin; they are shown as you type");
     }
     // Room for two parts; a buffer that grows would leave copies behind.
-    let limit = 4 * MAX_KEY_LENGTH;
+    let limit = 16 * 1024;
     let mut text = Zeroizing::new(String::with_capacity(limit + 1));
     let mut stdin = io::stdin().lock();
     if io::stdin().is_terminal() {

@@ -5,28 +5,18 @@ use std::{error::Error, fmt, sync::Arc, time::Duration};
 use http::{Extensions, HeaderName, Uri};
 use tower_layer::Layer;
 
-use crate::{
-    apple::token::Verdict,
-    device_check::{
-        cache::{NoCache, VerdictCache},
-        debug_token::DebugTokens,
-        proof::DeviceTokenProof,
-        settings::{Reuse, Settings},
-        token_source::TokenSource,
-        verifier::DeviceVerifier,
-    },
-    gate::{
-        DeviceCheck, Gate,
-        decision::Enforcement,
-        gate_body::{BodyMode, HeadOnly, ReadBodies},
-        observer::Observer,
-        proof::Proof,
-        rejection::RejectionResponse,
-        routing::RoutingPolicy,
-        service::Gated,
-    },
-    replay::ReplayGuard,
+use crate::apple::token::Verdict;
+use crate::device_check::cache::{NoCache, VerdictCache};
+use crate::device_check::settings::{Reuse, Settings};
+use crate::device_check::{
+    debug_token::DebugTokens, proof::DeviceTokenProof, token_source::TokenSource, verifier::DeviceVerifier,
 };
+use crate::gate::gate_body::{BodyMode, HeadOnly, ReadBodies};
+use crate::gate::{
+    DeviceCheck, Gate, decision::Enforcement, observer::Observer, proof::Proof, rejection::RejectionResponse,
+    routing::RoutingPolicy, service::Gated,
+};
+use crate::replay::ReplayGuard;
 
 /// Lets only requests from genuine devices through to the inner service.
 ///
@@ -131,18 +121,23 @@ impl<M: BodyMode> DeviceCheckLayer<M> {
     /// routing policy and the proofs see that URI; the inner service sees the shortened one. Default: the
     /// request's own URI.
     ///
+    /// A parameter that a proof takes from the query is taken from both URIs. Without this, a copy that a router
+    /// keeps still has it.
+    ///
     /// ```
     /// use axum::extract::OriginalUri;
     /// use http::Extensions;
     /// # fn layer(layer: tower_devicecheck::DeviceCheckLayer) -> tower_devicecheck::DeviceCheckLayer {
     ///
     /// // Inside of axum's `Router::nest`.
-    /// layer.with_original_uri(|extensions: &Extensions| extensions.get::<OriginalUri>().map(|uri| &uri.0))
+    /// layer.with_original_uri(|extensions: &mut Extensions| {
+    ///     extensions.get_mut::<OriginalUri>().map(|uri| &mut uri.0)
+    /// })
     /// # }
     /// ```
     pub fn with_original_uri(
         self,
-        find: impl Fn(&Extensions) -> Option<&Uri> + Send + Sync + 'static,
+        find: impl Fn(&mut Extensions) -> Option<&mut Uri> + Send + Sync + 'static,
     ) -> Self {
         self.with_gate(|gate| gate.original_uri = Some(Arc::new(find)))
     }

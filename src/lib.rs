@@ -8,18 +8,21 @@
 //! A request's way, and the order never changes:
 //!
 //! 1. The [`RoutingPolicy`] decides which of Apple's two servers to ask, or that the request is exempt.
-//! 2. The [`TokenSource`]s take the token out of the request.
-//! 3. If the text is one of the [`DebugTokens`], the request is admitted under that name. Anything else that is
+//! 2. The gate looks at its [proofs](Proof) in order. The check with device tokens is one of them, and the only
+//!    one unless you add others. The first proof that is present in the request decides.
+//! 3. The [`TokenSource`]s take the device token out of the request.
+//! 4. If the text is one of the [`DebugTokens`], the request is admitted under that name. Any other text that is
 //!    not canonical base64 is rejected.
-//! 4. The [cache](cache::VerdictCache) is asked for a verdict that is still good.
-//! 5. The [`DeviceVerifier`], usually an `AppleClient`, asks Apple: once for all requests that hold the same
-//!    token at the same time.
-//! 6. The verdict is remembered, the [`Observer`] is told, and the request goes on or is answered.
+//! 5. The [cache](cache::VerdictCache) answers if it has a verdict that is still good. With
+//!    [single use](replay), a guard reserves the token instead.
+//! 6. The [`DeviceVerifier`], usually an `AppleClient`, asks Apple: once for all requests that hold the same
+//!    token at the same time. The cache remembers the verdict.
+//! 7. The [`Observer`] hears of the decision, and the request goes on or is answered.
 //!
 //! # Default use
 //!
-//! A real server makes its client with `AppleClient::new(Credentials::from_env()?)?`; here a fake Apple
-//! (feature `testing`) stands in.
+//! A real server makes its client with `AppleClient::new(Credentials::from_env()?)?`. Here a fake Apple
+//! (feature `testing`) stands in for the real one.
 //!
 //! ```
 //! use bytes::Bytes;
@@ -60,8 +63,8 @@
 //!
 //! # Customised
 //!
-//! The health check is exempt, the token has another header, simulators come in with a secret, and an
-//! answer is one word.
+//! The health check is exempt, the token has another header, a secret admits simulators, and a rejection is one
+//! word.
 //!
 //! ```
 //! use bytes::Bytes;
@@ -116,40 +119,42 @@
 //! | | HTTP | gRPC |
 //! |---|---|---|
 //! | genuine token | the inner service's answer | the same |
-//! | no token, a malformed one, one that Apple refuses, one that is spent | 401 | 16 `UNAUTHENTICATED` |
+//! | no token, or one that is malformed, refused by Apple, or spent | 401 | 16 `UNAUTHENTICATED` |
 //! | Apple is down, slow, or asked too often | 503 with `Retry-After` | 14 `UNAVAILABLE` |
 //! | Apple does not accept the server's credentials | 500 | 13 `INTERNAL` |
+//! | a body that a proof needs is too long, or does not arrive in time | 413, 408 | 8 `RESOURCE_EXHAUSTED`, 4 `DEADLINE_EXCEEDED` |
 //!
-//! HTTP answers are problem details (RFC 9457), gRPC ones a status without a body. [`Rejection`] has the whole
-//! table, [`RejectionResponse`] changes the answers. Errors of the inner service pass untouched.
+//! HTTP answers are problem details (RFC 9457). A gRPC answer is a status without a body. [`Rejection`] has the
+//! whole table, and [`RejectionResponse`] changes the answers. Errors of the inner service pass untouched.
 //!
 //! # Features
 //!
-//! Features only add: none changes a decision.
+//! Features only add API. No feature changes a decision.
 //!
-//! | feature | Default? | what |
+//! | feature | Default? | adds |
 //! |---|---|---|
-//! | `reqwest` | yes | the default transport to Apple: rustls, HTTP/2. Turns on `tokio` |
+//! | `reqwest` | yes | `ReqwestTransport`, the default transport to Apple: rustls, HTTP/2. Turns on `tokio` |
 //! | `memory-cache` | yes | `MemoryCache`, the default cache |
 //! | `aws-lc-rs` | yes | `AppleClient` and `Credentials`, signing with aws-lc |
 //! | `rust-crypto` | no | the same, signing in pure Rust. With both, aws-lc signs |
-//! | `tokio` | by `reqwest` | deadlines on calls to Apple |
+//! | `tokio` | by `reqwest` | deadlines: on calls to Apple, caches, guards and the reading of bodies |
 //! | `axum` | no | [`VerifiedDevice`] and `Option<VerifiedDevice>` as extractors |
 //! | `redis` | no | `Redis`, and on it `RedisCache` and `RedisReplayGuard`, with `split-key` also `RedisSplitKeyStore` and `RedisUsageLog`, shared by replicas. Turns on `tokio` |
 //! | `split-key` | no | `split_key`: API keys in two parts, put together for verified devices only |
-//! | `testing` | no | a fake Apple, and builders for tokens and keys, for your tests |
+//! | `testing` | no | a fake Apple, and builders for tokens and keys, for your tests. Turns on `tokio` and `rust-crypto` |
 //!
 //! # Caveats
 //!
 //! * A genuine token proves a genuine Apple device and an app of your team. It does not prove which app, that
 //!   it is unmodified, or who uses it, and it is not bound to the request: see [`guide::threat_model`].
-//! * Build one layer at start-up and clone it. Each new one has a cache of its own. Where it goes among other
-//!   layers is in [`guide::ordering`].
-//! * A token that was found genuine is good for 5 minutes, whoever sends it:
-//!   [`DeviceCheckLayer::with_time_to_live`].
+//! * Build one layer at start-up and clone it. Each new layer has a cache of its own. [`guide::ordering`] shows
+//!   its place among other layers.
+//! * A token that was found genuine admits requests for 5 minutes, also those of an attacker who has captured it.
+//!   [`DeviceCheckLayer::with_time_to_live`] shortens this time, and [single use](replay) admits one request only.
 //! * The token is about 3 KB long. Proxies in front of the server must let such a header through.
-//! * Where there is no tokio runtime, deadlines on calls to Apple are the transport's to keep.
-//! * What the log lines mean, and what to do about them, is in [`guide::operating`].
+//! * Without a tokio runtime this crate keeps no deadlines. The transport must keep its own.
+//! * [`Enforcement::Monitor`] and some other switches weaken the gate: [`guide::threat_model`] lists them.
+//! * [`guide::operating`] explains the log lines. [`guide::architecture`] is for people who change this crate.
 
 #![cfg_attr(tower_devicecheck_docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
@@ -176,36 +181,27 @@ pub use self::apple::{
     AppleClient, AppleClientBuilder, Bits, BitsError, BitsErrorKind, ClientError, Credentials,
     CredentialsError, HttpTransport, TransportError,
 };
+pub use self::apple::{DeviceToken, Verdict};
+pub use self::device_check::cache;
+pub use self::device_check::debug_token::{DebugTokenError, DebugTokens};
+pub use self::device_check::token_source::{BearerToken, HeaderToken, TokenSource};
+pub use self::device_check::verifier::{DeviceVerifier, TokenQuestion};
+pub use self::gate::credential::{Candidate, TokenDigest};
+pub use self::gate::decision::{DeviceOutcome, Enforcement, Evidence, Rejected, VerifiedDevice};
+pub use self::gate::error::{VerifyError, VerifyErrorKind};
 #[cfg(feature = "axum")]
 pub use self::gate::extract::MissingDevice;
+pub use self::gate::gate_body::{GateBody, HeadOnly, ReadBodies};
+pub use self::gate::observer::{Event, Observer, Outcome, TracingObserver};
+pub use self::gate::proof::{Facts, Proof, Step};
+pub use self::gate::rejection::{MalformedToken, ProblemDetails, Rejection, RejectionResponse};
+pub use self::gate::routing::{Environment, EnvironmentHeader, Route, RoutingPolicy, UnknownEnvironment};
+pub use self::gate::{DeviceCheck, Gate, body::ResponseBody, future::ResponseFuture, service::Gated};
+pub use self::layer::{DeviceCheckLayer, LayerError};
 #[cfg(feature = "redis")]
 #[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "redis")))]
 pub use self::redis::Redis;
-pub use self::{
-    apple::{DeviceToken, MAX_TOKEN_LENGTH, Verdict},
-    device_check::{
-        cache,
-        debug_token::{DebugTokenError, DebugTokens},
-        token_source::{BearerToken, HeaderToken, TokenSource},
-        verifier::{DeviceVerifier, TokenQuestion},
-    },
-    gate::{
-        DeviceCheck, Gate,
-        body::ResponseBody,
-        credential::{Candidate, TokenDigest},
-        decision::{DeviceOutcome, Enforcement, Evidence, Rejected, VerifiedDevice},
-        error::{VerifyError, VerifyErrorKind},
-        future::ResponseFuture,
-        gate_body::{GateBody, HeadOnly, ReadBodies},
-        observer::{Event, Observer, Outcome, TracingObserver},
-        proof::{Facts, Proof, Step},
-        rejection::{MalformedToken, ProblemDetails, Rejection, RejectionResponse},
-        routing::{Environment, EnvironmentHeader, Route, RoutingPolicy, UnknownEnvironment},
-        service::Gated,
-    },
-    layer::{DeviceCheckLayer, LayerError},
-    replay::owner::Owner,
-};
+pub use self::replay::owner::Owner;
 
 /// Any error, as constructors of this crate's errors take it.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

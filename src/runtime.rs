@@ -11,13 +11,8 @@ pub(crate) use tokio::time::Instant;
 #[cfg(not(all(feature = "tokio", not(target_arch = "wasm32"))))]
 pub(crate) use web_time::Instant;
 
-use std::{
-    future::poll_fn,
-    pin::pin,
-    sync::{Mutex, MutexGuard, PoisonError},
-    task::Poll,
-    time::Duration,
-};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{future::poll_fn, pin::pin, task::Poll, time::Duration};
 
 use futures_util::future::BoxFuture;
 use web_time::UNIX_EPOCH;

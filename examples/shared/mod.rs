@@ -243,8 +243,8 @@ impl Apple {
         let apple = FakeApple::new();
         let server = apple.serve().await?;
         let client = AppleClient::builder(apple.credentials())
-            .base_url(Environment::Production, server.production_url())
-            .base_url(Environment::Development, server.development_url())
+            .base_url(Environment::Production, server.url(Environment::Production))
+            .base_url(Environment::Development, server.url(Environment::Development))
             .build()?;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let orders = local_url(listener.local_addr()?);

@@ -1,11 +1,7 @@
 //! The two bits that Apple keeps for a device and a team.
 
-use std::{error::Error, fmt};
-
-use crate::{
-    gate::error::{VerifyError, VerifyErrorKind},
-    gate::rejection::Rejection,
-};
+use crate::gate::error::{VerifyError, VerifyErrorKind, impl_error};
+use crate::gate::rejection::Rejection;
 
 /// The two bits that Apple keeps for each device and team. Their meaning is yours to choose.
 ///
@@ -64,12 +60,12 @@ fn is_month(text: &str) -> bool {
 }
 
 /// An error from reading or setting the bits.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct BitsError {
     reason: Reason,
 }
 
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 enum Reason {
     RefusedToken,
     NoDeviceToken,
@@ -139,35 +135,26 @@ impl axum_core::response::IntoResponse for BitsError {
     }
 }
 
-impl fmt::Display for BitsError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.kind() {
-            BitsErrorKind::RefusedToken => "Apple refused the device token",
-            BitsErrorKind::NoDeviceToken => "the device was admitted by a debug token and has no bits",
-            BitsErrorKind::Throttled => "Apple is asked too often",
-            BitsErrorKind::Unavailable => "no answer to be had",
-            BitsErrorKind::Misconfigured => "credentials or request not accepted",
-        })
+impl_error!(
+    BitsError,
+    |error| match &error.reason {
+        Reason::NoAnswer(error) => error.source(),
+        _ => None,
+    },
+    "{}",
+    match error.kind() {
+        BitsErrorKind::RefusedToken => "Apple refused the device token",
+        BitsErrorKind::NoDeviceToken => "the device was admitted by a debug token and has no bits",
+        BitsErrorKind::Throttled => "Apple is asked too often",
+        BitsErrorKind::Unavailable => "no answer to be had",
+        BitsErrorKind::Misconfigured => "credentials or request not accepted",
     }
-}
-
-impl fmt::Debug for BitsError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BitsError").field("kind", &self.kind()).field("source", &self.source()).finish()
-    }
-}
-
-impl Error for BitsError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match &self.reason {
-            Reason::NoAnswer(error) => error.source(),
-            _ => None,
-        }
-    }
-}
+);
 
 #[cfg(test)]
 mod tests {
+    use std::error::Error;
+
     use super::*;
 
     #[test]

@@ -6,19 +6,12 @@ use bytes::Bytes;
 use http::{Request, Response, Uri, uri::Scheme};
 use tower_service::Service;
 
-use crate::{
-    BoxError,
-    apple::{
-        call::{Caller, Endpoints},
-        client::AppleClient,
-        credentials::Credentials,
-        error::ClientError,
-        limit::CallLimit,
-        transport::{ErasedTransport, ServiceTransport},
-        wire::Operation,
-    },
-    gate::routing::Environment,
+use crate::apple::call::{Caller, Endpoints};
+use crate::apple::transport::{ErasedTransport, ServiceTransport};
+use crate::apple::{
+    client::AppleClient, credentials::Credentials, error::ClientError, limit::CallLimit, wire::Operation,
 };
+use crate::{BoxError, gate::routing::Environment};
 
 impl AppleClient {
     /// A client with every default of [`AppleClientBuilder`]. Feature `reqwest`.
@@ -33,7 +26,17 @@ impl AppleClient {
 
     /// A builder that starts with every default.
     pub fn builder(credentials: Credentials) -> AppleClientBuilder {
-        AppleClientBuilder::new(credentials)
+        AppleClientBuilder {
+            credentials,
+            production: "https://api.devicecheck.apple.com".to_owned(),
+            development: "https://api.development.devicecheck.apple.com".to_owned(),
+            transport: None,
+            attempt_timeout: Duration::from_secs(3),
+            total_timeout: Duration::from_secs(5),
+            in_flight_limit: 256,
+            waiting_limit: 4096,
+            retry: true,
+        }
     }
 }
 
@@ -53,20 +56,6 @@ pub struct AppleClientBuilder {
 }
 
 impl AppleClientBuilder {
-    pub(super) fn new(credentials: Credentials) -> Self {
-        Self {
-            credentials,
-            production: "https://api.devicecheck.apple.com".to_owned(),
-            development: "https://api.development.devicecheck.apple.com".to_owned(),
-            transport: None,
-            attempt_timeout: Duration::from_secs(3),
-            total_timeout: Duration::from_secs(5),
-            in_flight_limit: 256,
-            waiting_limit: 4096,
-            retry: true,
-        }
-    }
-
     /// The base URL of an environment's server, for a proxy or a fake: `https`, or `http` to a loopback
     /// address. Apple's paths are appended to its path. Default: Apple's hosts.
     pub fn base_url(mut self, environment: Environment, url: impl AsRef<str>) -> Self {

@@ -1,29 +1,20 @@
 //! One call to Apple, with its attempts and deadlines.
 
-use std::{
-    error::Error,
-    fmt,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response, Uri};
 
-use crate::{
-    BoxError,
-    apple::{
-        credentials::Credentials,
-        limit::CallLimit,
-        provider_token::ProviderToken,
-        token::DeviceToken,
-        transport::{self, ErasedTransport},
-        wire::{self, Answer, Class, Operation},
-    },
-    gate::error::VerifyError,
-    gate::routing::Environment,
-    runtime::{Instant, Moment, SystemTime, lock, within},
+use crate::BoxError;
+use crate::apple::transport::{self, ErasedTransport};
+use crate::apple::wire::{self, Answer, Class, Operation};
+use crate::apple::{
+    credentials::Credentials, limit::CallLimit, provider_token::ProviderToken, token::DeviceToken,
 };
+use crate::gate::error::{VerifyError, impl_error};
+use crate::gate::routing::Environment;
+use crate::runtime::{Instant, Moment, SystemTime, lock, within};
 
 /// Everything that a call needs. All clones of an [`AppleClient`](crate::AppleClient) share one.
 pub(super) struct Caller {
@@ -174,14 +165,11 @@ struct NoAnswer {
     source: Option<BoxError>,
 }
 
-impl fmt::Display for NoAnswer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}{}", self.reason, self.environment, self.operation.path())
-    }
-}
-
-impl Error for NoAnswer {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        Some(self.source.as_deref()?)
-    }
-}
+impl_error!(
+    NoAnswer,
+    |error| Some(error.source.as_deref()?),
+    "{}: {}{}",
+    error.reason,
+    error.environment,
+    error.operation.path()
+);

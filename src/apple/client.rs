@@ -5,20 +5,12 @@ use std::{fmt, sync::Arc};
 use bytes::Bytes;
 use tracing::{Level, event};
 
-use crate::{
-    apple::{
-        bits::{Bits, BitsError},
-        call::Caller,
-        credentials::{Credentials, CredentialsError},
-        token::{DeviceToken, Verdict},
-        wire::Operation,
-    },
-    gate::decision::VerifiedDevice,
-    gate::error::VerifyError,
-    gate::observer::TARGET,
-    gate::routing::Environment,
-    runtime::lock,
-};
+use crate::apple::bits::{Bits, BitsError};
+use crate::apple::credentials::{Credentials, CredentialsError};
+use crate::apple::token::{DeviceToken, Verdict};
+use crate::apple::{call::Caller, wire::Operation};
+use crate::gate::{decision::VerifiedDevice, error::VerifyError, observer::TARGET, routing::Environment};
+use crate::runtime::lock;
 
 /// A client for Apple's DeviceCheck server.
 ///
@@ -132,12 +124,6 @@ impl AppleClient {
         event!(target: TARGET, Level::DEBUG, key_id = credentials.key_id(), "credentials rotated");
         *lock(&self.caller.credentials) = credentials;
         Ok(())
-    }
-}
-
-impl From<Caller> for AppleClient {
-    fn from(caller: Caller) -> Self {
-        Self { caller: Arc::new(caller) }
     }
 }
 

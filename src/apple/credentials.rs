@@ -1,27 +1,15 @@
 //! The credentials for Apple: team id, key id, and the private key.
 
-use std::{
-    borrow::Cow,
-    env::{self, VarError},
-    error::Error,
-    fmt,
-    fs::File,
-    io::Read,
-    path::Path,
-    sync::Arc,
-};
+use std::env::{self, VarError};
+use std::{borrow::Cow, fmt, fs::File, io::Read, path::Path, sync::Arc};
 
 use tracing::{Level, event};
 use zeroize::Zeroizing;
 
-use crate::{
-    BoxError,
-    apple::{
-        pem::{self, KeyFault},
-        provider_token::{ProviderTokens, Signer},
-    },
-    gate::observer::TARGET,
-};
+use crate::BoxError;
+use crate::apple::pem::{self, KeyFault};
+use crate::apple::provider_token::{ProviderTokens, Signer};
+use crate::gate::{error::impl_error, observer::TARGET};
 
 /// The credentials that identify this server to Apple: the team id, and a private key with its id.
 ///
@@ -288,17 +276,7 @@ impl CredentialsError {
     }
 }
 
-impl fmt::Display for CredentialsError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.input, self.reason)
-    }
-}
-
-impl Error for CredentialsError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        Some(self.source.as_deref()?)
-    }
-}
+impl_error!(CredentialsError, |error| Some(error.source.as_deref()?), "{}: {}", error.input, error.reason);
 
 #[cfg(test)]
 mod tests;

@@ -1,8 +1,6 @@
 //! The error of the builder and of the default transport.
 
-use std::{error::Error, fmt};
-
-use crate::{BoxError, apple::credentials::CredentialsError};
+use crate::{BoxError, apple::credentials::CredentialsError, gate::error::impl_error};
 
 /// An error from building a client or its transport. The text names the cause and the cure.
 #[derive(Debug)]
@@ -27,14 +25,4 @@ impl ClientError {
     }
 }
 
-impl fmt::Display for ClientError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
-    }
-}
-
-impl Error for ClientError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        Some(self.source.as_deref()?)
-    }
-}
+impl_error!(ClientError, |error| Some(error.source.as_deref()?), "{}", error.message);

@@ -7,11 +7,9 @@ pub(super) use self::pure_rust::SigningKey;
 
 #[cfg(feature = "aws-lc-rs")]
 mod aws_lc {
-    use aws_lc_rs::{
-        error::{KeyRejected, Unspecified},
-        rand::SystemRandom,
-        signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair},
-    };
+    use aws_lc_rs::error::{KeyRejected, Unspecified};
+    use aws_lc_rs::rand::SystemRandom;
+    use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
 
     /// A private key. aws-lc wipes it on drop.
     pub(in crate::apple) struct SigningKey(EcdsaKeyPair);
@@ -29,10 +27,8 @@ mod aws_lc {
 
 #[cfg(not(feature = "aws-lc-rs"))]
 mod pure_rust {
-    use p256::{
-        ecdsa::{self, Signature, signature::Signer},
-        pkcs8::{self, DecodePrivateKey},
-    };
+    use p256::ecdsa::{self, Signature, signature::Signer};
+    use p256::pkcs8::{self, DecodePrivateKey};
 
     /// A private key. It wipes itself on drop.
     pub(in crate::apple) struct SigningKey(ecdsa::SigningKey);

@@ -4,17 +4,12 @@ use std::env::{self, VarError};
 
 use tracing::{Level, event};
 
-use crate::{
-    apple::{
-        builder::{AppleClientBuilder, endpoints},
-        credentials::Credentials,
-        error::ClientError,
-    },
-    gate::{observer::TARGET, routing::Environment},
-};
+use crate::apple::builder::{AppleClientBuilder, endpoints};
+use crate::apple::{client::AppleClient, credentials::Credentials, error::ClientError};
+use crate::gate::{observer::TARGET, routing::Environment};
 
 #[cfg(all(feature = "reqwest", not(target_arch = "wasm32")))]
-impl crate::apple::client::AppleClient {
+impl AppleClient {
     /// A client with every default, from the environment variables of [`AppleClientBuilder::from_env`]. Feature
     /// `reqwest`.
     ///
@@ -56,7 +51,8 @@ impl AppleClientBuilder {
     }
 
     fn from_lookup(lookup: impl Fn(&str) -> Result<String, VarError>) -> Result<Self, ClientError> {
-        let mut builder = Self::new(Credentials::from_lookup(&lookup).map_err(ClientError::credentials)?);
+        let mut builder =
+            AppleClient::builder(Credentials::from_lookup(&lookup).map_err(ClientError::credentials)?);
         for (environment, name) in URLS {
             let url = match lookup(name) {
                 Ok(url) if url.trim().is_empty() => continue,
@@ -86,7 +82,7 @@ mod tests {
     use std::env::VarError;
 
     use super::*;
-    use crate::testing::keys::PrivateKey;
+    use crate::testing::PrivateKey;
 
     /// A builder from these variables, and those of good credentials.
     fn with(variables: &[(&str, &str)]) -> Result<AppleClientBuilder, ClientError> {

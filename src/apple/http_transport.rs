@@ -9,10 +9,8 @@ use http_body::Body;
 use http_body_util::{BodyExt, Full, Limited};
 use tower_service::Service;
 
-use crate::{
-    BoxError,
-    apple::{transport::TransportError, wire::MAX_ANSWER_LENGTH},
-};
+use crate::BoxError;
+use crate::apple::{transport::TransportError, wire::MAX_ANSWER_LENGTH};
 
 /// A transport made of an HTTP client that is a tower service, such as hyper-util's.
 ///

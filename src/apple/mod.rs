@@ -40,7 +40,7 @@ mod wire;
 
 #[cfg(all(feature = "_apple", feature = "reqwest", not(target_arch = "wasm32")))]
 pub use self::reqwest_transport::ReqwestTransport;
-pub use self::token::{DeviceToken, MAX_TOKEN_LENGTH, Verdict};
+pub use self::token::{DeviceToken, Verdict};
 #[cfg(feature = "_apple")]
 pub use self::{
     bits::{Bits, BitsError, BitsErrorKind},

@@ -1,10 +1,7 @@
 //! The parser of private keys, which mends the damage that environment variables do to a `.p8` file.
 
-use base64::{
-    Engine,
-    alphabet::STANDARD,
-    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
-};
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use base64::{Engine, alphabet::STANDARD};
 use zeroize::Zeroizing;
 
 /// Lenient about padding and trailing bits. The check of the DER inside names such damage better.

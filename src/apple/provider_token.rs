@@ -1,11 +1,7 @@
 //! The provider token, which is the JWT that authenticates this server to Apple, and the times of its renewal.
 
-use std::{
-    error::Error,
-    fmt,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use bytes::Bytes;
@@ -13,13 +9,10 @@ use http::HeaderValue;
 use tracing::{Level, event};
 use zeroize::Zeroizing;
 
-use crate::{
-    BoxError,
-    apple::es256::SigningKey,
-    gate::credential::BEARER,
-    gate::observer::TARGET,
-    runtime::{Moment, SystemTime, lock, since_epoch},
-};
+use crate::BoxError;
+use crate::apple::es256::SigningKey;
+use crate::gate::{credential::BEARER, error::impl_error, observer::TARGET};
+use crate::runtime::{Moment, SystemTime, lock, since_epoch};
 
 /// The age at which a token is renewed. Apple documents for APNs, to which DeviceCheck refers, that a token is
 /// refused after an hour.
@@ -98,17 +91,7 @@ impl SignError {
     }
 }
 
-impl fmt::Display for SignError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the provider token could not be signed")
-    }
-}
-
-impl Error for SignError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        Some(&*self.source)
-    }
-}
+impl_error!(SignError, |error| Some(&*error.source), "the provider token could not be signed");
 
 /// A provider token. Cloning is cheap.
 #[derive(Clone)]

@@ -1,15 +1,10 @@
 //! The default transport.
 
-use std::{
-    collections::hash_map::{Entry, HashMap},
-    fmt,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::collections::hash_map::{Entry, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+use std::{fmt, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
@@ -17,14 +12,9 @@ use http::{Request, Response};
 use reqwest::{Url, redirect::Policy};
 use tower_service::Service;
 
-use crate::{
-    apple::{
-        error::ClientError,
-        transport::{TransportError, chain, is_turned_away},
-        wire::MAX_ANSWER_LENGTH,
-    },
-    runtime::{lock, within},
-};
+use crate::apple::transport::{TransportError, chain, is_turned_away};
+use crate::apple::{error::ClientError, wire::MAX_ANSWER_LENGTH};
+use crate::runtime::{lock, within};
 
 /// The default transport. Feature `reqwest`.
 ///
@@ -204,6 +194,7 @@ async fn read(
 ) -> Result<Response<Bytes>, TransportError> {
     let mut response = answer.await.map_err(failure)?;
     let mut body = BytesMut::new();
+    let broken_off = |error: reqwest::Error| TransportError::other(error.without_url());
     // The server has answered, and so has acted on the request, even if reading the body fails.
     while let Some(chunk) = response.chunk().await.map_err(broken_off)? {
         if body.len() + chunk.len() > MAX_ANSWER_LENGTH {
@@ -227,10 +218,6 @@ fn failure(error: reqwest::Error) -> TransportError {
     } else {
         TransportError::other(error)
     }
-}
-
-fn broken_off(error: reqwest::Error) -> TransportError {
-    TransportError::other(error.without_url())
 }
 
 #[cfg(test)]

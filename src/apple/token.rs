@@ -2,20 +2,15 @@
 
 use std::{fmt, str::FromStr};
 
-use base64::{
-    Engine,
-    alphabet::STANDARD,
-    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
-};
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use base64::{Engine, alphabet::STANDARD};
 use http::HeaderValue;
 
-use crate::{
-    gate::credential::{Candidate, TokenDigest},
-    gate::rejection::MalformedToken,
-};
+use crate::gate::credential::{Candidate, TokenDigest};
+use crate::gate::rejection::MalformedToken;
 
 /// The longest device token that is accepted, in characters. Real ones have about 2,950.
-pub const MAX_TOKEN_LENGTH: usize = 8 * 1024;
+const MAX_TOKEN_LENGTH: usize = 8 * 1024;
 
 /// Standard alphabet, zero trailing bits. [`unpadded`] checks the padding before.
 const CANONICAL: GeneralPurpose = GeneralPurpose::new(
@@ -35,7 +30,7 @@ pub enum Verdict {
 }
 
 /// A device token in its one accepted spelling: standard base64, canonical padding or none, zero trailing
-/// bits, at most [`MAX_TOKEN_LENGTH`] characters.
+/// bits, at most 8,192 characters.
 ///
 /// Any other spelling of the same bytes is refused rather than repaired, so that no alias of a token has a
 /// cache entry of its own.

@@ -1,13 +1,13 @@
 //! The seam to the HTTP client.
 
-use std::{error::Error, fmt, future::poll_fn, io::ErrorKind};
+use std::{error::Error, future::poll_fn, io::ErrorKind};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{Request, Response};
 use tower_service::Service;
 
-use crate::BoxError;
+use crate::{BoxError, gate::error::impl_error};
 
 /// A request that got no answer.
 ///
@@ -44,33 +44,28 @@ impl TransportError {
     }
 
     /// Whether there was no connection.
-    #[must_use]
-    pub const fn is_connect(&self) -> bool {
+    #[cfg(feature = "reqwest")]
+    pub(super) const fn is_connect(&self) -> bool {
         matches!(self.kind, TransportErrorKind::Connect)
     }
 
     /// Whether the server said that it has not looked at the request.
-    #[must_use]
-    pub const fn is_turned_away(&self) -> bool {
+    #[cfg(all(test, feature = "reqwest"))]
+    pub(super) const fn is_turned_away(&self) -> bool {
         matches!(self.kind, TransportErrorKind::TurnedAway)
     }
 }
 
-impl fmt::Display for TransportError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.kind {
-            TransportErrorKind::Connect => "no connection to the server",
-            TransportErrorKind::TurnedAway => "the server turned the request away unread",
-            TransportErrorKind::Other => "no answer from the server",
-        })
+impl_error!(
+    TransportError,
+    |error| Some(&*error.source),
+    "{}",
+    match error.kind {
+        TransportErrorKind::Connect => "no connection to the server",
+        TransportErrorKind::TurnedAway => "the server turned the request away unread",
+        TransportErrorKind::Other => "no answer from the server",
     }
-}
-
-impl Error for TransportError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        Some(&*self.source)
-    }
-}
+);
 
 /// Whether the error, or one of its causes, says that the server cannot have acted on the request.
 ///

@@ -3,20 +3,15 @@
 use std::{error::Error, fmt, io::Write, time::Duration};
 
 use bytes::Bytes;
-use http::{
-    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri,
-    header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER},
-};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use uuid::Uuid;
 use web_time::UNIX_EPOCH;
 use zeroize::Zeroizing;
 
-use crate::{
-    apple::{provider_token::ProviderToken, token::DeviceToken},
-    gate::error::VerifyError,
-    gate::routing::Environment,
-    runtime::{Moment, SystemTime, since_epoch},
-};
+use crate::apple::{provider_token::ProviderToken, token::DeviceToken};
+use crate::gate::{error::VerifyError, routing::Environment};
+use crate::runtime::{Moment, SystemTime, since_epoch};
 
 /// The longest answer that is read. Apple's answers are far shorter.
 pub(super) const MAX_ANSWER_LENGTH: usize = 4 * 1024;

@@ -2,25 +2,15 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crate::{
-    apple::token::{DeviceToken, Verdict},
-    device_check::{
-        cache::{CacheError, CachedVerdict, MayAsk, VerdictKey},
-        settings::{Reuse, Settings},
-        single_flight::SingleFlight,
-        verifier::TokenQuestion,
-    },
-    gate::{
-        credential::TokenDigest,
-        decision::{Evidence, Rejected, VerifiedDevice},
-        error::VerifyError,
-        proof::{Facts, Step},
-        rejection::Rejection,
-        routing::Environment,
-    },
-    replay::{Claim, Claimed, ErasedReplayGuard, GuardError, ReplayKey, Retry, owner::Owner},
-    runtime::{Instant, Moment, SystemTime, wall_clock, within},
-};
+use crate::apple::token::{DeviceToken, Verdict};
+use crate::device_check::cache::{CacheError, CachedVerdict, MayAsk, VerdictKey};
+use crate::device_check::settings::{Reuse, Settings};
+use crate::device_check::{single_flight::SingleFlight, verifier::TokenQuestion};
+use crate::gate::decision::{Evidence, Rejected, VerifiedDevice};
+use crate::gate::proof::{Facts, Step};
+use crate::gate::{credential::TokenDigest, error::VerifyError, rejection::Rejection, routing::Environment};
+use crate::replay::{Claim, Claimed, ErasedReplayGuard, GuardError, ReplayKey, Retry, owner::Owner};
+use crate::runtime::{Instant, Moment, SystemTime, wall_clock, within};
 
 /// A step of a guard that takes longer has failed, and the token is withheld.
 const GUARD_DEADLINE: Duration = Duration::from_secs(1);

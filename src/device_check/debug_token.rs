@@ -1,11 +1,12 @@
 //! Named secrets that stand in for a device where there is none: simulators and CI.
 
-use std::{error::Error, fmt, sync::Arc};
+use std::{fmt, ops::RangeInclusive, sync::Arc};
 
 use http::{HeaderMap, HeaderName};
 use subtle::{Choice, ConstantTimeEq};
 
-use crate::{gate::credential::TokenDigest, gate::headers::take_only, runtime::SystemTime};
+use crate::gate::{credential::TokenDigest, error::impl_error, headers::take_only};
+use crate::runtime::SystemTime;
 
 /// Named secrets that stand in for a device token where there is no device: simulators and CI.
 ///
@@ -41,12 +42,10 @@ struct DebugToken {
     expires_at: Option<SystemTime>,
 }
 
-impl DebugTokens {
-    /// The fewest characters that a secret may have.
-    pub const MIN_LENGTH: usize = 16;
-    /// The most characters that a secret may have. Longer texts are not compared with them.
-    pub const MAX_LENGTH: usize = 256;
+/// In characters. A longer text in a request is not compared with the secrets.
+const SECRET_LENGTH: RangeInclusive<usize> = 16..=256;
 
+impl DebugTokens {
     /// No tokens yet, and the header `X-Debug-Token`.
     pub fn new() -> Self {
         Self { header: HeaderName::from_static("x-debug-token"), tokens: Vec::new() }
@@ -62,8 +61,7 @@ impl DebugTokens {
     ///
     /// # Errors
     ///
-    /// If the secret has not between [`MIN_LENGTH`](Self::MIN_LENGTH) and [`MAX_LENGTH`](Self::MAX_LENGTH)
-    /// visible ASCII characters, or if the name is taken.
+    /// If the secret has not between 16 and 256 visible ASCII characters, or if the name is taken.
     pub fn add(self, name: &str, secret: &str) -> Result<Self, DebugTokenError> {
         self.push(name, secret, None)
     }
@@ -89,7 +87,7 @@ impl DebugTokens {
         expires_at: Option<SystemTime>,
     ) -> Result<Self, DebugTokenError> {
         let error = |reason| DebugTokenError { name: name.to_owned(), reason };
-        if !(Self::MIN_LENGTH..=Self::MAX_LENGTH).contains(&secret.len()) {
+        if !SECRET_LENGTH.contains(&secret.len()) {
             return Err(error("its secret must have 16 to 256 characters"));
         }
         if !secret.bytes().all(|byte| byte.is_ascii_graphic()) {
@@ -105,7 +103,7 @@ impl DebugTokens {
 
     /// The name of the unexpired token whose secret `text` is. Takes the same time whichever it is.
     pub(super) fn find(&self, text: &[u8], now: SystemTime) -> Option<&Arc<str>> {
-        if !(Self::MIN_LENGTH..=Self::MAX_LENGTH).contains(&text.len()) {
+        if !SECRET_LENGTH.contains(&text.len()) {
             return None;
         }
         let digest = TokenDigest::of(text);
@@ -159,13 +157,7 @@ pub struct DebugTokenError {
     reason: &'static str,
 }
 
-impl fmt::Display for DebugTokenError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "debug token {:?}: {}", self.name, self.reason)
-    }
-}
-
-impl Error for DebugTokenError {}
+impl_error!(DebugTokenError, |error| None, "debug token {:?}: {}", error.name, error.reason);
 
 #[cfg(test)]
 mod tests {

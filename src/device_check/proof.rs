@@ -4,23 +4,17 @@ use std::{fmt, sync::Arc};
 
 use http::request;
 
-use crate::{
-    apple::token::{DeviceToken, Verdict, unpadded},
-    device_check::{
-        ask::{Checks, UnknownToken},
-        cache::{CachedVerdict, VerdictKey},
-        evidence::SCHEME,
-        settings::{Reuse, Settings},
-    },
-    gate::{
-        credential::{Candidate, TokenDigest},
-        decision::{Evidence, Rejected},
-        proof::{Facts, Proof, Step},
-        rejection::{MalformedToken, Rejection},
-        routing::Environment,
-    },
-    replay::Retry,
-};
+use crate::apple::token::{DeviceToken, Verdict, unpadded};
+use crate::device_check::ask::{Checks, UnknownToken};
+use crate::device_check::cache::{CachedVerdict, VerdictKey};
+use crate::device_check::evidence::SCHEME;
+use crate::device_check::settings::{Reuse, Settings};
+use crate::gate::credential::{Candidate, TokenDigest};
+use crate::gate::decision::{Evidence, Rejected};
+use crate::gate::proof::{Facts, Proof, Step};
+use crate::gate::rejection::{MalformedToken, Rejection};
+use crate::gate::routing::Environment;
+use crate::replay::Retry;
 
 /// The check with device tokens.
 #[derive(Clone)]
@@ -91,7 +85,7 @@ impl DeviceTokenProof {
     ) -> Result<Step, MalformedToken> {
         let Some((cached, environment)) = self.peek(unpadded(&candidate)?, facts) else {
             let token = DeviceToken::try_from(candidate)?;
-            let unknown = UnknownToken { token, facts: *facts, retry: self.retry(head) };
+            let unknown = UnknownToken { token, facts: facts.clone(), retry: self.retry(head) };
             return Ok(Step::ask(Arc::clone(&self.checks).decide(unknown)));
         };
         Ok(match cached.verdict() {

@@ -4,18 +4,12 @@ use std::{sync::Arc, time::Duration};
 
 use http::HeaderName;
 
-use crate::{
-    apple::token::Verdict,
-    device_check::{
-        cache::{CachedVerdict, ErasedCache, NoCache},
-        debug_token::DebugTokens,
-        token_source::{HeaderToken, TokenSource},
-        verifier::{DeviceVerifier, ErasedVerifier},
-    },
-    gate::observer::{Observer, TracingObserver},
-    replay::ErasedReplayGuard,
-    runtime::SystemTime,
-};
+use crate::device_check::cache::{CachedVerdict, ErasedCache, NoCache};
+use crate::device_check::debug_token::DebugTokens;
+use crate::device_check::token_source::{HeaderToken, TokenSource};
+use crate::device_check::verifier::{DeviceVerifier, ErasedVerifier};
+use crate::gate::observer::{Observer, TracingObserver};
+use crate::{apple::token::Verdict, replay::ErasedReplayGuard, runtime::SystemTime};
 
 #[derive(Clone)]
 pub(crate) struct Settings {

@@ -1,16 +1,11 @@
 //! One run of a computation for all who want its result at the same time.
 
-use std::{
-    collections::{HashMap, hash_map::Entry},
-    hash::Hash,
-    panic::AssertUnwindSafe,
-    sync::{Arc, Mutex},
-};
+use std::collections::{HashMap, hash_map::Entry};
+use std::sync::{Arc, Mutex};
+use std::{hash::Hash, panic::AssertUnwindSafe};
 
-use futures_util::{
-    FutureExt,
-    future::{BoxFuture, Shared, WeakShared},
-};
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared, WeakShared};
 
 use crate::runtime::{REQUESTS_MAY_AWAIT_EACH_OTHER, lock};
 
@@ -105,8 +100,7 @@ mod tests {
         task::{Context, Poll, Wake, Waker},
     };
 
-    use futures_channel::oneshot;
-    use futures_util::{future::join_all, join, pin_mut, poll};
+    use futures::{channel::oneshot, future::join_all, join, pin_mut, poll};
 
     use super::*;
 

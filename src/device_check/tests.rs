@@ -3,16 +3,12 @@ use std::{convert::Infallible, sync::Arc, sync::Mutex, time::Duration};
 use http::{Request, Response, StatusCode};
 use tower::{Layer, ServiceExt, service_fn};
 
-use crate::{
-    apple::token::Verdict,
-    device_check::{
-        debug_token::DebugTokens,
-        verifier::{DeviceVerifier, TokenQuestion},
-    },
-    gate::error::VerifyError,
-    layer::DeviceCheckLayer,
-    runtime::{SystemTime, set_wall_clock},
-};
+use crate::apple::token::Verdict;
+use crate::device_check::debug_token::DebugTokens;
+use crate::device_check::verifier::{DeviceVerifier, TokenQuestion};
+use crate::gate::error::VerifyError;
+use crate::layer::DeviceCheckLayer;
+use crate::runtime::{SystemTime, set_wall_clock};
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(60 * 60);

@@ -1,14 +1,9 @@
 //! Where in a request the device token is.
 
-use std::fmt;
-
 use http::{HeaderName, HeaderValue, header::AUTHORIZATION, request};
 
-use crate::gate::{
-    credential::Candidate,
-    headers::{after_scheme, is_bearer, take_only},
-    rejection::MalformedToken,
-};
+use crate::gate::headers::{after_scheme, is_bearer, take_only};
+use crate::gate::{credential::Candidate, rejection::MalformedToken};
 
 /// Finds the device token in a request and takes it out, so that it does not reach the inner service.
 ///
@@ -80,7 +75,7 @@ impl TokenSource for HeaderToken {
 ///
 /// The inner service finds `Authorization: Bearer <client part>`, or no such header where nothing is left.
 /// Another scheme than `Bearer` is left alone.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct BearerToken {
     _private: (),
 }
@@ -90,12 +85,6 @@ impl BearerToken {
     #[must_use]
     pub const fn new() -> Self {
         Self { _private: () }
-    }
-}
-
-impl fmt::Debug for BearerToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("BearerToken")
     }
 }
 

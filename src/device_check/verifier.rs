@@ -6,10 +6,8 @@ use futures_util::future::BoxFuture;
 
 #[cfg(feature = "_apple")]
 use crate::apple::AppleClient;
-use crate::{
-    apple::token::{DeviceToken, Verdict},
-    gate::{error::VerifyError, routing::Environment},
-};
+use crate::apple::token::{DeviceToken, Verdict};
+use crate::gate::{error::VerifyError, routing::Environment};
 
 /// Answers whether a device token is genuine. `AppleClient` is the one to use; tests bring their own.
 ///
@@ -62,8 +60,7 @@ pub struct TokenQuestion<'a> {
 
 impl<'a> TokenQuestion<'a> {
     /// The question about `token` in `environment`.
-    #[must_use]
-    pub const fn new(token: &'a DeviceToken, environment: Environment) -> Self {
+    pub(super) const fn new(token: &'a DeviceToken, environment: Environment) -> Self {
         Self { token, environment }
     }
 
@@ -81,11 +78,8 @@ impl<'a> TokenQuestion<'a> {
 }
 
 impl<V: DeviceVerifier> DeviceVerifier for Arc<V> {
-    fn verify(
-        &self,
-        question: TokenQuestion<'_>,
-    ) -> impl Future<Output = Result<Verdict, VerifyError>> + Send {
-        V::verify(self, question)
+    async fn verify(&self, question: TokenQuestion<'_>) -> Result<Verdict, VerifyError> {
+        V::verify(self, question).await
     }
 
     fn scope(&self) -> &str {

@@ -42,12 +42,6 @@ impl Candidate {
     }
 }
 
-impl From<HeaderValue> for Candidate {
-    fn from(value: HeaderValue) -> Self {
-        Self::new(value)
-    }
-}
-
 impl fmt::Debug for Candidate {
     // The text may be a device token or a debug token: never printed.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

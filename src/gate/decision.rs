@@ -2,15 +2,9 @@
 
 use std::{any::Any, fmt, sync::Arc};
 
-use crate::{
-    gate::{
-        credential::{Candidate, TokenDigest},
-        error::VerifyError,
-        rejection::Rejection,
-        routing::Environment,
-    },
-    runtime::SystemTime,
-};
+use crate::gate::credential::{Candidate, TokenDigest};
+use crate::gate::{error::VerifyError, rejection::Rejection, routing::Environment};
+use crate::runtime::SystemTime;
 
 /// The layer's treatment of rejected requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

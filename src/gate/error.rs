@@ -1,13 +1,35 @@
 //! The error of a proof that could not tell: nothing is known about the credential.
 
-use std::{error::Error, fmt, sync::Arc, time::Duration};
+use std::{error::Error, sync::Arc, time::Duration};
 
 use crate::BoxError;
+
+/// Implements `Error`, with this `source`, and `Display`, with what `write!` makes of the rest.
+macro_rules! impl_error {
+    ($error:ty, |$this:ident| $source:expr, $($text:tt)+) => {
+        #[allow(unused_variables, reason = "many a text is constant, and many an error has no source")]
+        impl std::fmt::Display for $error {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                let $this = self;
+                write!(f, $($text)+)
+            }
+        }
+
+        #[allow(unused_variables, reason = "many a text is constant, and many an error has no source")]
+        impl std::error::Error for $error {
+            fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+                let $this = self;
+                $source
+            }
+        }
+    };
+}
+pub(crate) use impl_error;
 
 /// Why there is no verdict. Never the client's fault.
 ///
 /// Cloning is cheap: all requests that waited for one answer get the same error.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct VerifyError {
     kind: VerifyErrorKind,
     retry_after: Option<Duration>,
@@ -66,28 +88,13 @@ impl VerifyError {
     }
 }
 
-impl fmt::Display for VerifyError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.kind {
-            VerifyErrorKind::Throttled => "asked too often",
-            VerifyErrorKind::Unavailable => "no verdict to be had",
-            VerifyErrorKind::Misconfigured => "credentials or request not accepted",
-        })
+impl_error!(
+    VerifyError,
+    |error| Some(&*error.source),
+    "{}",
+    match error.kind {
+        VerifyErrorKind::Throttled => "asked too often",
+        VerifyErrorKind::Unavailable => "no verdict to be had",
+        VerifyErrorKind::Misconfigured => "credentials or request not accepted",
     }
-}
-
-impl fmt::Debug for VerifyError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("VerifyError")
-            .field("kind", &self.kind)
-            .field("retry_after", &self.retry_after)
-            .field("source", &self.source)
-            .finish()
-    }
-}
-
-impl Error for VerifyError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        Some(&*self.source)
-    }
-}
+);

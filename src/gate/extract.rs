@@ -1,20 +1,16 @@
 //! Extractors for axum, and answers.
 
-use std::{convert::Infallible, error::Error, fmt};
+use std::{convert::Infallible, error::Error};
 
-use axum_core::{
-    extract::{FromRequestParts, OptionalFromRequestParts},
-    response::{IntoResponse, Response},
-};
+use axum_core::extract::{FromRequestParts, OptionalFromRequestParts};
+use axum_core::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::{Request, StatusCode, request};
 
-use crate::gate::{
-    decision::VerifiedDevice,
-    error::VerifyError,
-    observer::{Chain, TARGET},
-    rejection::{ProblemDetails, Rejection, RejectionResponse},
-};
+use crate::gate::decision::VerifiedDevice;
+use crate::gate::error::{VerifyError, impl_error};
+use crate::gate::observer::{Chain, TARGET};
+use crate::gate::rejection::{ProblemDetails, Rejection, RejectionResponse};
 
 /// Feature `axum`. Rejects with status 500 if no [`DeviceCheckLayer`](crate::DeviceCheckLayer) has verified
 /// the request: there is no layer, the route is exempt, or the layer only monitors and would have rejected the
@@ -43,15 +39,11 @@ pub struct MissingDevice {
     _private: (),
 }
 
-impl fmt::Display for MissingDevice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(
-            "no verified device in the request: is `DeviceCheckLayer` enabled, and the route not exempt?",
-        )
-    }
-}
-
-impl Error for MissingDevice {}
+impl_error!(
+    MissingDevice,
+    |error| None,
+    "no verified device in the request: is `DeviceCheckLayer` enabled, and the route not exempt?"
+);
 
 impl IntoResponse for MissingDevice {
     fn into_response(self) -> Response {

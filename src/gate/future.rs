@@ -13,11 +13,8 @@ use http::{HeaderMap, Request, Response, request};
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
-use crate::gate::{
-    body::ResponseBody,
-    gate_body::{AfterBody, ReadBodies, TakesBody},
-    rejection::Rejection,
-};
+use crate::gate::gate_body::{AfterBody, ReadBodies, TakesBody};
+use crate::gate::{body::ResponseBody, error::VerifyError, headers::append};
 
 /// Decides which requests reach an inner service, at once or after a while. Not for others to implement.
 #[doc(hidden)]
@@ -159,8 +156,9 @@ where
                         },
                         read @ WaitingBody::Read(_) => read,
                     };
-                    // The proof wants a body in a layer that reads none, or wants it twice.
-                    progress = D::answered(then(Err(Rejection::Misconfigured)), &mut head);
+                    let error = "a proof needs the body in a layer that reads none, or needs it twice";
+                    let error = VerifyError::misconfigured(error);
+                    progress = D::answered(then(Err(error.into())), &mut head);
                 }
             }
         }
@@ -239,17 +237,6 @@ where
                 StateProj::Done => panic!("polled after completion"),
             };
             state.set(next);
-        }
-    }
-}
-
-/// Appends: a header that the inner service set stays.
-pub(super) fn append(headers: &mut HeaderMap, more: HeaderMap) {
-    let mut last = None;
-    for (name, value) in more {
-        last = name.or(last);
-        if let Some(name) = &last {
-            headers.append(name, value);
         }
     }
 }

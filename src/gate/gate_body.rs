@@ -14,10 +14,8 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use sha2::{Digest, Sha256};
 
-use crate::{
-    gate::rejection::Rejection,
-    runtime::{Timer, boxed_timer},
-};
+use crate::gate::{decision::Rejected, rejection::Rejection};
+use crate::runtime::{Timer, boxed_timer};
 
 /// Whether a layer reads request bodies: [`HeadOnly`] or [`ReadBodies`]. Not for others to implement.
 #[doc(hidden)]
@@ -47,7 +45,7 @@ pub trait TakesBody<B>: Sized {
 }
 
 /// SHA-256 of a body that arrived whole.
-pub(crate) type BodyDigest = Result<[u8; 32], Rejection>;
+pub(crate) type BodyDigest = Result<[u8; 32], Rejected>;
 
 /// The step after a body was read.
 pub(super) type AfterBody<T> = Box<dyn FnOnce(BodyDigest) -> T + Send>;
@@ -172,52 +170,63 @@ pub struct Reading<B: Body> {
 }
 
 impl<B: Body<Data = Bytes>> Reading<B> {
-    /// More frames than any client sends for a body within the limit: a flood of empty ones.
+    /// More frames than any client sends for a small body: a flood of empty ones.
     const MAX_FRAMES: usize = 1 << 16;
-    /// After so many frames without a pause, other tasks get their turn.
+    /// One frame more is allowed for so many bytes: a large body comes in many.
+    const BYTES_A_FRAME: usize = 256;
+    /// After so many frames without a pause, other tasks get their turn, and the deadline is looked at.
     const FRAMES_A_TURN: usize = 64;
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<(BodyDigest, GateBody<B>)> {
-        let limit = self.limit;
         let Some(body) = self.body.as_mut() else { return Poll::Pending };
-        // A body that says that it is too large is not read at all.
-        let (digest, trailers, error) = if body.size_hint().lower() > limit as u64 {
-            (Err(Rejection::TooLarge), None, None)
-        } else {
-            let mut turn = 0;
-            loop {
-                match body.as_mut().poll_frame(cx) {
-                    Poll::Pending => match self.end.as_mut().map(|end| end.as_mut().poll(cx)) {
-                        Some(Poll::Ready(())) => break (Err(Rejection::IncompleteBody), None, None),
-                        _ => return Poll::Pending,
-                    },
-                    Poll::Ready(None) => break (Ok(()), None, None),
-                    Poll::Ready(Some(Err(error))) => {
-                        break (Err(Rejection::IncompleteBody), None, Some(error));
-                    }
-                    Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
-                        Ok(data) => {
-                            self.hash.update(&data);
-                            self.bytes.extend_from_slice(&data);
-                            self.frames += 1;
-                            if self.bytes.len() > limit || self.frames > Self::MAX_FRAMES {
-                                break (Err(Rejection::TooLarge), None, None);
-                            }
+        let (mut over, mut trailers, mut error) = (None, None, None);
+        let mut turn = 0;
+        let outcome = loop {
+            let left = self.limit - self.bytes.len();
+            // A body that says that it is too large is not read at all.
+            if body.size_hint().lower() > left as u64 {
+                break Err(Rejection::TooLarge);
+            }
+            let polled = if turn < Self::FRAMES_A_TURN {
+                body.as_mut().poll_frame(cx)
+            } else {
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            };
+            turn += 1;
+            match polled {
+                Poll::Pending => match self.end.as_mut().map(|end| end.as_mut().poll(cx)) {
+                    Some(Poll::Ready(())) => break Err(Rejection::IncompleteBody),
+                    _ => return Poll::Pending,
+                },
+                Poll::Ready(None) => break Ok(()),
+                Poll::Ready(Some(Err(reason))) => {
+                    error = Some(reason);
+                    break Err(Rejection::IncompleteBody);
+                }
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) => {
+                        self.frames += 1;
+                        let max_frames = Self::MAX_FRAMES + self.bytes.len() / Self::BYTES_A_FRAME;
+                        if data.len() > left || self.frames > max_frames {
+                            over = Some(data);
+                            break Err(Rejection::TooLarge);
                         }
-                        Err(frame) => break (Ok(()), frame.into_trailers().ok(), None),
-                    },
-                }
-                turn += 1;
-                if turn == Self::FRAMES_A_TURN {
-                    cx.waker().wake_by_ref();
-                    return Poll::Pending;
-                }
+                        self.hash.update(&data);
+                        self.bytes.extend_from_slice(&data);
+                    }
+                    Err(frame) => {
+                        trailers = frame.into_trailers().ok();
+                        break Ok(());
+                    }
+                },
             }
         };
-        let digest = digest.map(|()| self.hash.finalize_reset().into());
+        let digest = outcome.map(|()| self.hash.finalize_reset().into()).map_err(Rejected::from);
         let read = Some(self.bytes.split().freeze()).filter(|bytes| !bytes.is_empty());
+        let over = over.filter(|bytes| !bytes.is_empty());
         let rest = self.body.take().filter(|_| digest.is_err() && error.is_none());
-        Poll::Ready((digest, GateBody { kind: GateBodyKind::Rebuilt { read, trailers, error, rest } }))
+        Poll::Ready((digest, GateBody { kind: GateBodyKind::Rebuilt { read, over, trailers, error, rest } }))
     }
 }
 
@@ -239,6 +248,8 @@ pin_project! {
         AsItCame { #[pin] body: B },
         Rebuilt {
             read: Option<Bytes>,
+            // The piece that was too much.
+            over: Option<Bytes>,
             trailers: Option<HeaderMap>,
             error: Option<B::Error>,
             rest: Option<Pin<Box<B>>>,
@@ -256,9 +267,9 @@ impl<B: Body<Data = Bytes>> Body for GateBody<B> {
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         match self.project().kind.project() {
             GateBodyKindProj::AsItCame { body } => body.poll_frame(cx),
-            GateBodyKindProj::Rebuilt { read, trailers, error, rest } => {
-                if let Some(read) = read.take() {
-                    Poll::Ready(Some(Ok(Frame::data(read))))
+            GateBodyKindProj::Rebuilt { read, over, trailers, error, rest } => {
+                if let Some(data) = read.take().or_else(|| over.take()) {
+                    Poll::Ready(Some(Ok(Frame::data(data))))
                 } else if let Some(trailers) = trailers.take() {
                     Poll::Ready(Some(Ok(Frame::trailers(trailers))))
                 } else if let Some(error) = error.take() {
@@ -275,8 +286,9 @@ impl<B: Body<Data = Bytes>> Body for GateBody<B> {
     fn is_end_stream(&self) -> bool {
         match &self.kind {
             GateBodyKind::AsItCame { body } => body.is_end_stream(),
-            GateBodyKind::Rebuilt { read, trailers, error, rest } => {
+            GateBodyKind::Rebuilt { read, over, trailers, error, rest } => {
                 read.is_none()
+                    && over.is_none()
                     && trailers.is_none()
                     && error.is_none()
                     && rest.as_ref().is_none_or(|rest| rest.is_end_stream())
@@ -287,12 +299,15 @@ impl<B: Body<Data = Bytes>> Body for GateBody<B> {
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
             GateBodyKind::AsItCame { body } => body.size_hint(),
-            GateBodyKind::Rebuilt { read, rest, .. } => {
-                let read = read.as_ref().map_or(0, |bytes| bytes.len() as u64);
+            GateBodyKind::Rebuilt { read, over, trailers, error, rest } => {
+                let read: u64 = [read, over].into_iter().flatten().map(|bytes| bytes.len() as u64).sum();
                 let rest = rest.as_ref().map_or_else(|| SizeHint::with_exact(0), |rest| rest.size_hint());
                 let mut hint = SizeHint::new();
                 hint.set_lower(rest.lower().saturating_add(read));
-                if let Some(upper) = rest.upper().and_then(|upper| upper.checked_add(read)) {
+                // With an exact length, a proxy would send the bytes alone: without the trailers, or as if no error
+                // came after them.
+                let more = trailers.is_some() || error.is_some();
+                if let (false, Some(upper)) = (more, rest.upper().and_then(|upper| upper.checked_add(read))) {
                     hint.set_upper(upper);
                 }
                 hint
@@ -301,11 +316,11 @@ impl<B: Body<Data = Bytes>> Body for GateBody<B> {
     }
 }
 
-impl<B: Body + fmt::Debug> fmt::Debug for GateBody<B> {
-    // The bytes are the client's own.
+impl<B: Body> fmt::Debug for GateBody<B> {
+    // The bytes are the client's own, and may hold secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.kind {
-            GateBodyKind::AsItCame { body } => f.debug_tuple("AsItCame").field(body).finish(),
+            GateBodyKind::AsItCame { .. } => f.write_str("AsItCame(..)"),
             GateBodyKind::Rebuilt { read, .. } => f
                 .debug_struct("Rebuilt")
                 .field("read", &read.as_ref().map_or(0, Bytes::len))

@@ -1,6 +1,6 @@
 //! Credentials in headers: taking them out, and putting them back where the operator forwards them.
 
-use http::{HeaderMap, HeaderName, HeaderValue, header::Entry, request};
+use http::{HeaderMap, HeaderName, HeaderValue, Uri, request};
 
 use crate::gate::{credential::BEARER, rejection::MalformedToken};
 
@@ -27,34 +27,58 @@ pub(crate) fn take_only(
     if repeated { Err(MalformedToken::Repeated) } else { Ok(value) }
 }
 
-/// The headers and the URI of a request before its credentials were taken.
-pub(crate) struct Original {
-    headers: HeaderMap,
-    uri: http::Uri,
+/// Appends: a header that is there already stays.
+pub(crate) fn append(headers: &mut HeaderMap, more: HeaderMap) {
+    let mut last = None;
+    for (name, value) in more {
+        last = name.or(last);
+        if let Some(name) = &last {
+            headers.append(name, value);
+        }
+    }
 }
 
-impl Original {
-    pub(crate) fn of(head: &request::Parts) -> Self {
-        Self { headers: head.headers.clone(), uri: head.uri.clone() }
-    }
+/// Whether a value of `WWW-Authenticate` names a scheme, alone or in a list, with parameters or without.
+pub(crate) fn names_scheme(challenges: &HeaderValue, scheme: &str) -> bool {
+    let mut challenges = challenges.to_str().unwrap_or_default().split(',');
+    challenges.any(|challenge| {
+        challenge.split_ascii_whitespace().next().is_some_and(|named| named.eq_ignore_ascii_case(scheme))
+    })
+}
 
-    /// Puts back the values that were removed, marked sensitive. Headers that were added stay.
-    pub(crate) fn put_back(mut self, head: &mut request::Parts) {
-        let is_removed = |name: &&HeaderName| {
-            let (before, left) = (self.headers.get_all(*name), head.headers.get_all(*name));
-            left.iter().count() < before.iter().count()
-                || before.iter().any(|value| !left.iter().any(|left| left == value))
-        };
-        let removed: Vec<HeaderName> = self.headers.keys().filter(is_removed).cloned().collect();
-        for name in removed {
-            if let Entry::Occupied(mut values) = self.headers.entry(&name) {
-                values.iter_mut().for_each(|value| value.set_sensitive(true));
-            }
-            head.headers.remove(&name);
-            for value in self.headers.get_all(&name) {
-                head.headers.append(&name, value.clone());
+/// The credentials of a request as the client sent them, marked sensitive, for an inner service that wants them.
+pub(crate) struct Forwarded {
+    headers: HeaderMap,
+    uri: Option<Uri>,
+}
+
+impl Forwarded {
+    /// Everything that `strip` takes from a request, or changes in it.
+    pub(crate) fn of(head: &request::Parts, strip: impl FnOnce(&mut request::Parts)) -> Self {
+        let mut stripped = head.clone();
+        strip(&mut stripped);
+        let mut headers = HeaderMap::new();
+        for name in head.headers.keys() {
+            let values = head.headers.get_all(name);
+            if values != stripped.headers.get_all(name) {
+                for value in values {
+                    let mut value = value.clone();
+                    value.set_sensitive(true);
+                    headers.append(name, value);
+                }
             }
         }
-        head.uri = self.uri;
+        Self { headers, uri: (head.uri != stripped.uri).then(|| head.uri.clone()) }
+    }
+
+    /// Puts them where they were. Everything else that became of the request meanwhile stays.
+    pub(crate) fn put_back(self, head: &mut request::Parts) {
+        for name in self.headers.keys() {
+            head.headers.remove(name);
+        }
+        append(&mut head.headers, self.headers);
+        if let Some(uri) = self.uri {
+            head.uri = uri;
+        }
     }
 }

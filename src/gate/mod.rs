@@ -29,7 +29,7 @@ use self::{
     error::VerifyError,
     future::{Decide, Progress},
     gate_body::{BodyDigest, BodyMode, HeadOnly},
-    headers::Original,
+    headers::{Forwarded, append, names_scheme},
     observer::{Event, Observer, TracingObserver},
     proof::{Facts, Next, Proof, Step},
     rejection::{ProblemDetails, Rejection, RejectionResponse},
@@ -59,9 +59,9 @@ pub struct Gate<M = HeadOnly> {
 }
 
 /// Finds the URI that the client sent; a name for the closures that do.
-pub(crate) trait FindUri: Fn(&Extensions) -> Option<&Uri> + Send + Sync {}
+pub(crate) trait FindUri: Fn(&mut Extensions) -> Option<&mut Uri> + Send + Sync {}
 
-impl<F: Fn(&Extensions) -> Option<&Uri> + Send + Sync> FindUri for F {}
+impl<F: Fn(&mut Extensions) -> Option<&mut Uri> + Send + Sync> FindUri for F {}
 
 /// A proof's step after it has asked or got the digest of a body.
 #[doc(hidden)]
@@ -115,13 +115,18 @@ impl<M> Gate<M> {
         for (index, proof) in self.proofs.iter().enumerate() {
             let step = proof.judge(head, facts);
             if !matches!(step.0, Next::Absent) {
-                for proof in &self.proofs[index + 1..] {
-                    proof.strip(head);
-                }
+                self.strip(head, index + 1);
                 return step;
             }
         }
         Step::rejected(Rejection::MissingToken)
+    }
+
+    /// Takes the credentials away of the proofs from this place on.
+    fn strip(&self, head: &mut request::Parts, from: usize) {
+        for proof in self.proofs.iter().skip(from) {
+            proof.strip(head);
+        }
     }
 
     /// Reports a decision and carries it out on the request. `facts` are of the time of the decision.
@@ -160,7 +165,7 @@ impl<M> Gate<M> {
         for proof in &self.proofs {
             if let Some(headers) = proof.admitted(device, facts) {
                 match &mut all {
-                    Some(all) => future::append(all, headers),
+                    Some(all) => append(all, headers),
                     None => all = Some(Box::new(headers)),
                 }
             }
@@ -176,7 +181,8 @@ impl<M> Gate<M> {
         if rejection == Rejection::MissingToken && headers.contains_key(WWW_AUTHENTICATE) {
             for proof in &self.proofs {
                 let scheme = proof.scheme();
-                let is_named = headers.get_all(WWW_AUTHENTICATE).iter().any(|value| value == scheme);
+                let mut challenges = headers.get_all(WWW_AUTHENTICATE).iter();
+                let is_named = challenges.any(|value| names_scheme(value, scheme));
                 if let (false, Ok(scheme)) = (is_named, HeaderValue::from_str(scheme)) {
                     headers.append(WWW_AUTHENTICATE, scheme);
                 }
@@ -196,10 +202,10 @@ impl<M: BodyMode> Gate<M> {
             return Progress::Forward(None);
         }
         let facts = Facts::new(route, Moment::now());
-        let original = self.forward_credentials.then(|| Original::of(head));
+        let forwarded = self.forward_credentials.then(|| Forwarded::of(head, |head| self.strip(head, 0)));
         let step = self.judge(head, &facts);
-        if let Some(original) = original {
-            original.put_back(head);
+        if let Some(forwarded) = forwarded {
+            forwarded.put_back(head);
         }
         self.go_on(step, &facts, &facts, head)
     }
@@ -214,11 +220,11 @@ impl<M: BodyMode> Gate<M> {
         match step.0 {
             Next::Decided(decision) => self.conclude(decision, facts, began, head),
             Next::Ask(answer) => {
-                let (gate, began) = (Arc::clone(self), *began);
+                let (gate, began) = (Arc::clone(self), began.clone());
                 Progress::Wait(Box::pin(async move { Answer { gate, began, step: answer.await } }))
             }
             Next::NeedsBody(limit, then) => {
-                let (gate, began) = (Arc::clone(self), *began);
+                let (gate, began) = (Arc::clone(self), began.clone());
                 let then = move |digest: BodyDigest| Answer {
                     gate,
                     began,
@@ -244,10 +250,16 @@ impl<M: BodyMode> Decide for Gate<M> {
         head.extensions.remove::<DeviceOutcome>();
 
         let Some(find) = &self.original_uri else { return self.admit_head(head) };
-        let stripped = find(&head.extensions).cloned().map(|original| mem::replace(&mut head.uri, original));
+        let original = find(&mut head.extensions).cloned();
+        let stripped = original.map(|original| mem::replace(&mut head.uri, original));
         let progress = self.admit_head(head);
         if let Some(stripped) = stripped {
-            head.uri = with_query_of(stripped, &head.uri);
+            let shown = mem::replace(&mut head.uri, stripped);
+            if let Some(original) = find(&mut head.extensions).filter(|original| **original != shown) {
+                // A proof took a part of it.
+                head.uri = with_query_of(&head.uri, &shown);
+                *original = shown;
+            }
         }
         progress
     }
@@ -258,18 +270,16 @@ impl<M: BodyMode> Decide for Gate<M> {
     }
 }
 
-/// The URI that a router has stripped, without the parts of the query that proofs took.
-fn with_query_of(stripped: Uri, shown: &Uri) -> Uri {
-    if stripped.query() == shown.query() {
-        return stripped;
-    }
+/// The URI that a router has stripped, with the query that proofs left.
+fn with_query_of(stripped: &Uri, shown: &Uri) -> Uri {
     let path_and_query = match shown.query() {
         Some(query) => format!("{}?{query}", stripped.path()),
         None => stripped.path().to_owned(),
     };
     let mut parts = stripped.clone().into_parts();
     parts.path_and_query = uri::PathAndQuery::try_from(path_and_query).ok();
-    Uri::from_parts(parts).unwrap_or(stripped)
+    // It cannot fail: both are parts of what was a URI.
+    Uri::from_parts(parts).unwrap_or_default()
 }
 
 impl<M: fmt::Debug> fmt::Debug for Gate<M> {

@@ -1,21 +1,13 @@
 //! Who is told about decisions.
 
-use std::{error::Error, fmt, time::Duration};
+use std::{fmt, time::Duration};
 
 use tracing::{Level, event};
 
-use crate::{
-    BoxError,
-    gate::{
-        credential::TokenDigest,
-        decision::{Enforcement, Evidence, Rejected, VerifiedDevice},
-        error::VerifyError,
-        proof::Facts,
-        rejection::Rejection,
-        routing::Environment,
-    },
-    runtime::Instant,
-};
+use crate::gate::decision::{Enforcement, Evidence, Rejected, VerifiedDevice};
+use crate::gate::error::{VerifyError, impl_error};
+use crate::gate::{credential::TokenDigest, proof::Facts, rejection::Rejection, routing::Environment};
+use crate::{BoxError, runtime::Instant};
 
 /// Is told about every decision, and about every failure of a cache.
 ///
@@ -73,7 +65,7 @@ impl<O: Observer> Observer for std::sync::Arc<O> {
 }
 
 /// One decision.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Event<'a> {
     outcome: Outcome<'a>,
     environment: Option<Environment>,
@@ -190,22 +182,11 @@ impl<'a> Event<'a> {
     }
 }
 
-impl fmt::Debug for Event<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Event")
-            .field("outcome", &self.outcome)
-            .field("environment", &self.environment)
-            .field("digest", &self.digest)
-            .field("error", &self.error)
-            .finish_non_exhaustive()
-    }
-}
-
 /// The default observer: `tracing` events under the target `tower_devicecheck`.
 ///
 /// | level | what |
 /// |---|---|
-/// | error | a request rejected because Apple does not accept our credentials |
+/// | error | a request rejected because Apple does not accept our credentials, or the layer is put together wrongly |
 /// | warn | a request rejected because there is no verdict; an admission by a debug token |
 /// | debug | every other admission and rejection: the client's doing, and not to fill our logs with; each failure of the cache, which logs its incidents itself, once each |
 /// | trace | exempt requests |
@@ -245,7 +226,10 @@ impl Observer for TracingObserver {
             }
             Outcome::Verified(_) => decision!(Level::DEBUG, "device verified"),
             Outcome::Rejected(Rejection::Misconfigured) => {
-                decision!(Level::ERROR, "request rejected: Apple does not accept our credentials");
+                decision!(
+                    Level::ERROR,
+                    "request rejected: Apple does not accept our credentials, or the layer is put together wrongly"
+                );
             }
             Outcome::Rejected(Rejection::Throttled { .. } | Rejection::Unavailable { .. }) => {
                 decision!(Level::WARN, "request rejected: no verdict");
@@ -276,17 +260,7 @@ impl CacheError {
     }
 }
 
-impl fmt::Display for CacheError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the verdict cache failed")
-    }
-}
-
-impl Error for CacheError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        Some(&*self.source)
-    }
-}
+impl_error!(CacheError, |error| Some(&*error.source), "the verdict cache failed");
 
 /// An error and its causes on one line.
 pub(crate) struct Chain<'a>(pub(crate) &'a (dyn std::error::Error + 'static));

@@ -5,14 +5,10 @@ use std::fmt;
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, request};
 
-use crate::{
-    gate::{
-        credential::TokenDigest,
-        decision::{Evidence, Rejected, VerifiedDevice},
-        routing::{Environment, Route},
-    },
-    runtime::{Moment, SystemTime},
-};
+use crate::gate::credential::TokenDigest;
+use crate::gate::decision::{Evidence, Rejected, VerifiedDevice};
+use crate::gate::routing::{Environment, Route};
+use crate::runtime::{Moment, SystemTime};
 
 /// One way for a request to show that it comes from a genuine device.
 ///
@@ -75,6 +71,9 @@ pub trait Proof: Send + Sync + 'static {
     fn judge(&self, head: &mut request::Parts, facts: &Facts) -> Step;
 
     /// Takes the credential out of the head of a request without looking at it: a proof before this one decided.
+    ///
+    /// In a layer that [forwards credentials](crate::DeviceCheckLayer::with_forwarded_credentials), it also tells
+    /// which they are: called on a copy, before [`judge`](Self::judge).
     fn strip(&self, head: &mut request::Parts);
 
     /// Headers for the response to an admitted request. Default: none.
@@ -98,7 +97,7 @@ pub trait Proof: Send + Sync + 'static {
 }
 
 /// The gate's view of a request that is judged.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Facts {
     route: Route,
     now: Moment,
@@ -127,7 +126,7 @@ impl Facts {
 
     /// The same facts about the same request, now.
     pub(super) fn renewed(&self) -> Self {
-        Self { now: Moment::now(), ..*self }
+        Self { now: Moment::now(), ..self.clone() }
     }
 
     /// The first environment that the route admits.
@@ -178,7 +177,8 @@ impl Step {
         Self(Next::Ask(Box::pin(answer)))
     }
 
-    /// The proof needs SHA-256 of the request's body, of at most `limit` bytes. `then` gets the digest.
+    /// The proof needs SHA-256 of the request's body, of at most `limit` bytes. `then` gets the digest. Trailers are no
+    /// part of it.
     ///
     /// Only a proof that [says so](Proof::reads_body) may answer this, and only once for each request.
     pub fn needs_body(limit: usize, then: impl FnOnce([u8; 32]) -> Self + Send + 'static) -> Self {

@@ -1,14 +1,12 @@
 //! The decision table: every rejection, and its answer.
 
-use std::{error::Error, fmt, time::Duration};
+use std::{error::Error, time::Duration};
 
 use bytes::Bytes;
 use http::{Response, StatusCode, request};
 
-use crate::{
-    gate::error::{VerifyError, VerifyErrorKind},
-    gate::problem::{Row, row_accessors},
-};
+use crate::gate::error::{VerifyError, VerifyErrorKind, impl_error};
+use crate::gate::problem::{Row, row_accessors};
 
 /// The reason why a request did not reach the inner service. The response has it in its extensions.
 ///
@@ -24,7 +22,8 @@ use crate::{
 /// | [`IncompleteBody`](Self::IncompleteBody) | `incomplete_body` | 408 | 4 `DEADLINE_EXCEEDED` | |
 /// | [`Misconfigured`](Self::Misconfigured) | `misconfigured` | 500 | 13 `INTERNAL` | |
 ///
-/// A 401 carries `WWW-Authenticate: DeviceCheck`.
+/// A 401 carries `WWW-Authenticate: DeviceCheck`; that of [`MissingToken`](Self::MissingToken) names every
+/// [proof](crate::Proof) of the layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Rejection {
@@ -64,7 +63,7 @@ pub enum Rejection {
 pub enum MalformedToken {
     /// The text is empty.
     Empty,
-    /// The text has more than [`MAX_TOKEN_LENGTH`](crate::MAX_TOKEN_LENGTH) characters.
+    /// The text has more than 8,192 characters.
     TooLong,
     /// The text is not base64 in the one accepted spelling.
     NotCanonical,
@@ -89,13 +88,7 @@ impl MalformedToken {
     }
 }
 
-impl fmt::Display for MalformedToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl Error for MalformedToken {}
+impl_error!(MalformedToken, |error| None, "{}", error.as_str());
 
 row_accessors!(Rejection);
 

@@ -1,12 +1,11 @@
 //! Which of Apple's two servers is asked about a request's token, if any.
 
-use std::{error::Error, fmt, str::FromStr};
+use std::{fmt, str::FromStr};
 
-use http::{
-    HeaderName, HeaderValue, Method,
-    header::{ACCESS_CONTROL_REQUEST_METHOD, CONTENT_LENGTH, CONTENT_TYPE, ORIGIN, TRANSFER_ENCODING},
-    request,
-};
+use http::header::{ACCESS_CONTROL_REQUEST_METHOD, CONTENT_LENGTH, CONTENT_TYPE, ORIGIN, TRANSFER_ENCODING};
+use http::{HeaderName, HeaderValue, Method, request};
+
+use crate::gate::error::impl_error;
 
 /// Which of Apple's two hosts knows a device token.
 ///
@@ -66,13 +65,12 @@ pub struct UnknownEnvironment {
     name: String,
 }
 
-impl fmt::Display for UnknownEnvironment {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "unknown environment {:?}: use \"production\" or \"development\"", self.name)
-    }
-}
-
-impl Error for UnknownEnvironment {}
+impl_error!(
+    UnknownEnvironment,
+    |error| None,
+    "unknown environment {:?}: use \"production\" or \"development\"",
+    error.name
+);
 
 /// What a [`RoutingPolicy`] decides for one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

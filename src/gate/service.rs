@@ -9,11 +9,8 @@ use std::{
 use http::{Request, Response};
 use tower_service::Service;
 
-use crate::gate::{
-    body::ResponseBody,
-    future::{Decide, ResponseFuture},
-    gate_body::TakesBody,
-};
+use crate::gate::future::{Decide, ResponseFuture};
+use crate::gate::{body::ResponseBody, gate_body::TakesBody};
 
 /// A service `S` that only those requests reach that `D` admits: [`DeviceCheck`](crate::DeviceCheck) is one.
 ///

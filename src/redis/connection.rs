@@ -3,11 +3,8 @@
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use redis::{
-    Client, Cmd, ErrorKind, IntoConnectionInfo, Pipeline, RedisResult, Value,
-    aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig},
-    io::tcp::TcpSettings,
-};
+use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig};
+use redis::{Client, Cmd, ErrorKind, IntoConnectionInfo, Pipeline, RedisResult, Value, io::tcp::TcpSettings};
 
 /// Any connection to Redis that can be shared, without its type.
 pub(super) trait SharedConnection: Send + Sync {

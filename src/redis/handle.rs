@@ -4,14 +4,10 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use redis::{FromRedisValue, IntoConnectionInfo, RedisResult, aio::ConnectionLike};
 
-use crate::{
-    redis::{
-        connection::{self, Commands, SharedConnection},
-        failure::RedisFailure,
-        health::{Access, RedisHealth},
-    },
-    runtime::{Elapsed, Instant, within},
-};
+use crate::redis::connection::{self, Commands, SharedConnection};
+use crate::redis::failure::RedisFailure;
+use crate::redis::health::{Access, RedisHealth};
+use crate::runtime::{Elapsed, Instant, within};
 
 /// One Redis or Valkey server for everything that replicas share: a [`RedisCache`](crate::cache::RedisCache),
 /// a [`RedisReplayGuard`](crate::replay::RedisReplayGuard), and with the feature `split-key` a

@@ -1,19 +1,12 @@
 //! The health of Redis: a gate for commands while it does not answer, and the log of incidents.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    mem,
-    sync::Mutex,
-    time::Duration,
-};
+use std::collections::{BTreeMap, BTreeSet};
+use std::{mem, sync::Mutex, time::Duration};
 
 use tracing::{info, warn};
 
-use crate::{
-    gate::observer::TARGET,
-    redis::failure::RedisFailure,
-    runtime::{Instant, lock},
-};
+use crate::runtime::{Instant, lock};
+use crate::{gate::observer::TARGET, redis::failure::RedisFailure};
 
 /// The time between two commands that are let through to a server that does not answer. All others fail at
 /// once, so that requests do not wait during an outage.

@@ -2,11 +2,9 @@ use std::time::Duration;
 
 use redis::{Cmd, ErrorKind, Pipeline, RedisError, RedisFuture, RedisResult, Value, aio::ConnectionLike};
 
-use super::{
-    failure::RedisFailure,
-    handle::{DEFAULT_DEADLINE, Redis},
-    health::{Access, PROBE_INTERVAL},
-};
+use super::failure::RedisFailure;
+use super::handle::{DEFAULT_DEADLINE, Redis};
+use super::health::{Access, PROBE_INTERVAL};
 use crate::runtime::Instant;
 
 /// Never answers.

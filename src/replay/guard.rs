@@ -1,13 +1,11 @@
 //! The `ReplayGuard` trait, its dyn-safe twin, and its error.
 
-use std::{error::Error, fmt, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 
-use crate::{
-    BoxError,
-    replay::claim::{Claim, Claimed, ReplayKey},
-};
+use crate::replay::claim::{Claim, Claimed, ReplayKey};
+use crate::{BoxError, gate::error::impl_error};
 
 // The default times of both guards.
 pub(super) const DEFAULT_LEASE: Duration = Duration::from_secs(30);
@@ -107,28 +105,16 @@ pub trait ReplayGuard: Send + Sync + 'static {
 }
 
 impl<G: ReplayGuard> ReplayGuard for Arc<G> {
-    fn reserve(
-        &self,
-        key: &ReplayKey<'_>,
-        claim: &Claim,
-    ) -> impl Future<Output = Result<Claimed, GuardError>> + Send {
-        G::reserve(self, key, claim)
+    async fn reserve(&self, key: &ReplayKey<'_>, claim: &Claim) -> Result<Claimed, GuardError> {
+        G::reserve(self, key, claim).await
     }
 
-    fn confirm(
-        &self,
-        key: &ReplayKey<'_>,
-        claim: &Claim,
-    ) -> impl Future<Output = Result<Claimed, GuardError>> + Send {
-        G::confirm(self, key, claim)
+    async fn confirm(&self, key: &ReplayKey<'_>, claim: &Claim) -> Result<Claimed, GuardError> {
+        G::confirm(self, key, claim).await
     }
 
-    fn release(
-        &self,
-        key: &ReplayKey<'_>,
-        claim: &Claim,
-    ) -> impl Future<Output = Result<(), GuardError>> + Send {
-        G::release(self, key, claim)
+    async fn release(&self, key: &ReplayKey<'_>, claim: &Claim) -> Result<(), GuardError> {
+        G::release(self, key, claim).await
     }
 
     fn abandon(&self, key: &ReplayKey<'_>, claim: &Claim) {
@@ -136,48 +122,27 @@ impl<G: ReplayGuard> ReplayGuard for Arc<G> {
     }
 }
 
+/// A step of a guard, boxed.
+type GuardStep<'a, T> = BoxFuture<'a, Result<T, GuardError>>;
+
 /// The twin of [`ReplayGuard`] that can be a trait object.
 pub(crate) trait ErasedReplayGuard: Send + Sync {
-    fn reserve<'a>(
-        &'a self,
-        key: &'a ReplayKey<'_>,
-        claim: &'a Claim,
-    ) -> BoxFuture<'a, Result<Claimed, GuardError>>;
-    fn confirm<'a>(
-        &'a self,
-        key: &'a ReplayKey<'_>,
-        claim: &'a Claim,
-    ) -> BoxFuture<'a, Result<Claimed, GuardError>>;
-    fn release<'a>(
-        &'a self,
-        key: &'a ReplayKey<'_>,
-        claim: &'a Claim,
-    ) -> BoxFuture<'a, Result<(), GuardError>>;
+    fn reserve<'a>(&'a self, key: &'a ReplayKey<'_>, claim: &'a Claim) -> GuardStep<'a, Claimed>;
+    fn confirm<'a>(&'a self, key: &'a ReplayKey<'_>, claim: &'a Claim) -> GuardStep<'a, Claimed>;
+    fn release<'a>(&'a self, key: &'a ReplayKey<'_>, claim: &'a Claim) -> GuardStep<'a, ()>;
     fn abandon(&self, key: &ReplayKey<'_>, claim: &Claim);
 }
 
 impl<G: ReplayGuard> ErasedReplayGuard for G {
-    fn reserve<'a>(
-        &'a self,
-        key: &'a ReplayKey<'_>,
-        claim: &'a Claim,
-    ) -> BoxFuture<'a, Result<Claimed, GuardError>> {
+    fn reserve<'a>(&'a self, key: &'a ReplayKey<'_>, claim: &'a Claim) -> GuardStep<'a, Claimed> {
         Box::pin(ReplayGuard::reserve(self, key, claim))
     }
 
-    fn confirm<'a>(
-        &'a self,
-        key: &'a ReplayKey<'_>,
-        claim: &'a Claim,
-    ) -> BoxFuture<'a, Result<Claimed, GuardError>> {
+    fn confirm<'a>(&'a self, key: &'a ReplayKey<'_>, claim: &'a Claim) -> GuardStep<'a, Claimed> {
         Box::pin(ReplayGuard::confirm(self, key, claim))
     }
 
-    fn release<'a>(
-        &'a self,
-        key: &'a ReplayKey<'_>,
-        claim: &'a Claim,
-    ) -> BoxFuture<'a, Result<(), GuardError>> {
+    fn release<'a>(&'a self, key: &'a ReplayKey<'_>, claim: &'a Claim) -> GuardStep<'a, ()> {
         Box::pin(ReplayGuard::release(self, key, claim))
     }
 
@@ -199,14 +164,4 @@ impl GuardError {
     }
 }
 
-impl fmt::Display for GuardError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the replay guard failed")
-    }
-}
-
-impl Error for GuardError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        Some(&*self.source)
-    }
-}
+impl_error!(GuardError, |error| Some(&*error.source), "the replay guard failed");

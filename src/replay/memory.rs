@@ -1,21 +1,16 @@
 //! A guard in the memory of this process.
 
-use std::{
-    collections::{HashMap, VecDeque},
-    fmt,
-    sync::{Mutex, MutexGuard},
-    time::Duration,
-};
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, MutexGuard};
+use std::{fmt, time::Duration};
 
 use sha2::{Digest, Sha256};
 
-use crate::{
-    gate::credential::TokenDigest,
-    replay::claim::{Claim, Claimed, ReplayKey},
-    replay::guard::{DEFAULT_LEASE, DEFAULT_RETENTION, GuardError, ReplayGuard},
-    replay::owner::Owner,
-    runtime::{Instant, lock},
-};
+use crate::gate::credential::TokenDigest;
+use crate::replay::claim::{Claim, Claimed, ReplayKey};
+use crate::replay::guard::{DEFAULT_LEASE, DEFAULT_RETENTION, GuardError, ReplayGuard};
+use crate::replay::owner::Owner;
+use crate::runtime::{Instant, lock};
 
 /// Remembers tokens in the memory of this process.
 ///
@@ -62,13 +57,10 @@ enum TokenState {
 }
 
 impl MemoryReplayGuard {
-    /// The default number of tokens that are remembered.
-    pub const TOKENS: usize = 1_000_000;
-
-    /// A guard that remembers [`TOKENS`](Self::TOKENS) tokens.
+    /// A guard that remembers 1,000,000 tokens.
     #[must_use]
     pub fn new() -> Self {
-        Self::with_capacity(Self::TOKENS)
+        Self::with_capacity(1_000_000)
     }
 
     /// A guard that remembers this many tokens. It takes memory as it needs it.

@@ -48,12 +48,10 @@ pub(crate) mod owner;
 #[cfg(feature = "redis")]
 mod redis;
 
+pub use self::claim::{Claim, Claimed, ReplayKey};
+pub use self::guard::{GuardError, ReplayGuard};
+pub use self::memory::MemoryReplayGuard;
 #[cfg(feature = "redis")]
 #[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "redis")))]
 pub use self::redis::RedisReplayGuard;
 pub(crate) use self::{claim::Retry, guard::ErasedReplayGuard};
-pub use self::{
-    claim::{Claim, Claimed, ReplayKey},
-    guard::{GuardError, ReplayGuard},
-    memory::MemoryReplayGuard,
-};

@@ -16,8 +16,8 @@ impl Owner {
     }
 
     /// The name's bytes.
-    #[must_use]
-    pub const fn as_bytes(&self) -> &[u8; 16] {
+    #[cfg(feature = "redis")]
+    pub(crate) const fn as_bytes(&self) -> &[u8; 16] {
         self.0.as_bytes()
     }
 }

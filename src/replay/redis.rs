@@ -2,13 +2,9 @@
 
 use std::time::Duration;
 
-use crate::{
-    redis::{Access, Redis, RedisFailure},
-    replay::{
-        claim::{Claim, Claimed, ReplayKey},
-        guard::{DEFAULT_LEASE, DEFAULT_RETENTION, GuardError, ReplayGuard},
-    },
-};
+use crate::redis::{Access, Redis, RedisFailure};
+use crate::replay::claim::{Claim, Claimed, ReplayKey};
+use crate::replay::guard::{DEFAULT_LEASE, DEFAULT_RETENTION, GuardError, ReplayGuard};
 
 /// Remembers tokens in Redis or Valkey, for all replicas that use the same server and prefix.
 ///

@@ -6,13 +6,9 @@ use bytes::Bytes;
 use http::HeaderValue;
 use zeroize::Zeroizing;
 
-use crate::{
-    gate::credential::BEARER,
-    split_key::{
-        error::{SplitKeyError, SplitKeyErrorKind},
-        metadata::{Metadata, SplitId, Version},
-    },
-};
+use crate::gate::credential::BEARER;
+use crate::split_key::error::{SplitKeyError, SplitKeyErrorKind};
+use crate::split_key::metadata::Metadata;
 
 /// Key material, wiped on drop. Reserve the capacity before filling it: a buffer that grows leaves copies
 /// behind.
@@ -80,16 +76,10 @@ impl ApiKey {
         &self.provider
     }
 
-    /// The split from which the key was put together.
+    /// The metadata of the split from which the key was put together.
     #[must_use]
-    pub const fn split(&self) -> SplitId {
-        self.metadata.split()
-    }
-
-    /// The version of the split.
-    #[must_use]
-    pub const fn version(&self) -> Version {
-        self.metadata.version()
+    pub const fn metadata(&self) -> Metadata {
+        self.metadata
     }
 }
 

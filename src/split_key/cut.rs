@@ -6,14 +6,10 @@
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-use crate::split_key::{
-    api_key::KeyBytes,
-    error::{SplitKeyError, SplitKeyErrorKind},
-    metadata::{Metadata, Version},
-    parts::{ClientPart, ServerPart},
-    provider::Provider,
-    random::Random,
-};
+use crate::split_key::error::{SplitKeyError, SplitKeyErrorKind};
+use crate::split_key::metadata::{Metadata, Version};
+use crate::split_key::parts::{ClientPart, ServerPart};
+use crate::split_key::{api_key::KeyBytes, provider::Provider, random::Random};
 
 /// The fewest characters of the key that each side lacks. The prefix does not count.
 pub(super) const LACKING: usize = 12;

@@ -1,8 +1,6 @@
 //! Errors of splitting, opening and managing keys.
 
-use std::{error::Error, fmt};
-
-use crate::BoxError;
+use crate::{BoxError, gate::error::impl_error};
 
 /// A key could not be split, opened or managed. The error reveals nothing of the key.
 #[derive(Debug)]
@@ -59,27 +57,22 @@ impl From<SplitKeyErrorKind> for SplitKeyError {
     }
 }
 
-impl fmt::Display for SplitKeyError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.kind {
-            SplitKeyErrorKind::Malformed => "not a part of a split key",
-            SplitKeyErrorKind::InvalidProject => "a project id must have 1 to 128 visible ASCII characters",
-            SplitKeyErrorKind::InvalidKey => "an API key must have 1 to 4096 visible ASCII characters",
-            SplitKeyErrorKind::WrongFormat => "the API key does not have the format of its provider",
-            SplitKeyErrorKind::UnknownProvider => "there is no provider of that name",
-            SplitKeyErrorKind::TooShort => "the API key is too short to be cut",
-            SplitKeyErrorKind::NotOpened => "the parts do not belong together",
-            SplitKeyErrorKind::NotFound => "there is no such key",
-            SplitKeyErrorKind::Revoked => "the key is revoked",
-            SplitKeyErrorKind::Conflict => "others changed the key at the same time",
-            SplitKeyErrorKind::Store => "the key store failed",
-            SplitKeyErrorKind::Randomness => "the operating system gave no random bytes",
-        })
+impl_error!(
+    SplitKeyError,
+    |error| Some(error.source.as_deref()?),
+    "{}",
+    match error.kind {
+        SplitKeyErrorKind::Malformed => "not a part of a split key",
+        SplitKeyErrorKind::InvalidProject => "a project id must have 1 to 128 visible ASCII characters",
+        SplitKeyErrorKind::InvalidKey => "an API key must have 1 to 4096 visible ASCII characters",
+        SplitKeyErrorKind::WrongFormat => "the API key does not have the format of its provider",
+        SplitKeyErrorKind::UnknownProvider => "there is no provider of that name",
+        SplitKeyErrorKind::TooShort => "the API key is too short to be cut",
+        SplitKeyErrorKind::NotOpened => "the parts do not belong together",
+        SplitKeyErrorKind::NotFound => "there is no such key",
+        SplitKeyErrorKind::Revoked => "the key is revoked",
+        SplitKeyErrorKind::Conflict => "others changed the key at the same time",
+        SplitKeyErrorKind::Store => "the key store failed",
+        SplitKeyErrorKind::Randomness => "the operating system gave no random bytes",
     }
-}
-
-impl Error for SplitKeyError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.source.as_deref().map(|source| source as _)
-    }
-}
+);

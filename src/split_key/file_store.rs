@@ -1,27 +1,18 @@
 //! A key store in one JSON file.
 
-use std::{
-    ffi::OsString,
-    fmt,
-    fs::{self, File, OpenOptions},
-    io::{self, Read, Write},
-    path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard},
-    time::{Duration, SystemTime},
-};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, SystemTime};
+use std::{ffi::OsString, fmt};
 
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::{
-    runtime::{Instant, lock},
-    split_key::{
-        memory_store::RecordMap,
-        metadata::SplitId,
-        record::SplitKeyRecord,
-        store::{SplitKeyStore, SplitKeyStoreError},
-    },
-};
+use crate::runtime::{Instant, lock};
+use crate::split_key::store::{SplitKeyStore, SplitKeyStoreError};
+use crate::split_key::{memory_store::RecordMap, metadata::SplitId, record::SplitKeyRecord};
 
 /// The largest file that is read, in bytes.
 const MAX_FILE: u64 = 16 * 1024 * 1024;
@@ -217,11 +208,8 @@ fn read(path: &Path) -> io::Result<(RecordMap, Option<FileStamp>)> {
 fn parse(bytes: &[u8]) -> io::Result<RecordMap> {
     let contents: KeyFile<SplitKeyRecord> = serde_json::from_slice(bytes).map_err(|error| {
         // The message of serde may quote the file.
-        io::Error::other(format!(
-            "the key file is not right at line {}, column {}",
-            error.line(),
-            error.column()
-        ))
+        let (line, column) = (error.line(), error.column());
+        io::Error::other(format!("the key file is not right at line {line}, column {column}"))
     })?;
     if contents.format != FORMAT {
         return Err(io::Error::other("the key file has a format that is not known"));

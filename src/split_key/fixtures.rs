@@ -1,13 +1,8 @@
 //! Fixtures of several test modules.
 
-use std::{
-    convert::Infallible,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::{convert::Infallible, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
@@ -15,31 +10,20 @@ use http_body_util::{BodyExt, Empty};
 use tower::{Layer, ServiceExt, service_fn};
 use web_time::UNIX_EPOCH;
 
-use crate::{
-    apple::token::DeviceToken,
-    gate::{
-        decision::{Evidence, VerifiedDevice},
-        routing::Environment,
-    },
-    runtime::SystemTime,
-    split_key::{
-        api_key::ApiKey,
-        audit::{
-            event::{SplitKeyEvent, SplitKeyOutcome, SuspicionKind, SuspiciousUse},
-            observer::SplitKeyObserver,
-        },
-        error::SplitKeyError,
-        layer::SplitKeyLayer,
-        limits::Limits,
-        memory_store::MemorySplitKeyStore,
-        metadata::{Metadata, SplitId, Version},
-        provider::{Provider, Providers},
-        random::Random,
-        record::{SplitKeyRecord, SplitKeyState},
-        splitter::{Split, Splitter},
-        store::{SplitKeyStore, SplitKeyStoreError},
-    },
+use crate::gate::decision::{Evidence, VerifiedDevice};
+use crate::gate::routing::Environment;
+use crate::split_key::audit::event::{SplitKeyEvent, SplitKeyOutcome, SuspicionKind, SuspiciousUse};
+use crate::split_key::audit::observer::SplitKeyObserver;
+use crate::split_key::metadata::{Metadata, SplitId, Version};
+use crate::split_key::provider::{Provider, Providers};
+use crate::split_key::record::{SplitKeyRecord, SplitKeyState};
+use crate::split_key::splitter::{Split, Splitter};
+use crate::split_key::store::{SplitKeyStore, SplitKeyStoreError};
+use crate::split_key::{
+    api_key::ApiKey, error::SplitKeyError, layer::SplitKeyLayer, limits::Limits,
+    memory_store::MemorySplitKeyStore, random::Random,
 };
+use crate::{apple::token::DeviceToken, runtime::SystemTime};
 
 /// A generator of the same numbers in every run.
 pub(super) struct Seeded(pub(super) u64);

@@ -1,30 +1,23 @@
 //! The layer: how keys are found and opened.
 
-use std::{fmt, sync::Arc};
+use std::sync::Arc;
 
 use http::{HeaderName, request};
 use tower_layer::Layer;
 
-use crate::{
-    gate::{rejection::ProblemDetails, service::Gated},
-    split_key::{
-        audit::{
-            observer::{SplitKeyObserver, TracingSplitKeyObserver},
-            suspicion::{Suspicion, Watch},
-        },
-        provider::Providers,
-        rejection::SplitKeyRejectionResponse,
-        sealed,
-        service::{KeyGate, Settings, SplitKey},
-        store::SplitKeyStore,
-    },
+use crate::gate::{rejection::ProblemDetails, service::Gated};
+use crate::split_key::audit::observer::{SplitKeyObserver, TracingSplitKeyObserver};
+use crate::split_key::audit::suspicion::{Suspicion, Watch};
+use crate::split_key::service::{KeyGate, Settings, SplitKey};
+use crate::split_key::{
+    provider::Providers, rejection::SplitKeyRejectionResponse, sealed, store::SplitKeyStore,
 };
 
 /// Gives requests from verified devices the API key of which they bring a part.
 ///
 /// See the [module's docs](crate::split_key) for an example. Clones, and all services made by them, count
 /// suspicious uses together. A clone that is changed by a `with_*` method counts for itself.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 #[must_use]
 pub struct SplitKeyLayer {
     gate: Arc<KeyGate>,
@@ -133,11 +126,5 @@ impl<S> Layer<S> for SplitKeyLayer {
 
     fn layer(&self, inner: S) -> Self::Service {
         Gated::new(inner, Arc::clone(&self.gate))
-    }
-}
-
-impl fmt::Debug for SplitKeyLayer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.gate.fmt(f)
     }
 }

@@ -1,10 +1,8 @@
 //! Limits on the use of a key.
 
-use std::fmt;
-
 use http::Method;
 
-use crate::runtime::SystemTime;
+use crate::{gate::error::impl_error, runtime::SystemTime};
 
 /// Limits on the use of a key by a genuine device. By default, there are none.
 ///
@@ -18,9 +16,9 @@ use crate::runtime::SystemTime;
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
-    paths: Option<Vec<String>>,
-    methods: Option<Vec<Method>>,
-    expires_at: Option<SystemTime>,
+    pub(super) paths: Option<Vec<String>>,
+    pub(super) methods: Option<Vec<Method>>,
+    pub(super) expires_at: Option<SystemTime>,
 }
 
 /// A limit that a request does not meet.
@@ -45,13 +43,7 @@ impl Limit {
     }
 }
 
-impl fmt::Display for Limit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl std::error::Error for Limit {}
+impl_error!(Limit, |limit| None, "{}", limit.as_str());
 
 impl Limits {
     /// No limits.

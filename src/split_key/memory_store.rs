@@ -1,19 +1,11 @@
 //! A key store in the memory of the process.
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    sync::{Arc, Mutex},
-};
+use std::sync::{Arc, Mutex};
+use std::{collections::BTreeMap, fmt};
 
-use crate::{
-    runtime::lock,
-    split_key::{
-        metadata::SplitId,
-        record::SplitKeyRecord,
-        store::{SplitKeyStore, SplitKeyStoreError},
-    },
-};
+use crate::runtime::lock;
+use crate::split_key::store::{SplitKeyStore, SplitKeyStoreError};
+use crate::split_key::{metadata::SplitId, record::SplitKeyRecord};
 
 /// Records by project and split.
 #[derive(Clone, Default)]
@@ -39,10 +31,7 @@ impl RecordMap {
         let mut changed = self.clone();
         for record in records {
             let present = changed.get(record.project(), record.split());
-            let next = match present {
-                Some(present) => present.revision().checked_add(1),
-                None => Some(0),
-            };
+            let next = present.map_or(Some(0), |present| present.revision().checked_add(1));
             if next != Some(record.revision()) {
                 return Err(SplitKeyStoreError::conflict());
             }

@@ -4,10 +4,8 @@ use std::{fmt, str::FromStr, time::Duration};
 
 use web_time::UNIX_EPOCH;
 
-use crate::{
-    runtime::{SystemTime, millis, since_epoch},
-    split_key::error::{SplitKeyError, SplitKeyErrorKind},
-};
+use crate::runtime::{SystemTime, millis, since_epoch};
+use crate::split_key::error::{SplitKeyError, SplitKeyErrorKind};
 
 /// A way to split a key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -28,8 +26,7 @@ pub enum Version {
 
 impl Version {
     /// 1 or 2.
-    #[must_use]
-    pub const fn number(self) -> u32 {
+    pub(super) const fn number(self) -> u32 {
         match self {
             Self::Cut => 1,
             Self::Sealed => 2,
@@ -58,8 +55,7 @@ pub struct SplitId(u32);
 
 impl SplitId {
     /// The id with this number.
-    #[must_use]
-    pub const fn new(number: u32) -> Self {
+    pub(super) const fn new(number: u32) -> Self {
         Self(number)
     }
 }

@@ -80,30 +80,23 @@ mod service;
 mod splitter;
 mod store;
 
+pub use self::audit::event::{SplitKeyEvent, SplitKeyOutcome, SuspicionKind, SuspiciousUse};
+pub use self::audit::observer::{SplitKeyObserver, TracingSplitKeyObserver};
+pub use self::audit::{suspicion::Suspicion, usage::UsageLog};
+pub use self::cut::{CutLint, lint};
+pub use self::error::{SplitKeyError, SplitKeyErrorKind};
 #[cfg(not(target_arch = "wasm32"))]
 pub use self::file_store::FileSplitKeyStore;
+pub use self::limits::{Limit, Limits};
+pub use self::metadata::{Metadata, SplitId, Version};
+pub use self::parts::{ClientPart, ServerPart};
+pub use self::provider::{Provider, Providers};
+pub use self::record::{SplitKeyRecord, SplitKeyState};
 #[cfg(feature = "redis")]
 #[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "redis")))]
 pub use self::redis_store::{RedisSplitKeyStore, RedisUsageLog, UseCount};
-pub use self::{
-    api_key::ApiKey,
-    audit::{
-        event::{SplitKeyEvent, SplitKeyOutcome, SuspicionKind, SuspiciousUse},
-        observer::{SplitKeyObserver, TracingSplitKeyObserver},
-        suspicion::Suspicion,
-        usage::UsageLog,
-    },
-    cut::{CutLint, lint},
-    error::{SplitKeyError, SplitKeyErrorKind},
-    layer::SplitKeyLayer,
-    limits::{Limit, Limits},
-    memory_store::MemorySplitKeyStore,
-    metadata::{Metadata, SplitId, Version},
-    parts::{ClientPart, MAX_KEY_LENGTH, ServerPart},
-    provider::{Provider, Providers},
-    record::{SplitKeyRecord, SplitKeyState},
-    rejection::{SplitKeyRejection, SplitKeyRejectionResponse},
-    service::{KeyGate, SplitKey},
-    splitter::{Split, Splitter, retire, revoke},
-    store::{SplitKeyStore, SplitKeyStoreError},
-};
+pub use self::rejection::{SplitKeyRejection, SplitKeyRejectionResponse};
+pub use self::service::{KeyGate, SplitKey};
+pub use self::splitter::{Split, Splitter, retire, revoke};
+pub use self::store::{SplitKeyStore, SplitKeyStoreError};
+pub use self::{api_key::ApiKey, layer::SplitKeyLayer, memory_store::MemorySplitKeyStore};

@@ -5,13 +5,11 @@ use std::{fmt, str::FromStr, sync::Arc};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-use crate::split_key::{
-    error::{SplitKeyError, SplitKeyErrorKind},
-    metadata::Metadata,
-};
+use crate::split_key::error::{SplitKeyError, SplitKeyErrorKind};
+use crate::split_key::metadata::Metadata;
 
 /// The longest API key that is split, in characters.
-pub const MAX_KEY_LENGTH: usize = 4096;
+pub(super) const MAX_KEY_LENGTH: usize = 4096;
 
 /// The length of the longest API key with the salt of version 1 and metadata.
 const MAX_CLIENT_PART: usize = MAX_KEY_LENGTH + 64;
@@ -106,7 +104,7 @@ impl ServerPart {
     /// # Errors
     ///
     /// If the text is empty, longer than any server part, or holds more than visible ASCII characters.
-    pub fn new(text: String) -> Result<Self, SplitKeyError> {
+    pub(super) fn new(text: String) -> Result<Self, SplitKeyError> {
         let text = Zeroizing::new(text);
         if text.is_empty() || text.len() > MAX_SERVER_PART || !is_visible(&text) {
             return Err(SplitKeyErrorKind::Malformed.into());

@@ -1,9 +1,7 @@
 //! AI providers, and the prefixes of their API keys.
 
-use crate::split_key::{
-    error::{SplitKeyError, SplitKeyErrorKind},
-    parts::{MAX_KEY_LENGTH, is_visible},
-};
+use crate::split_key::error::{SplitKeyError, SplitKeyErrorKind};
+use crate::split_key::parts::{MAX_KEY_LENGTH, is_visible};
 
 /// An AI provider: a name, and the prefixes of its API keys.
 ///
@@ -38,26 +36,22 @@ impl Provider {
     }
 
     /// `openai`: `sk-proj-` and `sk-`.
-    #[must_use]
-    pub fn openai() -> Self {
+    pub(super) fn openai() -> Self {
         Self::new("openai").with_prefix("sk-proj-").with_prefix("sk-")
     }
 
     /// `anthropic`: `sk-ant-api##-`.
-    #[must_use]
-    pub fn anthropic() -> Self {
+    pub(super) fn anthropic() -> Self {
         Self::new("anthropic").with_prefix("sk-ant-api##-")
     }
 
     /// `google`: `AIza`.
-    #[must_use]
-    pub fn google() -> Self {
+    pub(super) fn google() -> Self {
         Self::new("google").with_prefix("AIza")
     }
 
     /// The name under which records refer to the provider.
-    #[must_use]
-    pub fn name(&self) -> &str {
+    pub(super) fn name(&self) -> &str {
         &self.name
     }
 
@@ -83,8 +77,10 @@ fn has_prefix(key: &str, pattern: &str) -> bool {
         })
 }
 
-/// The providers by name. By default [`openai`](Provider::openai), [`anthropic`](Provider::anthropic) and
-/// [`google`](Provider::google).
+/// The providers by name.
+///
+/// By default `openai`, whose keys begin with `sk-proj-` or `sk-`, `anthropic` with `sk-ant-api##-`, and `google`
+/// with `AIza`. In a prefix, `#` stands for a digit.
 #[derive(Clone, Debug)]
 pub struct Providers(Vec<Provider>);
 

@@ -2,18 +2,15 @@
 
 use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
+use http::method::InvalidMethod;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use web_time::UNIX_EPOCH;
 
-use crate::{
-    runtime::{SystemTime, millis, since_epoch},
-    split_key::{
-        error::{SplitKeyError, SplitKeyErrorKind},
-        limits::Limits,
-        metadata::{Metadata, SplitId},
-        parts::{ServerPart, is_visible},
-    },
-};
+use crate::runtime::{SystemTime, millis, since_epoch};
+use crate::split_key::error::{SplitKeyError, SplitKeyErrorKind};
+use crate::split_key::limits::Limits;
+use crate::split_key::metadata::{Metadata, SplitId};
+use crate::split_key::parts::{ServerPart, is_visible};
 
 /// The longest project id, in characters.
 pub(super) const MAX_PROJECT_LENGTH: usize = 128;
@@ -217,17 +214,15 @@ impl<'de> Deserialize<'de> for SplitKeyRecord {
         let server_part = ServerPart::new(json.server_part.into_owned()).map_err(de::Error::custom)?;
         let metadata = json.metadata.parse().map_err(de::Error::custom)?;
         let record = Self::new(&json.project, &json.provider, metadata, server_part);
-        let mut limits = Limits::none();
-        if let Some(paths) = json.allowed_paths {
-            limits = limits.with_paths(paths);
-        }
-        if let Some(methods) = json.allowed_methods {
-            let methods: Result<Vec<_>, _> = methods.iter().map(|method| method.parse()).collect();
-            limits = limits.with_methods(methods.map_err(|_| de::Error::custom("not an HTTP method"))?);
-        }
-        if let Some(millis) = json.expires_at_ms {
-            limits = limits.with_expiry(from_millis(millis)?);
-        }
+        let methods =
+            json.allowed_methods.map(|methods| methods.iter().map(|method| method.parse()).collect());
+        let limits = Limits {
+            paths: json.allowed_paths,
+            methods: methods
+                .transpose()
+                .map_err(|_: InvalidMethod| de::Error::custom("not an HTTP method"))?,
+            expires_at: json.expires_at_ms.map(from_millis).transpose()?,
+        };
         Ok(Self {
             state: match json.state {
                 JsonState::Active => SplitKeyState::Active,

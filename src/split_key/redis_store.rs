@@ -1,11 +1,11 @@
 //! The store and the usage log that replicas share.
 
-use crate::{
-    redis::{Access, Redis, RedisFailure},
-    runtime::{SystemTime, since_epoch},
-    split_key::{
-        SplitId, SplitKeyEvent, SplitKeyObserver, SplitKeyRecord, SplitKeyStore, SplitKeyStoreError,
-    },
+use redis::FromRedisValue;
+
+use crate::redis::{Access, Redis, RedisFailure};
+use crate::runtime::{SystemTime, since_epoch};
+use crate::split_key::{
+    SplitId, SplitKeyEvent, SplitKeyObserver, SplitKeyRecord, SplitKeyStore, SplitKeyStoreError,
 };
 
 /// Records in Redis or Valkey, for all replicas that use the same server and prefix.
@@ -68,6 +68,20 @@ fn record(field_read: &str, value: &[u8]) -> Option<SplitKeyRecord> {
     is_it.then_some(record)
 }
 
+/// Every entry of a hash, for operators.
+async fn all<V: FromRedisValue, T>(
+    redis: &Redis,
+    hash: String,
+    read: impl Fn(&str, V) -> Option<T>,
+) -> Result<Vec<T>, SplitKeyStoreError> {
+    let mut command = redis::cmd("HGETALL");
+    command.arg(hash);
+    let answer = redis.query_for_operator(command).await;
+    let entries: Vec<(String, V)> = answer.map_err(SplitKeyStoreError::unavailable)?;
+    let read = entries.into_iter().map(|(field, value)| read(&field, value)).collect::<Option<_>>();
+    read.ok_or_else(|| SplitKeyStoreError::unavailable(RedisFailure::Rubbish))
+}
+
 impl SplitKeyStore for RedisSplitKeyStore {
     async fn get(&self, project: &str, split: SplitId) -> Result<Option<SplitKeyRecord>, SplitKeyStoreError> {
         let field = field(project, split);
@@ -92,14 +106,7 @@ impl SplitKeyStore for RedisSplitKeyStore {
     }
 
     async fn list(&self) -> Result<Vec<SplitKeyRecord>, SplitKeyStoreError> {
-        let mut command = redis::cmd("HGETALL");
-        command.arg(self.hash());
-        let answer = self.redis.query_for_operator(command).await;
-        let all: Vec<(String, Vec<u8>)> = answer.map_err(SplitKeyStoreError::unavailable)?;
-        all.iter()
-            .map(|(field, value)| record(field, value))
-            .collect::<Option<_>>()
-            .ok_or_else(|| SplitKeyStoreError::unavailable(RedisFailure::Rubbish))
+        all(&self.redis, self.hash(), |field, value: Vec<u8>| record(field, &value)).await
     }
 }
 
@@ -139,29 +146,24 @@ impl RedisUsageLog {
     ///
     /// If Redis does not answer within 5 seconds, or its answer is not counts.
     pub async fn day(&self, day: SystemTime) -> Result<Vec<UseCount>, SplitKeyStoreError> {
-        let mut command = redis::cmd("HGETALL");
-        command.arg(self.hash(day));
-        let answer = self.redis.query_for_operator(command).await;
-        let all: Vec<(String, u64)> = answer.map_err(SplitKeyStoreError::unavailable)?;
-        all.into_iter()
-            .map(|(field, uses)| {
-                let (outcome, key) = field.split_once(' ')?;
-                let key = match key {
-                    "-" => None,
-                    key => {
-                        let (split, project) = key.split_once(' ')?;
-                        Some((project.to_owned(), split.parse().ok()?))
-                    }
-                };
-                Some(UseCount { key, outcome: outcome.to_owned(), uses })
-            })
-            .collect::<Option<_>>()
-            .ok_or_else(|| SplitKeyStoreError::unavailable(RedisFailure::Rubbish))
+        all(&self.redis, self.hash(day), use_count).await
     }
 
     fn hash(&self, time: SystemTime) -> String {
         format!("{}:usage1:{}", self.redis.prefix(), since_epoch(time).as_secs() / (24 * 60 * 60))
     }
+}
+
+fn use_count(field: &str, uses: u64) -> Option<UseCount> {
+    let (outcome, key) = field.split_once(' ')?;
+    let key = match key {
+        "-" => None,
+        key => {
+            let (split, project) = key.split_once(' ')?;
+            Some((project.to_owned(), split.parse().ok()?))
+        }
+    };
+    Some(UseCount { key, outcome: outcome.to_owned(), uses })
 }
 
 impl SplitKeyObserver for RedisUsageLog {

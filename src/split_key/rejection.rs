@@ -5,11 +5,9 @@ use std::{error::Error, time::Duration};
 use bytes::Bytes;
 use http::{Response, StatusCode, request};
 
-use crate::{
-    gate::problem::{Row, row_accessors},
-    gate::rejection::ProblemDetails,
-    split_key::limits::Limit,
-};
+use crate::gate::problem::{Row, row_accessors};
+use crate::gate::rejection::ProblemDetails;
+use crate::split_key::limits::Limit;
 
 /// The reason why a request did not get its key. The response has it in its extensions.
 ///

@@ -8,13 +8,9 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use chacha20poly1305::{KeyInit, XChaCha20Poly1305, XNonce, aead::AeadInOut};
 use zeroize::Zeroizing;
 
-use crate::split_key::{
-    api_key::KeyBytes,
-    error::{SplitKeyError, SplitKeyErrorKind},
-    metadata::Metadata,
-    parts::{ClientPart, ServerPart},
-    random::Random,
-};
+use crate::split_key::error::{SplitKeyError, SplitKeyErrorKind};
+use crate::split_key::parts::{ClientPart, ServerPart};
+use crate::split_key::{api_key::KeyBytes, metadata::Metadata, random::Random};
 
 const SECRET: usize = 32;
 const NONCE: usize = 24;

@@ -4,34 +4,17 @@ use std::{fmt, sync::Arc};
 
 use http::{HeaderName, header::AUTHORIZATION, request};
 
-use crate::{
-    gate::{
-        decision::VerifiedDevice,
-        future::{Decide, Progress},
-        gate_body::HeadOnly,
-        headers::{Original, after_scheme, is_bearer, take_only},
-        routing::is_preflight,
-        service::Gated,
-    },
-    runtime::Moment,
-    split_key::{
-        api_key::ApiKey,
-        audit::{
-            event::{SplitKeyEvent, SplitKeyOutcome},
-            observer::SplitKeyObserver,
-            suspicion::Watch,
-        },
-        cut,
-        limits::Limits,
-        metadata::Version,
-        parts::{ClientPart, ServerPart},
-        provider::Providers,
-        record::{SplitKeyState, project_id},
-        rejection::SplitKeyRejectionResponse,
-        sealed,
-        splitter::open_record,
-        store::ErasedSplitKeyStore,
-    },
+use crate::gate::future::{Decide, Progress};
+use crate::gate::headers::{Forwarded, after_scheme, is_bearer, take_only};
+use crate::gate::{decision::VerifiedDevice, gate_body::HeadOnly, routing::is_preflight, service::Gated};
+use crate::runtime::Moment;
+use crate::split_key::audit::event::{SplitKeyEvent, SplitKeyOutcome};
+use crate::split_key::audit::{observer::SplitKeyObserver, suspicion::Watch};
+use crate::split_key::parts::{ClientPart, ServerPart};
+use crate::split_key::record::{SplitKeyState, project_id};
+use crate::split_key::{
+    api_key::ApiKey, cut, limits::Limits, metadata::Version, provider::Providers,
+    rejection::SplitKeyRejectionResponse, sealed, splitter::open_record, store::ErasedSplitKeyStore,
 };
 
 const PROJECT: HeaderName = HeaderName::from_static("x-project-id");
@@ -125,11 +108,15 @@ impl KeyGate {
     }
 
     fn take_credentials(&self, head: &mut request::Parts) -> ShownParts {
-        let original = self.settings.forward_credentials.then(|| Original::of(head));
-        let credentials =
-            ShownParts { client_part: self.take_client_part(head), project: self.take_project(head) };
-        if let Some(original) = original {
-            original.put_back(head);
+        let take = |head: &mut request::Parts| ShownParts {
+            client_part: self.take_client_part(head),
+            project: self.take_project(head),
+        };
+        let forwarded =
+            self.settings.forward_credentials.then(|| Forwarded::of(head, |head| drop(take(head))));
+        let credentials = take(head);
+        if let Some(forwarded) = forwarded {
+            forwarded.put_back(head);
         }
         credentials
     }
@@ -282,13 +269,13 @@ impl fmt::Debug for KeyGate {
     // Plug-ins are anything, closures too; they are not asked to print.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let settings = &self.settings;
-        f.debug_struct("SplitKeyLayer")
+        f.debug_struct("KeyGate")
             .field("providers", &settings.providers)
             .field("key_headers", &settings.key_headers)
             .field("project", &settings.project.is_some())
             .field("allow_unverified", &settings.allow_unverified)
             .field("forward_credentials", &settings.forward_credentials)
-            .field("suspicion", &self.watch)
+            .field("suspicion", self.watch.rules())
             .finish_non_exhaustive()
     }
 }

@@ -2,21 +2,14 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crate::{
-    runtime::SystemTime,
-    split_key::{
-        api_key::ApiKey,
-        cut,
-        error::{SplitKeyError, SplitKeyErrorKind},
-        limits::Limits,
-        metadata::{Metadata, SplitId, Version},
-        parts::ClientPart,
-        provider::Providers,
-        random::{OsRandom, Random},
-        record::{SplitKeyRecord, SplitKeyState, project_id},
-        sealed,
-        store::SplitKeyStore,
-    },
+use crate::runtime::SystemTime;
+use crate::split_key::error::{SplitKeyError, SplitKeyErrorKind};
+use crate::split_key::metadata::{Metadata, SplitId, Version};
+use crate::split_key::random::{OsRandom, Random};
+use crate::split_key::record::{SplitKeyRecord, SplitKeyState, project_id};
+use crate::split_key::{
+    api_key::ApiKey, cut, limits::Limits, parts::ClientPart, provider::Providers, sealed,
+    store::SplitKeyStore,
 };
 
 /// How often an operation is tried while others change the same record.
@@ -248,11 +241,11 @@ async fn change(
 /// The changed record, if retiring it then is a change.
 fn retiring(record: &SplitKeyRecord, until: SystemTime) -> Option<SplitKeyRecord> {
     match record.state() {
-        SplitKeyState::Active => Some(record.changed_to(SplitKeyState::Retiring { until })),
-        SplitKeyState::Retiring { until: earlier } if earlier > until => {
+        SplitKeyState::Revoked => None,
+        SplitKeyState::Retiring { until: earlier } if earlier <= until => None,
+        SplitKeyState::Active | SplitKeyState::Retiring { .. } => {
             Some(record.changed_to(SplitKeyState::Retiring { until }))
         }
-        SplitKeyState::Retiring { .. } | SplitKeyState::Revoked => None,
     }
 }
 

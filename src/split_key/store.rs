@@ -1,17 +1,12 @@
 //! The `SplitKeyStore` trait and its error.
 
-use std::{error::Error, fmt, sync::Arc};
+use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 
-use crate::{
-    BoxError,
-    split_key::{
-        error::{SplitKeyError, SplitKeyErrorKind},
-        metadata::SplitId,
-        record::SplitKeyRecord,
-    },
-};
+use crate::split_key::error::{SplitKeyError, SplitKeyErrorKind};
+use crate::split_key::{metadata::SplitId, record::SplitKeyRecord};
+use crate::{BoxError, gate::error::impl_error};
 
 /// Keeps the records of split keys. [`MemorySplitKeyStore`](crate::split_key::MemorySplitKeyStore),
 /// `FileSplitKeyStore` and `RedisSplitKeyStore` are in this crate.
@@ -84,23 +79,16 @@ pub trait SplitKeyStore: Send + Sync + 'static {
 }
 
 impl<K: SplitKeyStore> SplitKeyStore for Arc<K> {
-    fn get(
-        &self,
-        project: &str,
-        split: SplitId,
-    ) -> impl Future<Output = Result<Option<SplitKeyRecord>, SplitKeyStoreError>> + Send {
-        K::get(self, project, split)
+    async fn get(&self, project: &str, split: SplitId) -> Result<Option<SplitKeyRecord>, SplitKeyStoreError> {
+        K::get(self, project, split).await
     }
 
-    fn put(
-        &self,
-        records: Vec<SplitKeyRecord>,
-    ) -> impl Future<Output = Result<(), SplitKeyStoreError>> + Send {
-        K::put(self, records)
+    async fn put(&self, records: Vec<SplitKeyRecord>) -> Result<(), SplitKeyStoreError> {
+        K::put(self, records).await
     }
 
-    fn list(&self) -> impl Future<Output = Result<Vec<SplitKeyRecord>, SplitKeyStoreError>> + Send {
-        K::list(self)
+    async fn list(&self) -> Result<Vec<SplitKeyRecord>, SplitKeyStoreError> {
+        K::list(self).await
     }
 }
 
@@ -149,21 +137,12 @@ impl SplitKeyStoreError {
     }
 }
 
-impl fmt::Display for SplitKeyStoreError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.conflict {
-            "the key store has another revision of the record"
-        } else {
-            "the key store failed"
-        })
-    }
-}
-
-impl Error for SplitKeyStoreError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        Some(&*self.source)
-    }
-}
+impl_error!(
+    SplitKeyStoreError,
+    |error| Some(&*error.source),
+    "the key store {}",
+    if error.conflict { "has another revision of the record" } else { "failed" }
+);
 
 impl From<SplitKeyStoreError> for SplitKeyError {
     fn from(error: SplitKeyStoreError) -> Self {

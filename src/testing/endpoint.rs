@@ -14,8 +14,7 @@ pub enum Endpoint {
 
 impl Endpoint {
     /// The path on Apple's server.
-    #[must_use]
-    pub const fn path(self) -> &'static str {
+    pub(super) const fn path(self) -> &'static str {
         match self {
             Self::Validate => "/v1/validate_device_token",
             Self::QueryBits => "/v1/query_two_bits",

@@ -1,27 +1,15 @@
 //! The handle by which tests steer the fake Apple.
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex, MutexGuard},
-    time::Duration,
-};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::{fmt, time::Duration};
 
 use http::request;
-use zeroize::Zeroizing;
 
-use crate::{
-    apple::Credentials,
-    gate::routing::Environment,
-    runtime::lock,
-    testing::{
-        endpoint::Endpoint,
-        keys::PrivateKey,
-        rules::{Apple, FakeDevice},
-        script::{Fault, Reply},
-        state::{CallCounts, FakeAppleState, Played},
-        tokens::TokenBuilder,
-    },
-};
+use crate::testing::rules::{Apple, FakeDevice};
+use crate::testing::script::{Fault, Reply};
+use crate::testing::state::{CallCounts, FakeAppleState, Played};
+use crate::testing::{endpoint::Endpoint, keys::PrivateKey, tokens::token_of_length};
+use crate::{apple::Credentials, gate::routing::Environment, runtime::lock};
 
 /// Apple's DeviceCheck for tests, in the process ([`transport`](Self::transport)) or on the loopback
 /// interface ([`serve`](Self::serve)).
@@ -45,28 +33,22 @@ struct FakeAppleShared {
 }
 
 impl FakeApple {
-    /// The team id of [`new`](Self::new).
-    pub const TEAM_ID: &'static str = "TEAM123456";
-    /// The key id of [`new`](Self::new).
-    pub const KEY_ID: &'static str = "KEY1234567";
-
-    /// A fake Apple that knows one new throw-away key, [`KEY_ID`](Self::KEY_ID) of the team
-    /// [`TEAM_ID`](Self::TEAM_ID), and no device token.
+    /// A fake Apple that knows one new throw-away key, `KEY1234567` of the team `TEAM123456`, and no device token.
     ///
     /// # Panics
     ///
     /// If the operating system gives no random bytes.
     #[must_use]
     pub fn new() -> Self {
-        Self::with_key(&PrivateKey::generate(), Self::TEAM_ID, Self::KEY_ID)
+        Self::with_key(&PrivateKey::generate(), "TEAM123456", "KEY1234567")
     }
 
     /// A fake Apple that knows the given key, for a server under test that has a key of its own.
     ///
     /// ```
-    /// use tower_devicecheck::testing::{FakeApple, keys::PrivateKey};
+    /// use tower_devicecheck::testing::{FakeApple, PrivateKey};
     ///
-    /// # fn main() -> Result<(), tower_devicecheck::testing::keys::InvalidKey> {
+    /// # fn main() -> Result<(), tower_devicecheck::testing::InvalidKey> {
     /// # let pem = PrivateKey::generate().to_pem();
     /// let key = PrivateKey::from_pem(&pem)?; // the contents of the server's .p8 file
     /// let apple = FakeApple::with_key(&key, "A1B2C3D4E5", "F6G7H8I9J0");
@@ -105,12 +87,6 @@ impl FakeApple {
         &self.shared.key
     }
 
-    /// The key that it was made with, as in a `.p8` file: PKCS#8 in PEM.
-    #[must_use]
-    pub fn private_key_pem(&self) -> Zeroizing<String> {
-        self.shared.key.to_pem()
-    }
-
     /// Credentials that this Apple accepts: its team, and the key that it was made with.
     ///
     /// # Panics
@@ -120,7 +96,7 @@ impl FakeApple {
     #[must_use]
     pub fn credentials(&self) -> Credentials {
         #[allow(clippy::expect_used, reason = "see Panics")]
-        Credentials::from_pem(self.team_id(), self.key_id(), &self.private_key_pem())
+        Credentials::from_pem(self.team_id(), self.key_id(), &self.private_key().to_pem())
             .expect("the key is well-formed, and so are the ids of a fake Apple by default")
     }
 
@@ -180,7 +156,7 @@ impl FakeApple {
     #[must_use]
     pub fn forged_token(&self) -> String {
         let length = self.state().next_token_length();
-        TokenBuilder::new().length(length).build()
+        token_of_length(length)
     }
 
     /// Makes a genuine token expire. Apple answers an expired token like a forged one.
@@ -231,8 +207,8 @@ impl FakeApple {
     }
 
     /// How many replies are still in the queue.
-    #[must_use]
-    pub fn scripted(&self) -> usize {
+    #[cfg(test)]
+    pub(super) fn scripted(&self) -> usize {
         self.state().script.pending()
     }
 

@@ -1,17 +1,15 @@
 //! Throw-away keys, and the provider tokens that they sign.
 
-use std::{error::Error, fmt, time::SystemTime};
+use std::{fmt, time::SystemTime};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use p256::{
-    SecretKey,
-    ecdsa::{Signature, SigningKey, VerifyingKey, signature::Signer},
-    pkcs8::{DecodePrivateKey, EncodePrivateKey, LineEnding},
-};
+use p256::SecretKey;
+use p256::ecdsa::{Signature, SigningKey, VerifyingKey, signature::Signer};
+use p256::pkcs8::{DecodePrivateKey, EncodePrivateKey, LineEnding};
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use crate::runtime::since_epoch;
+use crate::{gate::error::impl_error, runtime::since_epoch};
 
 /// A P-256 key in the form of Apple's DeviceCheck keys, for tests only: Apple does not know it.
 ///
@@ -86,25 +84,10 @@ impl fmt::Debug for PrivateKey {
 }
 
 /// The text is not a P-256 key as PKCS#8 in PEM.
+#[derive(Debug)]
 pub struct InvalidKey(p256::pkcs8::Error);
 
-impl fmt::Display for InvalidKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("not a P-256 key as PKCS#8 in PEM")
-    }
-}
-
-impl fmt::Debug for InvalidKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("InvalidKey").field(&self.0).finish()
-    }
-}
-
-impl Error for InvalidKey {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        Some(&self.0)
-    }
-}
+impl_error!(InvalidKey, |error| Some(&error.0), "not a P-256 key as PKCS#8 in PEM");
 
 #[cfg(test)]
 mod tests {

@@ -50,7 +50,7 @@
 //! let apple = FakeApple::new();
 //! let mut server = apple.serve().await?;
 //! // Start the server under test with these instead of Apple's two hosts.
-//! println!("{} {}", server.production_url(), server.development_url());
+//! println!("{} {}", server.url(Environment::Production), server.url(Environment::Development));
 //!
 //! apple.share(0.1, Reply::reset()); // each tenth connection breaks
 //! apple.always(Reply::normal().delay(std::time::Duration::from_millis(200)));
@@ -93,26 +93,25 @@
 
 mod endpoint;
 mod fake_apple;
-pub mod keys;
+mod keys;
 mod rules;
 mod script;
 mod server;
 mod state;
 #[cfg(test)]
 mod tests;
-pub mod tokens;
+mod tokens;
 mod transport;
 
+pub use self::keys::{InvalidKey, PrivateKey};
+pub use self::tokens::{realistic_token, token_of_length};
 pub use self::{
     endpoint::Endpoint, fake_apple::FakeApple, script::Reply, server::FakeAppleServer,
     transport::FakeAppleService,
 };
-use crate::{
-    apple::token::DeviceToken,
-    gate::decision::{Evidence, VerifiedDevice},
-    gate::routing::Environment,
-    runtime::SystemTime,
-};
+use crate::gate::decision::{Evidence, VerifiedDevice};
+use crate::gate::routing::Environment;
+use crate::{apple::token::DeviceToken, runtime::SystemTime};
 
 /// A verified device without any verification, as if Apple had just accepted `token`, for unit tests of
 /// handlers.
@@ -129,7 +128,7 @@ use crate::{
 /// }
 ///
 /// # fn main() -> Result<(), tower_devicecheck::MalformedToken> {
-/// let token = testing::tokens::realistic().parse()?;
+/// let token = testing::realistic_token().parse()?;
 /// let device = testing::verified_device(token, Environment::Development);
 /// assert_eq!(greet(&device), "hello, development device");
 /// # Ok(())

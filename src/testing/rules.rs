@@ -3,11 +3,7 @@
 //! The source is Apple's documentation and answers seen in practice, not this crate's client, so that each
 //! checks the other.
 
-use std::{
-    borrow::Cow,
-    collections::{HashMap, HashSet},
-    time::Duration,
-};
+use std::{borrow::Cow, collections::HashMap, time::Duration};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
@@ -48,7 +44,7 @@ const NOT_FOUND: ErrorAnswer = (StatusCode::NOT_FOUND, "Not Found");
 const NEVER_SET: &str = "Failed to find bit state";
 
 /// The SHA-256 of a token, which suffices to recognize the token.
-type Fingerprint = [u8; 32];
+pub(super) type Fingerprint = [u8; 32];
 
 /// Apple's knowledge about one team.
 pub(super) struct Apple {
@@ -223,23 +219,7 @@ impl Apple {
     }
 }
 
-/// The different provider tokens that have arrived.
-#[derive(Default)]
-pub(super) struct SeenTokens(HashSet<Fingerprint>);
-
-impl SeenTokens {
-    pub(super) fn see(&mut self, head: &request::Parts) {
-        if let Some(token) = provider_token(head) {
-            self.0.insert(fingerprint(token));
-        }
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.0.len()
-    }
-}
-
-fn provider_token(head: &request::Parts) -> Option<&str> {
+pub(super) fn provider_token(head: &request::Parts) -> Option<&str> {
     let (scheme, token) = head.headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then_some(token)
 }
@@ -268,6 +248,6 @@ fn update_of(body: &Map<String, Value>) -> Option<[Option<bool>; 2]> {
     update.iter().any(Option::is_some).then_some(update)
 }
 
-fn fingerprint(text: &str) -> Fingerprint {
+pub(super) fn fingerprint(text: &str) -> Fingerprint {
     Sha256::digest(text).into()
 }

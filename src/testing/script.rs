@@ -75,11 +75,6 @@ impl Reply {
         Self::status(200).body(vec![b'x'; bytes.min(MAX_OVERSIZE)])
     }
 
-    /// The normal answer, [cut short](Self::cut_short).
-    pub fn truncated() -> Self {
-        Self::normal().cut_short()
-    }
-
     /// No answer: the connection is reset, and every call on it fails. In process, the call fails with an
     /// [`io::Error`](std::io::Error) of the kind `ConnectionReset`.
     pub fn reset() -> Self {
@@ -207,6 +202,7 @@ impl Script {
         *self = Self::default();
     }
 
+    #[cfg(test)]
     pub(super) fn pending(&self) -> usize {
         self.next.len()
     }

@@ -1,37 +1,23 @@
 //! The fake Apple as a server on the loopback interface.
 
-use std::{
-    io,
-    net::SocketAddr,
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
-    },
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::task::{Context, Poll};
+use std::{io, net::SocketAddr, pin::Pin, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, header::CONTENT_LENGTH};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Limited};
 use hyper::{body::Incoming, service::service_fn};
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo},
-    server::conn::auto,
-};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
-    sync::{Notify, oneshot},
-    task::{JoinHandle, JoinSet},
-};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, oneshot};
+use tokio::task::{JoinHandle, JoinSet};
 
-use crate::{
-    gate::routing::Environment,
-    testing::{fake_apple::FakeApple, state::Played},
-};
+use crate::gate::routing::Environment;
+use crate::testing::{fake_apple::FakeApple, state::Played};
 
 /// The longest body that is read, in bytes: more than any call to Apple has. A longer body counts as empty.
 const MAX_REQUEST_BODY: usize = 64 * 1024;
@@ -106,16 +92,10 @@ impl FakeAppleServer {
         &self.apple
     }
 
-    /// The base URL for production, without a slash at its end, such as `http://127.0.0.1:50123`.
+    /// The base URL for an environment, without a slash at its end, such as `http://127.0.0.1:50123`.
     #[must_use]
-    pub fn production_url(&self) -> String {
-        format!("http://{}", self.production.address)
-    }
-
-    /// The base URL for development, without a slash at its end.
-    #[must_use]
-    pub fn development_url(&self) -> String {
-        format!("http://{}", self.development.address)
+    pub fn url(&self, environment: Environment) -> String {
+        format!("http://{}", self.address(environment))
     }
 
     /// The address for an environment.
@@ -165,11 +145,6 @@ impl FakeAppleServer {
         }
         Ok(())
     }
-
-    /// Stops the server for good and waits until its ports are free.
-    pub async fn shutdown(mut self) {
-        self.stop().await;
-    }
 }
 
 async fn listen(
@@ -202,26 +177,34 @@ async fn listen(
     connections.shutdown().await;
 }
 
-async fn serve(stream: TcpStream, apple: FakeApple, environment: Environment) {
-    let plug = Arc::new(Plug::default());
-    let socket = Socket { stream, plug: Arc::clone(&plug) };
+async fn serve(stream: TcpStream, apple: FakeApple, environment: Environment) -> io::Result<()> {
+    let stream = stream.into_std()?;
+    // Another handle of the same socket, which is open until both are dropped.
+    let socket = TcpStream::from_std(stream.try_clone()?)?;
+    let plug = Arc::new(Notify::new());
     let service = service_fn(|request: Request<Incoming>| {
         let (apple, plug) = (apple.clone(), Arc::clone(&plug));
         async move { answer(&apple, environment, request, &plug).await }
     });
     let server = auto::Builder::new(TokioExecutor::new());
-    tokio::select! {
+    let reset = tokio::select! {
         // The client notices an error by itself.
-        _ = server.serve_connection(TokioIo::new(socket), service) => {}
-        () = plug.pulled.notified() => {}
+        _ = server.serve_connection(TokioIo::new(TcpStream::from_std(stream)?), service) => false,
+        () = plug.notified() => true,
+    };
+    if reset {
+        // Closing without time to linger is a reset. If this fails, the client sees an early end.
+        #[allow(deprecated, reason = "its successor needs a newer tokio; only blocks if not zero")]
+        socket.set_linger(Some(Duration::ZERO))?;
     }
+    Ok(())
 }
 
 async fn answer(
     apple: &FakeApple,
     environment: Environment,
     request: Request<Incoming>,
-    plug: &Plug,
+    plug: &Notify,
 ) -> Result<Response<ReplyBody>, hyper::Error> {
     let (head, body) = request.into_parts();
     let reply = apple.arrive(environment, &head);
@@ -245,63 +228,9 @@ async fn answer(
             Ok(response)
         }
         Played::Reset => {
-            plug.pull();
+            plug.notify_one();
             std::future::pending().await
         }
-    }
-}
-
-/// Ends a connection from within one of its calls.
-#[derive(Default)]
-struct Plug {
-    reset: AtomicBool,
-    pulled: Notify,
-}
-
-impl Plug {
-    fn pull(&self) {
-        self.reset.store(true, Relaxed);
-        self.pulled.notify_one();
-    }
-}
-
-/// A connection that is reset, not closed, once its plug was pulled.
-struct Socket {
-    stream: TcpStream,
-    plug: Arc<Plug>,
-}
-
-impl Drop for Socket {
-    fn drop(&mut self) {
-        if self.plug.reset.load(Relaxed) {
-            // Closing without time to linger is a reset. If this fails, the client sees an early end.
-            #[allow(deprecated, reason = "its successor needs a newer tokio; only blocks if not zero")]
-            let _ = self.stream.set_linger(Some(Duration::ZERO));
-        }
-    }
-}
-
-impl AsyncRead for Socket {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for Socket {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 

@@ -1,20 +1,15 @@
 //! The state of a fake Apple, and its answer to one call.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header::CONTENT_TYPE, request};
 
-use crate::{
-    gate::routing::Environment,
-    runtime::{SystemTime, since_epoch},
-    testing::{
-        endpoint::Endpoint,
-        rules::{Apple, SeenTokens},
-        script::{Reply, Script},
-        tokens::TokenBuilder,
-    },
-};
+use crate::gate::routing::Environment;
+use crate::runtime::{SystemTime, since_epoch};
+use crate::testing::rules::{Apple, Fingerprint, fingerprint, provider_token};
+use crate::testing::script::{Reply, Script};
+use crate::testing::{endpoint::Endpoint, tokens};
 
 pub(super) struct FakeAppleState {
     pub(super) apple: Apple,
@@ -40,15 +35,15 @@ impl FakeAppleState {
     pub(super) const fn next_token_length(&mut self) -> usize {
         self.tokens += 1;
         match self.tokens % 2 {
-            1 => TokenBuilder::LONG,
-            _ => TokenBuilder::SHORT,
+            1 => tokens::LONG,
+            _ => tokens::SHORT,
         }
     }
 
     pub(super) fn arrive(&mut self, environment: Environment, head: &request::Parts) -> Reply {
         let endpoint = Endpoint::from_path(head.uri.path());
         *self.counts.calls.entry((environment, endpoint)).or_default() += 1;
-        self.counts.provider_tokens.see(head);
+        self.counts.provider_tokens.extend(provider_token(head).map(fingerprint));
         self.script.next_reply(endpoint, environment)
     }
 
@@ -93,7 +88,8 @@ impl FakeAppleState {
 pub(super) struct CallCounts {
     /// The endpoint is `None` for calls to any other path.
     calls: HashMap<(Environment, Option<Endpoint>), usize>,
-    provider_tokens: SeenTokens,
+    /// Those of all the different ones that have arrived.
+    provider_tokens: HashSet<Fingerprint>,
 }
 
 impl CallCounts {

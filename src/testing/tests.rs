@@ -1,7 +1,5 @@
-use std::{
-    io,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::io;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -9,11 +7,8 @@ use http::{Request, Response};
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
-use crate::{
-    BoxError,
-    gate::routing::Environment,
-    testing::{endpoint::Endpoint, fake_apple::FakeApple, keys::PrivateKey, script::Reply},
-};
+use crate::testing::{endpoint::Endpoint, fake_apple::FakeApple, keys::PrivateKey, script::Reply};
+use crate::{BoxError, gate::routing::Environment};
 
 const PRODUCTION: &str = "https://api.devicecheck.apple.com";
 const DEVELOPMENT: &str = "https://api.development.devicecheck.apple.com";
@@ -302,9 +297,10 @@ async fn scripted_replies_in_process() {
     assert_eq!(call().await.unwrap().status(), 200);
     assert_eq!(started.elapsed(), HOUR);
 
-    for (reply, kind) in
-        [(Reply::reset(), io::ErrorKind::ConnectionReset), (Reply::truncated(), io::ErrorKind::UnexpectedEof)]
-    {
+    for (reply, kind) in [
+        (Reply::reset(), io::ErrorKind::ConnectionReset),
+        (Reply::normal().cut_short(), io::ErrorKind::UnexpectedEof),
+    ] {
         apple.script(reply);
         let error = call().await.unwrap_err();
         assert_eq!(error.downcast_ref::<io::Error>().map(io::Error::kind), Some(kind));
@@ -335,14 +331,14 @@ async fn a_given_key_and_token() {
     let apple = FakeApple::with_key(&key, "A1B2C3D4E5", "F6G7H8I9J0");
     apple.accept_token("AgAA", "phone", Environment::Production);
     assert_eq!(ask(&apple, Endpoint::Validate, &body("AgAA")).await.0, 200);
-    assert_eq!(PrivateKey::from_pem(&apple.private_key_pem()).unwrap().to_pem(), key.to_pem());
+    assert_eq!(PrivateKey::from_pem(&apple.private_key().to_pem()).unwrap().to_pem(), key.to_pem());
 }
 
 #[test]
 fn debug_shows_no_secret() {
     let apple = FakeApple::new();
     let token = apple.genuine_token(Environment::Production);
-    let pem = apple.private_key_pem();
+    let pem = apple.private_key().to_pem();
     let shown = format!("{apple:?} {:?} {:?}", apple.transport(), apple.private_key());
     assert!(!shown.contains(&token) && !shown.contains(pem.lines().nth(1).unwrap()));
 }

@@ -1,20 +1,14 @@
 //! The fake Apple in the process, as a tower service.
 
-use std::{
-    io,
-    pin::Pin,
-    task::{Context, Poll},
-};
+use std::task::{Context, Poll};
+use std::{io, pin::Pin};
 
 use bytes::Bytes;
 use http::{Request, Response, header::HOST, request};
 use tower_service::Service;
 
-use crate::{
-    BoxError,
-    gate::routing::Environment,
-    testing::{fake_apple::FakeApple, state::Played},
-};
+use crate::testing::{fake_apple::FakeApple, state::Played};
+use crate::{BoxError, gate::routing::Environment};
 
 /// A [`FakeApple`] as the transport to Apple; made by [`FakeApple::transport`].
 ///

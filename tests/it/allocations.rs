@@ -4,14 +4,14 @@ use std::convert::Infallible;
 
 use allocation_counter::measure;
 use bytes::Bytes;
-use futures_util::FutureExt;
+use futures::FutureExt;
 use http::{Extensions, HeaderValue, Request, Response, request};
 use http_body_util::Empty;
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_devicecheck::{
     DeviceCheckLayer, Environment, Route, Verdict, VerifiedDevice,
     cache::{CachedVerdict, MemoryCache, VerdictCache, VerdictKey},
-    testing::{tokens, verified_device},
+    testing::{realistic_token, verified_device},
 };
 
 use crate::support::{Counter, Stub, TOKEN_HEADER};
@@ -33,13 +33,12 @@ fn request(token: &HeaderValue) -> Request<()> {
 async fn a_hit_allocates_what_the_extension_needs_and_nothing_else() {
     let asked = Counter::default();
     let layer = DeviceCheckLayer::new(Stub::genuine(&asked));
-    let token = header_value(&tokens::realistic());
+    let token = header_value(&realistic_token());
     let mut service = layer.layer(service_fn(answer));
     assert!(service.ready().await.unwrap().call(request(&token)).await.unwrap().status().is_success());
     assert_eq!(asked.get(), 1);
 
-    let device: VerifiedDevice =
-        verified_device(tokens::realistic().parse().unwrap(), Environment::Production);
+    let device: VerifiedDevice = verified_device(realistic_token().parse().unwrap(), Environment::Production);
     let mut extensions = Extensions::new();
     let insert = measure(|| {
         extensions.insert(device);
@@ -60,7 +59,7 @@ async fn an_exempt_request_allocates_nothing() {
     let asked = Counter::default();
     let layer = DeviceCheckLayer::new(Stub::genuine(&asked)).with_routing(|_: &request::Parts| Route::Exempt);
     let mut service = layer.layer(service_fn(answer));
-    let request = request(&header_value(&tokens::realistic()));
+    let request = request(&header_value(&realistic_token()));
     let mut response = None;
     let exempt = measure(|| response = service.call(request).now_or_never());
     assert!(response.unwrap().unwrap().status().is_success());

@@ -201,8 +201,8 @@ async fn what_goes_to_loopback_does_not_go_through_a_proxy() {
         let output = tokio::process::Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "attacks::what_goes_to_loopback_does_not_go_through_a_proxy", "--nocapture"])
             .env("TOWER_DEVICECHECK_BEHIND_PROXY", "1")
-            .env("HTTP_PROXY", proxy.production_url())
-            .env("http_proxy", proxy.production_url())
+            .env("HTTP_PROXY", proxy.url(Environment::Production))
+            .env("http_proxy", proxy.url(Environment::Production))
             .env_remove("NO_PROXY")
             .env_remove("no_proxy")
             .output()
@@ -285,7 +285,7 @@ async fn requests_that_are_dropped_leave_no_slot_taken() {
         }
     }
     fake.clear();
-    let answers = futures_util::future::join_all((0..10).map(|_| {
+    let answers = futures::future::join_all((0..10).map(|_| {
         let (app, token) = (app.clone(), token());
         async move { app.status(&token).await }
     }));

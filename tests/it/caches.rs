@@ -3,8 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use allocation_counter::measure;
-use futures_executor::block_on;
-use futures_util::future::join_all;
+use futures::{executor::block_on, future::join_all};
 use http::StatusCode;
 use tower_devicecheck::{
     AppleClient, DeviceCheckLayer, DeviceVerifier, Environment, Evidence, Observer, TokenQuestion, Verdict,
@@ -50,7 +49,7 @@ fn r15_a_flood_of_random_tokens_is_bounded_and_displaces_no_genuine_one() {
         memory.bytes_max / 1_000
     );
     assert!(memory.bytes_max < 3_000_000, "{memory:?}");
-    assert!(cache.refused_len() <= MemoryCache::REFUSED, "{}", cache.refused_len());
+    assert!(cache.refused_len() <= 10_000, "{}", cache.refused_len());
     assert_eq!(cache.genuine_len(), 1);
 
     let asked = verifier.0.get();
@@ -209,7 +208,7 @@ async fn r18_a_verdict_does_not_answer_for_another_team_or_environment() {
 
     // Another team's verifier, with the same cache.
     let theirs = FakeApple::new();
-    let pem = theirs.private_key_pem();
+    let pem = theirs.private_key().to_pem();
     let credentials = tower_devicecheck::Credentials::from_pem("OTHERTEAM1", "KEY1234567", &pem).unwrap();
     let client = AppleClient::builder(credentials).transport(theirs.transport()).build().unwrap();
     let app = App::new(&DeviceCheckLayer::new(client).with_cache(cache));

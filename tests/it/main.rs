@@ -14,6 +14,7 @@ mod examples;
 mod first_steps;
 mod gateway;
 mod outage;
+mod proofs;
 mod protocols;
 mod provider_token;
 mod readiness;

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use futures_util::future::{join_all, poll_immediate};
+use futures::future::{join_all, poll_immediate};
 use http::{StatusCode, header::RETRY_AFTER};
 use http_body_util::Full;
 use hyper_util::{
@@ -26,8 +26,8 @@ async fn start_with(change: impl FnOnce(AppleClientBuilder) -> AppleClientBuilde
     let fake = FakeApple::new();
     let server = fake.serve().await.unwrap();
     let client = AppleClient::builder(fake.credentials())
-        .base_url(Environment::Production, server.production_url())
-        .base_url(Environment::Development, server.development_url());
+        .base_url(Environment::Production, server.url(Environment::Production))
+        .base_url(Environment::Development, server.url(Environment::Development));
     let app = App::new(&DeviceCheckLayer::new(change(client).build().unwrap()));
     (server, app)
 }
@@ -118,7 +118,7 @@ async fn outage((server, app): (FakeAppleServer, App)) {
         ("reset", Reply::reset()),
         ("hang", Reply::hang()),
         ("rubbish", Reply::status(400).body("\u{0}\u{1}rubbish")),
-        ("truncated", Reply::truncated()),
+        ("truncated", Reply::normal().cut_short()),
         ("oversized", Reply::oversized(1 << 20)),
     ];
     for (name, reply) in replies {

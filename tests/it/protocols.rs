@@ -165,7 +165,7 @@ async fn r23_a_forged_preflight_does_not_reach_a_tonic_method() {
             .header("origin", "https://example.com")
             .header("access-control-request-method", "POST")
             // A stream announces no length.
-            .body(reqwest::Body::wrap(StreamBody::new(futures_util::stream::iter([Ok::<_, Infallible>(
+            .body(reqwest::Body::wrap(StreamBody::new(futures::stream::iter([Ok::<_, Infallible>(
                 Frame::data(Bytes::from_static(&[0; 5])),
             )]))));
         if let Some(content_type) = content_type {

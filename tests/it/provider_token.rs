@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures::future::join_all;
 use http::StatusCode;
 use tower_devicecheck::{
     Credentials,
@@ -64,7 +64,7 @@ async fn keys_are_rotated_while_running() {
     let app = App::new(&apple.layer());
     assert_eq!(app.status(&apple.genuine()).await, StatusCode::OK);
 
-    let next = tower_devicecheck::testing::keys::PrivateKey::generate();
+    let next = tower_devicecheck::testing::PrivateKey::generate();
     apple.fake.accept_key("NEWKEY4567", &next);
     let credentials = Credentials::from_pem(apple.fake.team_id(), "NEWKEY4567", &next.to_pem()).unwrap();
     apple.client.rotate_credentials(credentials).unwrap();
@@ -74,6 +74,6 @@ async fn keys_are_rotated_while_running() {
 
     let stranger = FakeApple::new();
     let credentials =
-        Credentials::from_pem("OTHERTEAM1", stranger.key_id(), &stranger.private_key_pem()).unwrap();
+        Credentials::from_pem("OTHERTEAM1", stranger.key_id(), &stranger.private_key().to_pem()).unwrap();
     assert!(apple.client.rotate_credentials(credentials).is_err(), "cached verdicts are the old team's");
 }

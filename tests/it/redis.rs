@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use futures_util::{FutureExt, future::join_all};
+use futures::{FutureExt, future::join_all};
 use http::StatusCode;
 use redis::AsyncCommands;
 use tower_devicecheck::{

@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::future::join_all;
+use futures::future::join_all;
 use http::{Request, Response};
 use http_body_util::Full;
 use redis::AsyncCommands;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use futures_util::future::join_all;
+use futures::future::join_all;
 use http::StatusCode;
 use redis::aio::MultiplexedConnection;
 use tokio::{io::AsyncWriteExt, net::TcpListener};

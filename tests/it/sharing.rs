@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use futures_util::future::{join_all, poll_immediate};
+use futures::future::{join_all, poll_immediate};
 use http::StatusCode;
 use tower_devicecheck::{
     DeviceCheckLayer, DeviceVerifier, Rejection, TokenQuestion, Verdict, VerifyError,
-    testing::{Reply, tokens},
+    testing::{Reply, realistic_token},
 };
 
 use crate::support::{App, Apple, Counter, rejection};
@@ -89,7 +89,7 @@ impl DeviceVerifier for PanicsOnce {
 async fn r14_a_panic_in_the_verifier_fails_those_waiting_and_frees_the_slot() {
     let verifier = PanicsOnce::default();
     let app = App::new(&DeviceCheckLayer::new(verifier.clone()));
-    let token = tokens::realistic();
+    let token = realistic_token();
     for response in join_all((0..3).map(|_| app.get(&token))).await {
         assert!(matches!(rejection(&response), Rejection::Unavailable { .. }));
     }

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures_util::{FutureExt, future::join_all};
+use futures::{FutureExt, future::join_all};
 use http::{HeaderName, Request, StatusCode};
 use http_body_util::Full;
 use tower_devicecheck::{

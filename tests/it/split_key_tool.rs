@@ -165,7 +165,7 @@ fn a_writer_that_is_killed_leaves_the_old_or_the_new_records() {
 
     let records = || {
         let store = FileSplitKeyStore::open(tool.file()).unwrap();
-        let records = futures_executor::block_on(store.list()).unwrap();
+        let records = futures::executor::block_on(store.list()).unwrap();
         let old = records.iter().filter(|record| record.project().starts_with("project-")).count();
         assert_eq!(old, 2_000);
         records.len() - old

@@ -66,7 +66,7 @@ async fn r03_an_outage_is_never_401() {
         ("no answer", Reply::hang(), 1, 503, Some("5")),
         ("a late answer", Reply::normal().delay(Duration::from_secs(10)), 1, 503, Some("5")),
         ("too long an answer", Reply::oversized(1 << 20), 1, 503, Some("5")),
-        ("half an answer", Reply::truncated(), 1, 503, Some("5")),
+        ("half an answer", Reply::normal().cut_short(), 1, 503, Some("5")),
         ("an HTML page", Reply::status(400).body("<html>proxy error</html>"), 1, 503, Some("5")),
     ];
     for (name, reply, calls, status, retry_after) in cases {

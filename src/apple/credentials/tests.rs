@@ -1,7 +1,8 @@
-use std::{collections::HashMap, ffi::OsString, fs, path::PathBuf};
+use std::{collections::HashMap, error::Error, ffi::OsString, fs, path::PathBuf};
 
 use base64::prelude::{BASE64_STANDARD, Engine};
-use p256::{SecretKey, ecdsa::SigningKey, pkcs8::EncodePrivateKey, pkcs8::EncodePublicKey};
+use p256::pkcs8::{EncodePrivateKey, EncodePublicKey};
+use p256::{SecretKey, ecdsa::SigningKey};
 
 use super::*;
 

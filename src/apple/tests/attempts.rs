@@ -7,14 +7,10 @@ use tokio::time::Instant;
 use tower::{ServiceExt, service_fn};
 
 use super::{NOT_GENUINE, TransportResult, apple, builder, script, status, token, validate};
-use crate::{
-    apple::{token::Verdict, transport::TransportError},
-    gate::error::{
-        VerifyError,
-        VerifyErrorKind::{self, Misconfigured, Throttled, Unavailable},
-    },
-    gate::routing::Environment,
-};
+use crate::apple::{token::Verdict, transport::TransportError};
+use crate::gate::error::VerifyError;
+use crate::gate::error::VerifyErrorKind::{self, Misconfigured, Throttled, Unavailable};
+use crate::gate::routing::Environment;
 
 #[tokio::test(start_paused = true)]
 async fn attempts() {

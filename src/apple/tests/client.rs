@@ -1,8 +1,5 @@
-use std::{
-    error::Error,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::sync::{Arc, Mutex};
+use std::{error::Error, time::Duration};
 
 use bytes::Bytes;
 use futures_util::future::{join, join_all};
@@ -13,18 +10,12 @@ use tower::service_fn;
 use super::{
     NOT_GENUINE, TOKEN, TransportResult, apple, builder, credentials_of, device, script, status, token,
 };
-use crate::{
-    apple::{
-        bits::{Bits, BitsError, BitsErrorKind},
-        credentials::Credentials,
-    },
-    gate::credential::TokenDigest,
-    gate::decision::{Evidence, VerifiedDevice},
-    gate::error::VerifyErrorKind::{self, Misconfigured, Unavailable},
-    gate::rejection::Rejection,
-    gate::routing::Environment,
-    runtime::SystemTime,
-};
+use crate::apple::bits::{Bits, BitsError, BitsErrorKind};
+use crate::apple::credentials::Credentials;
+use crate::gate::decision::{Evidence, VerifiedDevice};
+use crate::gate::error::VerifyErrorKind::{self, Misconfigured, Unavailable};
+use crate::gate::{credential::TokenDigest, rejection::Rejection, routing::Environment};
+use crate::runtime::SystemTime;
 
 #[tokio::test(start_paused = true)]
 async fn a_thousand_requests_share_one_provider_token() {

@@ -11,20 +11,13 @@ use http::{HeaderValue, Request, Response, header::AUTHORIZATION};
 use p256::{SecretKey, pkcs8::EncodePrivateKey};
 use tower::{service_fn, util::BoxCloneSyncService};
 
-use crate::{
-    apple::{
-        builder::AppleClientBuilder,
-        client::AppleClient,
-        credentials::Credentials,
-        token::{DeviceToken, Verdict},
-        transport::TransportError,
-    },
-    gate::credential::TokenDigest,
-    gate::decision::{Evidence, VerifiedDevice},
-    gate::error::VerifyError,
-    gate::routing::Environment,
-    runtime::SystemTime,
+use crate::apple::token::{DeviceToken, Verdict};
+use crate::apple::{
+    builder::AppleClientBuilder, client::AppleClient, credentials::Credentials, transport::TransportError,
 };
+use crate::gate::decision::{Evidence, VerifiedDevice};
+use crate::gate::{credential::TokenDigest, error::VerifyError, routing::Environment};
+use crate::runtime::SystemTime;
 
 type TransportResult = Result<Response<Bytes>, TransportError>;
 type Transport = BoxCloneSyncService<Request<Bytes>, Response<Bytes>, TransportError>;

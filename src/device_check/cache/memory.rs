@@ -2,22 +2,16 @@
 
 use std::{fmt, time::Duration};
 
-use quick_cache::{
-    DefaultHashBuilder, OptionsBuilder, UnitWeighter,
-    sync::{Cache, DefaultLifecycle},
-};
+use quick_cache::{OptionsBuilder, UnitWeighter, sync::Cache};
 use web_time::UNIX_EPOCH;
 
-use crate::{
-    apple::token::Verdict,
-    device_check::cache::{
-        cached_verdict::CachedVerdict, keyed_hash::HashSecret, verdict_cache::VerdictCache,
-        verdict_key::VerdictKey,
-    },
-    gate::credential::TokenDigest,
-    gate::observer::CacheError,
-    runtime::{Instant, millis, since_epoch},
+use crate::apple::token::Verdict;
+use crate::device_check::cache::{
+    cached_verdict::CachedVerdict, keyed_hash::HashSecret, verdict_cache::VerdictCache,
+    verdict_key::VerdictKey,
 };
+use crate::gate::{credential::TokenDigest, observer::CacheError};
+use crate::runtime::{Instant, millis, since_epoch};
 
 /// Verdicts in the memory of this process: the default.
 ///
@@ -43,15 +37,10 @@ struct KeptVerdict {
 }
 
 impl MemoryCache {
-    /// The default number of genuine tokens that are remembered.
-    pub const GENUINE: usize = 100_000;
-    /// The default number of refused tokens that are remembered.
-    pub const REFUSED: usize = 10_000;
-
-    /// A cache for [`GENUINE`](Self::GENUINE) genuine and [`REFUSED`](Self::REFUSED) refused tokens.
+    /// A cache for 100,000 genuine and 10,000 refused tokens.
     #[must_use]
     pub fn new() -> Self {
-        Self::with_capacity(Self::GENUINE, Self::REFUSED)
+        Self::with_capacity(100_000, 10_000)
     }
 
     /// A cache for this many genuine and this many refused tokens.
@@ -145,12 +134,7 @@ fn cache(capacity: usize) -> Cache<u128, KeptVerdict> {
         .ghost_allocation(0.0)
         .build();
     match options {
-        Ok(options) => Cache::with_options(
-            options,
-            UnitWeighter,
-            DefaultHashBuilder::default(),
-            DefaultLifecycle::default(),
-        ),
+        Ok(options) => Cache::with_options(options, UnitWeighter, Default::default(), Default::default()),
         // This is not reached: no option is missing.
         Err(_) => Cache::new(capacity),
     }

@@ -19,11 +19,7 @@ pub use self::memory::MemoryCache;
 #[cfg(feature = "redis")]
 #[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "redis")))]
 pub use self::redis::RedisCache;
-pub use self::{
-    cached_verdict::CachedVerdict,
-    tiered::Tiered,
-    verdict_cache::{MayAsk, VerdictCache},
-    verdict_key::VerdictKey,
-};
+pub use self::verdict_cache::{MayAsk, VerdictCache};
+pub use self::{cached_verdict::CachedVerdict, tiered::Tiered, verdict_key::VerdictKey};
 pub(crate) use self::{no_cache::NoCache, verdict_cache::ErasedCache};
 pub use crate::gate::observer::CacheError;

@@ -1,11 +1,9 @@
 //! A cache that keeps nothing.
 
-use crate::{
-    device_check::cache::{
-        cached_verdict::CachedVerdict, verdict_cache::VerdictCache, verdict_key::VerdictKey,
-    },
-    gate::observer::CacheError,
+use crate::device_check::cache::{
+    cached_verdict::CachedVerdict, verdict_cache::VerdictCache, verdict_key::VerdictKey,
 };
+use crate::gate::observer::CacheError;
 
 /// Keeps nothing: every token that no other request is asking about is asked about.
 pub(crate) struct NoCache;

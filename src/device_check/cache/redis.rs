@@ -2,18 +2,12 @@
 
 use std::{fmt, time::Duration};
 
-use crate::{
-    device_check::cache::{
-        cached_verdict::CachedVerdict,
-        stored_verdict::{Seal, StoredVerdict},
-        verdict_cache::{MayAsk, VerdictCache},
-        verdict_key::VerdictKey,
-    },
-    gate::observer::CacheError,
-    redis::{Access, Redis, RedisFailure},
-    replay::owner::Owner,
-    runtime::{Instant, SystemTime, millis, since_epoch},
-};
+use crate::device_check::cache::stored_verdict::{Seal, StoredVerdict};
+use crate::device_check::cache::verdict_cache::{MayAsk, VerdictCache};
+use crate::device_check::cache::{cached_verdict::CachedVerdict, verdict_key::VerdictKey};
+use crate::redis::{Access, Redis, RedisFailure};
+use crate::runtime::{Instant, SystemTime, millis, since_epoch};
+use crate::{gate::observer::CacheError, replay::owner::Owner};
 
 /// Verdicts in Redis or Valkey, shared by all replicas that use the same server and prefix.
 ///

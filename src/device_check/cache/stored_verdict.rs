@@ -6,11 +6,8 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use web_time::UNIX_EPOCH;
 
-use crate::{
-    apple::token::Verdict,
-    device_check::cache::{cached_verdict::CachedVerdict, verdict_key::VerdictKey},
-    runtime::millis,
-};
+use crate::device_check::cache::{cached_verdict::CachedVerdict, verdict_key::VerdictKey};
+use crate::{apple::token::Verdict, runtime::millis};
 
 /// The content of a value. In Redis: the version (1 byte), `G` or `R`, both times (8 bytes each, the most
 /// significant first), and the seal (32 bytes).

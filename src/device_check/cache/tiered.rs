@@ -4,15 +4,9 @@ use std::time::Duration;
 
 use futures_util::future::join;
 
-use crate::{
-    device_check::cache::{
-        cached_verdict::CachedVerdict,
-        verdict_cache::{MayAsk, VerdictCache},
-        verdict_key::VerdictKey,
-    },
-    gate::observer::CacheError,
-    replay::owner::Owner,
-};
+use crate::device_check::cache::verdict_cache::{MayAsk, VerdictCache};
+use crate::device_check::cache::{cached_verdict::CachedVerdict, verdict_key::VerdictKey};
+use crate::{gate::observer::CacheError, replay::owner::Owner};
 
 /// A near cache in front of a far one: a verdict found in the far cache is put into the near one for the
 /// time that it has left.

@@ -4,11 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 
-use crate::{
-    device_check::cache::{cached_verdict::CachedVerdict, verdict_key::VerdictKey},
-    gate::observer::CacheError,
-    replay::owner::Owner,
-};
+use crate::device_check::cache::{cached_verdict::CachedVerdict, verdict_key::VerdictKey};
+use crate::{gate::observer::CacheError, replay::owner::Owner};
 
 /// Remembers verdicts: `MemoryCache` in the process, `RedisCache` between processes,
 /// [`Tiered`](crate::cache::Tiered) both.
@@ -128,31 +125,24 @@ impl<C: VerdictCache> VerdictCache for Arc<C> {
         C::peek(self, key)
     }
 
-    fn get(
-        &self,
-        key: &VerdictKey<'_>,
-    ) -> impl Future<Output = Result<Option<CachedVerdict>, CacheError>> + Send {
-        C::get(self, key)
+    async fn get(&self, key: &VerdictKey<'_>) -> Result<Option<CachedVerdict>, CacheError> {
+        C::get(self, key).await
     }
 
-    fn put(
-        &self,
-        key: &VerdictKey<'_>,
-        verdict: CachedVerdict,
-    ) -> impl Future<Output = Result<(), CacheError>> + Send {
-        C::put(self, key, verdict)
+    async fn put(&self, key: &VerdictKey<'_>, verdict: CachedVerdict) -> Result<(), CacheError> {
+        C::put(self, key, verdict).await
     }
 
     fn deadline(&self) -> Duration {
         C::deadline(self)
     }
 
-    fn lease(&self, key: &VerdictKey<'_>) -> impl Future<Output = MayAsk> + Send {
-        C::lease(self, key)
+    async fn lease(&self, key: &VerdictKey<'_>) -> MayAsk {
+        C::lease(self, key).await
     }
 
-    fn release(&self, key: &VerdictKey<'_>, owner: Owner) -> impl Future<Output = ()> + Send {
-        C::release(self, key, owner)
+    async fn release(&self, key: &VerdictKey<'_>, owner: Owner) {
+        C::release(self, key, owner).await
     }
 }
 
@@ -171,16 +161,14 @@ pub enum MayAsk {
     NoNeed(CachedVerdict),
 }
 
+/// A step of a cache, boxed.
+type CacheStep<'a, T> = BoxFuture<'a, Result<T, CacheError>>;
+
 /// The twin of [`VerdictCache`] that can be a trait object.
 pub(crate) trait ErasedCache: Send + Sync {
     fn peek(&self, key: &VerdictKey<'_>) -> Option<CachedVerdict>;
-    fn get<'a>(&'a self, key: &'a VerdictKey<'_>)
-    -> BoxFuture<'a, Result<Option<CachedVerdict>, CacheError>>;
-    fn put<'a>(
-        &'a self,
-        key: &'a VerdictKey<'_>,
-        verdict: CachedVerdict,
-    ) -> BoxFuture<'a, Result<(), CacheError>>;
+    fn get<'a>(&'a self, key: &'a VerdictKey<'_>) -> CacheStep<'a, Option<CachedVerdict>>;
+    fn put<'a>(&'a self, key: &'a VerdictKey<'_>, verdict: CachedVerdict) -> CacheStep<'a, ()>;
     fn deadline(&self) -> Duration;
     fn lease<'a>(&'a self, key: &'a VerdictKey<'_>) -> BoxFuture<'a, MayAsk>;
     fn release<'a>(&'a self, key: &'a VerdictKey<'_>, owner: Owner) -> BoxFuture<'a, ()>;
@@ -191,18 +179,11 @@ impl<C: VerdictCache> ErasedCache for C {
         VerdictCache::peek(self, key)
     }
 
-    fn get<'a>(
-        &'a self,
-        key: &'a VerdictKey<'_>,
-    ) -> BoxFuture<'a, Result<Option<CachedVerdict>, CacheError>> {
+    fn get<'a>(&'a self, key: &'a VerdictKey<'_>) -> CacheStep<'a, Option<CachedVerdict>> {
         Box::pin(VerdictCache::get(self, key))
     }
 
-    fn put<'a>(
-        &'a self,
-        key: &'a VerdictKey<'_>,
-        verdict: CachedVerdict,
-    ) -> BoxFuture<'a, Result<(), CacheError>> {
+    fn put<'a>(&'a self, key: &'a VerdictKey<'_>, verdict: CachedVerdict) -> CacheStep<'a, ()> {
         Box::pin(VerdictCache::put(self, key, verdict))
     }
 

@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use crate::{apple::token::DeviceToken, gate::credential::TokenDigest, gate::routing::Environment};
+use crate::apple::token::DeviceToken;
+use crate::gate::{credential::TokenDigest, routing::Environment};
 
 /// The key of a verdict: a token, the environment that was asked, and the scope of the credentials that
 /// asked.

@@ -2,16 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crate::{
-    gate::credential::TokenDigest,
-    runtime::{Moment, SystemTime},
-    split_key::{
-        limits::Limit,
-        metadata::{Metadata, SplitId, Version},
-        rejection::SplitKeyRejection,
-        store::SplitKeyStoreError,
-    },
-};
+use crate::gate::credential::TokenDigest;
+use crate::runtime::{Moment, SystemTime};
+use crate::split_key::metadata::{Metadata, SplitId};
+use crate::split_key::{limits::Limit, rejection::SplitKeyRejection, store::SplitKeyStoreError};
 
 /// The result of a use of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,8 +64,7 @@ impl SplitKeyOutcome {
     }
 
     /// The rejection of the request; `None` if it reaches the inner service.
-    #[must_use]
-    pub const fn rejection(&self) -> Option<SplitKeyRejection> {
+    pub(crate) const fn rejection(&self) -> Option<SplitKeyRejection> {
         Some(match self {
             Self::Opened | Self::OpenedRetiring => return None,
             Self::Missing => SplitKeyRejection::MissingKey,
@@ -118,16 +111,10 @@ impl SplitKeyEvent {
         self.provider.as_deref()
     }
 
-    /// The split id as the client sent it; `None` if the client sent none.
+    /// The metadata of the client part, with its split id, as the client sent it; `None` if the client sent none.
     #[must_use]
-    pub fn split(&self) -> Option<SplitId> {
-        self.metadata.map(|metadata| metadata.split())
-    }
-
-    /// The version of the client part; `None` if the client sent none.
-    #[must_use]
-    pub fn version(&self) -> Option<Version> {
-        self.metadata.map(|metadata| metadata.version())
+    pub const fn metadata(&self) -> Option<Metadata> {
+        self.metadata
     }
 
     /// The digest of the device token; `None` without a verified device.
@@ -171,8 +158,7 @@ pub enum SuspicionKind {
 
 impl SuspicionKind {
     /// `many_devices`, `many_refusals`, `retired_part` or `revoked_part`.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::ManyDevices => "many_devices",
             Self::ManyRefusals => "many_refusals",

@@ -4,13 +4,8 @@ use std::sync::Arc;
 
 use tracing::{Level, event};
 
-use crate::{
-    gate::observer::{Chain, TARGET},
-    split_key::{
-        audit::event::{SplitKeyEvent, SplitKeyOutcome, SuspiciousUse},
-        metadata::Version,
-    },
-};
+use crate::gate::observer::{Chain, TARGET};
+use crate::split_key::audit::event::{SplitKeyEvent, SplitKeyOutcome, SuspiciousUse};
 
 /// Observes every use of a key, and uses that look suspicious.
 ///
@@ -78,8 +73,8 @@ impl SplitKeyObserver for TracingSplitKeyObserver {
                     outcome = event.outcome.as_str(),
                     project = event.project(),
                     provider = event.provider(),
-                    split = event.split().map(tracing::field::display),
-                    version = event.version().map(Version::number),
+                    split = event.metadata.map(|metadata| tracing::field::display(metadata.split())),
+                    version = event.metadata.map(|metadata| metadata.version().number()),
                     device = event.device.map(tracing::field::display),
                     error = event.error().map(|error| tracing::field::display(Chain(error))),
                     latency_us = u64::try_from(event.latency().as_micros()).unwrap_or(u64::MAX),

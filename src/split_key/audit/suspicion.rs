@@ -1,19 +1,12 @@
 //! Detection of suspicious uses.
 
-use std::{
-    collections::{HashMap, HashSet},
-    fmt,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use crate::{
-    runtime::{Instant, lock},
-    split_key::{
-        audit::event::{SplitKeyEvent, SplitKeyOutcome, SuspicionKind, SuspiciousUse},
-        metadata::SplitId,
-    },
-};
+use crate::runtime::{Instant, lock};
+use crate::split_key::audit::event::{SplitKeyEvent, SplitKeyOutcome, SuspicionKind, SuspiciousUse};
+use crate::split_key::metadata::SplitId;
 
 /// What counts as suspicious, and whether a suspicion leads to more than an event.
 ///
@@ -142,9 +135,10 @@ impl Watch {
 
     /// Counts a use, and says what is suspicious about it.
     pub(crate) fn note(&self, event: &SplitKeyEvent) -> Vec<SuspiciousUse> {
-        let (Some(project), Some(split)) = (&event.project, event.split()) else {
+        let (Some(project), Some(metadata)) = (&event.project, event.metadata) else {
             return Vec::new();
         };
+        let split = metadata.split();
         let refused = match event.outcome {
             SplitKeyOutcome::Opened | SplitKeyOutcome::OpenedRetiring => false,
             SplitKeyOutcome::Unknown
@@ -242,11 +236,5 @@ impl WatchedSplit {
         kinds.retain(|kind| !self.reported.contains(kind));
         self.reported.extend(&kinds);
         kinds
-    }
-}
-
-impl fmt::Debug for Watch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.rules.fmt(f)
     }
 }

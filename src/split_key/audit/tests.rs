@@ -1,15 +1,10 @@
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::sync::{Arc, atomic::Ordering};
+use std::time::Duration;
 
-use crate::split_key::{
-    audit::{event::SuspicionKind, suspicion::Suspicion, usage::UsageLog},
-    fixtures::{Fixture, KEYS, device, request, with},
-    limits::Limits,
-    record::SplitKeyState,
-    splitter::{Split, Splitter},
-};
+use crate::split_key::audit::{event::SuspicionKind, suspicion::Suspicion, usage::UsageLog};
+use crate::split_key::fixtures::{Fixture, KEYS, device, request, with};
+use crate::split_key::splitter::{Split, Splitter};
+use crate::split_key::{limits::Limits, record::SplitKeyState};
 
 #[tokio::test(start_paused = true)]
 async fn blocking_and_release() {

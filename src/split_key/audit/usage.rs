@@ -1,23 +1,14 @@
 //! Counts of the uses of keys.
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    sync::{Arc, Mutex},
-};
+use std::sync::{Arc, Mutex};
+use std::{collections::BTreeMap, fmt};
 
 use serde::Serialize;
 
-use crate::{
-    runtime::{date, lock, since_epoch},
-    split_key::{
-        audit::{
-            event::{SplitKeyEvent, SplitKeyOutcome},
-            observer::SplitKeyObserver,
-        },
-        metadata::SplitId,
-    },
-};
+use crate::runtime::{date, lock, since_epoch};
+use crate::split_key::audit::event::{SplitKeyEvent, SplitKeyOutcome};
+use crate::split_key::audit::observer::SplitKeyObserver;
+use crate::split_key::metadata::SplitId;
 
 const SECONDS_PER_DAY: u64 = 24 * 60 * 60;
 

@@ -22,7 +22,7 @@ fn keys_survive_in_both_versions() {
                 let client: ClientPart = text.parse().unwrap();
                 let opened = splitter(version).open(split.record(), &client).unwrap();
                 assert_eq!(opened.expose(), *key);
-                assert_eq!(opened.version(), version);
+                assert_eq!(opened.metadata().version(), version);
                 assert_eq!(opened.provider(), *provider);
             }
         }

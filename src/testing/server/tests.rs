@@ -49,7 +49,8 @@ async fn served_over_both_protocols() {
     for http2 in [false, true] {
         let apple = FakeApple::new();
         let server = apple.serve().await.unwrap();
-        let (production, development) = (server.production_url(), server.development_url());
+        let (production, development) =
+            (server.url(Environment::Production), server.url(Environment::Development));
         let token = apple.genuine_token(Environment::Development);
         let client = client(http2);
         let call = |base| over_socket(&client, &apple, base, &token);
@@ -65,7 +66,7 @@ async fn served_over_both_protocols() {
             ("text", Reply::status(429).header("retry-after", "3").body("slow"), Some((429, 4))),
             ("big", Reply::oversized(3_000_000), Some((200, 3_000_000))),
             ("cut", Reply::status(400).body("Missing or inc").cut_short(), None),
-            ("cut, nothing sent", Reply::truncated(), None),
+            ("cut, nothing sent", Reply::normal().cut_short(), None),
             ("reset", Reply::reset(), None),
             ("reset, late", Reply::reset().delay(Duration::from_millis(1)), None),
             ("a header that lies", Reply::normal().body("x").header("content-length", "5"), None),
@@ -94,7 +95,7 @@ async fn the_plug_can_be_pulled_and_put_back() {
     let apple = FakeApple::new();
     let token = apple.genuine_token(Environment::Production);
     let mut server = apple.serve().await.unwrap();
-    let url = server.production_url();
+    let url = server.url(Environment::Production);
     let client = client(false);
     let call = || over_socket(&client, &apple, &url, &token);
     assert_eq!(call().await.unwrap().0, 200);
@@ -114,12 +115,12 @@ async fn the_plug_can_be_pulled_and_put_back() {
 
     server.restart().await.unwrap();
     server.restart().await.unwrap();
-    assert_eq!(server.production_url(), url);
+    assert_eq!(server.url(Environment::Production), url);
     assert_eq!(call().await.unwrap().0, 200);
 
     let (production, development) =
         (server.address(Environment::Production), server.address(Environment::Development));
-    server.shutdown().await;
+    server.stop().await;
     let server = apple.serve_on(production, development).await.unwrap();
     assert_eq!(call().await.unwrap().0, 200);
     drop(server);

@@ -12,8 +12,7 @@ use axum::{
     http::StatusCode,
     response::IntoResponse,
 };
-use futures_channel::mpsc;
-use futures_util::{StreamExt, stream};
+use futures::{StreamExt, channel::mpsc, stream};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 

@@ -128,9 +128,9 @@ async fn memory_after_requests(idle_connections: &str, left: usize) {
     let (gateway, mut log) = start(&[
         ("APPLE_JWT_ISS", fake.team_id()),
         ("APPLE_JWT_KID", fake.key_id()),
-        ("APPLE_JWT_PRIVATE_KEY", &fake.private_key_pem()),
-        ("DEVICECHECK_PRODUCTION_URL", &apple.production_url()),
-        ("DEVICECHECK_DEVELOPMENT_URL", &apple.development_url()),
+        ("APPLE_JWT_PRIVATE_KEY", &fake.private_key().to_pem()),
+        ("DEVICECHECK_PRODUCTION_URL", &apple.url(Environment::Production)),
+        ("DEVICECHECK_DEVELOPMENT_URL", &apple.url(Environment::Development)),
         ("KEYS_FILE", file.to_str().unwrap()),
         ("OPENAI_URL", &provider),
         ("IDLE_CONNECTIONS", idle_connections),
