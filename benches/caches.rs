@@ -1,4 +1,4 @@
-//! Which cache holds the verdicts: `cargo bench --bench caches`.
+//! Which cache holds the verdicts: `cargo bench -p tower-devicecheck-benches --bench caches`.
 //!
 //! All candidates hold what `MemoryCache` holds, under its keys, and are measured in turns; the best round
 //! counts. The allocator counts too, so that inserting is a little slower here than elsewhere, for all alike.

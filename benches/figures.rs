@@ -1,4 +1,4 @@
-//! The figures and plots of `docs/performance.md`: `cargo bench --bench figures`, or with `-- entries`,
+//! The figures and plots of `docs/performance.md`: `cargo bench -p tower-devicecheck-benches --bench figures`, or with `-- entries`,
 //! `-- length`, `-- threads`, `-- concurrency` one of them. Takes minutes and 2 GB of memory.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs, reason = "a benchmark")]

@@ -1,4 +1,4 @@
-//! What the layer adds to a request, beside the afternoon layer: `cargo bench --bench overhead`.
+//! What the layer adds to a request, beside the afternoon layer: `cargo bench -p tower-devicecheck-benches --bench overhead`.
 //!
 //! Not with criterion, which measures one thing after the other: here all rows are measured in turns, in many
 //! short rounds of which the best counts. So whatever else the machine does strikes all rows alike, and the

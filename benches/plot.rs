@@ -54,7 +54,7 @@ const SIZE: (u32, u32) = (560, 400);
 
 /// Draws the panels side by side.
 pub(crate) fn plot(file: &str, panels: &[Panel<'_>]) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(file);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").join(file);
     let root = SVGBackend::new(&path, (SIZE.0 * panels.len() as u32, SIZE.1)).into_drawing_area();
     // Readers may have a dark page.
     root.fill(&WHITE).unwrap();

@@ -1,4 +1,4 @@
-//! Time by criterion, with its statistics: `cargo bench --bench time`.
+//! Time by criterion, with its statistics: `cargo bench -p tower-devicecheck-benches --bench time`.
 //!
 //! For a closer look at one of the rows. To compare, use `overhead`, which takes turns.
 

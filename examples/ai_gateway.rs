@@ -1,4 +1,4 @@
-//! A gateway to AI providers for apps that hold a part of an API key: `cargo run --example ai_gateway`.
+//! A gateway to AI providers for apps that hold a part of an API key: `cargo run --example ai_gateway --features split-key,testing`.
 //!
 //! | request | answer |
 //! |---|---|
@@ -43,7 +43,7 @@ use gateway::{
     target::{Provider, Providers},
 };
 use tower_devicecheck::{
-    BoxError, DebugTokens, DeviceCheckLayer, Environment,
+    BoxError, DebugTokens, DeviceCheckLayer,
     split_key::{FileSplitKeyStore, Limits as KeyLimits, MemorySplitKeyStore, SplitKeyStore, Splitter},
 };
 use zeroizing_alloc::ZeroAlloc;
@@ -162,11 +162,10 @@ impl Demo {
 
 /// A token of the fake Apple, for those who have keys of their own.
 fn apple_hint(apple: &Apple) -> String {
-    apple.as_fake().map_or_else(String::new, |fake| {
-        let token = fake.genuine_token(Environment::Production);
+    apple.orders().map_or_else(String::new, |orders| {
         format!(
             "No APPLE_JWT_* variables are set, so a fake Apple in this process is asked. A genuine device \
-             token:\n{token}"
+             token:\ncurl -s {orders}/fake/token"
         )
     })
 }
@@ -183,16 +182,16 @@ fn hints(
     let mut say = |line: &str| {
         let _ = write!(text, "\n{line}");
     };
-    if let Some(fake) = apple.as_fake() {
+    if let Some(orders) = apple.orders() {
         say(shared::NO_CREDENTIALS);
-        let device = fake.genuine_token(Environment::Production);
+        let device = format!("$(curl -s {orders}/fake/token)");
         let ask = r#""messages":[{"role":"user","content":"hello"}]"#;
         let json = "-H 'Content-Type: application/json'";
         for (provider, part) in client_parts {
             let base = format!("{url}/v1/{provider}/{PROJECT}");
             match *provider {
                 "openai" => {
-                    let bearer = format!("-H 'Authorization: Bearer {part}.{device}'");
+                    let bearer = format!("-H \"Authorization: Bearer {part}.{device}\"");
                     let chat = format!("{base}/chat/completions");
                     say(&format!(
                         "\n# OpenAI:\ncurl -i {chat} {bearer} {json} -d '{{\"model\":\"fake-1\",{ask}}}'\n\
@@ -200,18 +199,17 @@ fn hints(
                          curl -iN {chat} {bearer} {json} -d '{{\"model\":\"fake-1\",\"stream\":true,{ask}}}'\n\
                          \n# with a header for each credential:\n\
                          curl -i {url}/v1/openai/models -H 'X-Project-Id: {PROJECT}' -H 'X-Ai-Key: {part}' \
-                         -H 'X-Device-Token: {device}'\n\
+                         -H \"X-Device-Token: {device}\"\n\
                          \n# with a forged device token:\n\
-                         curl -i {base}/models -H 'Authorization: Bearer {part}.{}'",
-                        fake.forged_token()
+                         curl -i {base}/models -H \"Authorization: Bearer {part}.$(curl -s {orders}/fake/forged)\"",
                     ));
                 }
                 "anthropic" => say(&format!(
-                    "\n# Anthropic:\ncurl -i {base}/v1/messages -H 'X-Api-Key: {part}.{device}' {json} \
+                    "\n# Anthropic:\ncurl -i {base}/v1/messages -H \"X-Api-Key: {part}.{device}\" {json} \
                      -H 'anthropic-version: 2023-06-01' -d '{{\"model\":\"fake-1\",\"max_tokens\":9,{ask}}}'"
                 )),
                 _ => say(&format!(
-                    "\n# Google:\ncurl -i {base}/models/fake-1:generateContent -H 'X-Goog-Api-Key: {part}.{device}' \
+                    "\n# Google:\ncurl -i {base}/models/fake-1:generateContent -H \"X-Goog-Api-Key: {part}.{device}\" \
                      {json} -d '{{\"contents\":[{{\"parts\":[{{\"text\":\"hello\"}}]}}]}}'"
                 )),
             }

@@ -1,4 +1,4 @@
-//! A protected server with axum: `cargo run --example axum`.
+//! A protected server with axum: `cargo run --example axum --features axum,testing`.
 //!
 //! | request | answer |
 //! |---|---|
@@ -26,10 +26,8 @@ use std::{process::ExitCode, str::FromStr};
 
 use axum::{
     Json, Router,
-    body::Body,
     extract::{Extension, State},
-    http::{Request, request},
-    response::{IntoResponse, Response},
+    http::request,
     routing::get,
 };
 use serde::{Deserialize, Serialize};
@@ -37,7 +35,7 @@ use serde_json::{Value, json};
 use shared::Apple;
 use tower_devicecheck::{
     AppleClient, BitsError, BoxError, DeviceCheckLayer, DeviceOutcome, Enforcement, Environment,
-    EnvironmentHeader, ProblemDetails, Rejection, RejectionResponse, Route, RoutingPolicy, VerifiedDevice,
+    EnvironmentHeader, Route, RoutingPolicy, VerifiedDevice,
 };
 
 #[tokio::main]
@@ -179,7 +177,7 @@ async fn outcome(Extension(outcome): Extension<DeviceOutcome>) -> Json<Value> {
 async fn query_bits(
     State(apple): State<AppleClient>,
     device: VerifiedDevice,
-) -> Result<Json<Value>, Failure> {
+) -> Result<Json<Value>, BitsError> {
     let bits = apple.query_bits(&device).await?;
     Ok(Json(json!({
         "bit0": bits.bit0(),
@@ -198,24 +196,7 @@ async fn update_bits(
     State(apple): State<AppleClient>,
     device: VerifiedDevice,
     Json(bits): Json<TwoBits>,
-) -> Result<Json<TwoBits>, Failure> {
+) -> Result<Json<TwoBits>, BitsError> {
     apple.update_bits(&device, bits.bit0, bits.bit1).await?;
     Ok(Json(bits))
-}
-
-/// Answers a failure to reach the bits as the layer answers a failure to check the token.
-struct Failure(Rejection);
-
-impl From<BitsError> for Failure {
-    fn from(error: BitsError) -> Self {
-        tracing::warn!("bits: {}", shared::Chain(&error));
-        Self(error.rejection())
-    }
-}
-
-impl IntoResponse for Failure {
-    fn into_response(self) -> Response {
-        let (head, ()) = Request::new(()).into_parts();
-        ProblemDetails.response(&self.0, &head).map(Body::from)
-    }
 }

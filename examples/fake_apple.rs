@@ -1,8 +1,9 @@
-//! A fake Apple for back ends in any language: `cargo run --example fake_apple`.
+//! A fake Apple for back ends in any language: `cargo run --example fake_apple --features testing`.
 //!
 //! It does what Apple's DeviceCheck servers do (see `tower_devicecheck::testing`), on two ports of the loopback
 //! interface, one for each environment, and takes orders on a third one. It prints the credentials and URLs
-//! that a back end needs to ask it, tokens to try, and the orders that it takes.
+//! that a back end needs to ask it, and the orders that it takes: for tokens, expiry, revocation, outages and counts.
+//! `--help` and `GET /fake` list them.
 //!
 //! | variable | value |
 //! |---|---|
@@ -14,24 +15,21 @@
 
 mod shared;
 
-use std::{fs, net::SocketAddr, process::ExitCode, time::Duration};
+use std::{fs, net::SocketAddr, process::ExitCode};
 
-use axum::{
-    Router,
-    extract::{Query, State},
-    http::StatusCode,
-    routing::{get, post},
-};
-use serde::Deserialize;
-use shared::variable;
+use shared::{orders, variable};
 use tokio::net::{TcpListener, lookup_host};
 use tower_devicecheck::{
-    BoxError, Credentials, Environment, UnknownEnvironment,
-    testing::{FakeApple, PrivateKey, Reply},
+    BoxError, Credentials, Environment,
+    testing::{FakeApple, PrivateKey},
 };
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    if std::env::args().len() > 1 {
+        shared::print(orders::HELP);
+        return ExitCode::SUCCESS;
+    }
     shared::run(serve()).await
 }
 
@@ -56,7 +54,7 @@ async fn serve() -> Result<(), BoxError> {
         orders: shared::local_url(orders.local_addr()?),
     };
     shared::announce(server.address(Environment::Production), &hints(&apple, &urls, own_key));
-    axum::serve(orders, app(apple)).with_graceful_shutdown(shared::ctrl_c()).await?;
+    axum::serve(orders, orders::app(apple)).with_graceful_shutdown(shared::ctrl_c()).await?;
     server.stop().await;
     Ok(())
 }
@@ -119,86 +117,9 @@ pub(crate) fn hints(apple: &FakeApple, urls: &Urls, own_key: bool) -> String {
          {credentials}\
          export DEVICECHECK_PRODUCTION_URL={production}\n\
          export DEVICECHECK_DEVELOPMENT_URL={development}\n\n\
-         Device tokens for its clients:\n\n\
-         # genuine in production:\n{}\n\n\
-         # genuine in development:\n{}\n\n\
-         # forged:\n{}\n\n\
-         Orders:\n\n\
-         # another genuine token; `device` is optional, tokens of one device share its bits\n\
-         curl -X POST '{orders}/fake/token?environment=production&device=one'\n\
-         # an outage, until further notice; instead of `status`: `fault=hang`, `fault=reset`\n\
-         curl -X POST '{orders}/fake/outage?status=503'\n\
-         curl -X DELETE '{orders}/fake/outage'\n\
-         # slow, but well\n\
-         curl -X POST '{orders}/fake/outage?delay_ms=500'\n\
-         # how often it was asked\n\
-         curl '{orders}/fake/calls'\n",
-        apple.genuine_token(Environment::Production),
-        apple.genuine_token(Environment::Development),
-        apple.forged_token(),
+         `AppleClient::from_env()` reads these. Set for the commands below:\n\n\
+         export FAKE_APPLE={orders}\n\n\
+         {}",
+        orders::HELP
     )
-}
-
-/// The interface for orders. Apple itself is served by [`FakeApple::serve_on`].
-pub(crate) fn app(apple: FakeApple) -> Router {
-    Router::new()
-        .route("/fake/token", post(token))
-        .route("/fake/outage", post(outage).delete(end_outage))
-        .route("/fake/calls", get(calls))
-        .with_state(apple)
-}
-
-type BadOrder = (StatusCode, String);
-
-fn bad_order(reason: impl Into<String>) -> BadOrder {
-    (StatusCode::BAD_REQUEST, reason.into())
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct NewToken {
-    environment: Option<String>,
-    device: Option<String>,
-}
-
-async fn token(State(apple): State<FakeApple>, Query(order): Query<NewToken>) -> Result<String, BadOrder> {
-    let environment = match order.environment {
-        None => Environment::Production,
-        Some(name) => name.parse().map_err(|error: UnknownEnvironment| bad_order(error.to_string()))?,
-    };
-    Ok(match order.device {
-        None => apple.genuine_token(environment),
-        Some(device) => apple.genuine_token_of(&device, environment),
-    })
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Outage {
-    status: Option<u16>,
-    fault: Option<String>,
-    delay_ms: Option<u64>,
-}
-
-async fn outage(State(apple): State<FakeApple>, Query(order): Query<Outage>) -> Result<StatusCode, BadOrder> {
-    let reply = match (order.status, order.fault.as_deref()) {
-        (Some(status @ 200..=599), None) => Reply::status(status),
-        (Some(status), None) => return Err(bad_order(format!("status {status} is not within 200 and 599"))),
-        (None, Some("hang")) => Reply::hang(),
-        (None, Some("reset")) => Reply::reset(),
-        (None, Some(other)) => return Err(bad_order(format!("fault {other:?} is neither hang nor reset"))),
-        (None, None) if order.delay_ms.is_some() => Reply::normal(),
-        _ => return Err(bad_order("give one of status and fault, or delay_ms alone")),
-    };
-    apple.always(reply.delay(Duration::from_millis(order.delay_ms.unwrap_or(0))));
-    Ok(StatusCode::NO_CONTENT)
-}
-
-async fn end_outage(State(apple): State<FakeApple>) -> StatusCode {
-    apple.clear();
-    StatusCode::NO_CONTENT
-}
-
-async fn calls(State(apple): State<FakeApple>) -> String {
-    apple.calls().to_string()
 }

@@ -1,4 +1,4 @@
-//! A protected server with hyper and no framework: `cargo run --example hyper`.
+//! A protected server with hyper and no framework: `cargo run --example hyper --features testing`.
 //!
 //! `GET /` answers the verified device as JSON, `GET /health` answers anybody. It takes the variables of the
 //! axum example but for `ROUTING` and `ENFORCEMENT`.

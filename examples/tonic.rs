@@ -1,4 +1,4 @@
-//! A protected gRPC server with tonic: `cargo run --example tonic`.
+//! A protected gRPC server with tonic: `cargo run --example tonic --features testing`.
 //!
 //! The service is `examples/tonic/greeter.proto`. With a URL and a device token, the same program is a client:
 //! `cargo run --example tonic -- http://127.0.0.1:3000 TOKEN`.
@@ -39,9 +39,7 @@ use tonic::{
     },
 };
 use tower::layer::util::{Identity, Stack};
-use tower_devicecheck::{
-    AppleClient, BoxError, DeviceCheckLayer, Environment, VerifiedDevice, testing::FakeApple,
-};
+use tower_devicecheck::{AppleClient, BoxError, DeviceCheckLayer, VerifiedDevice};
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -57,7 +55,7 @@ async fn serve() -> Result<(), BoxError> {
     let apple = Apple::from_env().await?;
     let listener = shared::listen().await?;
     let address = listener.local_addr()?;
-    let hints = apple.as_fake().map(|fake| hints(fake, address)).unwrap_or_default();
+    let hints = apple.orders().map(|orders| hints(orders, address)).unwrap_or_default();
     shared::announce(address, &hints);
     app(apple.client.clone())
         .serve_with_incoming_shutdown(TcpIncoming::from(listener), shared::ctrl_c())
@@ -126,24 +124,25 @@ pub(crate) async fn greet(url: String, token: Option<&str>) -> Result<Result<Gre
 
 /// How to try the server. curl speaks no gRPC, but it can send the five bytes that frame an empty message and
 /// show the status, which is in the headers or, after a reply, in the trailers.
-pub(crate) fn hints(fake: &FakeApple, address: SocketAddr) -> String {
+pub(crate) fn hints(orders: &str, address: SocketAddr) -> String {
     let url = shared::local_url(address);
     let authority = url.trim_start_matches("http://");
-    let try_with = |token: String| {
+    let call = |token: &str| {
         format!(
             "printf '\\0\\0\\0\\0\\0' | curl -s --http2-prior-knowledge -H 'Content-Type: application/grpc' \
-             -H 'TE: trailers' -H 'X-Apple-Device-Token: {token}' --data-binary @- -D - -o /dev/null \
-             {url}/greeter.Greeter/Greet\n\
-             grpcurl -plaintext -import-path examples/tonic -proto greeter.proto \
-             -H 'X-Apple-Device-Token: {token}' {authority} greeter.Greeter/Greet\n\
-             cargo run --example tonic -- {url} '{token}'"
+             -H \"X-Apple-Device-Token: $(curl -s {orders}/fake/{token})\" --data-binary @- -D - -o /dev/null \
+             {url}/greeter.Greeter/Greet"
         )
     };
     format!(
-        "{}\n\n# with a genuine token, grpc-status 0 (OK):\n{}\n\n\
-         # with a forged one, grpc-status 16 (UNAUTHENTICATED):\n{}\n",
+        "{}\n\n# with a new genuine token, grpc-status 0 (OK):\n{}\n\n\
+         # with a forged one, grpc-status 16 (UNAUTHENTICATED):\n{}\n\n\
+         # by a client of its own:\n\
+         cargo run --example tonic --features testing -- {url} \"$(curl -s {orders}/fake/token)\"\n\
+         grpcurl -plaintext -import-path examples/tonic -proto greeter.proto \
+         -H \"X-Apple-Device-Token: $(curl -s {orders}/fake/token)\" {authority} greeter.Greeter/Greet\n",
         shared::NO_CREDENTIALS,
-        try_with(fake.genuine_token(Environment::Production)),
-        try_with(fake.forged_token()),
+        call("token"),
+        call("forged"),
     )
 }

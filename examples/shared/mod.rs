@@ -3,6 +3,8 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "programs for a terminal")]
 #![allow(dead_code, reason = "no example uses all of it")]
 
+pub(crate) mod orders;
+
 use std::{
     env::{self, VarError},
     error::Error,
@@ -14,11 +16,11 @@ use std::{
 
 use tokio::net::TcpListener;
 use tower_devicecheck::{
-    AppleClient, BoxError, Credentials, DeviceCheckLayer, Environment,
+    AppleClient, BoxError, DeviceCheckLayer, Environment,
     replay::MemoryReplayGuard,
     testing::{FakeApple, FakeAppleServer},
 };
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
 /// What `main` does in every example: logs to stderr as `RUST_LOG` says (default `info`), runs, and tells
 /// what went wrong.
@@ -38,10 +40,12 @@ pub(crate) async fn run(example: impl Future<Output = Result<(), BoxError>>) -> 
 
 fn start_logging() -> Result<(), BoxError> {
     let filter = match variable("RUST_LOG")? {
-        Some(text) => EnvFilter::try_new(text).map_err(|error| format!("RUST_LOG: {error}"))?,
-        None => EnvFilter::new("info"),
+        Some(text) => text.trim().parse::<Targets>().map_err(|error| format!("RUST_LOG: {error}"))?,
+        None => Targets::new().with_default(tracing::Level::INFO),
     };
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(io::stderr).try_init()
+    let lines = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(io::stderr);
+    tracing_subscriber::registry().with(lines).with(filter).try_init()?;
+    Ok(())
 }
 
 /// An error and what caused it, in one line.
@@ -202,41 +206,37 @@ async fn terminated() {
 /// The client, and the fake Apple where it asks that.
 pub(crate) struct Apple {
     pub(crate) client: AppleClient,
-    /// Stops when it is dropped.
-    fake: Option<FakeAppleServer>,
+    fake: Option<Fake>,
 }
 
-/// Who we are to Apple.
-pub(crate) const CREDENTIALS: [&str; 4] =
-    ["APPLE_JWT_ISS", "APPLE_JWT_KID", "APPLE_JWT_PRIVATE_KEY", "APPLE_JWT_PRIVATE_KEY_FILE"];
-/// What is asked in the place of Apple's two servers.
-const URLS: [(Environment, &str); 2] = [
-    (Environment::Production, "DEVICECHECK_PRODUCTION_URL"),
-    (Environment::Development, "DEVICECHECK_DEVELOPMENT_URL"),
+/// A fake Apple in this process. Its server stops when it is dropped.
+struct Fake {
+    server: FakeAppleServer,
+    /// The base URL of the interface for orders, where tokens come from.
+    orders: String,
+}
+
+/// Who we are to Apple, and what is asked in the place of its two servers.
+const SETTINGS: [&str; 6] = [
+    "APPLE_JWT_ISS",
+    "APPLE_JWT_KID",
+    "APPLE_JWT_PRIVATE_KEY",
+    "APPLE_JWT_PRIVATE_KEY_FILE",
+    "DEVICECHECK_PRODUCTION_URL",
+    "DEVICECHECK_DEVELOPMENT_URL",
 ];
+/// Who we are to Apple.
+pub(crate) const CREDENTIALS: [&str; 4] = [SETTINGS[0], SETTINGS[1], SETTINGS[2], SETTINGS[3]];
 
 impl Apple {
-    /// With the `APPLE_JWT_*` variables set, Apple, or what `DEVICECHECK_PRODUCTION_URL` and
-    /// `DEVICECHECK_DEVELOPMENT_URL` name; with none of all these, a fake Apple on the loopback interface.
+    /// What [`AppleClient::from_env`] finds; where none of its variables is set, a fake Apple on the loopback interface.
     pub(crate) async fn from_env() -> Result<Self, BoxError> {
-        if any_is_set(CREDENTIALS)? || any_is_set(URLS.map(|(_, name)| name))? {
+        if any_is_set(SETTINGS)? {
             // Where some are missing, this says which.
-            Self::real()
+            Ok(Self { client: AppleClient::from_env()?, fake: None })
         } else {
             Self::fake().await
         }
-    }
-
-    fn real() -> Result<Self, BoxError> {
-        let mut client = AppleClient::builder(Credentials::from_env()?);
-        for (environment, name) in URLS {
-            if let Some(url) = variable(name)? {
-                tracing::info!(%environment, url, "asking this in Apple's place");
-                client = client.base_url(environment, url.trim());
-            }
-        }
-        let client = client.build()?;
-        Ok(Self { client, fake: None })
     }
 
     pub(crate) async fn fake() -> Result<Self, BoxError> {
@@ -246,26 +246,41 @@ impl Apple {
             .base_url(Environment::Production, server.url(Environment::Production))
             .base_url(Environment::Development, server.url(Environment::Development))
             .build()?;
-        Ok(Self { client, fake: Some(server) })
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let orders = local_url(listener.local_addr()?);
+        tokio::spawn(axum::serve(listener, orders::app(apple)).into_future());
+        Ok(Self { client, fake: Some(Fake { server, orders }) })
     }
 
     /// The fake Apple, if that is the one that is asked.
     pub(crate) fn as_fake(&self) -> Option<&FakeApple> {
-        self.fake.as_ref().map(FakeAppleServer::apple)
+        self.fake.as_ref().map(|fake| fake.server.apple())
+    }
+
+    /// The base URL at which the fake Apple takes orders, if that is the one that is asked.
+    pub(crate) fn orders(&self) -> Option<&str> {
+        self.fake.as_ref().map(|fake| &*fake.orders)
     }
 
     /// How to try a server whose clients speak plain HTTP: one request that is admitted, and one that is
     /// not. Empty where Apple is the real one, which nobody can fake a token for.
     pub(crate) fn curl_hints(&self, address: SocketAddr, environment: Environment) -> String {
-        let Some(fake) = self.as_fake() else {
+        let Some(orders) = self.orders() else {
             return String::new();
         };
         let url = local_url(address);
-        let curl = |token| format!("curl -i -H 'X-Apple-Device-Token: {token}' {url}/");
+        let genuine = match environment {
+            Environment::Development => "token?environment=development",
+            _ => "token",
+        };
+        let curl = |token: &str| {
+            format!("curl -i -H \"X-Apple-Device-Token: $(curl -s {orders}/fake/{token})\" {url}/")
+        };
         format!(
-            "{NO_CREDENTIALS}\n\n# with a genuine token:\n{}\n\n# with a forged one:\n{}\n",
-            curl(fake.genuine_token(environment)),
-            curl(fake.forged_token()),
+            "{NO_CREDENTIALS}\n\n# with a new genuine token:\n{}\n\n# with a forged one:\n{}\n\n\
+             # an outage of Apple's, an expired token, and more:\ncurl {orders}/fake\n",
+            curl(genuine),
+            curl("forged"),
         )
     }
 }

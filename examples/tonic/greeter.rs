@@ -1,7 +1,7 @@
 // Made from `greeter.proto`; do not edit. The test `the_generated_code_is_up_to_date` compares the two. After a
 // change, make it anew, without protoc:
 //
-//     UPDATE=1 cargo test --test it the_generated_code_is_up_to_date
+//     UPDATE=1 cargo test --package greeter
 //
 // It is formatted by the generator; rustfmt does not see it, because it is included as text.
 

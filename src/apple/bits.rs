@@ -123,6 +123,18 @@ impl From<VerifyError> for BitsError {
     }
 }
 
+/// Feature `axum`. The answer of its [`rejection`](BitsError::rejection). Unless the token is at fault, the error and its
+/// causes are logged as a warning.
+#[cfg(feature = "axum")]
+impl axum_core::response::IntoResponse for BitsError {
+    fn into_response(self) -> axum_core::response::Response {
+        if matches!(self.reason, Reason::NoAnswer(_)) {
+            crate::gate::extract::warn(&self);
+        }
+        self.rejection().into_response()
+    }
+}
+
 impl_error!(
     BitsError,
     |error| match &error.reason {

@@ -118,6 +118,14 @@ impl AppleClientBuilder {
         self
     }
 
+    #[cfg(test)]
+    pub(super) fn url(&self, environment: Environment) -> &str {
+        match environment {
+            Environment::Production => &self.production,
+            Environment::Development => &self.development,
+        }
+    }
+
     /// Builds the client.
     ///
     /// # Errors
@@ -132,8 +140,8 @@ impl AppleClientBuilder {
         if let Some((_, name)) = zero.iter().find(|(is_zero, _)| *is_zero) {
             return Err(ClientError::new(format!("the {name} is zero, so that no call could succeed")));
         }
-        let production = endpoints(Environment::Production, &self.production)?;
-        let development = endpoints(Environment::Development, &self.development)?;
+        let production = endpoints("base URL for production", &self.production)?;
+        let development = endpoints("base URL for development", &self.development)?;
         let transport = match self.transport {
             Some(transport) => transport,
             None => default_transport(self.attempt_timeout)?,
@@ -182,10 +190,11 @@ fn default_transport(_: Duration) -> Result<Arc<dyn ErasedTransport>, ClientErro
     ))
 }
 
-/// The URLs under a base URL. An error for a base URL to which no provider token may be sent.
-fn endpoints(environment: Environment, base: &str) -> Result<Endpoints, ClientError> {
+/// The URLs under a base URL. An error for a base URL to which no provider token may be sent. The error calls the base
+/// URL by `name`, as the operator knows it.
+pub(super) fn endpoints(name: &str, base: &str) -> Result<Endpoints, ClientError> {
     let base = base.trim();
-    let fail = |reason: &str| ClientError::new(format!("base URL for {environment}: {reason}"));
+    let fail = |reason: &str| ClientError::new(format!("{name}: {reason}"));
     // Checked in the text, because the parser drops fragments.
     if base.contains(['?', '#']) {
         return Err(fail("it has a query or a fragment: remove it"));
@@ -243,7 +252,7 @@ mod tests {
             ("HTTP://LocalHost:8080", "http://LocalHost:8080/v1/query_two_bits"),
         ];
         for (base, expected) in good {
-            let endpoints = endpoints(Environment::Production, base).unwrap();
+            let endpoints = endpoints("base URL for production", base).unwrap();
             assert_eq!(endpoints.query_bits, *expected, "{base}");
         }
         let bad: &[(&str, &str)] = &[
@@ -264,7 +273,7 @@ mod tests {
             ("https://example.com/#a", "fragment"),
         ];
         for (base, reason) in bad {
-            let error = endpoints(Environment::Development, base).unwrap_err().to_string();
+            let error = endpoints("base URL for development", base).unwrap_err().to_string();
             assert!(error.contains(reason), "{base}: {error}");
             assert!(error.contains("development") && !error.contains("secret"), "{base}: {error}");
         }

@@ -81,7 +81,9 @@ impl Credentials {
         Self::from_lookup(|name| env::var(name))
     }
 
-    fn from_lookup(lookup: impl Fn(&str) -> Result<String, VarError>) -> Result<Self, CredentialsError> {
+    pub(super) fn from_lookup(
+        lookup: impl Fn(&str) -> Result<String, VarError>,
+    ) -> Result<Self, CredentialsError> {
         let find = |name: &'static str| match lookup(name).map(Zeroizing::new) {
             Ok(value) if value.trim().is_empty() => Ok(None),
             Ok(value) => Ok(Some(value)),
@@ -164,8 +166,9 @@ impl Credentials {
     fn build(team_id: &str, key_id: &str, der: &[u8], names: &InputNames) -> Result<Self, CredentialsError> {
         let team_id = check_id(team_id).map_err(|reason| CredentialsError::new(names.team_id, reason))?;
         let key_id = check_id(key_id).map_err(|reason| CredentialsError::new(names.key_id, reason))?;
-        let signer = Signer::new(team_id, key_id, der);
-        signer.sign(0).map_err(|_| CredentialsError::key(names, KeyFault::Damaged))?;
+        let damaged = |_| CredentialsError::key(names, KeyFault::Damaged);
+        let signer = Signer::new(team_id, key_id, der).map_err(damaged)?;
+        signer.sign(0).map_err(damaged)?;
         for (id, name) in [(team_id, names.team_id), (key_id, names.key_id)] {
             if id.len() != 10 {
                 event!(target: TARGET, Level::WARN, id, "{name} has not 10 characters, as Apple's ids have");
@@ -259,6 +262,10 @@ impl CredentialsError {
 
     fn key(names: &InputNames, fault: KeyFault) -> Self {
         Self::new(names.key.clone(), fault.as_str())
+    }
+
+    pub(super) fn into_source(self) -> Option<BoxError> {
+        self.source
     }
 
     pub(super) fn other_team(own: &str, given: &str) -> Self {

@@ -1,6 +1,6 @@
 //! The error of the builder and of the default transport.
 
-use crate::{BoxError, gate::error::impl_error};
+use crate::{BoxError, apple::credentials::CredentialsError, gate::error::impl_error};
 
 /// An error from building a client or its transport. The text names the cause and the cure.
 #[derive(Debug)]
@@ -12,6 +12,11 @@ pub struct ClientError {
 impl ClientError {
     pub(super) fn new(message: impl Into<String>) -> Self {
         Self { message: message.into(), source: None }
+    }
+
+    /// The same words, and the same cause.
+    pub(super) fn credentials(error: CredentialsError) -> Self {
+        Self { message: error.to_string(), source: error.into_source() }
     }
 
     pub(super) fn with_source<E: Into<BoxError>>(mut self, source: E) -> Self {

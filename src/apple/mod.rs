@@ -17,6 +17,10 @@ mod credentials;
 #[cfg(feature = "_apple")]
 mod error;
 #[cfg(feature = "_apple")]
+mod es256;
+#[cfg(feature = "_apple")]
+mod from_env;
+#[cfg(feature = "_apple")]
 mod http_transport;
 #[cfg(feature = "_apple")]
 mod limit;

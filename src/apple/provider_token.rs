@@ -6,19 +6,13 @@ use std::time::Duration;
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use http::HeaderValue;
-use jsonwebtoken::{Algorithm, EncodingKey};
 use tracing::{Level, event};
 use zeroize::Zeroizing;
 
 use crate::BoxError;
+use crate::apple::es256::SigningKey;
 use crate::gate::{credential::BEARER, error::impl_error, observer::TARGET};
 use crate::runtime::{Moment, SystemTime, lock, since_epoch};
-
-// Chosen here: jsonwebtoken's own choice panics if another crate turns on its second backend as well.
-#[cfg(feature = "aws-lc-rs")]
-use jsonwebtoken::crypto::aws_lc::DEFAULT_PROVIDER as BACKEND;
-#[cfg(not(feature = "aws-lc-rs"))]
-use jsonwebtoken::crypto::rust_crypto::DEFAULT_PROVIDER as BACKEND;
 
 /// The age at which a token is renewed. Apple documents for APNs, to which DeviceCheck refers, that a token is
 /// refused after an hour.
@@ -36,14 +30,22 @@ const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
 pub(super) struct Signer {
     team_id: Box<str>,
     key_id: Box<str>,
-    /// Wipes itself on drop.
-    key: EncodingKey,
+    key: SigningKey,
+    #[cfg(test)]
+    is_broken: bool,
 }
 
 impl Signer {
     /// The ids must need no escaping in JSON.
-    pub(super) fn new(team_id: &str, key_id: &str, pkcs8_der: &[u8]) -> Self {
-        Self { team_id: team_id.into(), key_id: key_id.into(), key: EncodingKey::from_ec_der(pkcs8_der) }
+    pub(super) fn new(team_id: &str, key_id: &str, pkcs8_der: &[u8]) -> Result<Self, SignError> {
+        let key = SigningKey::from_pkcs8(pkcs8_der).map_err(SignError::new)?;
+        Ok(Self {
+            team_id: team_id.into(),
+            key_id: key_id.into(),
+            key,
+            #[cfg(test)]
+            is_broken: false,
+        })
     }
 
     pub(super) fn team_id(&self) -> &str {
@@ -57,6 +59,10 @@ impl Signer {
     /// Signs a JWT and returns it behind `Bearer `, marked sensitive. Its memory is wiped with the last clone.
     /// `issued_at` is in seconds since the Unix epoch.
     pub(super) fn sign(&self, issued_at: u64) -> Result<HeaderValue, SignError> {
+        #[cfg(test)]
+        if self.is_broken {
+            return Err(SignError::new("a test says so"));
+        }
         let header = format!(r#"{{"alg":"ES256","kid":"{}","typ":"JWT"}}"#, self.key_id);
         let claims = format!(r#"{{"iss":"{}","iat":{issued_at}}}"#, self.team_id);
         let mut bearer = Zeroizing::new(String::with_capacity(512));
@@ -64,10 +70,7 @@ impl Signer {
         BASE64_URL_SAFE_NO_PAD.encode_string(header, &mut bearer);
         bearer.push('.');
         BASE64_URL_SAFE_NO_PAD.encode_string(claims, &mut bearer);
-        let signature = (BACKEND.signer_factory)(&Algorithm::ES256, &self.key)
-            .map_err(SignError::new)?
-            .try_sign(&bearer.as_bytes()[BEARER.len()..])
-            .map_err(SignError::new)?;
+        let signature = self.key.sign(&bearer.as_bytes()[BEARER.len()..]).map_err(SignError::new)?;
         bearer.push('.');
         BASE64_URL_SAFE_NO_PAD.encode_string(signature, &mut bearer);
         let mut value = HeaderValue::from_maybe_shared(Bytes::from_owner(bearer)).map_err(SignError::new)?;

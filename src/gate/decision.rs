@@ -111,6 +111,13 @@ impl fmt::Display for Evidence {
 ///
 /// A [proof](crate::Proof) makes it by [`Facts::verified`](crate::Facts::verified); the gate inserts it, and
 /// removes any that is already in the request. Cloning is cheap.
+///
+/// # With axum
+///
+/// With the feature `axum` (`cargo add tower-devicecheck --features axum`) it is an argument of handlers, and so is
+/// `Option<VerifiedDevice>`. Without that feature the compiler says of such a handler no more than that the trait bound
+/// `Handler<_, _>` is not satisfied. axum's `#[debug_handler]` names the argument.
+/// `Extension<VerifiedDevice>` does without the feature.
 #[derive(Clone, Debug)]
 pub struct VerifiedDevice {
     environment: Environment,

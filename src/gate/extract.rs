@@ -1,12 +1,16 @@
-//! Extractors for axum.
+//! Extractors for axum, and answers.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, error::Error};
 
 use axum_core::extract::{FromRequestParts, OptionalFromRequestParts};
 use axum_core::response::{IntoResponse, Response};
-use http::{StatusCode, request};
+use bytes::Bytes;
+use http::{Request, StatusCode, request};
 
-use crate::gate::{decision::VerifiedDevice, error::impl_error};
+use crate::gate::decision::VerifiedDevice;
+use crate::gate::error::{VerifyError, impl_error};
+use crate::gate::observer::{Chain, TARGET};
+use crate::gate::rejection::{ProblemDetails, Rejection, RejectionResponse};
 
 /// Feature `axum`. Rejects with status 500 if no [`DeviceCheckLayer`](crate::DeviceCheckLayer) has verified
 /// the request: there is no layer, the route is exempt, or the layer only monitors and would have rejected the
@@ -43,7 +47,39 @@ impl_error!(
 
 impl IntoResponse for MissingDevice {
     fn into_response(self) -> Response {
-        tracing::event!(target: crate::gate::observer::TARGET, tracing::Level::ERROR, "{self}");
+        tracing::event!(target: TARGET, tracing::Level::ERROR, "{self}");
         (StatusCode::INTERNAL_SERVER_ERROR, "the server did not check the device").into_response()
     }
+}
+
+/// Feature `axum`. The layer's default answer to a client that speaks plain HTTP: problem details. For gRPC there is
+/// [`ProblemDetails`], which is shown the request.
+impl IntoResponse for Rejection {
+    fn into_response(self) -> Response {
+        answer(self, |head| ProblemDetails.response(&self, head))
+    }
+}
+
+/// Feature `axum`. The answer of its [`Rejection`]. The error and its causes are logged as a warning, because the client
+/// is told nothing of them.
+impl IntoResponse for VerifyError {
+    fn into_response(self) -> Response {
+        warn(&self);
+        Rejection::from(&self).into_response()
+    }
+}
+
+/// The response to a request without any header, with the rejection in its extensions, as the layers' responses have it.
+pub(crate) fn answer<R: Clone + Send + Sync + 'static>(
+    rejection: R,
+    respond: impl FnOnce(&request::Parts) -> http::Response<Bytes>,
+) -> Response {
+    let (head, ()) = Request::new(()).into_parts();
+    let mut response = respond(&head).map(Into::into);
+    response.extensions_mut().insert(rejection);
+    response
+}
+
+pub(crate) fn warn(error: &(dyn Error + 'static)) {
+    tracing::event!(target: TARGET, tracing::Level::WARN, error = %Chain(error), "no answer for a handler");
 }

@@ -115,6 +115,14 @@ impl SplitKeyRejectionResponse for ProblemDetails {
     }
 }
 
+/// Feature `axum`. The layer's default answer, as problem details.
+#[cfg(feature = "axum")]
+impl axum_core::response::IntoResponse for SplitKeyRejection {
+    fn into_response(self) -> axum_core::response::Response {
+        crate::gate::extract::answer(self, |head| ProblemDetails.response(&self, head))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use http::{Request, header::CONTENT_TYPE};

@@ -164,6 +164,11 @@ impl FakeApple {
         self.state().apple.forget(token);
     }
 
+    /// Makes all tokens of the device that the test calls `device` expire. The device keeps its bits.
+    pub fn expire_device(&self, device: &str) {
+        self.state().apple.forget_device(&FakeDevice::Named(device.into()));
+    }
+
     /// The bits of the device of a genuine token. `None` if they were never set, or if the token is not
     /// genuine.
     #[must_use]

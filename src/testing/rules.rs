@@ -110,6 +110,10 @@ impl Apple {
         self.device_tokens.remove(&fingerprint(token));
     }
 
+    pub(super) fn forget_device(&mut self, device: &FakeDevice) {
+        self.device_tokens.retain(|_, (theirs, _)| theirs != device);
+    }
+
     pub(super) fn bits(&self, token: &str) -> Option<[bool; 2]> {
         let (device, _) = self.device_tokens.get(&fingerprint(token))?;
         self.bits.get(device).map(|bits| bits.bits)

@@ -62,6 +62,14 @@ async fn send(app: &Router, request: Request<Body>) -> (StatusCode, Value) {
     (head.status, serde_json::from_slice(&body).unwrap_or_else(|_| text()))
 }
 
+/// The line as a shell sends it: `$(curl -s URL)` is the answer of that URL.
+async fn as_pasted(client: &reqwest::Client, line: &str) -> String {
+    let (before, rest) = line.split_once("$(curl -s ").unwrap();
+    let (url, after) = rest.split_once(')').unwrap();
+    let answer = client.get(url).send().await.unwrap().error_for_status().unwrap().text().await.unwrap();
+    format!("{before}{answer}{after}")
+}
+
 /// The duties of every server with clients that speak plain HTTP. The fake Apple is a server too.
 async fn check_over_a_socket(name: &str, apple: &shared::Apple, address: SocketAddr) {
     let fake = apple.as_fake().unwrap();
@@ -107,10 +115,11 @@ async fn check_over_a_socket(name: &str, apple: &shared::Apple, address: SocketA
 
     // The curl lines that it prints: the first is admitted, the second is not.
     let hints = apple.curl_hints(address, Environment::Production);
-    let lines: Vec<_> = hints.lines().filter_map(|line| line.strip_prefix("curl -i -H '")).collect();
+    let lines: Vec<_> = hints.lines().filter(|line| line.starts_with("curl -i -H")).collect();
     assert_eq!(lines.len(), 2, "{name}");
     for (line, status) in lines.iter().zip([200, 401]) {
-        let (header, url) = line.split_once("' ").unwrap();
+        let line = as_pasted(&client, line).await;
+        let (header, url) = line.strip_prefix("curl -i -H \"").unwrap().split_once("\" ").unwrap();
         let (header, value) = header.split_once(": ").unwrap();
         let response = client.get(url).header(header, value).send().await.unwrap();
         assert_eq!(response.status().as_u16(), status, "{name}: {line}");
@@ -291,10 +300,12 @@ async fn tonic_over_a_socket() {
 
     // The lines that it prints for curl: the first is admitted, the second is not.
     let client = reqwest::Client::builder().no_proxy().http2_prior_knowledge().build().unwrap();
-    let hints = tonic_example::hints(fake, address);
+    let hints = tonic_example::hints(apple.orders().unwrap(), address);
     let lines: Vec<_> = hints.lines().filter(|line| line.contains("| curl")).collect();
     assert_eq!(lines.len(), 2);
+    let plain = reqwest::Client::builder().no_proxy().build().unwrap();
     for (line, status) in lines.iter().zip([None, Some("16")]) {
+        let line = as_pasted(&plain, line).await.replace('"', "'");
         let mut request = client.post(line.rsplit(' ').next().unwrap()).body(vec![0; 5]);
         for header in line.split("-H '").skip(1) {
             let (name, value) = header.split_once('\'').unwrap().0.split_once(": ").unwrap();
@@ -309,61 +320,155 @@ async fn tonic_over_a_socket() {
     assert_eq!(fake.calls(), 3);
 }
 
+/// An answer of the fake's interface for orders.
+async fn order(app: &Router, method: &str, path: &str, body: &str) -> (StatusCode, Value) {
+    send(app, request(method, path, &[], body)).await
+}
+
+async fn new_token(app: &Router, path: &str) -> String {
+    let (status, token) = order(app, "GET", path, "").await;
+    assert_eq!(status, StatusCode::OK, "{path}");
+    token.as_str().unwrap().to_owned()
+}
+
+/// The verdict of the fake Apple; `None` if it gives none.
+async fn verdict(apple: &Apple, token: &str, environment: Environment) -> Option<Verdict> {
+    apple.client.validate(&token.parse().unwrap(), environment).await.ok()
+}
+
 #[tokio::test]
 async fn fake_apple_takes_orders() {
     let apple = Apple::new();
-    let app = fake_apple_example::app(apple.fake.clone());
-    let order = |method: &str, path: &str| request(method, path, &[], "");
-    let token = async |path: &str| -> String {
-        let (status, token) = send(&app, order("POST", path)).await;
-        assert_eq!(status, StatusCode::OK, "{path}");
-        token.as_str().unwrap().to_owned()
-    };
-    let verify = async |token: &str, environment| {
-        apple.client.validate(&token.parse().unwrap(), environment).await.ok()
-    };
+    let app = shared::orders::app(apple.fake.clone());
     for (path, environment) in [
         ("/fake/token", Environment::Production),
         ("/fake/token?environment=production", Environment::Production),
         ("/fake/token?environment=development&device=one", Environment::Development),
     ] {
-        let token = token(path).await;
-        assert_eq!(verify(&token, environment).await, Some(Verdict::Genuine), "{path}");
+        let token = new_token(&app, path).await;
+        assert_eq!(verdict(&apple, &token, environment).await, Some(Verdict::Genuine), "{path}");
     }
     for (path, calls) in [
         ("/fake/outage?status=500", 1),
         ("/fake/outage?fault=reset", 1),
         ("/fake/outage?status=503&delay_ms=1", 2),
+        ("/fake/outage?status=500&share=1", 1),
     ] {
-        assert_eq!(send(&app, order("POST", path)).await.0, StatusCode::NO_CONTENT, "{path}");
-        let token = token("/fake/token").await;
+        assert_eq!(order(&app, "POST", path, "").await.0, StatusCode::NO_CONTENT, "{path}");
+        let token = new_token(&app, "/fake/token").await;
         let before = apple.calls();
-        assert_eq!(verify(&token, Environment::Production).await, None, "{path}");
+        assert_eq!(verdict(&apple, &token, Environment::Production).await, None, "{path}");
         assert_eq!(apple.calls(), before + calls, "{path}");
-        assert_eq!(send(&app, order("DELETE", "/fake/outage")).await.0, StatusCode::NO_CONTENT);
-        assert_eq!(verify(&token, Environment::Production).await, Some(Verdict::Genuine), "{path}");
+        assert_eq!(order(&app, "DELETE", "/fake/outage", "").await.0, StatusCode::NO_CONTENT);
+        let well = verdict(&apple, &token, Environment::Production).await;
+        assert_eq!(well, Some(Verdict::Genuine), "{path}");
     }
     for path in [
+        "/fake/expire",
         "/fake/token?environment=prod",
         "/fake/token?env=production",
         "/fake/outage",
         "/fake/outage?status=99",
         "/fake/outage?fault=fire",
         "/fake/outage?fault=hang&status=503",
+        "/fake/outage?status=503&share=2",
+        "/fake/outage?status=503&share=NaN",
+        "/fake/clock",
     ] {
-        assert_eq!(send(&app, order("POST", path)).await.0, StatusCode::BAD_REQUEST, "{path}");
+        assert_eq!(order(&app, "POST", path, "").await.0, StatusCode::BAD_REQUEST, "{path}");
     }
-    assert_eq!(send(&app, order("GET", "/fake/calls")).await, (StatusCode::OK, json!(apple.calls())));
+    assert_eq!(order(&app, "GET", "/fake/calls", "").await, (StatusCode::OK, json!(apple.calls())));
+}
+
+#[tokio::test]
+async fn p06_fake_apple_expires_revokes_forges_shares_and_counts() {
+    let apple = Apple::new();
+    let app = shared::orders::app(apple.fake.clone());
+    let production = Environment::Production;
+
+    let forged = new_token(&app, "/fake/forged").await;
+    assert_eq!(verdict(&apple, &forged, production).await, Some(Verdict::Refused));
+
+    // A token expires by its text, or with all others of its device.
+    let tokens = [new_token(&app, "/fake/token").await, new_token(&app, "/fake/token?device=one").await];
+    for (token, path, body) in
+        [(&tokens[0], "/fake/expire", &*tokens[0]), (&tokens[1], "/fake/expire?device=one", "")]
+    {
+        assert_eq!(verdict(&apple, token, production).await, Some(Verdict::Genuine), "{path}");
+        assert_eq!(order(&app, "POST", path, body).await.0, StatusCode::NO_CONTENT, "{path}");
+        assert_eq!(verdict(&apple, token, production).await, Some(Verdict::Refused), "{path}");
+    }
+
+    let token = new_token(&app, "/fake/token").await;
+    for (harm, cure) in [
+        (("POST", "/fake/revoke"), ("DELETE", "/fake/revoke")),
+        (("POST", "/fake/clock?ahead_s=7200"), ("POST", "/fake/clock?ahead_s=0")),
+    ] {
+        assert_eq!(order(&app, harm.0, harm.1, "").await.0, StatusCode::NO_CONTENT, "{harm:?}");
+        assert_eq!(verdict(&apple, &token, production).await, None, "{harm:?}");
+        assert_eq!(order(&app, cure.0, cure.1, "").await.0, StatusCode::NO_CONTENT, "{cure:?}");
+        assert_eq!(verdict(&apple, &token, production).await, Some(Verdict::Genuine), "{cure:?}");
+    }
+
+    // Every second call.
+    order(&app, "POST", "/fake/outage?status=500&share=0.5", "").await;
+    let mut failures = 0;
+    for _ in 0..4 {
+        failures += usize::from(verdict(&apple, &token, production).await.is_none());
+    }
+    assert_eq!(failures, 2);
+
+    let (_, counts) = order(&app, "GET", "/fake/counts", "").await;
+    assert_eq!((&counts["calls"], &counts["production"]), (&json!(apple.calls()), &json!(apple.calls())));
+    assert_eq!((&counts["development"], &counts["query_bits"]), (&json!(0), &json!(0)));
+    assert!(counts["provider_tokens"].as_u64() >= Some(1));
+    assert_eq!(order(&app, "DELETE", "/fake/counts", "").await.0, StatusCode::NO_CONTENT);
+    assert_eq!(apple.calls(), 0);
+}
+
+#[tokio::test]
+async fn p06_the_help_names_every_order() {
+    let app = shared::orders::app(FakeApple::new());
+    let (status, help) = order(&app, "GET", "/fake", "").await;
+    assert_eq!(status, StatusCode::OK);
+    let help = help.as_str().unwrap();
+    for path in ["token", "forged", "expire", "revoke", "outage", "clock", "calls", "counts"] {
+        assert!(help.contains(&format!("/fake/{path}")), "{path}");
+        assert_ne!(order(&app, "PATCH", &format!("/fake/{path}"), "").await.0, StatusCode::NOT_FOUND);
+    }
+    for word in ["environment=", "device=", "status=", "fault=", "delay_ms=", "share=", "key_id=", "ahead_s="]
+    {
+        assert!(help.contains(word), "{word}");
+    }
+}
+
+#[tokio::test]
+async fn p06_no_printed_line_scrolls_away() {
+    let apple = shared::Apple::fake().await.unwrap();
+    let address = SocketAddr::from(([127, 0, 0, 1], 3000));
+    let urls = urls();
+    let hints = [
+        apple.curl_hints(address, Environment::Production),
+        tonic_example::hints(apple.orders().unwrap(), address),
+        fake_apple_example::hints(apple.as_fake().unwrap(), &urls, true),
+    ];
+    for line in hints.iter().flat_map(|hints| hints.lines()) {
+        assert!(line.len() < 250, "{} characters: {line}", line.len());
+    }
+}
+
+fn urls() -> fake_apple_example::Urls {
+    fake_apple_example::Urls {
+        production: "http://127.0.0.1:1".to_owned(),
+        development: "http://127.0.0.1:2".to_owned(),
+        orders: "http://127.0.0.1:3".to_owned(),
+    }
 }
 
 #[test]
 fn fake_apple_prints_credentials_that_work() {
     let fake = FakeApple::new();
-    let urls = fake_apple_example::Urls {
-        production: "http://127.0.0.1:1".to_owned(),
-        development: "http://127.0.0.1:2".to_owned(),
-        orders: "http://127.0.0.1:3".to_owned(),
-    };
+    let urls = urls();
     let hints = fake_apple_example::hints(&fake, &urls, false);
     let variable = |name: &str| {
         let line = hints.lines().find_map(|line| line.strip_prefix(&format!("export {name}=")));
@@ -378,7 +483,7 @@ fn fake_apple_prints_credentials_that_work() {
     assert_eq!((credentials.team_id(), credentials.key_id()), (fake.team_id(), fake.key_id()));
     assert_eq!(variable("DEVICECHECK_PRODUCTION_URL"), urls.production);
     assert_eq!(variable("DEVICECHECK_DEVELOPMENT_URL"), urls.development);
-    assert_eq!(hints.lines().filter(|line| line.starts_with("AgAA")).count(), 3);
+    assert_eq!(variable("FAKE_APPLE"), urls.orders);
 
     // A key that the operator brought stays with the operator.
     let hints = fake_apple_example::hints(&fake, &urls, true);

@@ -1,6 +1,6 @@
 //! All integration tests, in one binary.
 //!
-//! A test called `rNN_…` guards against a fault that was seen in comparable systems: `tests/README.md` has the list.
+//! The name of a test against a known fault begins with a letter and a number: `tests/README.md` has the list.
 //! Every test of behaviour also says how often Apple was asked.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, reason = "tests")]
@@ -11,8 +11,8 @@ mod attacks;
 mod cache_contract;
 mod caches;
 mod examples;
+mod first_steps;
 mod gateway;
-mod generated;
 mod outage;
 mod proofs;
 mod protocols;

@@ -204,17 +204,10 @@ async fn r31_the_testing_feature_changes_no_decision() {
 }
 
 #[tokio::test]
-async fn r32_the_client_signs_with_both_crypto_features_of_jsonwebtoken_on() {
+async fn r32_the_client_signs_with_both_crypto_features_on() {
+    // Both back ends are in this binary; which one signs was chosen when the crate was built.
     let apple = Apple::new();
     let app = App::new(&apple.layer());
     assert_eq!(app.status(&apple.genuine()).await, StatusCode::OK);
     assert_eq!((apple.calls(), apple.fake.provider_tokens()), (1, 1));
-
-    // Both are on in this binary: jsonwebtoken cannot tell which one to choose, and panics.
-    let claims = serde_json::json!({});
-    let ambiguous = std::panic::catch_unwind(|| {
-        let key = jsonwebtoken::EncodingKey::from_secret(b"secret");
-        jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key)
-    });
-    assert!(ambiguous.is_err(), "jsonwebtoken's default would do: the test has lost its point");
 }

@@ -1,5 +1,7 @@
 //! The duties of a tower middleware.
 
+use std::convert::Infallible;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::future::{join_all, poll_immediate};
@@ -15,7 +17,7 @@ use crate::{
 
 type Body = Full<bytes::Bytes>;
 
-async fn answer(_: Request<Body>) -> Result<Response<Body>, std::convert::Infallible> {
+async fn answer(_: Request<Body>) -> Result<Response<Body>, Infallible> {
     Ok(Response::new(Body::default()))
 }
 
@@ -87,19 +89,36 @@ async fn r21_a_rejected_request_gives_its_permit_back_at_once() {
     drop(idle_connection);
 }
 
+/// Takes one request after each time that it was asked whether it is ready, which it may not be before the verdict.
+#[derive(Clone)]
+struct Strict {
+    apple: tower_devicecheck::testing::FakeApple,
+    is_ready: bool,
+}
+
+impl Service<Request<Body>> for Strict {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = std::future::Ready<Result<Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        assert_eq!(self.apple.calls(), 1, "there is no verdict yet");
+        self.is_ready = true;
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        assert!(std::mem::take(&mut self.is_ready));
+        assert!(request.extensions().get::<tower_devicecheck::VerifiedDevice>().is_some());
+        std::future::ready(Ok(Response::new(Body::default())))
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_inner_service_becomes_ready_after_the_verdict() {
     let apple = Apple::new();
-    let (inner, mut handle) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
-    let mut service = apple.layer().layer(inner);
-    handle.allow(1);
-    let mut call = Box::pin(service.ready().await.unwrap().call(get(&apple.genuine())));
-    let seen = async {
-        let (request, respond) = handle.next_request().await.unwrap();
-        assert!(request.extensions().get::<tower_devicecheck::VerifiedDevice>().is_some());
-        respond.send_response(Response::new(Body::default()));
-    };
-    let (response, ()) = futures::join!(&mut call, seen);
+    let mut service = apple.layer().layer(Strict { apple: apple.fake.clone(), is_ready: false });
+    let response = service.ready().await.unwrap().call(get(&apple.genuine())).await;
     assert_eq!(response.unwrap().status(), StatusCode::OK);
     assert_eq!(apple.calls(), 1);
 }

@@ -13,7 +13,7 @@ fn key() -> SigningKey {
 
 fn tokens() -> ProviderTokens {
     let der = key().to_pkcs8_der().unwrap();
-    ProviderTokens::new(Signer::new("TEAM123456", "KEY1234567", der.as_bytes()))
+    ProviderTokens::new(Signer::new("TEAM123456", "KEY1234567", der.as_bytes()).unwrap())
 }
 
 fn later(moment: Moment, by: Duration) -> Moment {
@@ -44,7 +44,7 @@ fn a_key_without_its_public_half_signs_too() {
             "MEECAQAwEwYHKoZIzj0CAQYIKoZIzj0DAQcEJzAlAgEBBCAHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBw==",
         )
         .unwrap();
-    assert!(Signer::new("T", "K", &der).sign(0).is_ok());
+    assert!(Signer::new("T", "K", &der).unwrap().sign(0).is_ok());
 }
 
 #[test]
@@ -166,7 +166,7 @@ fn a_token_that_cannot_be_renewed_stays_in_use_while_it_is_good() {
     let mut tokens = tokens();
     let now = Moment::now();
     let first = tokens.token(now).unwrap();
-    tokens.signer = Signer::new("T", "K", b"no key");
+    tokens.signer.is_broken = true;
     let kept = tokens.token(later(now, 54 * MINUTE)).unwrap();
     assert!(Arc::ptr_eq(&first.0, &kept.0));
     assert!(tokens.token(later(now, 55 * MINUTE)).is_err());

@@ -1,12 +1,14 @@
 //! The code that `examples/tonic.rs` includes is what `greeter.proto` makes.
 
+#![allow(clippy::unwrap_used, missing_docs, reason = "a test")]
+
 use std::{env, fs, path::Path};
 
 const HEADER: &str = "\
 // Made from `greeter.proto`; do not edit. The test `the_generated_code_is_up_to_date` compares the two. After a
 // change, make it anew, without protoc:
 //
-//     UPDATE=1 cargo test --test it the_generated_code_is_up_to_date
+//     UPDATE=1 cargo test --package greeter
 //
 // It is formatted by the generator; rustfmt does not see it, because it is included as text.
 
@@ -14,7 +16,7 @@ const HEADER: &str = "\
 
 #[test]
 fn the_generated_code_is_up_to_date() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/tonic");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/tonic");
     let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("generated");
     fs::create_dir_all(&out).unwrap();
 
