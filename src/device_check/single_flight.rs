@@ -183,6 +183,44 @@ mod tests {
         assert_eq!(flights.len(), 0);
     }
 
+    /// A caller joins while the first one's poll is under way and has woken itself. Then the first one goes.
+    fn joined_during_a_poll() {
+        let flights = flights();
+        let second = Arc::new(Mutex::new(None::<BoxFuture<'static, Result<u32, Panicked>>>));
+        let wakes = Arc::new(Wakes::default());
+        let poll_second = {
+            let (second, waker) = (Arc::clone(&second), Waker::from(Arc::clone(&wakes)));
+            move || lock(&second).as_mut().unwrap().as_mut().poll(&mut Context::from_waker(&waker))
+        };
+        let mut polls = 0;
+        let poll_it = poll_second.clone();
+        let first = flights.run(
+            "token",
+            std::future::poll_fn(move |cx| {
+                polls += 1;
+                if polls > 1 {
+                    return Poll::Ready(7);
+                }
+                cx.waker().wake_by_ref();
+                assert!(poll_it().is_pending());
+                Poll::Pending
+            }),
+        );
+        let mut first = first.boxed();
+        *lock(&second) = Some(flights.run("token", async { panic!("the first one runs already") }).boxed());
+        assert!(first.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        drop(first);
+        assert!(wakes.0.load(Ordering::Relaxed) > 0, "it drives the computation on, or is told");
+        assert!(matches!(poll_second(), Poll::Ready(Ok(7))));
+        *lock(&second) = None;
+        assert_eq!(flights.len(), 0);
+    }
+
+    #[test]
+    fn c02_no_wake_up_is_lost_when_the_one_who_polls_goes() {
+        joined_during_a_poll();
+    }
+
     #[tokio::test]
     async fn r13_all_callers_leave_and_the_slot_is_freed() {
         let flights = flights();

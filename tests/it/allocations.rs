@@ -56,6 +56,30 @@ async fn a_hit_allocates_what_the_extension_needs_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn c09_a_verified_device_keeps_no_read_buffer_alive() {
+    let asked = Counter::default();
+    let layer = DeviceCheckLayer::new(Stub::genuine(&asked));
+    let text = tokens::realistic();
+    // As hyper reads an HTTP/1.1 request: all header values are parts of one buffer.
+    for round in ["asked", "remembered"] {
+        let buffer = Bytes::from([text.as_bytes(), &[b' '; 400_000]].concat());
+        let token = HeaderValue::from_maybe_shared(buffer.slice(..text.len())).unwrap();
+        let (kept, keep) = std::sync::mpsc::channel();
+        let mut service = layer.layer(service_fn(move |request: Request<()>| {
+            kept.send(request.extensions().get::<VerifiedDevice>().unwrap().clone()).unwrap();
+            answer(request)
+        }));
+        let response = service.ready().await.unwrap().call(request(&token)).await.unwrap();
+        assert!(response.status().is_success());
+        drop(token);
+        let device = keep.recv().unwrap();
+        assert!(buffer.is_unique(), "{round}");
+        drop(device);
+    }
+    assert_eq!(asked.get(), 1);
+}
+
+#[tokio::test]
 async fn an_exempt_request_allocates_nothing() {
     let asked = Counter::default();
     let layer = DeviceCheckLayer::new(Stub::genuine(&asked)).with_routing(|_: &request::Parts| Route::Exempt);
