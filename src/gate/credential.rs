@@ -40,6 +40,12 @@ impl Candidate {
     pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.value.as_bytes()[self.range.clone()]
     }
+
+    /// The same text in memory of its own.
+    pub(crate) fn copied(&self) -> Self {
+        // A part of a header value is one, too.
+        HeaderValue::from_bytes(self.as_bytes()).map_or_else(|_| self.clone(), Self::new)
+    }
 }
 
 impl From<HeaderValue> for Candidate {

@@ -131,7 +131,7 @@ pub struct VerifiedDevice {
 #[derive(Clone)]
 enum Keepsake {
     Nothing,
-    /// The text that the client showed. It needs no allocation.
+    /// The text that the client showed.
     Text(Candidate),
     Value(Arc<dyn Any + Send + Sync>),
 }
@@ -153,9 +153,10 @@ impl VerifiedDevice {
         Self { environment, evidence, digest, verified_at, keepsake: Keepsake::Nothing, subject: None }
     }
 
-    /// The same device, which keeps the text that the client showed.
-    pub(crate) fn with_text(mut self, text: Candidate) -> Self {
-        self.keepsake = Keepsake::Text(text);
+    /// The same device, which keeps a copy of the text that the client showed: the text itself may be a part of
+    /// the request's whole read buffer, and would keep that in memory for as long as a handler keeps the device.
+    pub(crate) fn with_text(mut self, text: &Candidate) -> Self {
+        self.keepsake = Keepsake::Text(text.copied());
         self
     }
 
