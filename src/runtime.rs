@@ -103,6 +103,58 @@ pub(crate) async fn within<F: Future>(limit: Duration, future: F) -> Result<F::O
     .await
 }
 
+/// The number of parts in which [`patiently`] waits.
+const PARTS: u32 = 10;
+
+/// Waits for `future` no longer than `limit`, as far as this process can tell: time in which it was too busy to
+/// look does not count. The limit is waited for in parts, and a timer that is heard late counts as one part.
+#[cfg_attr(not(any(feature = "redis", feature = "tokio")), allow(dead_code))]
+pub(crate) async fn patiently<F: Future>(limit: Duration, future: F) -> Result<F::Output, Elapsed> {
+    let mut future = pin!(future);
+    let part = (limit / PARTS).max(Duration::from_millis(1));
+    let mut left = limit;
+    loop {
+        match within(part.min(left), future.as_mut()).await {
+            Err(Elapsed) if left > part => left -= part,
+            answer => return answer,
+        }
+    }
+}
+
+/// Waits this long where tokio's clock runs. Elsewhere for ever.
+pub(crate) async fn pause(time: Duration) {
+    let _ = within(time, std::future::pending::<()>()).await;
+}
+
+/// Whether this thread is one of a tokio runtime's, on which a future can become a task.
+#[cfg(all(feature = "tokio", not(target_arch = "wasm32")))]
+pub(crate) fn may_spawn() -> bool {
+    tokio::runtime::Handle::try_current().is_ok()
+}
+
+/// Makes the future a task in the current span. Where that is not possible, it is dropped.
+#[cfg(all(feature = "tokio", not(target_arch = "wasm32")))]
+pub(crate) fn spawn(future: impl Future<Output = ()> + Send + 'static) {
+    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        runtime.spawn(tracing::Instrument::in_current_span(future));
+    }
+}
+
+#[cfg(not(all(feature = "tokio", not(target_arch = "wasm32"))))]
+pub(crate) const fn may_spawn() -> bool {
+    false
+}
+
+#[cfg(not(all(feature = "tokio", not(target_arch = "wasm32"))))]
+pub(crate) fn spawn(future: impl Future<Output = ()> + Send + 'static) {
+    drop(future);
+}
+
+/// Adds to an instant. A century is as good as any longer time, and does not overflow.
+pub(crate) fn later(now: Instant, duration: Duration) -> Instant {
+    now + duration.min(Duration::from_secs(100 * 365 * 24 * 60 * 60))
+}
+
 /// Locks, poisoned or not: what this crate keeps behind a mutex is whole at every point where code can panic.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

@@ -87,7 +87,7 @@ impl AppleClient {
 
     async fn ask_about(&self, operation: Operation, device: &VerifiedDevice) -> Result<Bytes, BitsError> {
         let text = device.text().ok_or(BitsError::NO_DEVICE_TOKEN)?;
-        let token = &DeviceToken::try_from(text.clone()).map_err(|_| BitsError::NO_DEVICE_TOKEN)?;
+        let token = &DeviceToken::try_from(text).map_err(|_| BitsError::NO_DEVICE_TOKEN)?;
         self.caller.ask(operation, token, device.environment()).await?.ok_or(BitsError::REFUSED_TOKEN)
     }
 

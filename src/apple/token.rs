@@ -60,6 +60,10 @@ impl DeviceToken {
     }
 
     /// The text as it was shown, padding included.
+    pub(crate) const fn text(&self) -> &Candidate {
+        &self.0
+    }
+
     pub(crate) fn into_text(self) -> Candidate {
         self.0
     }

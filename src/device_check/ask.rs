@@ -10,7 +10,7 @@ use crate::gate::decision::{Evidence, Rejected, VerifiedDevice};
 use crate::gate::proof::{Facts, Step};
 use crate::gate::{credential::TokenDigest, error::VerifyError, rejection::Rejection, routing::Environment};
 use crate::replay::{Claim, Claimed, ErasedReplayGuard, GuardError, ReplayKey, Retry, owner::Owner};
-use crate::runtime::{Instant, Moment, SystemTime, wall_clock, within};
+use crate::runtime::{Instant, Moment, SystemTime, patiently, pause, spawn, wall_clock, within};
 
 /// A step of a guard that takes longer has failed, and the token is withheld.
 const GUARD_DEADLINE: Duration = Duration::from_secs(1);
@@ -55,7 +55,7 @@ impl Checks {
         let digest = unknown.token.digest();
         let decision = match &self.settings.reuse {
             // Boxed, so that it does not make all other checks larger.
-            Reuse::Once(guard) => Box::pin(self.decide_once(&**guard, &unknown, digest)).await,
+            Reuse::Once(guard) => Box::pin(self.decide_once(guard, &unknown, digest)).await,
             Reuse::Cached(_) => self.check(&unknown, digest).await,
         };
         match decision {
@@ -74,7 +74,7 @@ impl Checks {
                 Ok(Finding { verdict: Verdict::Refused, .. }) => {}
                 Ok(Finding { verdict: Verdict::Genuine, evidence, checked_at }) => {
                     let device = VerifiedDevice::new(digest, environment, evidence, checked_at);
-                    return Ok(device.with_text(token.clone().into_text()));
+                    return Ok(device.with_text(token.text()));
                 }
                 Err(error) => return Err(Rejected::from(error).with_environment(environment)),
             }
@@ -85,40 +85,43 @@ impl Checks {
     /// The same for a token that admits one request only.
     async fn decide_once(
         self: &Arc<Self>,
-        guard: &dyn ErasedReplayGuard,
+        guard: &Arc<dyn ErasedReplayGuard>,
         unknown: &UnknownToken,
         digest: TokenDigest,
     ) -> Decision {
-        let claim = &Claim::new(Owner::random()).with(unknown.retry);
-        let key = ReplayKey::new(self.settings.scope(), digest);
+        let claim = Claim::new(Owner::random()).with(unknown.retry);
+        let scope = self.settings.scope();
+        let key = ReplayKey::new(scope, digest);
         // A reservation that is made while this future is dropped is given back, too.
-        let mut reservation = Reservation { guard, key, claim, armed: true };
-        match in_time(guard.reserve(&key, claim)).await {
+        let mut reservation = Reservation { guard, scope, digest, claim: &claim, armed: true };
+        match in_time(guard.reserve(&key, &claim)).await {
             Ok(Claimed::Yours) => {}
             Ok(Claimed::Taken) => {
                 reservation.armed = false;
                 return Err(Rejection::ReusedToken.into());
             }
-            Err(error) => return Err(VerifyError::unavailable(error).into()),
+            Err(error) => {
+                reservation.armed = !error.is_untouched();
+                return Err(VerifyError::unavailable(error).into());
+            }
         }
         let decision = match self.check(unknown, digest).await {
-            Ok(device) => match in_time(guard.confirm(&key, claim)).await {
+            Ok(device) => match in_time(guard.confirm(&key, &claim)).await {
                 Ok(Claimed::Yours) => Ok(device),
                 Ok(Claimed::Taken) => {
                     Err(Rejected::from(Rejection::ReusedToken).with_environment(device.environment()))
                 }
-                // Whether the token is spent is not known, so it is not given back.
+                // Whether the token is spent is not known, but the request that it was spent on is not admitted.
                 Err(error) => {
                     let rejected = Rejected::from(VerifyError::unavailable(error));
-                    Err(rejected.with_environment(device.environment()))
+                    return Err(rejected.with_environment(device.environment()));
                 }
             },
             // Asking again about a token that Apple refused is worth nothing: the reservation lapses.
             Err(rejected) if rejected.rejection() == Rejection::RefusedToken => Err(rejected),
             Err(rejected) => {
-                // An error means that the reservation lapses by itself.
-                let _ = in_time(guard.release(&key, claim)).await;
-                Err(rejected)
+                reservation.armed = in_time(guard.withdraw(&key, &claim)).await.is_err();
+                return Err(rejected);
             }
         };
         reservation.armed = false;
@@ -197,14 +200,15 @@ async fn spending<T>(
 }
 
 async fn in_time<T>(answer: impl Future<Output = Result<T, GuardError>>) -> Result<T, GuardError> {
-    let answer = within(GUARD_DEADLINE, answer).await;
+    let answer = patiently(GUARD_DEADLINE, answer).await;
     answer.unwrap_or_else(|_elapsed| Err(GuardError::new("no answer within a second")))
 }
 
-/// A reservation, given back on drop while it is armed.
+/// A claim, withdrawn on drop while it is armed.
 struct Reservation<'a> {
-    guard: &'a dyn ErasedReplayGuard,
-    key: ReplayKey<'a>,
+    guard: &'a Arc<dyn ErasedReplayGuard>,
+    scope: &'a str,
+    digest: TokenDigest,
     claim: &'a Claim,
     armed: bool,
 }
@@ -212,7 +216,19 @@ struct Reservation<'a> {
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
         if self.armed {
-            self.guard.abandon(&self.key, self.claim);
+            self.guard.abandon(&ReplayKey::new(self.scope, self.digest), self.claim);
+            spawn(withdraw(Arc::clone(self.guard), self.scope.to_owned(), self.digest, self.claim.clone()));
         }
+    }
+}
+
+/// Withdraws a claim, however often that must be tried, until its lease is over.
+async fn withdraw(guard: Arc<dyn ErasedReplayGuard>, scope: String, digest: TokenDigest, claim: Claim) {
+    let key = ReplayKey::new(&scope, digest);
+    let started = Instant::now();
+    let mut time = Duration::from_millis(50);
+    while in_time(guard.withdraw(&key, &claim)).await.is_err() && started.elapsed() < guard.lease() {
+        pause(time).await;
+        time = (time * 2).min(Duration::from_millis(500));
     }
 }

@@ -102,7 +102,7 @@ impl DeviceTokenProof {
                 };
                 let device = facts.verified(Evidence::CACHE, cached.digest());
                 let device = device.with_environment(environment).with_verified_at(cached.checked_at());
-                Step::verified(device.with_text(candidate))
+                Step::verified(device.with_text(&candidate))
             }
         })
     }

@@ -1,28 +1,33 @@
 //! One run of a computation for all who want its result at the same time.
 
-use std::collections::{HashMap, hash_map::Entry};
-use std::sync::{Arc, Mutex};
-use std::{hash::Hash, panic::AssertUnwindSafe};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    hash::Hash,
+    mem,
+    panic::AssertUnwindSafe,
+    pin::Pin,
+    sync::{Arc, Mutex, Weak},
+    task::{Context, Poll, Wake, Waker},
+    time::Duration,
+};
 
-use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, Shared, WeakShared};
+use futures_util::{FutureExt, future::BoxFuture};
 
-use crate::runtime::{REQUESTS_MAY_AWAIT_EACH_OTHER, lock};
+use crate::runtime::{Elapsed, REQUESTS_MAY_AWAIT_EACH_OTHER, lock, may_spawn, spawn, within};
 
 /// Computations under way, by key.
 ///
-/// Each is a [`Shared`] future that every caller polls: whoever is woken drives it on. A caller that goes
-/// away takes nothing with it. When the last one goes, the future is dropped, and with it the [`Slot`] that
-/// holds the key's place in the map.
-pub(crate) struct SingleFlight<K: Eq + Hash, T: Clone> {
-    flights: Arc<Flights<K, T>>,
+/// The first caller polls its computation once. One that takes longer becomes a task of its own, which runs to
+/// its end even if all callers leave: what was sent keeps its slot until the answer is there. Where there is no
+/// runtime, the callers poll it in turn: each wake-up reaches all of them, and the first to come drives it on.
+///
+/// When the last caller leaves, the key's place in the map is free, and the next caller begins anew.
+pub(crate) struct SingleFlight<K: Eq + Hash, T> {
+    flights: Arc<Mutex<Map<K, T>>>,
 }
 
-pub(crate) type Flight<T> = BoxFuture<'static, Result<T, Panicked>>;
-type Flights<K, T> = Mutex<Map<K, T>>;
-
-struct Map<K, T: Clone> {
-    by_key: HashMap<K, (u64, WeakShared<Flight<T>>)>,
+struct Map<K: Eq + Hash, T> {
+    by_key: HashMap<K, (u64, Weak<Place<K, T>>)>,
     next_id: u64,
 }
 
@@ -30,11 +35,9 @@ struct Map<K, T: Clone> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Panicked;
 
-impl<K, T> SingleFlight<K, T>
-where
-    K: Clone + Eq + Hash + Send + 'static,
-    T: Clone + Send + Sync + 'static,
-{
+type Outcome<T> = Result<T, Panicked>;
+
+impl<K: Clone + Eq + Hash, T: Clone + Send + 'static> SingleFlight<K, T> {
     pub(crate) fn new() -> Self {
         Self { flights: Arc::new(Mutex::new(Map { by_key: HashMap::new(), next_id: 0 })) }
     }
@@ -42,31 +45,31 @@ where
     /// The computation of `key` that is under way, or a new one.
     ///
     /// Always a new one where requests must not await each other.
-    pub(crate) fn run<F>(&self, key: K, compute: F) -> Shared<Flight<T>>
-    where
-        F: Future<Output = T> + Send + 'static,
-    {
+    pub(crate) fn run(&self, key: K, compute: impl Future<Output = T> + Send + 'static) -> Caller<K, T> {
+        // Dropped after the lock: with the last caller, it locks the map.
+        let mut joined = None;
         let mut map = lock(&self.flights);
         let Map { by_key, next_id } = &mut *map;
-        let place = by_key.entry(key.clone());
-        if REQUESTS_MAY_AWAIT_EACH_OTHER
-            && let Entry::Occupied(place) = &place
-            && let Some(flight) = place.get().1.upgrade()
-        {
-            return flight;
+        let entry = by_key.entry(key.clone());
+        if REQUESTS_MAY_AWAIT_EACH_OTHER && let Entry::Occupied(entry) = &entry {
+            joined = entry.get().1.upgrade();
         }
+        if let Some(place) = joined.take_if(|place| !place.flight.is_done()) {
+            return Caller { id: place.flight.add_caller(), place: Some(place) };
+        }
+        let compute = AssertUnwindSafe(compute).catch_unwind().map(|result| result.map_err(|_| Panicked));
+        let state = FlightState {
+            stage: Stage::Idle(compute.boxed()),
+            waiting: HashMap::new(),
+            callers: 1,
+            woken: false,
+        };
+        let flight = Arc::new(Flight { state: Mutex::new(state) });
         let id = *next_id;
         *next_id += 1;
-        let slot = Slot { flights: Arc::clone(&self.flights), key, id };
-        let flight = AssertUnwindSafe(compute).catch_unwind().map(move |result| {
-            drop(slot);
-            result.map_err(|_| Panicked)
-        });
-        let flight = flight.boxed().shared();
-        if let Some(weak) = flight.downgrade() {
-            place.insert_entry((id, weak));
-        }
-        flight
+        let place = Arc::new(Place { flights: Arc::clone(&self.flights), key, id, flight });
+        entry.insert_entry((id, Arc::downgrade(&place)));
+        Caller { id: 0, place: Some(place) }
     }
 
     #[cfg(test)]
@@ -75,164 +78,171 @@ where
     }
 }
 
-/// A key's place in the map, given up on drop, unless a later computation of the same key has taken it.
-struct Slot<K: Clone + Eq + Hash, T: Clone> {
-    flights: Arc<Flights<K, T>>,
+/// A key's place in the map, which the callers hold together. It is given up on drop, unless a later computation
+/// of the same key has taken it.
+struct Place<K: Eq + Hash, T> {
+    flights: Arc<Mutex<Map<K, T>>>,
     key: K,
     id: u64,
+    flight: Arc<Flight<T>>,
 }
 
-impl<K: Clone + Eq + Hash, T: Clone> Drop for Slot<K, T> {
+impl<K: Eq + Hash, T> Drop for Place<K, T> {
     fn drop(&mut self) {
-        let mut map = lock(&self.flights);
-        if let Entry::Occupied(place) = map.by_key.entry(self.key.clone())
-            && place.get().0 == self.id
-        {
-            place.remove();
+        let by_key = &mut lock(&self.flights).by_key;
+        if by_key.get(&self.key).is_some_and(|(id, _)| *id == self.id) {
+            by_key.remove(&self.key);
+        }
+    }
+}
+
+/// One computation. It is the waker of those polls of it that callers make.
+struct Flight<T> {
+    state: Mutex<FlightState<T>>,
+}
+
+struct FlightState<T> {
+    stage: Stage<T>,
+    /// The wakers of callers, by their numbers.
+    waiting: HashMap<u64, Waker>,
+    callers: u64,
+    /// Whether the computation was woken since a caller's poll of it began.
+    woken: bool,
+}
+
+enum Stage<T> {
+    Idle(BoxFuture<'static, Outcome<T>>),
+    /// A caller polls it, or a task runs it.
+    Away,
+    Done(Outcome<T>),
+}
+
+impl<T> Flight<T> {
+    fn is_done(&self) -> bool {
+        matches!(lock(&self.state).stage, Stage::Done(_))
+    }
+
+    fn add_caller(&self) -> u64 {
+        let callers = &mut lock(&self.state).callers;
+        *callers += 1;
+        *callers - 1
+    }
+
+    fn enter(&self, stage: Stage<T>) {
+        let mut state = lock(&self.state);
+        // A caller that joined while the computation was polled has heard of no wake-up during that poll.
+        let wakes = state.woken || matches!(stage, Stage::Done(_));
+        state.stage = stage;
+        let waiting = if wakes { mem::take(&mut state.waiting) } else { HashMap::new() };
+        drop(state);
+        waiting.into_values().for_each(Waker::wake);
+    }
+}
+
+impl<T: Send> Wake for Flight<T> {
+    fn wake(self: Arc<Self>) {
+        let mut state = lock(&self.state);
+        state.woken = true;
+        let waiting = mem::take(&mut state.waiting);
+        drop(state);
+        waiting.into_values().for_each(Waker::wake);
+    }
+}
+
+/// A caller who waits for a computation.
+pub(crate) struct Caller<K: Eq + Hash, T> {
+    id: u64,
+    /// `None` once the result was handed out.
+    place: Option<Arc<Place<K, T>>>,
+}
+
+impl<K: Eq + Hash + Send + Sync + 'static, T: Clone + Send + 'static> Future for Caller<K, T> {
+    type Output = Outcome<T>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome<T>> {
+        let Some(place) = &self.place else { return Poll::Pending };
+        let flight = Arc::clone(&place.flight);
+        let mut state = lock(&flight.state);
+        match mem::replace(&mut state.stage, Stage::Away) {
+            Stage::Done(outcome) => {
+                state.stage = Stage::Done(outcome.clone());
+                drop(state);
+                self.place = None;
+                Poll::Ready(outcome)
+            }
+            Stage::Away => {
+                // A waker that is dropped may drop a caller, which takes the lock.
+                let before = state.waiting.insert(self.id, cx.waker().clone());
+                drop(state);
+                drop(before);
+                Poll::Pending
+            }
+            Stage::Idle(mut computation) => {
+                let before = state.waiting.insert(self.id, cx.waker().clone());
+                state.woken = false;
+                drop(state);
+                drop(before);
+                let waker = Waker::from(Arc::clone(&flight));
+                if let Poll::Ready(outcome) = computation.poll_unpin(&mut Context::from_waker(&waker)) {
+                    flight.enter(Stage::Done(outcome.clone()));
+                    self.place = None;
+                    return Poll::Ready(outcome);
+                }
+                if may_spawn() {
+                    spawn(run_to_end(flight, computation, Arc::downgrade(place)));
+                } else {
+                    flight.enter(Stage::Idle(computation));
+                }
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl<K: Eq + Hash, T> Drop for Caller<K, T> {
+    fn drop(&mut self) {
+        if let Some(place) = &self.place {
+            let waker = lock(&place.flight.state).waiting.remove(&self.id);
+            drop(waker);
+        }
+    }
+}
+
+/// The time after which a computation is looked at: it ends if nobody waits for it.
+const ABANDONED: Duration = Duration::from_secs(60);
+
+async fn run_to_end<K: Eq + Hash, T>(
+    flight: Arc<Flight<T>>,
+    mut computation: BoxFuture<'static, Outcome<T>>,
+    place: Weak<Place<K, T>>,
+) {
+    // The runtime may drop this task as it shuts down.
+    let mut landing = Landing { flight, outcome: Some(Err(Panicked)) };
+    loop {
+        match within(ABANDONED, &mut computation).await {
+            Ok(outcome) => {
+                landing.outcome = Some(outcome);
+                return;
+            }
+            Err(Elapsed) if place.strong_count() == 0 => return,
+            Err(Elapsed) => {}
+        }
+    }
+}
+
+/// The end of a computation that a task runs.
+struct Landing<T> {
+    flight: Arc<Flight<T>>,
+    outcome: Option<Outcome<T>>,
+}
+
+impl<T> Drop for Landing<T> {
+    fn drop(&mut self) {
+        if let Some(outcome) = self.outcome.take() {
+            self.flight.enter(Stage::Done(outcome));
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::{
-        sync::atomic::{AtomicUsize, Ordering},
-        task::{Context, Poll, Wake, Waker},
-    };
-
-    use futures::{channel::oneshot, future::join_all, join, pin_mut, poll};
-
-    use super::*;
-
-    /// Counts how often it is woken.
-    #[derive(Default)]
-    struct Wakes(AtomicUsize);
-
-    impl Wake for Wakes {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    fn flights() -> SingleFlight<&'static str, u32> {
-        SingleFlight::new()
-    }
-
-    #[tokio::test]
-    async fn r13_all_share_one_computation() {
-        let flights = flights();
-        let runs = Arc::new(AtomicUsize::new(0));
-        let (answer, answered) = oneshot::channel();
-        let answered = answered.shared();
-        let mut callers: Vec<_> = (0..500)
-            .map(|_| {
-                let (runs, answered) = (Arc::clone(&runs), answered.clone());
-                Box::pin(flights.run("token", async move {
-                    runs.fetch_add(1, Ordering::Relaxed);
-                    answered.await.unwrap()
-                }))
-            })
-            .collect();
-        for caller in &mut callers {
-            assert!(poll!(caller).is_pending());
-        }
-        answer.send(7).unwrap();
-        assert!(join_all(callers).await.into_iter().all(|result| result.unwrap() == 7));
-        assert_eq!(runs.load(Ordering::Relaxed), 1);
-        assert_eq!(flights.len(), 0);
-    }
-
-    #[tokio::test]
-    async fn results_are_not_stored() {
-        let flights = flights();
-        assert_eq!(flights.run("token", async { 1 }).await.unwrap(), 1);
-        assert_eq!(flights.run("token", async { 2 }).await.unwrap(), 2);
-    }
-
-    #[tokio::test]
-    async fn other_keys_do_not_wait() {
-        let flights = flights();
-        let stuck = flights.run("stuck", std::future::pending());
-        pin_mut!(stuck);
-        assert!(poll!(&mut stuck).is_pending());
-        assert_eq!(flights.run("token", async { 1 }).await.unwrap(), 1);
-    }
-
-    #[tokio::test]
-    async fn r13_the_first_caller_leaves_and_the_others_are_served_without_spinning() {
-        let flights = flights();
-        let (answer, answered) = oneshot::channel();
-        let mut first = Box::pin(flights.run("token", async { answered.await.unwrap() }));
-        let mut second = Box::pin(flights.run("token", async { panic!("the first one runs already") }));
-        assert!(poll!(&mut first).is_pending());
-
-        let wakes = Arc::new(Wakes::default());
-        let waker = Waker::from(Arc::clone(&wakes));
-        let mut cx = Context::from_waker(&waker);
-        assert!(second.as_mut().poll(&mut cx).is_pending());
-        drop(first);
-        assert_eq!(wakes.0.load(Ordering::Relaxed), 0, "nothing to do until the answer is there");
-        answer.send(7).unwrap();
-        assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
-        assert!(matches!(second.as_mut().poll(&mut cx), Poll::Ready(Ok(7))));
-        assert_eq!(flights.len(), 0);
-    }
-
-    #[tokio::test]
-    async fn r13_all_callers_leave_and_the_slot_is_freed() {
-        let flights = flights();
-        let (mut answer, answered) = oneshot::channel::<u32>();
-        let mut first = Box::pin(flights.run("token", async { answered.await.unwrap() }));
-        let mut second = Box::pin(flights.run("token", async { panic!("the first one runs already") }));
-        assert!(poll!(&mut first).is_pending());
-        assert!(poll!(&mut second).is_pending());
-        assert_eq!(flights.len(), 1);
-        drop(first);
-        assert_eq!(flights.len(), 1);
-        drop(second);
-        assert_eq!(flights.len(), 0);
-        assert!(poll!(answer.cancellation()).is_ready(), "the computation itself is dropped");
-        assert_eq!(flights.run("token", async { 1 }).await.unwrap(), 1);
-    }
-
-    #[tokio::test]
-    async fn r14_a_panic_reaches_all_who_wait_and_frees_the_slot() {
-        let flights = flights();
-        let run = || {
-            flights.run("token", async {
-                tokio::task::yield_now().await;
-                panic!("computation panics, as this test wants")
-            })
-        };
-        let (first, second) = join!(run(), run());
-        assert!(first.is_err() && second.is_err());
-        assert_eq!(flights.len(), 0);
-        assert_eq!(flights.run("token", async { 1 }).await.unwrap(), 1);
-    }
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn callers_that_come_and_go_on_many_threads_leave_nothing_behind() {
-        let flights = Arc::new(flights());
-        let tasks = (0..64).map(|task| {
-            let flights = Arc::clone(&flights);
-            tokio::spawn(async move {
-                for round in 0..200 {
-                    let mut run = Box::pin(flights.run("token", async {
-                        tokio::task::yield_now().await;
-                        7
-                    }));
-                    let impatient = (task + round) % 3 == 0;
-                    if !impatient {
-                        assert_eq!(run.await.unwrap(), 7);
-                    } else if let Poll::Ready(result) = poll!(&mut run) {
-                        assert_eq!(result.unwrap(), 7);
-                    }
-                }
-            })
-        });
-        for result in join_all(tasks).await {
-            result.unwrap();
-        }
-        assert_eq!(flights.len(), 0);
-    }
-}
+mod tests;

@@ -2,6 +2,9 @@
 
 use std::{any::Any, fmt, sync::Arc};
 
+use bytes::Bytes;
+use http::HeaderValue;
+
 use crate::gate::credential::{Candidate, TokenDigest};
 use crate::gate::{error::VerifyError, rejection::Rejection, routing::Environment};
 use crate::runtime::SystemTime;
@@ -132,8 +135,8 @@ pub struct VerifiedDevice {
 #[derive(Clone)]
 enum Keepsake {
     Nothing,
-    /// The text that the client showed. It needs no allocation.
-    Text(Candidate),
+    /// A copy of the text that the client showed.
+    Text(Bytes),
     Value(Arc<dyn Any + Send + Sync>),
 }
 
@@ -154,9 +157,10 @@ impl VerifiedDevice {
         Self { environment, evidence, digest, verified_at, keepsake: Keepsake::Nothing, subject: None }
     }
 
-    /// The same device, which keeps the text that the client showed.
-    pub(crate) fn with_text(mut self, text: Candidate) -> Self {
-        self.keepsake = Keepsake::Text(text);
+    /// The same device, which keeps a copy of the text that the client showed: the text itself may be a part of
+    /// the request's whole read buffer, and would keep that in memory for as long as a handler keeps the device.
+    pub(crate) fn with_text(mut self, text: &Candidate) -> Self {
+        self.keepsake = Keepsake::Text(Bytes::copy_from_slice(text.as_bytes()));
         self
     }
 
@@ -230,9 +234,9 @@ impl VerifiedDevice {
     }
 
     #[cfg_attr(not(feature = "_apple"), allow(dead_code))]
-    pub(crate) const fn text(&self) -> Option<&Candidate> {
+    pub(crate) fn text(&self) -> Option<Candidate> {
         match &self.keepsake {
-            Keepsake::Text(text) => Some(text),
+            Keepsake::Text(text) => HeaderValue::from_maybe_shared(text.clone()).ok().map(Candidate::new),
             _ => None,
         }
     }

@@ -17,6 +17,8 @@ pub(crate) enum RedisFailure {
     Redis(RedisError),
     /// A value that this crate has not written.
     Rubbish,
+    /// Commands that the access rules of Redis forbid.
+    Forbidden { user: &'static str, commands: String },
 }
 
 impl RedisFailure {
@@ -27,7 +29,7 @@ impl RedisFailure {
             Self::Redis(error) => {
                 error.is_io_error() || error.is_unrecoverable_error() || error.kind() == ErrorKind::Parse
             }
-            Self::Interrupted | Self::Rubbish => false,
+            Self::Interrupted | Self::Rubbish | Self::Forbidden { .. } => false,
         }
     }
 }
@@ -40,6 +42,9 @@ impl fmt::Display for RedisFailure {
             Self::Interrupted => f.write_str("the process shuts down"),
             Self::Redis(error) => error.fmt(f),
             Self::Rubbish => f.write_str("a value in Redis is not one that this version wrote"),
+            Self::Forbidden { user, commands } => {
+                write!(f, "access rules forbid what the {user} needs: {commands}")
+            }
         }
     }
 }

@@ -4,10 +4,12 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use redis::{FromRedisValue, IntoConnectionInfo, RedisResult, aio::ConnectionLike};
 
-use crate::redis::connection::{self, Commands, SharedConnection};
+use crate::redis::check::{RedisUser, check};
+use crate::redis::connection::{Commands, SharedConnection};
 use crate::redis::failure::RedisFailure;
 use crate::redis::health::{Access, RedisHealth};
-use crate::runtime::{Elapsed, Instant, within};
+use crate::redis::link::{Link, Server};
+use crate::runtime::{Elapsed, Instant, patiently, spawn, within};
 
 /// One Redis or Valkey server for everything that replicas share: a [`RedisCache`](crate::cache::RedisCache),
 /// a [`RedisReplayGuard`](crate::replay::RedisReplayGuard), and with the feature `split-key` a
@@ -38,9 +40,13 @@ use crate::runtime::{Elapsed, Instant, within};
 ///
 /// # When Redis fails
 ///
-/// Once a command is not answered within the [deadline](Self::with_deadline), or the connection is lost, one
-/// command in 100 ms tries whether Redis answers again. All others fail at once, whichever type made from the
-/// handle sends them.
+/// Once a command is not answered within its [deadline](Self::with_deadline), or the connection is lost, one
+/// command in 100 ms tries whether Redis answers again. All others that can wait no longer fail at once,
+/// whichever type made from the handle sends them.
+///
+/// A handle made by [`connect`](Self::connect) replaces its connection when it is lost, when nothing is answered
+/// for a second, and when its server has become a read-only replica. A command whose connection ended is sent
+/// once more.
 ///
 /// An incident is logged once at level warn when it begins and once at level info when it is over, with the
 /// number of failed commands between and the names of all that use the handle. The incident is over when each
@@ -48,20 +54,40 @@ use crate::runtime::{Elapsed, Instant, within};
 ///
 /// # Requirements
 ///
-/// A tokio runtime, and Redis 6 or any Valkey. TLS, passwords and clusters come from the `redis` crate:
-/// `rediss://` addresses work with its feature `tokio-rustls-comp`, and [`new`](Self::new) takes any of its
-/// asynchronous connections, including those to clusters.
+/// A tokio runtime, and Redis 6 or any Valkey. With the feature `redis-tls`, `rediss://` addresses work; with
+/// `redis-sentinel`, `connect_sentinel`. [`new`](Self::new) takes any asynchronous connection of the `redis`
+/// crate, including those to clusters.
+///
+/// The user of Redis needs these commands, on keys that begin with the [prefix](Self::with_prefix):
+///
+/// | for | commands |
+/// |---|---|
+/// | `RedisCache` | `GETRANGE`, `PTTL`, `SET`; with `with_fleet_single_flight` also `EVAL`, `GET`, `DEL` |
+/// | `RedisReplayGuard` | `EVAL`, `GET`, `SET`, `DEL`, `TIME` |
+/// | `RedisSplitKeyStore` | `HGET`; for operators also `EVAL`, `HSET`, `HGETALL` |
+/// | `RedisUsageLog` | `HINCRBY`, `EXPIRE`; to read it `HGETALL` |
+///
+/// A handle made by `connect` tries those that requests need as soon as one of these types is made from it, and
+/// logs what is forbidden. It also reads `INFO memory`, where it may, and warns if Redis may evict what a guard
+/// or a key store must keep.
 #[derive(Clone)]
 pub struct Redis {
     connection: Arc<dyn SharedConnection>,
     prefix: Arc<str>,
-    deadline: Duration,
+    /// `None` for the default, which depends on the command.
+    deadline: Option<Duration>,
     health: Arc<RedisHealth>,
+    /// Whether users of the handle are checked: not on a connection that is somebody else's.
+    is_checked: bool,
 }
 
 const DEFAULT_PREFIX: &str = "tower-devicecheck";
 
+/// For what a request can do without.
 pub(super) const DEFAULT_DEADLINE: Duration = Duration::from_millis(50);
+
+/// For what a request fails without.
+const PATIENT_DEADLINE: Duration = Duration::from_secs(1);
 
 /// The deadline for operators.
 #[cfg(feature = "split-key")]
@@ -77,11 +103,39 @@ impl Redis {
     ///
     /// If the address cannot be understood, or outside of a tokio runtime.
     pub async fn connect(server: impl IntoConnectionInfo + Send) -> RedisResult<Self> {
+        Self::connect_to(Server::at(server)?).await
+    }
+
+    /// Connects to the primary that sentinels name, and to its successor after a failover. Otherwise this is
+    /// [`connect`](Self::connect).
+    ///
+    /// ```no_run
+    /// use redis::sentinel::{SentinelClient, SentinelServerType};
+    /// use tower_devicecheck::Redis;
+    ///
+    /// # async fn handle() -> redis::RedisResult<Redis> {
+    /// let sentinels = vec!["redis://sentinel-1:26379", "redis://sentinel-2:26379"];
+    /// let client = SentinelClient::build(sentinels, "mymaster".to_owned(), None, SentinelServerType::Master)?;
+    /// Redis::connect_sentinel(client).await
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Outside of a tokio runtime.
+    #[cfg(feature = "redis-sentinel")]
+    #[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "redis-sentinel")))]
+    pub async fn connect_sentinel(sentinels: redis::sentinel::SentinelClient) -> RedisResult<Self> {
+        Self::connect_to(Server::NamedBySentinels(tokio::sync::Mutex::new(sentinels))).await
+    }
+
+    async fn connect_to(server: Server) -> RedisResult<Self> {
         let sent = Instant::now();
-        let (manager, reached) = connection::connect(server).await?;
-        let redis = Self::new(manager);
-        if let Err(error) = reached {
-            redis.health.failed(Access::Read, &RedisFailure::Redis(error), sent);
+        let (link, reached) = Link::connect(server).await?;
+        let redis = Self { is_checked: true, ..Self::with(Arc::new(link)) };
+        match reached {
+            Ok(()) => redis.health.succeeded(Access::ReadVerdict, sent),
+            Err(error) => redis.failed(Access::ReadVerdict, &RedisFailure::Redis(error), sent),
         }
         Ok(redis)
     }
@@ -90,11 +144,16 @@ impl Redis {
     /// [`ConnectionManager`](redis::aio::ConnectionManager) do. This crate does not reconnect it.
     #[must_use]
     pub fn new(connection: impl ConnectionLike + Clone + Send + Sync + 'static) -> Self {
+        Self::with(Arc::new(connection))
+    }
+
+    fn with(connection: Arc<dyn SharedConnection>) -> Self {
         Self {
-            connection: Arc::new(connection),
+            connection,
             prefix: DEFAULT_PREFIX.into(),
-            deadline: DEFAULT_DEADLINE,
+            deadline: None,
             health: Arc::default(),
+            is_checked: false,
         }
     }
 
@@ -105,27 +164,37 @@ impl Redis {
         self
     }
 
-    /// The time that one command has. Default: 50 ms.
+    /// The time that one command has. Default: 50 ms for a cache, which a request can do without; a second for
+    /// a guard and for a key store, without which it fails.
     ///
     /// A request waits for a `RedisCache` for this long in all, before and after Apple is asked. It waits for
-    /// each step of a `RedisReplayGuard` for this long, and for a second at most.
+    /// each step of a `RedisReplayGuard` for this long, and for a second at most; time in which the process was
+    /// too busy to look at the answer does not count there.
     #[must_use]
     pub const fn with_deadline(mut self, deadline: Duration) -> Self {
-        self.deadline = deadline;
+        self.deadline = Some(deadline);
         self
     }
 
-    /// Adds a name to those that the log of incidents calls affected.
-    pub(crate) fn add_user(&self, user: &'static str) {
-        self.health.add_user(user);
+    /// Adds a name to those that the log of incidents calls affected, and checks whether Redis lets it work.
+    pub(crate) fn add_user(&self, user: &'static RedisUser) {
+        self.health.add_user(user.name);
+        if self.is_checked {
+            spawn(check(self.clone(), user));
+        }
     }
 
     pub(crate) fn prefix(&self) -> &str {
         &self.prefix
     }
 
-    pub(crate) const fn deadline(&self) -> Duration {
-        self.deadline
+    /// The deadline of a cache.
+    pub(crate) fn deadline(&self) -> Duration {
+        self.deadline.unwrap_or(DEFAULT_DEADLINE)
+    }
+
+    pub(super) fn failed(&self, access: Access, failure: &RedisFailure, sent: Instant) {
+        self.health.failed(access, failure, sent);
     }
 
     /// Sends commands and waits for their answer within the deadline, unless Redis is known not to answer.
@@ -162,12 +231,20 @@ impl Redis {
         &self,
         commands: impl Into<Commands>,
     ) -> Result<T, RedisFailure> {
-        answer_within(OPERATOR_DEADLINE, self.send(commands.into())).await
+        self.query_within(OPERATOR_DEADLINE, commands).await
+    }
+
+    pub(super) async fn query_within<T: FromRedisValue>(
+        &self,
+        deadline: Duration,
+        commands: impl Into<Commands>,
+    ) -> Result<T, RedisFailure> {
+        answer_of(deadline, within(deadline, self.send(commands.into())).await)
     }
 
     /// Reports that Redis holds a value that this crate has not written.
     pub(crate) fn rubbish(&self) -> RedisFailure {
-        self.health.failed(Access::Read, &RedisFailure::Rubbish, Instant::now());
+        self.failed(Access::ReadVerdict, &RedisFailure::Rubbish, Instant::now());
         RedisFailure::Rubbish
     }
 
@@ -183,27 +260,40 @@ impl Redis {
         access: Access,
         answer: impl Future<Output = RedisResult<T>>,
     ) -> Result<T, RedisFailure> {
-        if !self.health.may_send() {
+        let deadline = match self.deadline {
+            Some(deadline) => deadline,
+            None if access.is_needed() => PATIENT_DEADLINE,
+            None => DEFAULT_DEADLINE,
+        };
+        // What is taken back must arrive, and only the probes of an outage have something to take back.
+        if access != Access::Undo && !self.health.may_send(deadline) {
             return Err(RedisFailure::Down);
         }
         let sent = Instant::now();
-        let answer = answer_within(self.deadline, answer).await;
+        let answer = if access.is_needed() {
+            patiently(deadline, answer).await
+        } else {
+            within(deadline, answer).await
+        };
+        let answer = answer_of(deadline, answer);
         match &answer {
-            Ok(_) => self.health.succeeded(access),
-            Err(failure) => self.health.failed(access, failure, sent),
+            Ok(_) => self.health.succeeded(access, sent),
+            Err(failure) => self.failed(access, failure, sent),
         }
         answer
     }
 }
 
-async fn answer_within<T>(
-    deadline: Duration,
-    answer: impl Future<Output = RedisResult<T>>,
-) -> Result<T, RedisFailure> {
-    match within(deadline, answer).await {
+fn answer_of<T>(deadline: Duration, answer: Result<RedisResult<T>, Elapsed>) -> Result<T, RedisFailure> {
+    match answer {
         Ok(answer) => answer.map_err(RedisFailure::Redis),
         Err(Elapsed) => Err(RedisFailure::Late(deadline)),
     }
+}
+
+/// A time to live in milliseconds, as Redis takes it: at least one, and no more than it can add to its clock.
+pub(crate) fn expiry(time_to_live: Duration) -> String {
+    time_to_live.as_millis().clamp(1, 1 << 48).to_string()
 }
 
 impl fmt::Debug for Redis {
@@ -211,7 +301,7 @@ impl fmt::Debug for Redis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Redis")
             .field("prefix", &self.prefix)
-            .field("deadline", &self.deadline)
+            .field("deadline", &self.deadline())
             .finish_non_exhaustive()
     }
 }

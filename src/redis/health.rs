@@ -15,11 +15,39 @@ pub(super) const PROBE_INTERVAL: Duration = Duration::from_millis(100);
 /// The time that must pass after the last failure before a success ends a fault.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// The kind of a command. A server that is read-only or out of memory fails writes only.
+/// The kind of a command. A server that is read-only or out of memory, or has access rules, fails some only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Access {
-    Read,
-    Write,
+    ReadVerdict,
+    WriteVerdict,
+    Lease,
+    Guard,
+    /// What a guard takes back: sent whether or not Redis is known to answer.
+    Undo,
+    #[cfg(feature = "split-key")]
+    ReadKey,
+    #[cfg(feature = "split-key")]
+    CountUse,
+}
+
+impl Access {
+    /// Whether a request fails without the answer, so that it is worth waiting for.
+    pub(super) const fn is_needed(self) -> bool {
+        match self {
+            Self::ReadVerdict | Self::WriteVerdict | Self::Lease => false,
+            Self::Guard | Self::Undo => true,
+            #[cfg(feature = "split-key")]
+            Self::ReadKey | Self::CountUse => true,
+        }
+    }
+
+    /// The kind for the log of incidents: what is seldom sent must not keep an incident open.
+    const fn for_the_log(self) -> Self {
+        match self {
+            Self::Undo => Self::Guard,
+            other => other,
+        }
+    }
 }
 
 /// The health of one server, shared by all clones of one handle.
@@ -32,10 +60,16 @@ pub(super) struct RedisHealth {
 struct HealthState {
     /// The names of what uses the server, for the log.
     used_by: BTreeSet<&'static str>,
-    /// The time of the next probe, while the server does not answer.
-    next_probe: Option<Instant>,
+    silence: Option<Silence>,
     last_answer: Option<Instant>,
     incident: Incident,
+}
+
+/// A server that does not answer, or not soon.
+struct Silence {
+    /// The longest time that a command has waited in vain. Commands that may wait longer are sent all the same.
+    waited: Duration,
+    next_probe: Instant,
 }
 
 impl RedisHealth {
@@ -43,15 +77,15 @@ impl RedisHealth {
         lock(&self.state).used_by.insert(user);
     }
 
-    /// Decides whether a command is sent now.
-    pub(super) fn may_send(&self) -> bool {
+    /// Decides whether a command with this deadline is sent now.
+    pub(super) fn may_send(&self, deadline: Duration) -> bool {
         let now = Instant::now();
-        let next_probe = &mut lock(&self.state).next_probe;
-        match next_probe {
-            Some(due) if *due > now => false,
-            Some(due) => {
+        match &mut lock(&self.state).silence {
+            Some(silence) if deadline > silence.waited => true,
+            Some(silence) if silence.next_probe > now => false,
+            Some(silence) => {
                 // Only one caller per interval may probe.
-                *due = now + PROBE_INTERVAL;
+                silence.next_probe = now + PROBE_INTERVAL;
                 true
             }
             None => true,
@@ -63,17 +97,23 @@ impl RedisHealth {
         let now = Instant::now();
         let mut state = lock(&self.state);
         let fault = if failure.is_unreachable() {
-            // Redis is at fault if it has answered no other command since. Otherwise this machine may be
-            // busy.
-            let only_late =
-                matches!(failure, RedisFailure::Late(_)) && state.last_answer.is_some_and(|last| last > sent);
-            if !only_late {
-                state.next_probe = Some(now + PROBE_INTERVAL);
+            let last_answer = state.last_answer;
+            let waited = match failure {
+                // Redis is at fault if it has answered no other command since. Otherwise this machine may be
+                // busy.
+                RedisFailure::Late(_) if last_answer.is_some_and(|last| last > sent) => None,
+                // A server that has answered before may be slow, and good for those who can wait.
+                RedisFailure::Late(limit) if last_answer.is_some() => Some(*limit),
+                _ => Some(Duration::MAX),
+            };
+            if let Some(waited) = waited {
+                let waited = state.silence.as_ref().map_or(waited, |silence| silence.waited.max(waited));
+                state.silence = Some(Silence { waited, next_probe: now + PROBE_INTERVAL });
             }
             RedisFault::Unreachable
         } else {
-            state.answered(now);
-            RedisFault::Declines(access)
+            state.answered(sent, now);
+            RedisFault::Declines(access.for_the_log())
         };
         if state.incident.fails(fault, now) {
             let used_by = state.used_by();
@@ -82,11 +122,12 @@ impl RedisHealth {
         }
     }
 
-    pub(super) fn succeeded(&self, access: Access) {
+    /// Adds the answer to a command that was sent at `sent`.
+    pub(super) fn succeeded(&self, access: Access, sent: Instant) {
         let now = Instant::now();
         let mut state = lock(&self.state);
-        state.answered(now);
-        if let Some(failures) = state.incident.works(access, now) {
+        state.answered(sent, now);
+        if let Some(failures) = state.incident.works(access.for_the_log(), now) {
             let used_by = state.used_by();
             drop(state);
             info!(target: TARGET, failures, used_by, "Redis serves again");
@@ -95,9 +136,11 @@ impl RedisHealth {
 }
 
 impl HealthState {
-    fn answered(&mut self, now: Instant) {
+    fn answered(&mut self, sent: Instant, now: Instant) {
         self.last_answer = Some(now);
-        self.next_probe = None;
+        // An answer that took longer says nothing to those who cannot wait so long.
+        let took = now.saturating_duration_since(sent);
+        self.silence.take_if(|silence| took <= silence.waited);
     }
 
     /// Lists the users, such as `replay guard, verdict cache`.
@@ -151,17 +194,17 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_incident_is_one_incident() {
         let mut incident = Incident::default();
-        assert!(incident.works(Access::Read, Instant::now()).is_none());
+        assert!(incident.works(Access::ReadVerdict, Instant::now()).is_none());
         assert!(incident.fails(RedisFault::Unreachable, Instant::now()));
         for _ in 0..3 {
             assert!(!incident.fails(RedisFault::Unreachable, Instant::now()));
-            assert!(incident.works(Access::Read, Instant::now()).is_none(), "a lucky moment");
+            assert!(incident.works(Access::ReadVerdict, Instant::now()).is_none(), "a lucky moment");
             tokio::time::advance(QUIET / 2).await;
         }
-        assert!(incident.works(Access::Read, Instant::now()).is_none());
+        assert!(incident.works(Access::ReadVerdict, Instant::now()).is_none());
         tokio::time::advance(QUIET / 2).await;
-        assert!(incident.works(Access::Read, Instant::now()).is_some());
-        assert!(incident.works(Access::Read, Instant::now()).is_none());
+        assert!(incident.works(Access::ReadVerdict, Instant::now()).is_some());
+        assert!(incident.works(Access::ReadVerdict, Instant::now()).is_none());
         assert!(incident.fails(RedisFault::Unreachable, Instant::now()));
     }
 
@@ -169,13 +212,16 @@ mod tests {
     async fn an_incident_is_over_when_all_that_failed_works_again() {
         let mut incident = Incident::default();
         assert!(incident.fails(RedisFault::Unreachable, Instant::now()));
-        assert!(!incident.fails(RedisFault::Declines(Access::Write), Instant::now()), "the same incident");
-        assert!(!incident.fails(RedisFault::Declines(Access::Read), Instant::now()), "the same incident");
+        assert!(!incident.fails(RedisFault::Declines(Access::Guard), Instant::now()), "the same incident");
+        assert!(
+            !incident.fails(RedisFault::Declines(Access::ReadVerdict), Instant::now()),
+            "the same incident"
+        );
         tokio::time::advance(QUIET).await;
-        assert_eq!(incident.works(Access::Read, Instant::now()), None, "nothing was written");
-        assert_eq!(incident.works(Access::Write, Instant::now()), Some(3));
-        assert!(incident.fails(RedisFault::Declines(Access::Write), Instant::now()));
+        assert_eq!(incident.works(Access::ReadVerdict, Instant::now()), None, "nothing was written");
+        assert_eq!(incident.works(Access::Guard, Instant::now()), Some(3));
+        assert!(incident.fails(RedisFault::Declines(Access::Guard), Instant::now()));
         tokio::time::advance(QUIET).await;
-        assert_eq!(incident.works(Access::Write, Instant::now()), Some(1));
+        assert_eq!(incident.works(Access::Guard, Instant::now()), Some(1));
     }
 }

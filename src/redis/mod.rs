@@ -2,12 +2,16 @@
 //!
 //! The types that keep something there live beside their traits: verdicts, spent tokens, split keys.
 
+mod check;
 mod connection;
 mod failure;
 mod handle;
 mod health;
+mod link;
 #[cfg(test)]
 mod tests;
 
 pub use self::handle::Redis;
-pub(crate) use self::{failure::RedisFailure, health::Access};
+pub(crate) use self::{
+    check::RedisUser, connection::Commands, failure::RedisFailure, handle::expiry, health::Access,
+};

@@ -37,19 +37,21 @@ fn io_error() -> RedisError {
 #[tokio::test(start_paused = true)]
 async fn an_outage_costs_one_request_in_a_while() {
     let redis = Redis::new(NoConnection);
-    assert!(redis.measured(Access::Read, async { Ok(()) }).await.is_ok());
-    let failed = redis.measured::<()>(Access::Read, async { Err(io_error()) }).await;
+    assert!(redis.measured(Access::ReadVerdict, async { Ok(()) }).await.is_ok());
+    let failed = redis.measured::<()>(Access::ReadVerdict, async { Err(io_error()) }).await;
     assert!(matches!(failed, Err(RedisFailure::Redis(_))));
-    assert!(matches!(redis.measured(Access::Write, async { Ok(()) }).await, Err(RedisFailure::Down)));
+    assert!(matches!(redis.measured(Access::WriteVerdict, async { Ok(()) }).await, Err(RedisFailure::Down)));
 
     tokio::time::advance(PROBE_INTERVAL).await;
     let probe = tokio::spawn({
         let redis = redis.clone();
-        async move { redis.measured(Access::Read, std::future::pending::<RedisResult<()>>()).await.is_err() }
+        async move {
+            redis.measured(Access::ReadVerdict, std::future::pending::<RedisResult<()>>()).await.is_err()
+        }
     });
     tokio::task::yield_now().await;
     assert!(
-        matches!(redis.measured(Access::Read, async { Ok(()) }).await, Err(RedisFailure::Down)),
+        matches!(redis.measured(Access::ReadVerdict, async { Ok(()) }).await, Err(RedisFailure::Down)),
         "one goes"
     );
     let started = Instant::now();
@@ -57,8 +59,8 @@ async fn an_outage_costs_one_request_in_a_while() {
     assert_eq!(started.elapsed(), DEFAULT_DEADLINE);
 
     tokio::time::advance(PROBE_INTERVAL).await;
-    assert!(redis.measured(Access::Read, async { Ok(()) }).await.is_ok());
-    assert!(redis.measured(Access::Write, async { Ok(()) }).await.is_ok());
+    assert!(redis.measured(Access::ReadVerdict, async { Ok(()) }).await.is_ok());
+    assert!(redis.measured(Access::WriteVerdict, async { Ok(()) }).await.is_ok());
 }
 
 #[tokio::test(start_paused = true)]
@@ -66,21 +68,21 @@ async fn a_server_that_declines_is_asked_again() {
     let redis = Redis::new(NoConnection);
     let declined = || RedisError::from((ErrorKind::UnexpectedReturnType, "x"));
     for _ in 0..3 {
-        let failed = redis.measured::<()>(Access::Write, async { Err(declined()) }).await;
+        let failed = redis.measured::<()>(Access::WriteVerdict, async { Err(declined()) }).await;
         assert!(matches!(failed, Err(RedisFailure::Redis(_))));
     }
-    assert!(redis.measured(Access::Read, async { Ok(()) }).await.is_ok());
+    assert!(redis.measured(Access::ReadVerdict, async { Ok(()) }).await.is_ok());
 }
 
 #[tokio::test(start_paused = true)]
 async fn one_late_command_of_many_is_not_an_outage() {
     let redis = Redis::new(NoConnection);
-    let late = redis.measured(Access::Read, std::future::pending::<RedisResult<()>>());
+    let late = redis.measured(Access::ReadVerdict, std::future::pending::<RedisResult<()>>());
     let others = async {
         tokio::time::sleep(Duration::from_millis(20)).await;
-        redis.measured(Access::Read, async { Ok(()) }).await
+        redis.measured(Access::ReadVerdict, async { Ok(()) }).await
     };
     let (late, others) = tokio::join!(late, others);
     assert!(late.is_err() && others.is_ok());
-    assert!(redis.measured(Access::Read, async { Ok(()) }).await.is_ok());
+    assert!(redis.measured(Access::ReadVerdict, async { Ok(()) }).await.is_ok());
 }

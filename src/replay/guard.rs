@@ -14,7 +14,8 @@ pub(super) const DEFAULT_RETENTION: Duration = Duration::from_secs(60 * 60);
 /// Remembers which tokens are in use or spent: [`MemoryReplayGuard`](crate::replay::MemoryReplayGuard)
 /// in the process, `RedisReplayGuard` between processes.
 ///
-/// Under tokio, a step that takes longer than a second fails.
+/// Under tokio, a step that takes longer than a second fails. Time in which the process itself was too busy to
+/// look at the answer does not count.
 ///
 /// ```
 /// use std::{collections::HashMap, sync::Mutex};
@@ -79,7 +80,7 @@ pub trait ReplayGuard: Send + Sync + 'static {
     /// # Errors
     ///
     /// If the guard does not know whether the token is now spent. The request is answered with
-    /// [`Unavailable`](crate::Rejection::Unavailable).
+    /// [`Unavailable`](crate::Rejection::Unavailable), and its claim is [withdrawn](Self::withdraw).
     fn confirm(
         &self,
         key: &ReplayKey<'_>,
@@ -97,8 +98,32 @@ pub trait ReplayGuard: Send + Sync + 'static {
         claim: &Claim,
     ) -> impl Future<Output = Result<(), GuardError>> + Send;
 
-    /// Does the same as [`release`](Self::release) for a request whose future was dropped, because the client
-    /// went away. It cannot await and must not block. Default: does nothing, the reservation lapses.
+    /// Undoes all that this claim has done, because its request was not admitted: the guard failed, Apple gave
+    /// no verdict, or the client went away. Default: [`release`](Self::release).
+    ///
+    /// A token that this claim reserved or spent is free again, and where the claim is the one retry of a spent
+    /// token, another one may come. The claim is void from then on, also for steps of it that arrive later.
+    ///
+    /// Under tokio, the layer tries again after an error until the [lease](Self::lease) is over.
+    ///
+    /// # Errors
+    ///
+    /// If the guard does not know whether it is undone.
+    fn withdraw(
+        &self,
+        key: &ReplayKey<'_>,
+        claim: &Claim,
+    ) -> impl Future<Output = Result<(), GuardError>> + Send {
+        self.release(key, claim)
+    }
+
+    /// The time after which a reservation lapses by itself. Default: 30 seconds.
+    fn lease(&self) -> Duration {
+        DEFAULT_LEASE
+    }
+
+    /// Does the same as [`withdraw`](Self::withdraw), as far as that is possible at once: it cannot await and
+    /// must not block. Default: nothing. Under tokio, the layer calls `withdraw` afterwards.
     fn abandon(&self, key: &ReplayKey<'_>, claim: &Claim) {
         let _ = (key, claim);
     }
@@ -117,6 +142,18 @@ impl<G: ReplayGuard> ReplayGuard for Arc<G> {
         G::release(self, key, claim).await
     }
 
+    fn withdraw(
+        &self,
+        key: &ReplayKey<'_>,
+        claim: &Claim,
+    ) -> impl Future<Output = Result<(), GuardError>> + Send {
+        G::withdraw(self, key, claim)
+    }
+
+    fn lease(&self) -> Duration {
+        G::lease(self)
+    }
+
     fn abandon(&self, key: &ReplayKey<'_>, claim: &Claim) {
         G::abandon(self, key, claim);
     }
@@ -127,9 +164,22 @@ type GuardStep<'a, T> = BoxFuture<'a, Result<T, GuardError>>;
 
 /// The twin of [`ReplayGuard`] that can be a trait object.
 pub(crate) trait ErasedReplayGuard: Send + Sync {
-    fn reserve<'a>(&'a self, key: &'a ReplayKey<'_>, claim: &'a Claim) -> GuardStep<'a, Claimed>;
-    fn confirm<'a>(&'a self, key: &'a ReplayKey<'_>, claim: &'a Claim) -> GuardStep<'a, Claimed>;
-    fn release<'a>(&'a self, key: &'a ReplayKey<'_>, claim: &'a Claim) -> GuardStep<'a, ()>;
+    fn reserve<'a>(
+        &'a self,
+        key: &'a ReplayKey<'_>,
+        claim: &'a Claim,
+    ) -> BoxFuture<'a, Result<Claimed, GuardError>>;
+    fn confirm<'a>(
+        &'a self,
+        key: &'a ReplayKey<'_>,
+        claim: &'a Claim,
+    ) -> BoxFuture<'a, Result<Claimed, GuardError>>;
+    fn withdraw<'a>(
+        &'a self,
+        key: &'a ReplayKey<'_>,
+        claim: &'a Claim,
+    ) -> BoxFuture<'a, Result<(), GuardError>>;
+    fn lease(&self) -> Duration;
     fn abandon(&self, key: &ReplayKey<'_>, claim: &Claim);
 }
 
@@ -142,8 +192,16 @@ impl<G: ReplayGuard> ErasedReplayGuard for G {
         Box::pin(ReplayGuard::confirm(self, key, claim))
     }
 
-    fn release<'a>(&'a self, key: &'a ReplayKey<'_>, claim: &'a Claim) -> GuardStep<'a, ()> {
-        Box::pin(ReplayGuard::release(self, key, claim))
+    fn withdraw<'a>(
+        &'a self,
+        key: &'a ReplayKey<'_>,
+        claim: &'a Claim,
+    ) -> BoxFuture<'a, Result<(), GuardError>> {
+        Box::pin(ReplayGuard::withdraw(self, key, claim))
+    }
+
+    fn lease(&self) -> Duration {
+        ReplayGuard::lease(self)
     }
 
     fn abandon(&self, key: &ReplayKey<'_>, claim: &Claim) {
@@ -155,12 +213,24 @@ impl<G: ReplayGuard> ErasedReplayGuard for G {
 #[derive(Debug)]
 pub struct GuardError {
     source: BoxError,
+    is_untouched: bool,
 }
 
 impl GuardError {
     /// An error with this cause, which must hold no secret: it is logged.
     pub fn new(source: impl Into<BoxError>) -> Self {
-        Self { source: source.into() }
+        Self { source: source.into(), is_untouched: false }
+    }
+
+    /// The same error of a step that changed nothing for certain, so that there is nothing to undo.
+    #[cfg(feature = "redis")]
+    pub(crate) const fn untouched(mut self, is_untouched: bool) -> Self {
+        self.is_untouched = is_untouched;
+        self
+    }
+
+    pub(crate) const fn is_untouched(&self) -> bool {
+        self.is_untouched
     }
 }
 

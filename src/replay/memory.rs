@@ -1,8 +1,11 @@
 //! A guard in the memory of this process.
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::{Mutex, MutexGuard};
-use std::{fmt, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    fmt,
+    sync::{Mutex, MutexGuard},
+    time::Duration,
+};
 
 use sha2::{Digest, Sha256};
 
@@ -10,14 +13,14 @@ use crate::gate::credential::TokenDigest;
 use crate::replay::claim::{Claim, Claimed, ReplayKey};
 use crate::replay::guard::{DEFAULT_LEASE, DEFAULT_RETENTION, GuardError, ReplayGuard};
 use crate::replay::owner::Owner;
-use crate::runtime::{Instant, lock};
+use crate::runtime::{Instant, later, lock};
 
 /// Remembers tokens in the memory of this process.
 ///
 /// The guard is bounded. When it is full, it forgets no token early, because that token could be replayed. It
 /// fails instead, and requests with further tokens are answered with
 /// [`Unavailable`](crate::Rejection::Unavailable). Give it room for the genuine tokens of the [retention
-/// time](Self::with_retention) and the refused ones of the [lease](Self::with_lease). A token takes about 200
+/// time](Self::with_retention) and the refused ones of the [lease](Self::with_lease). A token takes about 300
 /// bytes.
 ///
 /// # Danger
@@ -33,16 +36,17 @@ pub struct MemoryReplayGuard {
 
 #[derive(Default)]
 struct Tokens {
-    by_id: HashMap<[u8; 32], KeptToken>,
-    // Two queues of the tokens' ends. Each has one duration, so it stays in order. A token that was released
-    // or changed leaves a stale line behind.
-    reserved: VecDeque<(Instant, [u8; 32])>,
-    spent: VecDeque<(Instant, [u8; 32])>,
+    by_id: HashMap<TokenId, KeptToken>,
+    /// The ends of all tokens, the first one first.
+    ends: BTreeSet<(Instant, TokenId)>,
 }
+
+type TokenId = [u8; 32];
 
 #[derive(Clone, Copy)]
 struct KeptToken {
-    owner: Owner,
+    /// The holder: `None` after the holder has withdrawn from the one retry.
+    owner: Option<Owner>,
     ends_at: Instant,
     state: TokenState,
 }
@@ -53,6 +57,8 @@ enum TokenState {
     Spent {
         /// The idempotency key of the one retry that is let through, and the end of its window.
         retry: Option<(TokenDigest, Instant)>,
+        /// Whether the owner is that retry.
+        is_retried: bool,
     },
 }
 
@@ -98,9 +104,10 @@ impl MemoryReplayGuard {
     /// The number of tokens that are reserved or spent.
     #[must_use]
     pub fn len(&self) -> usize {
-        let mut tokens = self.tokens();
-        tokens.forget(Instant::now());
-        tokens.by_id.len()
+        let now = Instant::now();
+        // Requests may have the lock in between.
+        while self.tokens().forget(now) {}
+        self.tokens().by_id.len()
     }
 
     /// Whether no token is reserved or spent.
@@ -112,47 +119,45 @@ impl MemoryReplayGuard {
     fn tokens(&self) -> MutexGuard<'_, Tokens> {
         lock(&self.tokens)
     }
-
-    fn spend(&self, tokens: &mut Tokens, id: [u8; 32], claim: &Claim, now: Instant) {
-        let retry = claim.retry_digest().map(|key| (key, later(now, claim.retry_window())));
-        let ends_at = later(now, self.retention);
-        tokens
-            .by_id
-            .insert(id, KeptToken { owner: claim.owner(), ends_at, state: TokenState::Spent { retry } });
-        tokens.spent.push_back((ends_at, id));
-    }
-}
-
-/// Adds to an instant, which could overflow. A century is as good as any longer time.
-fn later(now: Instant, duration: Duration) -> Instant {
-    now + duration.min(Duration::from_secs(100 * 365 * 24 * 60 * 60))
 }
 
 impl Tokens {
-    /// Removes the tokens that have ended. Each line of the queues is looked at once.
-    fn forget(&mut self, now: Instant) {
-        for queue in [&mut self.reserved, &mut self.spent] {
-            while queue.front().is_some_and(|(ends_at, _)| *ends_at <= now)
-                && let Some((_, id)) = queue.pop_front()
-            {
-                if self.by_id.get(&id).is_some_and(|entry| entry.ends_at <= now) {
-                    self.by_id.remove(&id);
+    /// The most tokens that one call forgets. More may have ended, and are looked over until their turn comes.
+    const FORGOTTEN_AT_ONCE: usize = 16;
+
+    /// Removes tokens that have ended. Returns whether more may be left.
+    fn forget(&mut self, now: Instant) -> bool {
+        for _ in 0..Self::FORGOTTEN_AT_ONCE {
+            match self.ends.first() {
+                Some((ends_at, id)) if *ends_at <= now => {
+                    let id = *id;
+                    self.remove(&id);
                 }
+                _ => return false,
             }
         }
+        true
     }
 
-    fn release(&mut self, id: &[u8; 32], owner: Owner) {
-        if let Some(KeptToken { owner: holder, state: TokenState::Reserved, .. }) = self.by_id.get(id)
-            && *holder == owner
-        {
-            self.by_id.remove(id);
+    fn get(&mut self, id: &TokenId, now: Instant) -> Option<&mut KeptToken> {
+        self.by_id.get_mut(id).filter(|token| token.ends_at > now)
+    }
+
+    fn keep(&mut self, id: TokenId, token: KeptToken) {
+        self.remove(&id);
+        self.by_id.insert(id, token);
+        self.ends.insert((token.ends_at, id));
+    }
+
+    fn remove(&mut self, id: &TokenId) {
+        if let Some(token) = self.by_id.remove(id) {
+            self.ends.remove(&(token.ends_at, *id));
         }
     }
 }
 
 /// Identifies a token and scope in 32 bytes. The length keeps scope and digest apart.
-fn id(key: &ReplayKey<'_>) -> [u8; 32] {
+fn id(key: &ReplayKey<'_>) -> TokenId {
     let length = key.scope().len() as u64;
     Sha256::new()
         .chain_update(length.to_be_bytes())
@@ -168,29 +173,28 @@ impl ReplayGuard for MemoryReplayGuard {
         let mut tokens = self.tokens();
         let now = Instant::now();
         tokens.forget(now);
-        // A released token leaves a line in the queue, which takes room until it is due.
-        let full = tokens.by_id.len().max(tokens.reserved.len()) >= self.capacity;
-        match tokens.by_id.get_mut(&id) {
-            Some(KeptToken { owner, state: TokenState::Spent { retry }, .. }) => {
-                let may_repeat = |(key, until): &(TokenDigest, Instant)| {
-                    claim.retry_digest() == Some(*key) && now < *until
-                };
-                if !retry.as_ref().is_some_and(may_repeat) {
-                    return Ok(Claimed::Taken);
-                }
-                *retry = None;
-                *owner = claim.owner();
+        let full = tokens.by_id.len() >= self.capacity && !tokens.by_id.contains_key(&id);
+        let owner = Some(claim.owner());
+        let Some(token) = tokens.get(&id, now) else {
+            if full {
+                return Err(GuardError::new("the replay guard is full"));
+            }
+            let ends_at = later(now, self.lease);
+            tokens.keep(id, KeptToken { owner, ends_at, state: TokenState::Reserved });
+            return Ok(Claimed::Yours);
+        };
+        match &mut token.state {
+            TokenState::Reserved | TokenState::Spent { is_retried: true, .. } if token.owner == owner => {
                 Ok(Claimed::Yours)
             }
-            Some(KeptToken { state: TokenState::Reserved, .. }) => Ok(Claimed::Taken),
-            None if full => Err(GuardError::new("the replay guard is full")),
-            None => {
-                let ends_at = later(now, self.lease);
-                let entry = KeptToken { owner: claim.owner(), ends_at, state: TokenState::Reserved };
-                tokens.by_id.insert(id, entry);
-                tokens.reserved.push_back((ends_at, id));
+            TokenState::Spent { retry: Some((key, until)), is_retried: is_retried @ false }
+                if claim.retry_digest() == Some(*key) && now < *until =>
+            {
+                *is_retried = true;
+                token.owner = owner;
                 Ok(Claimed::Yours)
             }
+            _ => Ok(Claimed::Taken),
         }
     }
 
@@ -199,24 +203,51 @@ impl ReplayGuard for MemoryReplayGuard {
         let mut tokens = self.tokens();
         let now = Instant::now();
         tokens.forget(now);
-        match tokens.by_id.get(&id) {
-            Some(entry) if entry.owner != claim.owner() => Ok(Claimed::Taken),
+        let owner = Some(claim.owner());
+        match tokens.get(&id, now) {
+            Some(token) if token.owner != owner => return Ok(Claimed::Taken),
             // This is the one retry of a spent token, which stays spent.
-            Some(KeptToken { state: TokenState::Spent { .. }, .. }) => Ok(Claimed::Yours),
-            Some(_) | None => {
-                self.spend(&mut tokens, id, claim, now);
-                Ok(Claimed::Yours)
-            }
+            Some(KeptToken { state: TokenState::Spent { .. }, .. }) => return Ok(Claimed::Yours),
+            Some(_) | None => {}
         }
+        let retry = claim.retry_digest().map(|key| (key, later(now, claim.retry_window())));
+        let state = TokenState::Spent { retry, is_retried: false };
+        tokens.keep(id, KeptToken { owner, ends_at: later(now, self.retention), state });
+        Ok(Claimed::Yours)
     }
 
     async fn release(&self, key: &ReplayKey<'_>, claim: &Claim) -> Result<(), GuardError> {
+        let id = id(key);
+        let mut tokens = self.tokens();
+        if let Some(KeptToken { owner, state: TokenState::Reserved, .. }) = tokens.by_id.get(&id)
+            && *owner == Some(claim.owner())
+        {
+            tokens.remove(&id);
+        }
+        Ok(())
+    }
+
+    async fn withdraw(&self, key: &ReplayKey<'_>, claim: &Claim) -> Result<(), GuardError> {
         self.abandon(key, claim);
         Ok(())
     }
 
+    fn lease(&self) -> Duration {
+        self.lease
+    }
+
     fn abandon(&self, key: &ReplayKey<'_>, claim: &Claim) {
-        self.tokens().release(&id(key), claim.owner());
+        let id = id(key);
+        let mut tokens = self.tokens();
+        match tokens.by_id.get_mut(&id).filter(|token| token.owner == Some(claim.owner())) {
+            Some(KeptToken {
+                owner, state: TokenState::Spent { is_retried: is_retried @ true, .. }, ..
+            }) => {
+                (*owner, *is_retried) = (None, false);
+            }
+            Some(_) => tokens.remove(&id),
+            None => {}
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::redis::{Access, Redis, RedisFailure};
+use crate::redis::{Access, Redis, RedisFailure, RedisUser, expiry};
 use crate::replay::claim::{Claim, Claimed, ReplayKey};
 use crate::replay::guard::{DEFAULT_LEASE, DEFAULT_RETENTION, GuardError, ReplayGuard};
 
@@ -26,8 +26,9 @@ use crate::replay::guard::{DEFAULT_LEASE, DEFAULT_RETENTION, GuardError, ReplayG
 ///
 /// The layer answers requests with [`Unavailable`](crate::Rejection::Unavailable), unless the operator chose
 /// [otherwise](Self::dangerously_admit_without_redis). It does so within the [deadline](Redis::with_deadline)
-/// of the step that fails; if that is the first one, Apple is not asked. [`Redis`] describes an outage and
-/// its log.
+/// of the step that fails, a second by default; if that is the first one, Apple is not asked. What was reserved
+/// for such a request is given back, and that is tried until the lease is over. [`Redis`] describes an outage
+/// and its log.
 ///
 /// # Danger
 ///
@@ -42,11 +43,18 @@ pub struct RedisReplayGuard {
     admit_without_redis: bool,
 }
 
+const USER: RedisUser = RedisUser {
+    name: "replay guard",
+    commands: &["EVAL", "GET", "SET", "DEL", "TIME"],
+    must_keep: true,
+    access: Access::Guard,
+};
+
 impl RedisReplayGuard {
     /// A guard on this server.
     #[must_use]
     pub fn new(redis: Redis) -> Self {
-        redis.add_user("replay guard");
+        redis.add_user(&USER);
         Self { redis, lease: DEFAULT_LEASE, retention: DEFAULT_RETENTION, admit_without_redis: false }
     }
 
@@ -85,12 +93,18 @@ impl RedisReplayGuard {
     }
 
     /// Runs a script on a token. Its answer is whether the token is this claim's.
-    async fn run(&self, key: &ReplayKey<'_>, script: &str, arguments: &[&str]) -> Result<bool, RedisFailure> {
+    async fn run(
+        &self,
+        access: Access,
+        key: &ReplayKey<'_>,
+        script: &str,
+        arguments: &[&str],
+    ) -> Result<bool, RedisFailure> {
         let mut command = redis::cmd("EVAL");
         // A cluster chooses the node by the text in braces, the digest.
         let name = format!("{}:use1:{}:{{{}}}", self.redis.prefix(), key.scope(), key.digest());
         command.arg(script).arg(1).arg(name).arg(arguments);
-        self.redis.query(Access::Write, command).await
+        self.redis.query(access, command).await
     }
 
     fn judge(&self, answer: Result<bool, RedisFailure>) -> Result<Claimed, GuardError> {
@@ -98,28 +112,36 @@ impl RedisReplayGuard {
             Ok(true) => Ok(Claimed::Yours),
             Ok(false) => Ok(Claimed::Taken),
             Err(_) if self.admit_without_redis => Ok(Claimed::Yours),
-            Err(error) => Err(GuardError::new(error)),
+            Err(failure) => {
+                let is_untouched = matches!(failure, RedisFailure::Down);
+                Err(GuardError::new(failure).untouched(is_untouched))
+            }
         }
     }
 }
 
-// The value of a reserved token is `r:` and the owner. The value of a spent one is `s:`, the owner, the end
-// of the retry window (milliseconds since the Unix epoch by Redis's clock), and the digest of the idempotency
-// key or `-`.
+// The value of a token begins with a letter and its owner:
+// - `r:<owner>`: reserved.
+// - `s:<owner>:<end>:<key>`: spent, with the end of the retry window (milliseconds since the Unix epoch by
+//   Redis's clock) and the digest of the idempotency key or `-`. The owner `00` has withdrawn from the retry.
+// - `u:<owner>:<end>:<key>`: spent, and used by the one retry.
+// - `f:<owner>`: free. This owner has withdrawn, and a command of it that arrives later counts for nothing.
 
 /// Arguments: owner, retry key or `-`, lease in milliseconds.
 const RESERVE: &str = r"
 local value = redis.pcall('GET', KEYS[1])
-if not value then
+if value and type(value) ~= 'string' then return 0 end
+local kind, owner, rest = string.match(value or '', '^([rsuf]):(%x+)(.*)$')
+if owner == ARGV[1] then return (kind == 'r' or kind == 'u') and 1 or 0 end
+if not value or kind == 'f' then
   redis.call('SET', KEYS[1], 'r:' .. ARGV[1], 'PX', ARGV[3])
   return 1
 end
-if type(value) ~= 'string' then return 0 end
-local last, retry = string.match(value, '^s:%x+:(%d+):(%x+)$')
-if last and retry == ARGV[2] then
+local last, retry = string.match(rest or '', '^:(%d+):(%x+)$')
+if kind == 's' and last and retry == ARGV[2] then
   local now = redis.call('TIME')
   if now[1] * 1000 + math.floor(now[2] / 1000) < tonumber(last) then
-    redis.call('SET', KEYS[1], 's:' .. ARGV[1] .. ':0:-', 'KEEPTTL')
+    redis.call('SET', KEYS[1], 'u:' .. ARGV[1] .. rest, 'KEEPTTL')
     return 1
   end
 end
@@ -128,11 +150,10 @@ return 0";
 /// Arguments: owner, retry key or `-`, retry window in milliseconds, retention in milliseconds.
 const CONFIRM: &str = r"
 local value = redis.pcall('GET', KEYS[1])
-if value and value ~= 'r:' .. ARGV[1] then
-  if type(value) ~= 'string' then return 0 end
-  local mine = 's:' .. ARGV[1] .. ':'
-  return string.sub(value, 1, #mine) == mine and 1 or 0
-end
+if value and type(value) ~= 'string' then return 0 end
+local kind, owner = string.match(value or '', '^([rsuf]):(%x+)')
+if owner == ARGV[1] and kind ~= 'r' then return kind == 'f' and 0 or 1 end
+if value and owner ~= ARGV[1] and kind ~= 'f' then return 0 end
 local now = redis.call('TIME')
 local last = string.format('%.0f', now[1] * 1000 + math.floor(now[2] / 1000) + ARGV[3])
 redis.call('SET', KEYS[1], 's:' .. ARGV[1] .. ':' .. last .. ':' .. ARGV[2], 'PX', ARGV[4])
@@ -143,43 +164,52 @@ const RELEASE: &str = r"
 if redis.pcall('GET', KEYS[1]) == 'r:' .. ARGV[1] then redis.call('DEL', KEYS[1]) end
 return 1";
 
+/// Arguments: owner, lease in milliseconds.
+const WITHDRAW: &str = r"
+local value = redis.pcall('GET', KEYS[1])
+if value and type(value) ~= 'string' then return 1 end
+local kind, owner, rest = string.match(value or '', '^([rsuf]):(%x+)(.*)$')
+if value and owner ~= ARGV[1] then return 1 end
+if kind == 'u' then
+  redis.call('SET', KEYS[1], 's:00' .. rest, 'KEEPTTL')
+else
+  redis.call('DEL', KEYS[1])
+  redis.pcall('SET', KEYS[1], 'f:' .. ARGV[1], 'PX', ARGV[2])
+end
+return 1";
+
 impl ReplayGuard for RedisReplayGuard {
     async fn reserve(&self, key: &ReplayKey<'_>, claim: &Claim) -> Result<Claimed, GuardError> {
-        let arguments = [&*claim.owner().to_string(), &retry_key(claim), &millis(self.lease)];
-        self.judge(self.run(key, RESERVE, &arguments).await)
+        let arguments = [&*claim.owner().to_string(), &retry_key(claim), &expiry(self.lease)];
+        self.judge(self.run(Access::Guard, key, RESERVE, &arguments).await)
     }
 
     async fn confirm(&self, key: &ReplayKey<'_>, claim: &Claim) -> Result<Claimed, GuardError> {
         let arguments = [
             &*claim.owner().to_string(),
             &retry_key(claim),
-            &millis(claim.retry_window()),
-            &millis(self.retention),
+            &expiry(claim.retry_window()),
+            &expiry(self.retention),
         ];
-        self.judge(self.run(key, CONFIRM, &arguments).await)
+        self.judge(self.run(Access::Guard, key, CONFIRM, &arguments).await)
     }
 
     async fn release(&self, key: &ReplayKey<'_>, claim: &Claim) -> Result<(), GuardError> {
-        let answer = self.run(key, RELEASE, &[&claim.owner().to_string()]).await;
+        let answer = self.run(Access::Guard, key, RELEASE, &[&claim.owner().to_string()]).await;
         answer.map(drop).map_err(GuardError::new)
     }
 
-    fn abandon(&self, key: &ReplayKey<'_>, claim: &Claim) {
-        // The reservation lapses by itself if there is no runtime, as when the process ends.
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        let (guard, scope, digest) = (self.clone(), key.scope().to_owned(), key.digest());
-        let claim = Claim::new(claim.owner());
-        runtime.spawn(async move {
-            let _ = guard.release(&ReplayKey::new(&scope, digest), &claim).await;
-        });
+    async fn withdraw(&self, key: &ReplayKey<'_>, claim: &Claim) -> Result<(), GuardError> {
+        let arguments = [&*claim.owner().to_string(), &expiry(self.lease)];
+        let answer = self.run(Access::Undo, key, WITHDRAW, &arguments).await;
+        answer.map(drop).map_err(GuardError::new)
+    }
+
+    fn lease(&self) -> Duration {
+        self.lease
     }
 }
 
 fn retry_key(claim: &Claim) -> String {
     claim.retry_digest().map_or_else(|| "-".to_owned(), |digest| digest.to_string())
-}
-
-/// Milliseconds for Redis: at least one, and no more than it can add to its clock.
-fn millis(duration: Duration) -> String {
-    duration.as_millis().clamp(1, 1 << 48).to_string()
 }

@@ -173,7 +173,7 @@ pub(super) fn device(text: &str) -> VerifiedDevice {
     let token: DeviceToken = text.parse().unwrap();
     let digest = token.digest();
     VerifiedDevice::new(digest, Environment::Production, Evidence::APPLE, SystemTime::now())
-        .with_text(token.into_text())
+        .with_text(&token.into_text())
 }
 
 pub(super) fn request(headers: &[(&str, &str)]) -> Request<NoBody> {

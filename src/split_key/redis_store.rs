@@ -2,7 +2,7 @@
 
 use redis::FromRedisValue;
 
-use crate::redis::{Access, Redis, RedisFailure};
+use crate::redis::{Access, Commands, Redis, RedisFailure, RedisUser};
 use crate::runtime::{SystemTime, since_epoch};
 use crate::split_key::{
     SplitId, SplitKeyEvent, SplitKeyObserver, SplitKeyRecord, SplitKeyStore, SplitKeyStoreError,
@@ -41,11 +41,21 @@ end
 for i = 1, #ARGV, 3 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1] .. '\n' .. ARGV[i + 2]) end
 return 1";
 
+const STORE: RedisUser =
+    RedisUser { name: "split key store", commands: &["HGET"], must_keep: true, access: Access::ReadKey };
+
+const LOG: RedisUser = RedisUser {
+    name: "usage log",
+    commands: &["HINCRBY", "EXPIRE"],
+    must_keep: false,
+    access: Access::CountUse,
+};
+
 impl RedisSplitKeyStore {
     /// A store on this server.
     #[must_use]
     pub fn new(redis: Redis) -> Self {
-        redis.add_user("split key store");
+        redis.add_user(&STORE);
         Self { redis }
     }
 
@@ -87,7 +97,7 @@ impl SplitKeyStore for RedisSplitKeyStore {
         let field = field(project, split);
         let mut command = redis::cmd("HGET");
         command.arg(self.hash()).arg(&field);
-        let answer = self.redis.query(Access::Read, command).await;
+        let answer = self.redis.query(Access::ReadKey, command).await;
         let value: Option<Vec<u8>> = answer.map_err(SplitKeyStoreError::unavailable)?;
         let Some(value) = value else { return Ok(None) };
         record(&field, &value).map(Some).ok_or_else(|| SplitKeyStoreError::unavailable(self.redis.rubbish()))
@@ -100,7 +110,7 @@ impl SplitKeyStore for RedisSplitKeyStore {
             command.arg(field(record.project(), record.split())).arg(record.revision());
             command.arg(serde_json::to_vec(record).map_err(SplitKeyStoreError::unavailable)?);
         }
-        let answer = self.redis.query_for_operator(command).await;
+        let answer = self.redis.query_for_operator(Commands::from(command).once()).await;
         let written: bool = answer.map_err(SplitKeyStoreError::unavailable)?;
         if written { Ok(()) } else { Err(SplitKeyStoreError::conflict()) }
     }
@@ -136,7 +146,7 @@ impl RedisUsageLog {
     /// A log on this server.
     #[must_use]
     pub fn new(redis: Redis) -> Self {
-        redis.add_user("usage log");
+        redis.add_user(&LOG);
         Self { redis }
     }
 
@@ -180,7 +190,8 @@ impl SplitKeyObserver for RedisUsageLog {
         commands.cmd("EXPIRE").arg(&hash).arg(90 * 24 * 60 * 60).ignore();
         let redis = self.redis.clone();
         runtime.spawn(async move {
-            let _: Result<(), RedisFailure> = redis.query(Access::Write, commands).await;
+            let _: Result<(), RedisFailure> =
+                redis.query(Access::CountUse, Commands::from(commands).once()).await;
         });
     }
 }

@@ -137,5 +137,5 @@ use crate::{apple::token::DeviceToken, runtime::SystemTime};
 #[must_use]
 pub fn verified_device(token: DeviceToken, environment: Environment) -> VerifiedDevice {
     let digest = token.digest();
-    VerifiedDevice::new(digest, environment, Evidence::APPLE, SystemTime::now()).with_text(token.into_text())
+    VerifiedDevice::new(digest, environment, Evidence::APPLE, SystemTime::now()).with_text(&token.into_text())
 }

@@ -30,7 +30,7 @@ fn request(token: &HeaderValue) -> Request<()> {
 }
 
 #[tokio::test]
-async fn a_hit_allocates_what_the_extension_needs_and_nothing_else() {
+async fn a_hit_allocates_what_the_extension_needs_one_copy_of_the_token_and_nothing_else() {
     let asked = Counter::default();
     let layer = DeviceCheckLayer::new(Stub::genuine(&asked));
     let token = header_value(&realistic_token());
@@ -49,8 +49,32 @@ async fn a_hit_allocates_what_the_extension_needs_and_nothing_else() {
     let mut response = None;
     let hit = measure(|| response = service.call(hit_request).now_or_never());
     assert!(response.unwrap().unwrap().status().is_success());
-    assert_eq!(hit.count_total, insert.count_total);
-    assert_eq!(hit.bytes_total, insert.bytes_total);
+    assert_eq!(hit.count_total, insert.count_total + 1);
+    assert_eq!(hit.bytes_total, insert.bytes_total + token.len() as u64);
+    assert_eq!(asked.get(), 1);
+}
+
+#[tokio::test]
+async fn c09_a_verified_device_keeps_no_read_buffer_alive() {
+    let asked = Counter::default();
+    let layer = DeviceCheckLayer::new(Stub::genuine(&asked));
+    let text = realistic_token();
+    // As hyper reads an HTTP/1.1 request: all header values are parts of one buffer.
+    for round in ["asked", "remembered"] {
+        let buffer = Bytes::from([text.as_bytes(), &[b' '; 400_000]].concat());
+        let token = HeaderValue::from_maybe_shared(buffer.slice(..text.len())).unwrap();
+        let (kept, keep) = std::sync::mpsc::channel();
+        let mut service = layer.layer(service_fn(move |request: Request<()>| {
+            kept.send(request.extensions().get::<VerifiedDevice>().unwrap().clone()).unwrap();
+            answer(request)
+        }));
+        let response = service.ready().await.unwrap().call(request(&token)).await.unwrap();
+        assert!(response.status().is_success());
+        drop(token);
+        let device = keep.recv().unwrap();
+        assert!(buffer.is_unique(), "{round}");
+        drop(device);
+    }
     assert_eq!(asked.get(), 1);
 }
 

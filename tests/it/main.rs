@@ -11,6 +11,7 @@ mod attacks;
 mod cache_contract;
 mod caches;
 mod examples;
+mod extremes;
 mod first_steps;
 mod gateway;
 mod outage;
@@ -21,13 +22,19 @@ mod readiness;
 #[cfg(feature = "redis")]
 mod redis;
 #[cfg(feature = "redis")]
+mod redis_failover;
+#[cfg(feature = "redis")]
 mod redis_handle;
 #[cfg(feature = "redis")]
 mod redis_keys;
 #[cfg(feature = "redis")]
 mod redis_outage;
 #[cfg(feature = "redis")]
+mod redis_proxy;
+#[cfg(feature = "redis")]
 mod redis_server;
+#[cfg(feature = "redis")]
+mod redis_slow;
 mod secrets;
 mod sharing;
 mod single_use;

@@ -42,6 +42,36 @@ async fn the_guard_keeps_the_contract() {
 }
 
 #[tokio::test]
+async fn c04_reserving_twice_by_one_owner_is_once_in_redis() {
+    let server = RedisServer::start();
+    single_use::reserving_twice(&guard(&server).await, Duration::from_secs(10)).await;
+}
+
+#[tokio::test]
+async fn c05_a_verdict_lives_no_longer_than_its_value_in_redis() {
+    let server = RedisServer::start();
+    let cache = cache(&server).await;
+    let token = "AAAA".parse().unwrap();
+    let key = VerdictKey::new("TEAM123456", Environment::Production, &token);
+    let now = std::time::SystemTime::now();
+    let minute = Duration::from_secs(60);
+    // What a reader whose clock is behind by nearly a minute sees.
+    let verdict = CachedVerdict::new(Verdict::Genuine, key.digest(), now, minute);
+    cache.put(&key, verdict).await.unwrap();
+    let mut client = client(&server).await;
+    let keys: Vec<String> = client.keys("*").await.unwrap();
+    let () = client.pexpire(&keys[0], 2_000).await.unwrap();
+    let found = cache.get(&key).await.unwrap().unwrap();
+    assert!(found.time_to_live() <= Duration::from_secs(2), "{:?}", found.time_to_live());
+    assert!(found.time_to_live() > Duration::ZERO);
+    if let MayAsk::NoNeed(found) = cache.with_fleet_single_flight(minute).lease(&key).await {
+        assert!(found.time_to_live() <= Duration::from_secs(2), "{:?}", found.time_to_live());
+    } else {
+        panic!("the verdict is there");
+    }
+}
+
+#[tokio::test]
 async fn keys_hold_no_token_and_values_end_by_themselves() {
     let server = RedisServer::start();
     let apple = Apple::new();

@@ -7,8 +7,9 @@ use http::StatusCode;
 use redis::aio::MultiplexedConnection;
 use tokio::{io::AsyncWriteExt, net::TcpListener};
 use tower_devicecheck::{
-    DeviceCheckLayer, Environment, Redis,
-    cache::{RedisCache, VerdictCache, VerdictKey},
+    DeviceCheckLayer, Environment, Owner, Redis, Verdict,
+    cache::{CachedVerdict, RedisCache, VerdictCache, VerdictKey},
+    replay::{Claim, RedisReplayGuard, ReplayGuard, ReplayKey},
     testing::{FakeApple, Reply},
 };
 
@@ -168,6 +169,68 @@ async fn redis_that_declines_or_talks_nonsense() {
         assert_eq!(app.status(&apple.genuine()).await, StatusCode::OK);
     }
     nonsense.abort();
+}
+
+#[tokio::test]
+async fn c11_an_incident_is_one_warning_whatever_fails_in_turn() {
+    let log = Log::default();
+    let _listening = log.listen(tracing::Level::INFO);
+    let server = RedisServer::start();
+    let mut operator = client(&server).await;
+    let acl = async |operator: &mut MultiplexedConnection, rule: &str| {
+        let () =
+            redis::cmd("ACL").arg("SETUSER").arg("default").arg(rule).query_async(operator).await.unwrap();
+    };
+    let redis = Redis::connect(server.url()).await.unwrap().with_deadline(PATIENT);
+    let (cache, guard) = (RedisCache::new(redis.clone()), RedisReplayGuard::new(redis));
+    let token = "AAAA".parse().unwrap();
+    let key = VerdictKey::new("TEAM123456", Environment::Production, &token);
+    let verdict = CachedVerdict::new(Verdict::Genuine, key.digest(), std::time::SystemTime::now(), PATIENT);
+    let reserve = async || {
+        let key = ReplayKey::new("TEAM123456", key.digest());
+        guard.reserve(&key, &Claim::new(Owner::random())).await
+    };
+    assert!(reserve().await.is_ok());
+    acl(&mut operator, "-eval").await;
+    for _ in 0..3 {
+        assert!(reserve().await.is_err());
+        tokio::time::sleep(Duration::from_millis(1_050)).await;
+        cache.put(&key, verdict).await.unwrap();
+        cache.get(&key).await.unwrap();
+    }
+    let (warnings, infos, text) = incidents(&log);
+    assert_eq!((warnings, infos), (1, 0), "{text}");
+    // A script that does not end makes commands late first, and then declines them.
+    acl(&mut operator, "+eval").await;
+    let endless = client(&server).await;
+    let endless = tokio::spawn(async move {
+        let mut endless = endless;
+        let _: Result<(), _> =
+            redis::cmd("EVAL").arg("while true do end").arg(0).query_async(&mut endless).await;
+    });
+    let () = redis::cmd("CONFIG")
+        .arg("SET")
+        .arg("busy-reply-threshold")
+        .arg(300)
+        .query_async(&mut operator)
+        .await
+        .unwrap_or(());
+    for _ in 0..10 {
+        let _ = reserve().await;
+        let _ = cache.get(&key).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let mut rescue = client(&server).await;
+    let () = redis::cmd("SCRIPT").arg("KILL").query_async(&mut rescue).await.unwrap();
+    endless.await.unwrap();
+    let (warnings, _, text) = incidents(&log);
+    assert_eq!(warnings, 0, "{text}");
+    tokio::time::sleep(Duration::from_millis(1_050)).await;
+    assert!(reserve().await.is_ok());
+    cache.put(&key, verdict).await.unwrap();
+    cache.get(&key).await.unwrap();
+    let (warnings, infos, text) = incidents(&log);
+    assert_eq!((warnings, infos), (0, 1), "{text}");
 }
 
 #[tokio::test]

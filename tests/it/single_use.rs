@@ -1,6 +1,12 @@
 //! Single use: a token admits one request, whatever happens.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures::{FutureExt, future::join_all};
@@ -85,6 +91,82 @@ pub(crate) async fn contract(
     assert_eq!(guard.confirm(&key(6), &first).await.unwrap(), Yours);
     advance(window + Duration::from_millis(50)).await;
     assert_eq!(guard.reserve(&key(6), &retry(b"a")).await.unwrap(), Taken, "too late");
+}
+
+/// A store that is asked twice, because the first answer was lost on the way, says the same.
+pub(crate) async fn reserving_twice(guard: &impl ReplayGuard, window: Duration) {
+    use Claimed::{Taken, Yours};
+    let key = ReplayKey::new("TEAM123456", TokenDigest::from([7; 32]));
+    let retry = || Claim::new(Owner::random()).with_retry(b"a", window);
+    let (first, second, third) = (retry(), retry(), retry());
+    for _ in 0..3 {
+        assert_eq!(guard.reserve(&key, &first).await.unwrap(), Yours);
+        assert_eq!(guard.reserve(&key, &second).await.unwrap(), Taken);
+    }
+    for _ in 0..3 {
+        assert_eq!(guard.confirm(&key, &first).await.unwrap(), Yours);
+    }
+    for _ in 0..3 {
+        assert_eq!(guard.reserve(&key, &second).await.unwrap(), Yours, "the one retry");
+        assert_eq!(guard.reserve(&key, &third).await.unwrap(), Taken);
+    }
+    for _ in 0..3 {
+        assert_eq!(guard.confirm(&key, &second).await.unwrap(), Yours);
+        assert_eq!(guard.reserve(&key, &third).await.unwrap(), Taken);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn c04_reserving_twice_by_one_owner_is_once() {
+    reserving_twice(&MemoryReplayGuard::new(), Duration::from_secs(10)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn c03_reservations_that_were_given_back_take_no_room() {
+    let guard = MemoryReplayGuard::with_capacity(100);
+    let made_up = ReplayKey::new("TEAM123456", TokenDigest::from([1; 32]));
+    for _ in 0..10_000 {
+        let claim = Claim::new(Owner::random());
+        assert_eq!(guard.reserve(&made_up, &claim).await.unwrap(), Claimed::Yours);
+        guard.abandon(&made_up, &claim);
+    }
+    assert_eq!(guard.len(), 0);
+    for byte in 2..100 {
+        let key = ReplayKey::new("TEAM123456", TokenDigest::from([byte; 32]));
+        let claim = Claim::new(Owner::random());
+        assert_eq!(guard.reserve(&key, &claim).await.unwrap(), Claimed::Yours);
+        assert_eq!(guard.confirm(&key, &claim).await.unwrap(), Claimed::Yours);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn c03_no_request_pays_for_all_that_lapse_at_once() {
+    const TOKENS: u32 = 200_000;
+    let guard = MemoryReplayGuard::new().with_lease(LEASE);
+    let digest = |number: u32| {
+        let mut digest = [0; 32];
+        digest[..4].copy_from_slice(&number.to_be_bytes());
+        TokenDigest::from(digest)
+    };
+    let reserve = async |number| {
+        let started = std::time::Instant::now();
+        let key = ReplayKey::new("TEAM123456", digest(number));
+        assert_eq!(guard.reserve(&key, &Claim::new(Owner::random())).await.unwrap(), Claimed::Yours);
+        started.elapsed()
+    };
+    for number in 0..TOKENS {
+        reserve(number).await;
+    }
+    tokio::time::advance(LEASE).await;
+    // The median of many, so that a pause of this thread does not count; one slow request is not hidden by it
+    // where each removes its share, and is the sum of all where the first one removes them all.
+    let mut times = Vec::new();
+    for number in 0..1_000 {
+        times.push(reserve(number).await);
+    }
+    let first = times[0];
+    times.sort();
+    assert!(first < times[500] * 50 + Duration::from_millis(2), "{first:?}, as a rule {:?}", times[500]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -294,6 +376,57 @@ async fn a_guard_that_fails_admits_nobody() {
     assert_eq!(rejection(&app.get(&token).await), Rejection::ReusedToken);
     tokio::time::advance(LEASE).await;
     assert_eq!(app.status(&token).await, StatusCode::OK);
+}
+
+/// Fails at one step once, after it did what it was asked for: the answer was lost.
+struct Hiccup(MemoryReplayGuard, &'static str, AtomicUsize);
+
+impl Hiccup {
+    fn fail(&self, step: &str) -> Result<(), GuardError> {
+        let fails = self.1 == step && self.2.fetch_add(1, Ordering::SeqCst) == 0;
+        if fails { Err(GuardError::new("a hiccup, as this test wants")) } else { Ok(()) }
+    }
+}
+
+impl ReplayGuard for Hiccup {
+    async fn reserve(&self, key: &ReplayKey<'_>, claim: &Claim) -> Result<Claimed, GuardError> {
+        let answer = self.0.reserve(key, claim).await;
+        self.fail("reserve")?;
+        answer
+    }
+
+    async fn confirm(&self, key: &ReplayKey<'_>, claim: &Claim) -> Result<Claimed, GuardError> {
+        self.fail("confirm")?;
+        self.0.confirm(key, claim).await
+    }
+
+    async fn release(&self, key: &ReplayKey<'_>, claim: &Claim) -> Result<(), GuardError> {
+        self.fail("release")?;
+        self.0.release(key, claim).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn c01_the_hiccup_of_any_guard_costs_no_token() {
+    for step in ["reserve", "confirm", "release"] {
+        let apple = Apple::new();
+        let app = App::new(&apple.layer().with_single_use(Hiccup(
+            MemoryReplayGuard::new(),
+            step,
+            AtomicUsize::new(0),
+        )));
+        let token = apple.genuine();
+        if step == "release" {
+            apple.fake.script(Reply::status(400));
+        }
+        let response = app.get(&token).await;
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE, "{step}");
+        let retry_after: u64 = response.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+        tokio::time::sleep(Duration::from_secs(retry_after)).await;
+        assert_eq!(app.status(&token).await, StatusCode::OK, "{step}");
+        assert_eq!(rejection(&app.get(&token).await), Rejection::ReusedToken, "{step}");
+        assert_eq!(app.inner.calls(), 1, "{step}");
+    }
 }
 
 #[tokio::test]

@@ -41,7 +41,7 @@ fn token() -> DeviceToken {
 fn device(environment: Environment) -> VerifiedDevice {
     let digest = TokenDigest::from([0; 32]);
     VerifiedDevice::new(digest, environment, Evidence::APPLE, SystemTime::UNIX_EPOCH)
-        .with_text(token().into_text())
+        .with_text(&token().into_text())
 }
 
 fn status(status: u16, body: &'static str) -> TransportResult {

@@ -5,9 +5,10 @@ use std::{fmt, time::Duration};
 use crate::device_check::cache::stored_verdict::{Seal, StoredVerdict};
 use crate::device_check::cache::verdict_cache::{MayAsk, VerdictCache};
 use crate::device_check::cache::{cached_verdict::CachedVerdict, verdict_key::VerdictKey};
-use crate::redis::{Access, Redis, RedisFailure};
+use crate::gate::observer::CacheError;
+use crate::redis::{Access, Redis, RedisFailure, RedisUser, expiry};
+use crate::replay::owner::Owner;
 use crate::runtime::{Instant, SystemTime, millis, since_epoch};
-use crate::{gate::observer::CacheError, replay::owner::Owner};
 
 /// Verdicts in Redis or Valkey, shared by all replicas that use the same server and prefix.
 ///
@@ -55,11 +56,25 @@ pub struct RedisCache {
     lease: Option<Duration>,
 }
 
+const USER: RedisUser = RedisUser {
+    name: "verdict cache",
+    commands: &["GETRANGE", "PTTL", "SET"],
+    must_keep: false,
+    access: Access::ReadVerdict,
+};
+
+const LEASES: RedisUser = RedisUser {
+    name: "verdict cache",
+    commands: &["EVAL", "GET", "DEL"],
+    must_keep: false,
+    access: Access::Lease,
+};
+
 impl RedisCache {
     /// A cache on this server.
     #[must_use]
     pub fn new(redis: Redis) -> Self {
-        redis.add_user("verdict cache");
+        redis.add_user(&USER);
         Self { redis, seal: Seal::new(&[]), lease: None }
     }
 
@@ -84,6 +99,7 @@ impl RedisCache {
     #[must_use]
     pub fn with_fleet_single_flight(mut self, lease: Duration) -> Self {
         self.lease = Some(lease);
+        self.redis.add_user(&LEASES);
         self
     }
 
@@ -100,14 +116,23 @@ impl RedisCache {
         format!("{}:lease1:{scope}:{environment}:{{{}}}", self.redis.prefix(), key.digest())
     }
 
-    /// Reads a value: `None` if Redis has none or its time is over, an error if this version did not write
-    /// it.
-    fn open(&self, key: &VerdictKey<'_>, value: &[u8]) -> Result<Option<CachedVerdict>, RedisFailure> {
+    /// Reads a value: `None` if Redis has none or its time is over, an error if this version did not write it.
+    /// `left` is the time that Redis will keep it, in milliseconds: negative if it has none or keeps it for ever.
+    fn open(
+        &self,
+        key: &VerdictKey<'_>,
+        value: &[u8],
+        left: i64,
+    ) -> Result<Option<CachedVerdict>, RedisFailure> {
         if value.is_empty() {
             return Ok(None);
         }
         let sealed = self.seal.open(key, value).ok_or_else(|| self.redis.rubbish())?;
-        Ok(sealed.at(since_epoch(SystemTime::now()), key))
+        let Some(verdict) = sealed.at(since_epoch(SystemTime::now()), key) else { return Ok(None) };
+        // The clock of this process may be behind. Redis's own is the same for the one who wrote and all who
+        // read.
+        let left = u64::try_from(left).map_or(Duration::MAX, Duration::from_millis);
+        Ok(Some(verdict.with_time_to_live(verdict.time_to_live().min(left))))
     }
 
     async fn try_lease(
@@ -116,19 +141,29 @@ impl RedisCache {
         owner: Owner,
         lease: Duration,
     ) -> Result<LeaseState, RedisFailure> {
-        let mut commands = redis::pipe();
-        commands.cmd("SET").arg(self.lease_name(key)).arg(owner.to_string());
-        commands.arg("NX").arg("PX").arg(millis(lease).max(1));
-        // Read the verdict after trying for the lease: a holder stores the verdict before it releases.
-        commands.cmd("GETRANGE").arg(self.verdict_name(key)).arg(0).arg(StoredVerdict::LENGTH);
-        let (leased, value): (bool, Vec<u8>) = self.redis.query(Access::Write, commands).await?;
-        Ok(match self.open(key, &value).unwrap_or(None) {
+        let mut command = redis::cmd("EVAL");
+        command.arg(LEASE).arg(2).arg(self.lease_name(key)).arg(self.verdict_name(key));
+        command.arg(owner.to_string()).arg(expiry(lease)).arg(StoredVerdict::LENGTH);
+        let (leased, value, left): (bool, Vec<u8>, i64) = self.redis.query(Access::Lease, command).await?;
+        Ok(match self.open(key, &value, left).unwrap_or(None) {
             Some(verdict) => LeaseState::Known { verdict, leased },
             None if leased => LeaseState::Ours,
             None => LeaseState::Others,
         })
     }
 }
+
+/// Tries for a lease, and reads the verdict: a holder stores it before it releases. Arguments: owner, lease in
+/// milliseconds, length of a value.
+const LEASE: &str = r"
+local value = redis.pcall('GET', KEYS[1])
+if not value then
+  redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+  value = ARGV[1]
+end
+local verdict = redis.pcall('GETRANGE', KEYS[2], 0, ARGV[3])
+if type(verdict) ~= 'string' then verdict = '' end
+return {value == ARGV[1] and 1 or 0, verdict, redis.call('PTTL', KEYS[2])}";
 
 /// The state of a lease after a try for it.
 enum LeaseState {
@@ -143,11 +178,14 @@ const RELEASE: &str =
 
 impl VerdictCache for RedisCache {
     async fn get(&self, key: &VerdictKey<'_>) -> Result<Option<CachedVerdict>, CacheError> {
-        let mut command = redis::cmd("GETRANGE");
+        let name = self.verdict_name(key);
+        let mut commands = redis::pipe();
         // Reads one byte more than a value has, and no more, however long the value in Redis is.
-        command.arg(self.verdict_name(key)).arg(0).arg(StoredVerdict::LENGTH);
-        let value: Vec<u8> = self.redis.query(Access::Read, command).await.map_err(CacheError::new)?;
-        self.open(key, &value).map_err(CacheError::new)
+        commands.cmd("GETRANGE").arg(&name).arg(0).arg(StoredVerdict::LENGTH);
+        commands.cmd("PTTL").arg(&name);
+        let answers = self.redis.query(Access::ReadVerdict, commands).await.map_err(CacheError::new)?;
+        let (value, left): (Vec<u8>, i64) = answers;
+        self.open(key, &value, left).map_err(CacheError::new)
     }
 
     async fn put(&self, key: &VerdictKey<'_>, verdict: CachedVerdict) -> Result<(), CacheError> {
@@ -163,8 +201,8 @@ impl VerdictCache for RedisCache {
         };
         let mut command = redis::cmd("SET");
         command.arg(self.verdict_name(key)).arg(&self.seal.close(key, &value)[..]);
-        command.arg("PX").arg(time_to_live);
-        self.redis.query_to_end(Access::Write, command).await.map_err(CacheError::new)
+        command.arg("PX").arg(expiry(verdict.time_to_live()));
+        self.redis.query_to_end(Access::WriteVerdict, command).await.map_err(CacheError::new)
     }
 
     fn deadline(&self) -> Duration {
@@ -204,7 +242,7 @@ impl VerdictCache for RedisCache {
         let mut command = redis::cmd("EVAL");
         command.arg(RELEASE).arg(1).arg(self.lease_name(key)).arg(owner.to_string());
         // The lease ends by itself if this fails.
-        let _: Result<u8, RedisFailure> = self.redis.query_to_end(Access::Write, command).await;
+        let _: Result<u8, RedisFailure> = self.redis.query_to_end(Access::Lease, command).await;
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::runtime::{Instant, lock};
+use crate::runtime::{Instant, later, lock};
 use crate::split_key::audit::event::{SplitKeyEvent, SplitKeyOutcome, SuspicionKind, SuspiciousUse};
 use crate::split_key::metadata::SplitId;
 
@@ -88,7 +88,14 @@ struct Watched {
 }
 
 #[derive(Default)]
-struct WatchedSplits(HashMap<(Arc<str>, SplitId), WatchedSplit>);
+struct WatchedSplits {
+    by_key: HashMap<(Arc<str>, SplitId), WatchedSplit>,
+    /// The time of the last search for windows that have ended, which looks at all of them.
+    searched: Option<Instant>,
+}
+
+/// The time between two such searches: a flood of made-up splits must not make each use as dear as a search.
+const SEARCH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The uses of one split within one window.
 struct WatchedSplit {
@@ -125,7 +132,7 @@ impl Watch {
         let key = (Arc::clone(project), split);
         let watched = lock(&self.watched);
         [&watched.known, &watched.unknown].into_iter().find_map(|splits| {
-            let split = splits.0.get(&key).filter(|split| split.blocked)?;
+            let split = splits.by_key.get(&key).filter(|split| split.blocked)?;
             let left = split.ends.checked_duration_since(now)?;
             let seconds = u64::try_from(left.as_millis().div_ceil(1_000)).unwrap_or(u64::MAX);
             let left = Duration::from_secs(seconds);
@@ -169,10 +176,9 @@ impl Watch {
         };
         let reports: Vec<_> = watched.count(event, refused, &self.rules).into_iter().map(report).collect();
         let block = reports.iter().find_map(SuspiciousUse::blocked_for);
-        // A time beyond what the clock can express is no block at all.
-        if let Some(ends) = block.and_then(|time| now.checked_add(time)) {
+        if let Some(time) = block {
             watched.blocked = true;
-            watched.ends = ends;
+            watched.ends = later(now, time);
         }
         reports
     }
@@ -186,9 +192,13 @@ impl WatchedSplits {
         now: Instant,
         window: Duration,
     ) -> Option<&mut WatchedSplit> {
-        if !self.0.contains_key(&key) && self.0.len() >= MAX_SPLITS {
-            self.0.retain(|_, split| now < split.ends);
-            if self.0.len() >= MAX_SPLITS {
+        if self.by_key.len() >= MAX_SPLITS && !self.by_key.contains_key(&key) {
+            if self.searched.is_some_and(|searched| now < later(searched, SEARCH_INTERVAL)) {
+                return None;
+            }
+            self.searched = Some(now);
+            self.by_key.retain(|_, split| now < split.ends);
+            if self.by_key.len() >= MAX_SPLITS {
                 return None;
             }
         }
@@ -199,9 +209,9 @@ impl WatchedSplits {
             provider: None,
             reported: Vec::new(),
             blocked: false,
-            ends: now.checked_add(window).unwrap_or(now),
+            ends: later(now, window),
         };
-        let split = self.0.entry(key).or_insert_with(new);
+        let split = self.by_key.entry(key).or_insert_with(new);
         if now >= split.ends && now > split.began {
             *split = new();
         }

@@ -64,6 +64,27 @@ async fn suspicion_alone_blocks_nothing() {
 }
 
 #[tokio::test]
+async fn c10_made_up_splits_do_not_make_each_use_dear() {
+    let mut fixture = Fixture::new();
+    fixture.layer = fixture.layer.clone().with_suspicion(Suspicion::new());
+    let split = fixture.key(SplitKeyState::Active, Limits::none()).await;
+    let part = split.client_part().expose();
+    let made_up = async |from: u32, uses: u32| {
+        let started = std::time::Instant::now();
+        for number in from..from + uses {
+            let part = format!("{}{number:08x}", &part[..part.len() - 8]);
+            assert_eq!(fixture.send(with(&part)).await.status(), 401);
+        }
+        started.elapsed()
+    };
+    made_up(1, 1_000).await;
+    let before = made_up(1_001, 1_000).await;
+    made_up(2_001, 9_000).await;
+    let after = made_up(11_001, 1_000).await;
+    assert!(after < before * 2, "{after:?}, and {before:?} before");
+}
+
+#[tokio::test]
 async fn usage() {
     let mut fixture = Fixture::new();
     let log = Arc::new(UsageLog::with_capacity(1));

@@ -5,24 +5,16 @@ use http_body_util::BodyExt;
 use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
 
 use super::*;
-use crate::{
-    apple::token::Verdict,
-    device_check::{
-        token_source::{BearerToken, HeaderToken},
-        verifier::{DeviceVerifier, TokenQuestion},
-    },
-    gate::error::VerifyError,
-    layer::DeviceCheckLayer,
-    runtime::SystemTime,
-    split_key::{
-        audit::event::SuspicionKind,
-        fixtures::{Fixture, KEYS, NoBody, request, with},
-        limits::Limit,
-        provider::{Provider, Providers},
-        rejection::SplitKeyRejection,
-        splitter::{Split, Splitter},
-    },
-};
+use crate::apple::token::Verdict;
+use crate::device_check::token_source::{BearerToken, HeaderToken};
+use crate::device_check::verifier::{DeviceVerifier, TokenQuestion};
+use crate::gate::error::VerifyError;
+use crate::layer::DeviceCheckLayer;
+use crate::runtime::SystemTime;
+use crate::split_key::fixtures::{Fixture, KEYS, NoBody, request, with};
+use crate::split_key::provider::{Provider, Providers};
+use crate::split_key::splitter::{Split, Splitter};
+use crate::split_key::{audit::event::SuspicionKind, limits::Limit, rejection::SplitKeyRejection};
 
 fn bearer(client_part: &str) -> String {
     format!("Bearer {client_part}")

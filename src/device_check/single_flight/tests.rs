@@ -1,0 +1,230 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use futures::{channel::oneshot, future::join_all, join, pin_mut, poll};
+
+use super::*;
+
+/// Counts how often it is woken.
+#[derive(Default)]
+struct Wakes(AtomicUsize);
+
+impl Wake for Wakes {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+fn flights() -> SingleFlight<&'static str, u32> {
+    SingleFlight::new()
+}
+
+#[tokio::test]
+async fn r13_all_share_one_computation() {
+    let flights = flights();
+    let runs = Arc::new(AtomicUsize::new(0));
+    let (answer, answered) = oneshot::channel();
+    let answered = answered.shared();
+    let mut callers: Vec<_> = (0..500)
+        .map(|_| {
+            let (runs, answered) = (Arc::clone(&runs), answered.clone());
+            Box::pin(flights.run("token", async move {
+                runs.fetch_add(1, Ordering::Relaxed);
+                answered.await.unwrap()
+            }))
+        })
+        .collect();
+    for caller in &mut callers {
+        assert!(poll!(caller).is_pending());
+    }
+    answer.send(7).unwrap();
+    assert!(join_all(callers).await.into_iter().all(|result| result.unwrap() == 7));
+    assert_eq!(runs.load(Ordering::Relaxed), 1);
+    assert_eq!(flights.len(), 0);
+}
+
+#[tokio::test]
+async fn results_are_not_stored() {
+    let flights = flights();
+    assert_eq!(flights.run("token", async { 1 }).await.unwrap(), 1);
+    assert_eq!(flights.run("token", async { 2 }).await.unwrap(), 2);
+}
+
+#[tokio::test]
+async fn other_keys_do_not_wait() {
+    let flights = flights();
+    let stuck = flights.run("stuck", std::future::pending());
+    pin_mut!(stuck);
+    assert!(poll!(&mut stuck).is_pending());
+    assert_eq!(flights.run("token", async { 1 }).await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn r13_the_first_caller_leaves_and_the_others_are_served_without_spinning() {
+    let flights = flights();
+    let (answer, answered) = oneshot::channel();
+    let mut first = Box::pin(flights.run("token", async { answered.await.unwrap() }));
+    let mut second = Box::pin(flights.run("token", async { panic!("the first one runs already") }));
+    assert!(poll!(&mut first).is_pending());
+
+    let wakes = Arc::new(Wakes::default());
+    let waker = Waker::from(Arc::clone(&wakes));
+    let mut cx = Context::from_waker(&waker);
+    assert!(second.as_mut().poll(&mut cx).is_pending());
+    drop(first);
+    tokio::task::yield_now().await;
+    assert_eq!(wakes.0.load(Ordering::Relaxed), 0, "nothing to do until the answer is there");
+    answer.send(7).unwrap();
+    tokio::task::yield_now().await;
+    assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
+    assert!(matches!(second.as_mut().poll(&mut cx), Poll::Ready(Ok(7))));
+    assert_eq!(flights.len(), 0);
+}
+
+/// A caller joins while the first one's poll is under way and has woken itself. Then the first one goes.
+fn joined_during_a_poll() {
+    let flights = flights();
+    let second = Arc::new(Mutex::new(None::<BoxFuture<'static, Result<u32, Panicked>>>));
+    let wakes = Arc::new(Wakes::default());
+    let poll_second = {
+        let (second, waker) = (Arc::clone(&second), Waker::from(Arc::clone(&wakes)));
+        move || lock(&second).as_mut().unwrap().as_mut().poll(&mut Context::from_waker(&waker))
+    };
+    let mut polls = 0;
+    let poll_it = poll_second.clone();
+    let first = flights.run(
+        "token",
+        std::future::poll_fn(move |cx| {
+            polls += 1;
+            if polls > 1 {
+                return Poll::Ready(7);
+            }
+            cx.waker().wake_by_ref();
+            assert!(poll_it().is_pending());
+            Poll::Pending
+        }),
+    );
+    let mut first = first.boxed();
+    *lock(&second) = Some(flights.run("token", async { panic!("the first one runs already") }).boxed());
+    assert!(first.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    drop(first);
+    assert!(wakes.0.load(Ordering::Relaxed) > 0, "it drives the computation on, or is told");
+    assert!(matches!(poll_second(), Poll::Ready(Ok(7))));
+    *lock(&second) = None;
+    assert_eq!(flights.len(), 0);
+}
+
+#[test]
+fn c02_no_wake_up_is_lost_when_the_one_who_polls_goes() {
+    joined_during_a_poll();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn c02_none_is_lost_among_threads_without_a_runtime_to_spawn_on() {
+    // Threads of their own know no runtime, so the callers drive.
+    let flights = Arc::new(flights());
+    let threads: Vec<_> = (0..4_usize)
+        .map(|thread| {
+            let flights = Arc::clone(&flights);
+            std::thread::spawn(move || {
+                for round in 0..5_000 {
+                    let mut polls = 0;
+                    let mut run = flights
+                        .run(
+                            "token",
+                            std::future::poll_fn(move |cx| {
+                                polls += 1;
+                                cx.waker().wake_by_ref();
+                                if polls > 3 { Poll::Ready(7) } else { Poll::Pending }
+                            }),
+                        )
+                        .boxed();
+                    if (thread + round) % 2 == 0 {
+                        let _ = run.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+                    } else {
+                        assert_eq!(futures::executor::block_on(run).unwrap(), 7);
+                    }
+                }
+            })
+        })
+        .collect();
+    tokio::task::spawn_blocking(|| threads.into_iter().for_each(|thread| thread.join().unwrap()))
+        .await
+        .unwrap();
+    assert_eq!(flights.len(), 0);
+}
+
+#[tokio::test]
+async fn c02_what_was_sent_runs_to_its_end_whoever_leaves() {
+    let flights = flights();
+    let (answer, answered) = oneshot::channel::<()>();
+    let (done, is_done) = oneshot::channel();
+    let mut only = flights.run("token", async {
+        answered.await.unwrap();
+        done.send(()).unwrap();
+        7
+    });
+    assert!(poll!(&mut only).is_pending());
+    drop(only);
+    answer.send(()).unwrap();
+    is_done.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn r13_all_callers_leave_and_the_slot_is_freed() {
+    let flights = flights();
+    let (mut answer, answered) = oneshot::channel::<u32>();
+    let mut first = Box::pin(flights.run("token", async { answered.await.unwrap() }));
+    let mut second = Box::pin(flights.run("token", async { panic!("the first one runs already") }));
+    assert!(poll!(&mut first).is_pending());
+    assert!(poll!(&mut second).is_pending());
+    assert_eq!(flights.len(), 1);
+    drop(first);
+    assert_eq!(flights.len(), 1);
+    drop(second);
+    assert_eq!(flights.len(), 0);
+    assert!(poll!(answer.cancellation()).is_pending(), "what was sent runs on");
+    tokio::time::advance(ABANDONED).await;
+    answer.cancellation().await;
+    assert_eq!(flights.run("token", async { 1 }).await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn r14_a_panic_reaches_all_who_wait_and_frees_the_slot() {
+    let flights = flights();
+    let run = || {
+        flights.run("token", async {
+            tokio::task::yield_now().await;
+            panic!("computation panics, as this test wants")
+        })
+    };
+    let (first, second) = join!(run(), run());
+    assert!(first.is_err() && second.is_err());
+    assert_eq!(flights.len(), 0);
+    assert_eq!(flights.run("token", async { 1 }).await.unwrap(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn callers_that_come_and_go_on_many_threads_leave_nothing_behind() {
+    let flights = Arc::new(flights());
+    let tasks = (0..64).map(|task| {
+        let flights = Arc::clone(&flights);
+        tokio::spawn(async move {
+            for round in 0..200 {
+                let mut run = Box::pin(flights.run("token", async {
+                    tokio::task::yield_now().await;
+                    7
+                }));
+                let impatient = (task + round) % 3 == 0;
+                if !impatient {
+                    assert_eq!(run.await.unwrap(), 7);
+                } else if let Poll::Ready(result) = poll!(&mut run) {
+                    assert_eq!(result.unwrap(), 7);
+                }
+            }
+        })
+    });
+    for result in join_all(tasks).await {
+        result.unwrap();
+    }
+    assert_eq!(flights.len(), 0);
+}

@@ -1,0 +1,236 @@
+//! A connection that is replaced when it is lost, silent, or leads to a server that is no primary any more.
+
+use std::{
+    sync::{Arc, Mutex, Weak},
+    time::Duration,
+};
+
+use futures_util::future::BoxFuture;
+use redis::{
+    AsyncConnectionConfig, Client, ErrorKind, IntoConnectionInfo, RedisError, RedisResult, Value,
+    aio::MultiplexedConnection, io::tcp::TcpSettings,
+};
+use tokio::{runtime::Handle, sync::watch};
+
+use crate::redis::connection::{Commands, SharedConnection};
+use crate::runtime::{Instant, lock, pause, within};
+
+/// One try to connect fails after this time.
+const CONNECT_LIMIT: Duration = Duration::from_secs(1);
+
+/// A connection on which nothing was answered for this long, while commands waited, is given up.
+const SILENCE: Duration = Duration::from_secs(1);
+
+/// A new connection is kept at least for this long when its server turns out to be read-only.
+const READ_ONLY_KEPT: Duration = Duration::from_millis(250);
+
+/// The longest pause between two tries to connect.
+const MAX_PAUSE: Duration = Duration::from_millis(200);
+
+/// The commands that may wait to be written. Fewer would make a burst of requests wait for each other in turn.
+const WRITE_QUEUE: usize = 4_096;
+
+/// The way to one Redis, over one connection at a time.
+#[derive(Clone)]
+pub(super) struct Link(Arc<LinkState>);
+
+struct LinkState {
+    server: Server,
+    runtime: Handle,
+    current: watch::Sender<Connected>,
+}
+
+/// The server, or where to ask for it.
+pub(super) enum Server {
+    At(Box<Client>),
+    #[cfg(feature = "redis-sentinel")]
+    NamedBySentinels(tokio::sync::Mutex<redis::sentinel::SentinelClient>),
+}
+
+#[derive(Clone)]
+enum Connected {
+    /// The first try since the last connection ended is under way.
+    Connecting,
+    /// The tries go on.
+    Failing(RedisError),
+    Up(Arc<Line>),
+}
+
+struct Line {
+    connection: MultiplexedConnection,
+    since: Instant,
+    /// The time since which commands wait and none was answered.
+    silent_since: Mutex<Option<Instant>>,
+}
+
+impl Server {
+    /// # Errors
+    ///
+    /// If the address cannot be understood, or needs a feature that is not on.
+    pub(super) fn at(address: impl IntoConnectionInfo) -> RedisResult<Self> {
+        let tcp = TcpSettings::default().set_nodelay(true);
+        // The kernel gives up a server that vanished without a word after this time, not after a quarter of
+        // an hour.
+        #[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]
+        let tcp = tcp.set_user_timeout(Duration::from_secs(2));
+        let address = address.into_connection_info().map_err(name_the_feature)?;
+        let client = Client::open(address.set_tcp_settings(tcp)).map_err(name_the_feature)?;
+        Ok(Self::At(Box::new(client)))
+    }
+
+    async fn connect(&self) -> RedisResult<Arc<Line>> {
+        #[cfg(feature = "redis-tls")]
+        choose_crypto();
+        // Each command has a deadline of its own.
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(CONNECT_LIMIT))
+            .set_response_timeout(None)
+            .set_pipeline_buffer_size(WRITE_QUEUE);
+        let connect = async {
+            match self {
+                Self::At(client) => client.get_multiplexed_async_connection_with_config(&config).await,
+                #[cfg(feature = "redis-sentinel")]
+                Self::NamedBySentinels(sentinels) => {
+                    sentinels.lock().await.get_async_connection_with_config(&config).await
+                }
+            }
+        };
+        let connection = within(CONNECT_LIMIT, connect).await.unwrap_or_else(|_elapsed| {
+            Err(std::io::Error::new(std::io::ErrorKind::TimedOut, "no connection within a second").into())
+        })?;
+        Ok(Arc::new(Line { connection, since: Instant::now(), silent_since: Mutex::default() }))
+    }
+}
+
+/// Says what to turn on for addresses that this build cannot use.
+fn name_the_feature(error: RedisError) -> RedisError {
+    if cfg!(feature = "redis-tls") || !error.to_string().contains("TLS") {
+        return error;
+    }
+    (ErrorKind::InvalidClientConfig, "TLS needs the feature `redis-tls` of tower-devicecheck").into()
+}
+
+/// rustls panics where it has several providers of cryptography and the process has chosen none.
+#[cfg(feature = "redis-tls")]
+fn choose_crypto() {
+    if rustls::crypto::CryptoProvider::get_default().is_none() {
+        // An error means that another thread has chosen one just now.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    }
+}
+
+impl Link {
+    /// Connects, and goes on trying if the server cannot be reached now. Returns that error, too.
+    ///
+    /// # Errors
+    ///
+    /// Outside of a tokio runtime.
+    pub(super) async fn connect(server: Server) -> RedisResult<(Self, RedisResult<()>)> {
+        let Ok(runtime) = Handle::try_current() else {
+            return Err((ErrorKind::Client, "must be called in a tokio runtime").into());
+        };
+        let (connected, reached) = match server.connect().await {
+            Ok(line) => (Connected::Up(line), Ok(())),
+            Err(error) => (Connected::Failing(error.clone()), Err(error)),
+        };
+        let link = Self(Arc::new(LinkState { server, runtime, current: watch::Sender::new(connected) }));
+        if reached.is_err() {
+            link.0.runtime.spawn(connect_again(Arc::downgrade(&link.0)));
+        }
+        Ok((link, reached))
+    }
+
+    /// The connection, as soon as a try to connect has ended.
+    async fn line(&self) -> RedisResult<Arc<Line>> {
+        let mut current = self.0.current.subscribe();
+        let ended = current.wait_for(|connected| !matches!(connected, Connected::Connecting)).await;
+        match ended.as_deref() {
+            Ok(Connected::Up(line)) => Ok(Arc::clone(line)),
+            Ok(Connected::Failing(error)) => Err(error.clone()),
+            Ok(Connected::Connecting) | Err(_) => Err((ErrorKind::Io, "no connection").into()),
+        }
+    }
+
+    fn replace(&self, line: &Arc<Line>) {
+        let is_replaced = self.0.current.send_if_modified(|connected| {
+            let is_current = matches!(connected, Connected::Up(up) if Arc::ptr_eq(up, line));
+            if is_current {
+                *connected = Connected::Connecting;
+            }
+            is_current
+        });
+        if is_replaced {
+            self.0.runtime.spawn(connect_again(Arc::downgrade(&self.0)));
+        }
+    }
+
+    async fn send_on(&self, line: &Arc<Line>, commands: &Commands) -> RedisResult<Value> {
+        lock(&line.silent_since).get_or_insert_with(Instant::now);
+        let mut waiting = Waiting { link: self, line, is_answered: false };
+        let answer = commands.on(line.connection.clone()).await;
+        waiting.is_answered = true;
+        answer
+    }
+}
+
+/// Tries until it succeeds or nobody uses the link any more.
+async fn connect_again(link: Weak<LinkState>) {
+    let mut time = Duration::from_millis(25);
+    while let Some(state) = link.upgrade() {
+        match state.server.connect().await {
+            Ok(line) => {
+                state.current.send_replace(Connected::Up(line));
+                return;
+            }
+            Err(error) => state.current.send_replace(Connected::Failing(error)),
+        };
+        drop(state);
+        pause(time).await;
+        time = (time * 2).min(MAX_PAUSE);
+    }
+}
+
+/// A command without an answer.
+struct Waiting<'a> {
+    link: &'a Link,
+    line: &'a Arc<Line>,
+    is_answered: bool,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut silent_since = lock(&self.line.silent_since);
+        if self.is_answered {
+            *silent_since = None;
+        } else if silent_since.is_some_and(|since| since.elapsed() >= SILENCE) {
+            self.link.replace(self.line);
+        }
+    }
+}
+
+impl SharedConnection for Link {
+    fn send(&self, commands: Commands) -> BoxFuture<'static, RedisResult<Value>> {
+        let link = self.clone();
+        Box::pin(async move {
+            let line = link.line().await?;
+            let answer = link.send_on(&line, &commands).await;
+            let Err(error) = &answer else { return answer };
+            let is_read_only = is_read_only(error);
+            let is_lost = error.is_unrecoverable_error();
+            if !is_lost && !(is_read_only && line.since.elapsed() >= READ_ONLY_KEPT) {
+                return answer;
+            }
+            link.replace(&line);
+            if !is_read_only && !commands.may_repeat {
+                return answer;
+            }
+            let line = link.line().await?;
+            link.send_on(&line, &commands).await
+        })
+    }
+}
+
+/// The answer of a replica to a write. Redis 6 hides it in the text about a script.
+fn is_read_only(error: &RedisError) -> bool {
+    error.code() == Some("READONLY") || error.to_string().contains("READONLY")
+}
