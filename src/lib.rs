@@ -177,7 +177,7 @@
 //! | `axum` | no | [`VerifiedDevice`] and `Option<VerifiedDevice>` as extractors; rejections and errors as responses |
 //! | `redis` | no | `Redis`, and on it `RedisCache` and `RedisReplayGuard`, with `split-key` also `RedisSplitKeyStore` and `RedisUsageLog`, shared by replicas. Turns on `tokio` |
 //! | `split-key` | no | `split_key`: API keys in two parts, put together for verified devices only |
-//! | `testing` | no | a fake Apple, and builders for tokens and keys, for your tests. Turns on `tokio` and `rust-crypto` |
+//! | `testing` | no | a fake Apple, and builders for tokens and keys, for your tests. Turns on `tokio`, and `AppleClient` |
 //!
 //! # Caveats
 //!
