@@ -49,7 +49,7 @@ fn main() {
 
     println!("{CAPACITY} entries of {} bytes with their keys\n", size_of::<(u128, Entry)>());
     println!(
-        "| | bytes an entry | after a flood | hits, Zipf | hits, flood | ns a hit | M hits/s, 2 threads | ns a lookup, Zipf | M lookups/s, Zipf, 2 threads |"
+        "| cache | bytes an entry | after a flood | hits, Zipf | hits, flood | ns a hit | M hits/s, 2 threads | ns a lookup, Zipf | M lookups/s, Zipf, 2 threads |"
     );
     println!("|---|---:|---:|---:|---:|---:|---:|---:|---:|");
     for row in &rows {

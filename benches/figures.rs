@@ -170,7 +170,7 @@ fn threads() {
     const BATCH: usize = 2_000;
 
     let tokens: Vec<_> = (0..1_000).map(|_| fresh_token()).collect();
-    println!("\n| million hits a second | 1 thread | 2 threads | |");
+    println!("\n| million hits a second | 1 thread | 2 threads | gain |");
     println!("|---|---:|---:|---:|");
     let print = |name, tokens: &[HeaderValue], afternoon_layer: bool| {
         let ours = ours(Verdict::Genuine).layer(bare_service());

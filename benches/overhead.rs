@@ -63,7 +63,7 @@ fn main() {
     bounds.extend(warm);
     bounds.push(memory);
 
-    println!("\n| bound | measured | at most | |");
+    println!("\n| bound | measured | at most | result |");
     println!("|---|---:|---:|---|");
     for Bound { name, measured, at_most } in bounds {
         let Some(measured) = measured else {
@@ -153,7 +153,7 @@ fn in_process(runtime: &Runtime) -> Vec<Bound> {
     }
 
     println!("2,952-character tokens, nanoseconds a request, best of {ROUNDS} rounds of {BATCH} requests\n");
-    println!("| | ours | afternoon layer | ours, over bare | ours / theirs, over bare |");
+    println!("| request | ours | afternoon layer | ours, over bare | ours / theirs, over bare |");
     println!("|---|---:|---:|---:|---:|");
     let bare = bare.nanoseconds();
     println!("| bare service | {bare:.0} | | | |");
@@ -229,7 +229,7 @@ fn over_loopback(runtime: &Runtime) -> Vec<Bound> {
 /// HTTP/1.1, its default here.
 fn crowds(runtime: &Runtime) -> [Bound; 5] {
     println!("\n{CROWD} requests at once, over loopback, connections included, best of {CROWD_ROUNDS}\n");
-    println!("| | calls | connections | provider tokens | microseconds of CPU a request |");
+    println!("| load | calls | connections | provider tokens | microseconds of CPU a request |");
     println!("|---|---:|---:|---:|---:|");
     let one = |loopback: &Loopback| {
         // So that all of them are there before the answer is.

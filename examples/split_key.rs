@@ -22,7 +22,7 @@
 //! second, and says how many characters it leaves secret on each side. It fails if those are too few.
 //!
 //! Errors go to stderr, with exit status 1. Tell the shell to keep the key out of its history:
-//! `pass show openai | cargo run --example split_key -- add …`
+//! `pass show openai | cargo run --example split_key --features split-key,testing -- add …`
 
 mod shared;
 

@@ -1,7 +1,7 @@
 //! A protected gRPC server with tonic: `cargo run --example tonic --features testing`.
 //!
 //! The service is `examples/tonic/greeter.proto`. With a URL and a device token, the same program is a client:
-//! `cargo run --example tonic -- http://127.0.0.1:3000 TOKEN`.
+//! `cargo run --example tonic --features testing -- http://127.0.0.1:3000 TOKEN`.
 //!
 //! It takes the variables of the axum example but for `ROUTING` and `ENFORCEMENT`.
 

@@ -15,14 +15,50 @@
 //!    not canonical base64 is rejected.
 //! 5. The [cache](cache::VerdictCache) answers if it has a verdict that is still good. With
 //!    [single use](replay), a guard reserves the token instead.
-//! 6. The [`DeviceVerifier`], usually an `AppleClient`, asks Apple: once for all requests that hold the same
+//! 6. The [`DeviceVerifier`], usually an [`AppleClient`], asks Apple: once for all requests that hold the same
 //!    token at the same time. The cache remembers the verdict.
 //! 7. The [`Observer`] hears of the decision, and the request goes on or is answered.
 //!
-//! # Default use
+//! ```text
+//!            DeviceCheckLayer
+//! request ─▶ routing ─▶ token ─▶ cache ─▶ Apple ─▶ your service, with a VerifiedDevice
+//!               │         │        │        │
+//!             exempt    none,   refused  refused, or no answer
+//!               │     malformed    │        │
+//!               ▼         └────────┴────────┴───▶ a Rejection: 401, 503 or 500
+//!         your service
+//! ```
 //!
-//! A real server makes its client with `AppleClient::new(Credentials::from_env()?)?`. Here a fake Apple
-//! (feature `testing`) stands in for the real one.
+//! # A server
+//!
+//! [`AppleClient`] is made of the environment's variables or of [`Credentials`], and [`DeviceCheckLayer::new`] of the
+//! client. With axum, and the features `axum` and `reqwest`:
+//!
+//! ```no_run
+//! # #[cfg(all(feature = "axum", feature = "reqwest", not(target_arch = "wasm32")))] {
+//! use axum::{Router, routing::get};
+//! use tower_devicecheck::{AppleClient, BoxError, DeviceCheckLayer, VerifiedDevice};
+//!
+//! async fn hello(device: VerifiedDevice) -> String {
+//!     format!("hello, device verified by {}", device.evidence())
+//! }
+//!
+//! async fn serve() -> Result<(), BoxError> {
+//!     let apple = AppleClient::from_env()?;
+//!     let app = Router::new()
+//!         .route("/", get(hello))
+//!         .route_layer(DeviceCheckLayer::new(apple))
+//!         .route("/health", get(|| async { "ok" })); // after the layer: not protected
+//!     let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
+//!     axum::serve(listener, app).await?;
+//!     Ok(())
+//! }
+//! # }
+//! ```
+//!
+//! # In a test
+//!
+//! A fake Apple (feature `testing`) stands in for the real one.
 //!
 //! ```
 //! use bytes::Bytes;
@@ -116,7 +152,7 @@
 //!
 //! # What the client sees
 //!
-//! | | HTTP | gRPC |
+//! | request | HTTP | gRPC |
 //! |---|---|---|
 //! | genuine token | the inner service's answer | the same |
 //! | no token, or one that is malformed, refused by Apple, or spent | 401 | 16 `UNAUTHENTICATED` |
@@ -138,10 +174,10 @@
 //! | `aws-lc-rs` | yes | `AppleClient` and `Credentials`, signing with aws-lc |
 //! | `rust-crypto` | no | the same, signing in pure Rust. With both, aws-lc signs |
 //! | `tokio` | by `reqwest` | deadlines: on calls to Apple, caches, guards and the reading of bodies |
-//! | `axum` | no | [`VerifiedDevice`] and `Option<VerifiedDevice>` as extractors |
+//! | `axum` | no | [`VerifiedDevice`] and `Option<VerifiedDevice>` as extractors; rejections and errors as responses |
 //! | `redis` | no | `Redis`, and on it `RedisCache` and `RedisReplayGuard`, with `split-key` also `RedisSplitKeyStore` and `RedisUsageLog`, shared by replicas. Turns on `tokio` |
 //! | `split-key` | no | `split_key`: API keys in two parts, put together for verified devices only |
-//! | `testing` | no | a fake Apple, and builders for tokens and keys, for your tests. Turns on `tokio` and `rust-crypto` |
+//! | `testing` | no | a fake Apple, and builders for tokens and keys, for your tests. Turns on `tokio`, and `AppleClient` |
 //!
 //! # Caveats
 //!
@@ -158,6 +194,9 @@
 
 #![cfg_attr(tower_devicecheck_docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
+
+#[cfg(all(test, not(feature = "testing")))]
+compile_error!("the tests of the package need features: cargo test --features axum,split-key,testing");
 
 mod apple;
 mod device_check;
