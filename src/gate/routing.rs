@@ -55,20 +55,21 @@ impl FromStr for Environment {
         match name {
             "production" => Ok(Self::Production),
             "development" => Ok(Self::Development),
-            _ => Err(UnknownEnvironment { name: name.to_owned() }),
+            _ => Err(UnknownEnvironment { _private: () }),
         }
     }
 }
 
-/// A name that is not one of an [`Environment`].
+/// A name that is not one of an [`Environment`]. It is not quoted: a value that belongs to another setting may be
+/// a secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnknownEnvironment {
-    name: String,
+    _private: (),
 }
 
 impl fmt::Display for UnknownEnvironment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "unknown environment {:?}: use \"production\" or \"development\"", self.name)
+        f.write_str("unknown environment: use \"production\" or \"development\"")
     }
 }
 

