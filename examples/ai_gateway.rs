@@ -4,11 +4,11 @@
 //! |---|---|
 //! | `/v1/openai/{path}`, `/v1/anthropic/{path}`, `/v1/google/{path}` with the header `X-Project-Id` | the provider's |
 //! | `/v1/openai/{project}/{path}` and so on, without that header | the same |
-//! | `GET /usage` with `Authorization: Bearer <ADMIN_TOKEN>` | how often keys were used, as JSON |
+//! | `GET /usage` with `Authorization: Bearer <ADMIN_TOKEN>` | how often keys were used, and which their provider refuses, as JSON |
 //! | `GET /health` | `ok`, for anybody |
 //!
 //! The client sends `<client part>.<device token>` where it would send an API key: after `Authorization:
-//! Bearer`, in `X-Api-Key` or in `X-Goog-Api-Key`. Or the client part in `X-Ai-Key` and the device token in
+//! Bearer`, in `X-Api-Key`, in `X-Goog-Api-Key` or in the query parameter `key`. Or the client part in `X-Ai-Key` and the device token in
 //! `X-Device-Token`. Bodies are streamed both ways. `docs/from-proxed.md` has the details.
 //!
 //! | variable | value |

@@ -5,7 +5,7 @@ mod headers;
 mod problem;
 mod proxy;
 mod query;
-mod refusals;
+pub(crate) mod refusals;
 pub(crate) mod target;
 
 use std::{sync::Arc, time::Duration};

@@ -5,6 +5,7 @@
 mod ai_gateway;
 mod answers;
 mod bodies;
+mod coming_back;
 mod credentials_in_urls;
 mod crossing;
 mod forwarding;

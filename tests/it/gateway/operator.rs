@@ -7,6 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicU16, Ordering},
     },
+    time::Duration,
 };
 
 use axum::{
@@ -14,10 +15,17 @@ use axum::{
     response::IntoResponse,
 };
 use serde_json::{Value, json};
-use tower_devicecheck::testing::FakeApple;
+use tower_devicecheck::{
+    split_key::{Limits as KeyLimits, MemorySplitKeyStore, Splitter},
+    testing::FakeApple,
+};
 use tracing::Level;
 
-use super::{ADMIN, CHAT, Gateway, KEY, ai_gateway::Limits, code, provider};
+use super::{
+    ADMIN, CHAT, Gateway, KEY,
+    ai_gateway::{Limits, refusals::Refusals},
+    code, provider,
+};
 use crate::support::{Log, example};
 
 async fn usage(gateway: &Gateway) -> Value {
@@ -86,6 +94,32 @@ async fn w12_a_refusal_of_the_operators_key_is_no_401_and_is_told_once() {
     }
     assert_eq!(usage(&gateway).await["refused_by_provider"], marked);
     assert!(!log.take().contains("ERROR"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn w12_an_incident_is_over_when_the_key_works_and_was_not_refused_for_a_minute() {
+    let keys = MemorySplitKeyStore::new();
+    let split = Splitter::new().issue(&keys, "app", "openai", KEY, KeyLimits::none()).await.unwrap();
+    let key = Splitter::new().open(split.record(), split.client_part()).unwrap();
+    let refusals = Refusals::default();
+    let log = Log::default();
+    let _guard = log.listen(Level::INFO);
+    // Some calls are refused and others are not: one incident.
+    for _ in 0..3 {
+        refusals.refused(&key, StatusCode::FORBIDDEN);
+        tokio::time::advance(Duration::from_secs(59)).await;
+        refusals.accepted(&key);
+    }
+    assert_eq!(refusals.to_json()[0]["count"], 3);
+    assert_eq!(log.take().lines().count(), 1);
+    tokio::time::advance(Duration::from_secs(1)).await;
+    refusals.accepted(&key);
+    refusals.accepted(&key);
+    assert_eq!(refusals.to_json(), json!([]));
+    let text = log.take();
+    assert!(text.lines().count() == 1 && text.contains("refused=3"), "{text}");
+    refusals.refused(&key, StatusCode::UNAUTHORIZED);
+    assert!(log.take().contains("ERROR"));
 }
 
 /// Google says it with a 400, and puts the error into a list where a stream was wanted.
@@ -206,7 +240,10 @@ fn w16_no_setting_that_is_refused_is_printed() {
 
 /// Runs a program that must fail, and looks at all that it prints.
 fn refused(program: &str, variables: &[(&str, &str)], named: &str, secret: &str) {
-    let output = start(program, variables).output().unwrap();
+    // The program cannot listen there, so that it ends also where it takes the value.
+    let mut all = vec![("LISTEN", "nowhere")];
+    all.extend(variables);
+    let output = start(program, &all).output().unwrap();
     let text =
         format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(!output.status.success(), "{variables:?}: {text}");
