@@ -5,10 +5,12 @@ from importlib.metadata import version
 
 import anthropic
 import openai
+from google import genai
 
 GATEWAY = os.environ["GATEWAY"]
 OPENAI = os.environ["OPENAI_PART"]
 ANTHROPIC = os.environ["ANTHROPIC_PART"]
+GOOGLE = os.environ["GOOGLE_PART"]
 EXPECTED = "Hello from a fake provider."
 ASK = [{"role": "user", "content": "hello"}]
 
@@ -18,7 +20,7 @@ def check(name, found):
     print(f"{name}: {found}")
 
 
-print(f"openai {version('openai')}, anthropic {version('anthropic')}")
+print(", ".join(f"{name} {version(name)}" for name in ["openai", "anthropic", "google-genai"]))
 
 client = openai.OpenAI(base_url=f"{GATEWAY}/v1/openai/demo", api_key=OPENAI)
 answer = client.chat.completions.create(model="fake-1", messages=ASK)
@@ -43,6 +45,15 @@ for name in ["api_key", "auth_token"]:
         pieces = list(stream.text_stream)
     assert len(pieces) == 5, pieces
     check(f"anthropic with {name}, a stream", "".join(pieces))
+
+# `api_version` would put one before the project.
+options = {"base_url": f"{GATEWAY}/v1/google/demo/", "api_version": ""}
+client = genai.Client(api_key=GOOGLE, http_options=options)
+answer = client.models.generate_content(model="fake-1", contents="hello")
+check("google, an answer", answer.text)
+pieces = [chunk.text for chunk in client.models.generate_content_stream(model="fake-1", contents="hello")]
+assert len(pieces) == 5, pieces
+check("google, a stream", "".join(pieces))
 
 # What they make of a refusal.
 client = openai.OpenAI(base_url=f"{GATEWAY}/v1/openai/demo", api_key=OPENAI + "AAAA", max_retries=0)

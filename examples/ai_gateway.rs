@@ -4,11 +4,11 @@
 //! |---|---|
 //! | `/v1/openai/{path}`, `/v1/anthropic/{path}`, `/v1/google/{path}` with the header `X-Project-Id` | the provider's |
 //! | `/v1/openai/{project}/{path}` and so on, without that header | the same |
-//! | `GET /usage` with `Authorization: Bearer <ADMIN_TOKEN>` | how often keys were used, as JSON |
+//! | `GET /usage` with `Authorization: Bearer <ADMIN_TOKEN>` | how often keys were used, and which their provider refuses, as JSON |
 //! | `GET /health` | `ok`, for anybody |
 //!
 //! The client sends `<client part>.<device token>` where it would send an API key: after `Authorization:
-//! Bearer`, in `X-Api-Key` or in `X-Goog-Api-Key`. Or the client part in `X-Ai-Key` and the device token in
+//! Bearer`, in `X-Api-Key`, in `X-Goog-Api-Key` or in the query parameter `key`. Or the client part in `X-Ai-Key` and the device token in
 //! `X-Device-Token`. Bodies are streamed both ways. `docs/from-proxed.md` has the details.
 //!
 //! | variable | value |
@@ -70,9 +70,11 @@ async fn serve() -> Result<(), BoxError> {
         }
         None => {
             let demo = Demo::new().await?;
-            let admin_token = shared::variable("ADMIN_TOKEN")?;
-            let admin_token = admin_token.unwrap_or_else(|| uuid::Uuid::new_v4().simple().to_string());
-            let settings = settings(Some(demo.provider), Some(admin_token.clone()))?;
+            let own = shared::variable("ADMIN_TOKEN")?;
+            let made_up = uuid::Uuid::new_v4().simple().to_string();
+            // The operator's own is not printed.
+            let admin_token = if own.is_some() { "$ADMIN_TOKEN".to_owned() } else { made_up.clone() };
+            let settings = settings(Some(demo.provider), Some(own.unwrap_or(made_up)))?;
             let Demo { keys, client_parts, .. } = demo;
             listen(&apple, keys, settings, |address| hints(&apple, address, &client_parts, &admin_token))
                 .await
@@ -107,10 +109,17 @@ fn settings(fake: Option<SocketAddr>, admin_token: Option<String>) -> Result<Set
         let fake = fake.map(|address| format!("http://{address}{path}"));
         Ok(shared::variable(variable)?.or(fake))
     };
+    let provider = |make: fn(Option<&str>) -> Result<Provider, BoxError>, variable: &str, path: &str| {
+        let url = url(variable, path)?;
+        make(url.as_deref()).map_err(|error| {
+            let shown = url.as_deref().map(shared::shown_url).unwrap_or_default();
+            BoxError::from(format!("{variable}: {error}; it is {shown}"))
+        })
+    };
     let providers = Providers::new([
-        Provider::openai(url("OPENAI_URL", "/openai/v1")?.as_deref())?,
-        Provider::anthropic(url("ANTHROPIC_URL", "/anthropic/v1")?.as_deref())?,
-        Provider::google(url("GOOGLE_URL", "/google/v1beta")?.as_deref())?,
+        provider(Provider::openai, "OPENAI_URL", "/openai/v1")?,
+        provider(Provider::anthropic, "ANTHROPIC_URL", "/anthropic/v1")?,
+        provider(Provider::google, "GOOGLE_URL", "/google/v1beta")?,
     ]);
     let defaults = Limits::default();
     let limits = Limits {
@@ -131,7 +140,7 @@ fn settings(fake: Option<SocketAddr>, admin_token: Option<String>) -> Result<Set
 fn number<N: std::str::FromStr>(name: &str) -> Result<Option<N>, BoxError> {
     let Some(text) = shared::variable(name)? else { return Ok(None) };
     let number = text.trim().parse();
-    number.map(Some).map_err(|_| format!("{name}: {text:?} is not a number, or too large").into())
+    number.map(Some).map_err(|_| format!("{name}: it is not a number, or too large").into())
 }
 
 fn in_setting(name: &str, error: &(dyn std::error::Error + 'static)) -> BoxError {
@@ -216,7 +225,7 @@ fn hints(
         }
     }
     say(&format!(
-        "\n# how often the keys were used:\ncurl -i {url}/usage -H 'Authorization: Bearer {admin_token}'"
+        "\n# how often the keys were used:\ncurl -i {url}/usage -H \"Authorization: Bearer {admin_token}\""
     ));
     text
 }

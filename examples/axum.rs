@@ -95,9 +95,7 @@ impl Settings {
         let enforcement = match enforcement {
             None | Some("enforce") => Enforcement::Enforce,
             Some("monitor") => Enforcement::Monitor,
-            Some(other) => {
-                return Err(format!("ENFORCEMENT: {other:?} is neither \"enforce\" nor \"monitor\"").into());
-            }
+            Some(_) => return Err("ENFORCEMENT: it is neither \"enforce\" nor \"monitor\"".into()),
         };
         Ok(Self { routing, enforcement })
     }
@@ -126,9 +124,8 @@ impl FromStr for Routing {
             "development" => Ok(Self::Fixed(Route::Development)),
             "fallback" => Ok(Self::Fixed(Route::ProductionThenDevelopment)),
             "header" => Ok(Self::Header),
-            _ => Err(format!(
-                "ROUTING: {name:?} is none of \"production\", \"development\", \"fallback\" and \"header\""
-            )),
+            _ => Err("ROUTING: it is none of \"production\", \"development\", \"fallback\" and \"header\""
+                .to_owned()),
         }
     }
 }

@@ -65,9 +65,9 @@ async fn address(name: &str, default: SocketAddr) -> Result<SocketAddr, BoxError
     };
     lookup_host(text.trim())
         .await
-        .map_err(|error| format!("{name}: {text:?}: {error}"))?
+        .map_err(|error| format!("{name}: it is no address: {error}"))?
         .next()
-        .ok_or_else(|| format!("{name}: {text:?} has no address").into())
+        .ok_or_else(|| format!("{name}: it has no address").into())
 }
 
 /// The same address with the next port; a free port is followed by another one.

@@ -7,13 +7,16 @@ use std::{
     time::Duration,
 };
 
-use axum::body::{Body, Bytes, HttpBody};
+use axum::{
+    body::{Body, Bytes, HttpBody},
+    http::HeaderMap,
+};
 use http_body::{Frame, SizeHint};
 use http_body_util::Limited;
 use tower_devicecheck::BoxError;
 use tower_http::timeout::TimeoutBody;
 
-/// Passes frames on as they come; fails when there are too many bytes, or when the client is silent for too
+/// Passes data on as it comes, and no trailers, which would be headers without a list; fails when there are too many bytes, or when the client is silent for too
 /// long.
 pub(crate) struct Upload {
     // reqwest wants bodies that are `Sync`. Nobody ever waits for the lock.
@@ -39,7 +42,7 @@ impl HttpBody for Upload {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let body = self.get_mut().body.get_mut().unwrap_or_else(PoisonError::into_inner);
-        body.as_mut().poll_frame(cx)
+        body.as_mut().poll_frame(cx).map_ok(without_trailers)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -50,4 +53,9 @@ impl HttpBody for Upload {
     fn size_hint(&self) -> SizeHint {
         self.length
     }
+}
+
+/// The data of a frame. Trailers become empty.
+pub(crate) fn without_trailers(frame: Frame<Bytes>) -> Frame<Bytes> {
+    frame.into_data().map_or_else(|_| Frame::trailers(HeaderMap::new()), Frame::data)
 }

@@ -66,7 +66,9 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 }
 
 fn refused(status: StatusCode, kind: &str, message: &str) -> Response {
-    let error = json!({ "type": "error", "error": { "type": kind, "message": message, "code": kind } });
+    // Google's reason is in the details.
+    let error = json!({ "type": kind, "message": message, "code": kind, "details": [{ "reason": kind }] });
+    let error = json!({ "type": "error", "error": error });
     (status, Json(error)).into_response()
 }
 

@@ -4,15 +4,17 @@ pub(crate) mod body;
 mod headers;
 mod problem;
 mod proxy;
+mod query;
+pub(crate) mod refusals;
 pub(crate) mod target;
 
 use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    extract::{Request, State},
+    extract::{OriginalUri, Request, State},
     http::{
-        HeaderMap, HeaderName, HeaderValue, StatusCode,
+        HeaderMap, HeaderName, HeaderValue, Method, StatusCode,
         header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, WWW_AUTHENTICATE},
         request,
     },
@@ -30,6 +32,7 @@ use tower_devicecheck::{
 use self::{
     problem::Problem,
     proxy::Proxy,
+    refusals::Refusals,
     target::{Providers, Target},
 };
 
@@ -83,6 +86,7 @@ pub(crate) fn app(
 ) -> Result<Router, BoxError> {
     let Settings { providers, limits, admin_token, debug_tokens } = settings;
     let usage = Arc::new(UsageLog::new());
+    let refusals = Arc::new(Refusals::default());
     let gate = gate
         .with_token_source(after_last_dot(HeaderName::from_static("x-api-key")))
         .add_token_source(after_last_dot(HeaderName::from_static("x-goog-api-key")))
@@ -97,17 +101,18 @@ pub(crate) fn app(
         .with_observer((TracingSplitKeyObserver, Arc::clone(&usage)));
     let mut app = Router::new()
         .route("/v1/{provider}/{*path}", on(METHODS, proxy::forward).fallback(|| async { Problem::METHOD }))
-        .with_state(Proxy::new(limits)?)
+        .with_state(Proxy::new(limits, Arc::clone(&refusals))?)
         .route_layer(split_keys)
         .route_layer(gate)
         // Outside of the others: what cannot be forwarded costs no call to Apple.
         .route_layer(middleware::from_fn_with_state((providers, limits), resolve))
         .route("/health", get(|| async { "ok" }));
     if let Some(token) = admin_token {
-        let admin = Admin { token: Sha256::digest(token).into(), usage };
+        let admin = Admin { token: Sha256::digest(token).into(), usage, refusals };
         app = app.merge(Router::new().route("/usage", get(show_usage)).with_state(admin));
     }
-    Ok(app)
+    // Also where there is no route: a tunnel has no path.
+    Ok(app.layer(middleware::from_fn(one_protocol)))
 }
 
 /// The device token of clients that have no other header to put it in than that of their provider:
@@ -132,6 +137,23 @@ fn after_last_dot(name: HeaderName) -> impl TokenSource {
     }
 }
 
+/// Refuses requests for WebSockets, tunnels and all that is to follow HTTP on the connection.
+async fn one_protocol(request: Request, next: Next) -> Response {
+    if request.method() == Method::CONNECT || headers::want_upgrade(request.headers()) {
+        return Problem::UPGRADE.into_response();
+    }
+    next.run(request).await
+}
+
+/// Media types of bodies that hold requests, or parameters that servers read as if they were in the URL.
+fn is_form_or_batch(media_type: &HeaderValue) -> bool {
+    let text = String::from_utf8_lossy(media_type.as_bytes()).to_ascii_lowercase();
+    let media_type = text.split([';', ',']).next().unwrap_or_default().trim();
+    let listed =
+        ["application/x-www-form-urlencoded", "application/http", "multipart/mixed", "multipart/batch"];
+    listed.contains(&media_type) || media_type.starts_with("message/")
+}
+
 /// Finds out where a request goes, and gives its path the one spelling that the limits of keys know.
 async fn resolve(
     State((providers, limits)): State<(Providers, Limits)>,
@@ -142,9 +164,20 @@ async fn resolve(
     if announced.and_then(|text| text.parse().ok()).is_some_and(|length: usize| length > limits.body) {
         return Problem::TOO_LARGE.into_response();
     }
+    if request.headers().get_all(CONTENT_TYPE).iter().any(is_form_or_batch) {
+        return Problem::BAD_MEDIA_TYPE.into_response();
+    }
     match Target::of(request.uri(), request.headers(), &providers) {
-        Ok(target) => {
+        Ok(mut target) => {
             *request.uri_mut() = target.path.clone();
+            request.extensions_mut().remove::<OriginalUri>();
+            // From here on, it is in the header that Google's SDKs use. Beside another one there, it is refused.
+            if let Some(credential) = target.credential.take().filter(|text| !text.is_empty()) {
+                let name = HeaderName::from_static("x-goog-api-key");
+                if request.headers().get(&name) != Some(&credential) {
+                    request.headers_mut().append(name, credential);
+                }
+            }
             request.extensions_mut().insert(target);
             next.run(request).await
         }
@@ -156,6 +189,7 @@ async fn resolve(
 struct Admin {
     token: [u8; 32],
     usage: Arc<UsageLog>,
+    refusals: Arc<Refusals>,
 }
 
 async fn show_usage(State(admin): State<Admin>, headers: HeaderMap) -> Response {
@@ -166,5 +200,7 @@ async fn show_usage(State(admin): State<Admin>, headers: HeaderMap) -> Response 
     if !bool::from(digest.ct_eq(&admin.token)) {
         return (StatusCode::UNAUTHORIZED, [(WWW_AUTHENTICATE, "Bearer")]).into_response();
     }
-    ([(CONTENT_TYPE, "application/json")], admin.usage.to_json()).into_response()
+    let mut report: serde_json::Value = serde_json::from_str(&admin.usage.to_json()).unwrap_or_default();
+    report["refused_by_provider"] = admin.refusals.to_json();
+    ([(CONTENT_TYPE, "application/json")], report.to_string()).into_response()
 }

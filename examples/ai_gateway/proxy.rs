@@ -1,17 +1,28 @@
 //! The proxy: one request to the provider for each that was given its key.
 
-use std::{error::Error, time::Duration};
+use std::{error::Error, sync::Arc, time::Duration};
 
 use axum::{
-    body::Body,
+    body::{Body, Bytes, HttpBody},
     extract::{Request, State},
+    http::header::{CONTENT_ENCODING, CONTENT_LENGTH, HeaderName, HeaderValue},
     response::{IntoResponse, Response},
 };
-use http_body_util::LengthLimitError;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tower_devicecheck::{BoxError, split_key::ApiKey};
 use tower_http::timeout::{TimeoutBody, TimeoutError};
 
-use super::{Limits, body::Upload, headers, problem::Problem, target::Target};
+use super::{
+    Limits,
+    body::{Upload, without_trailers},
+    headers,
+    problem::Problem,
+    refusals::{Refusals, is_refusal},
+    target::Target,
+};
+
+/// The longest error of a provider's that is read. A longer one is replaced.
+const MAX_ERROR: usize = 64 * 1024;
 
 /// Sends requests to providers.
 #[derive(Clone)]
@@ -20,10 +31,11 @@ pub(crate) struct Proxy {
     /// Knows no proxy: `http` is for the loopback interface, and through `HTTP_PROXY` the key would leave it.
     http: reqwest::Client,
     limits: Limits,
+    refusals: Arc<Refusals>,
 }
 
 impl Proxy {
-    pub(crate) fn new(limits: Limits) -> Result<Self, BoxError> {
+    pub(crate) fn new(limits: Limits, refusals: Arc<Refusals>) -> Result<Self, BoxError> {
         let builder = || {
             reqwest::Client::builder()
                 // The client shall see what the provider says, and the key goes nowhere else.
@@ -33,7 +45,7 @@ impl Proxy {
                 // The buffers of a connection that is kept hold the last request, key included.
                 .pool_max_idle_per_host(limits.idle_connections)
         };
-        Ok(Self { https: builder().build()?, http: builder().no_proxy().build()?, limits })
+        Ok(Self { https: builder().build()?, http: builder().no_proxy().build()?, limits, refusals })
     }
 
     async fn send(&self, request: Request) -> Result<Response, Problem> {
@@ -48,7 +60,6 @@ impl Proxy {
         let mut outgoing = reqwest::Request::new(head.method, target.url);
         *outgoing.headers_mut() = headers::to_provider(&head.headers);
         target.provider.authorize(outgoing.headers_mut(), &key);
-        drop(key);
         let upload = Upload::new(body, self.limits.body, self.limits.idle);
         *outgoing.body_mut() = Some(reqwest::Body::wrap(upload));
 
@@ -64,12 +75,54 @@ impl Proxy {
         if head.status.is_informational() {
             return Err(Problem::UNREACHABLE);
         }
-        let body = TimeoutBody::new(self.limits.idle, body);
-        let mut response = Response::new(Body::new(body));
+        let body = TimeoutBody::new(self.limits.idle, body).map_frame(without_trailers);
+        let mut response = Response::new(Body::empty());
         *response.status_mut() = head.status;
-        *response.headers_mut() = headers::to_client(&head.headers);
+        *response.headers_mut() = headers::to_client(&head.headers, &key);
+        if head.status.is_client_error() || head.status.is_server_error() {
+            let encoded = head.headers.get(CONTENT_ENCODING).is_some_and(|coding| coding != "identity");
+            return Ok(self.error(response, read_error(body).await.filter(|_| !encoded), &key));
+        }
+        if head.status.is_success() {
+            self.refusals.accepted(&key);
+        }
+        *response.body_mut() = Body::new(body);
         Ok(response)
     }
+
+    /// Puts a body into the provider's error: its own, if that could be read and does not quote the key. A
+    /// refusal of the key is not the app's business, which would make new device tokens.
+    fn error(&self, mut response: Response, body: Option<Bytes>, key: &ApiKey) -> Response {
+        let status = response.status();
+        let problem = if is_refusal(status, body.as_deref().unwrap_or_default()) {
+            self.refusals.refused(key, status);
+            // The SDKs repeat what has this status.
+            let no_retry = (HeaderName::from_static("x-should-retry"), HeaderValue::from_static("false"));
+            response.headers_mut().insert(no_retry.0, no_retry.1);
+            Problem::KEY_REFUSED
+        } else {
+            match body {
+                Some(body) if !headers::quotes(&body, key) => {
+                    *response.body_mut() = body.into();
+                    return response;
+                }
+                _ => Problem::unreadable(status),
+            }
+        };
+        let (head, body) = problem.into_response().into_parts();
+        *response.status_mut() = head.status;
+        *response.body_mut() = body;
+        for name in [CONTENT_ENCODING, CONTENT_LENGTH] {
+            response.headers_mut().remove(name);
+        }
+        response.headers_mut().extend(head.headers);
+        response
+    }
+}
+
+/// The body of an error, if all of it comes, and it is not too long.
+async fn read_error(body: impl HttpBody<Data = Bytes, Error: Into<BoxError>>) -> Option<Bytes> {
+    Some(Limited::new(body, MAX_ERROR).collect().await.ok()?.to_bytes())
 }
 
 /// The handler of all routes to providers.

@@ -6,7 +6,10 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Uri, header::AUTHORIZATION}
 use reqwest::Url;
 use tower_devicecheck::{BoxError, split_key::ApiKey};
 
-use super::problem::Problem;
+use super::{
+    problem::Problem,
+    query::{Query, holds_client_part},
+};
 
 const PROJECT: HeaderName = HeaderName::from_static("x-project-id");
 
@@ -42,8 +45,9 @@ impl Provider {
     }
 
     fn new(name: &'static str, base: &str, auth: Auth) -> Result<Self, BoxError> {
-        let refused = |why: &str| format!("the URL of {name}, {base:?}, {why}");
-        let url: Url = base.trim().parse().map_err(|_| refused("is none"))?;
+        // It may hold a password, so it is not quoted.
+        let refused = |why: &str| format!("the URL of {name} {why}");
+        let url: Url = base.trim().parse().map_err(|_| refused("is none: write `https://host/v1`"))?;
         match url.scheme() {
             "https" => {}
             // The API key would travel in the clear.
@@ -55,6 +59,8 @@ impl Provider {
             || url.password().is_some()
             || url.query().is_some()
             || url.fragment().is_some()
+            // A password with a slash in it looks like a path.
+            || base.contains('@')
         {
             return Err(refused("must be nothing but scheme, host, port and path").into());
         }
@@ -136,6 +142,8 @@ pub(crate) struct Target {
     pub(crate) url: Url,
     /// The path in its one spelling, `/v1/{provider}/{path}`: what the limits of a key are compared with.
     pub(crate) path: Uri,
+    /// The value of the parameter `key`, which is in neither of them.
+    pub(crate) credential: Option<HeaderValue>,
 }
 
 impl Target {
@@ -151,17 +159,24 @@ impl Target {
         if !rest.split('/').all(is_plain) {
             return Err(Problem::BAD_PATH);
         }
+        let query = Query::read(name, uri.query())?;
         let named = headers.get(PROJECT).map(HeaderValue::as_bytes);
+        // Projects and paths may be logged, and a client part may not.
+        let in_header = named.and_then(|project| std::str::from_utf8(project).ok());
+        if [Some(rest), query.rest.as_deref(), in_header].into_iter().flatten().any(holds_client_part) {
+            return Err(Problem::CREDENTIAL_IN_URL);
+        }
         let (project, path) = match (named, rest.split_once('/')) {
             (None, Some((project, path))) => (Some(project.to_owned()), path),
             (None, None) => return Err(Problem::NO_PROJECT),
             (Some(named), Some((first, path))) if named == first.as_bytes() => (None, path),
             (Some(_), _) => (None, rest),
         };
-        let (url, path) = provider.url(path, uri.query()).ok_or(Problem::BAD_PATH)?;
-        let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+        let (url, path) = provider.url(path, query.rest.as_deref()).ok_or(Problem::BAD_PATH)?;
+        let credential = query.credential;
+        let query = query.rest.map(|query| format!("?{query}")).unwrap_or_default();
         let path = format!("/v1/{name}/{path}{query}").parse().map_err(|_| Problem::BAD_PATH)?;
-        Ok(Self { provider: Arc::clone(provider), project, url, path })
+        Ok(Self { provider: Arc::clone(provider), project, url, path, credential })
     }
 }
 

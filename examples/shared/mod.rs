@@ -73,6 +73,21 @@ pub(crate) fn variable(name: &str) -> Result<Option<String>, BoxError> {
     }
 }
 
+/// The harmless parts of a URL that the operator gave: scheme, host, port and path. No value of a setting is printed
+/// but in this way, because it may be a secret, or one that belongs to another setting.
+pub(crate) fn shown_url(text: &str) -> String {
+    let Ok(url) = text.trim().parse::<reqwest::Url>() else { return "a text that is no URL".to_owned() };
+    // Where the `@` is not the parser's, a part of a password may be anywhere.
+    let readable = !text.contains('@') || !url.username().is_empty() || url.password().is_some();
+    match url.host_str() {
+        Some(host) if readable && !url.path().contains('@') => {
+            let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+            format!("{}://{host}{port}{}", url.scheme(), url.path())
+        }
+        _ => "a URL that cannot be shown".to_owned(),
+    }
+}
+
 pub(crate) fn any_is_set<const N: usize>(names: [&str; N]) -> Result<bool, BoxError> {
     for name in names {
         if variable(name)?.is_some() {
@@ -87,7 +102,7 @@ pub(crate) fn switch(name: &str) -> Result<bool, BoxError> {
     match variable(name)?.as_deref().map(str::trim) {
         None | Some("0" | "false") => Ok(false),
         Some("1" | "true") => Ok(true),
-        Some(other) => Err(format!("{name}: {other:?} is neither \"1\" nor \"0\"").into()),
+        Some(_) => Err(format!("{name}: it is neither \"1\" nor \"0\"").into()),
     }
 }
 
@@ -117,7 +132,12 @@ async fn remembering_in_redis(
         replay::RedisReplayGuard,
     };
 
-    let redis = Redis::connect(url).await?;
+    // The errors of the client quote no URL, but the next version's may.
+    let redis = Redis::connect(url).await.map_err(|error| {
+        let why = error.to_string();
+        let quoted = url.len() > 3 && why.contains(url);
+        format!("REDIS_URL: {}", if quoted { "it is not a URL of Redis" } else { &*why })
+    })?;
     if single_use {
         // Of all requests with one token one is let through to Apple: nothing is left to share.
         return Ok(layer.with_single_use(RedisReplayGuard::new(redis)));
@@ -144,7 +164,7 @@ pub(crate) async fn listen() -> Result<TcpListener, BoxError> {
     let address = variable("LISTEN")?.unwrap_or_else(|| "127.0.0.1:3000".to_owned());
     TcpListener::bind(address.trim())
         .await
-        .map_err(|error| format!("LISTEN: cannot listen on {address}: {error}").into())
+        .map_err(|error| format!("LISTEN: cannot listen there: {error}").into())
 }
 
 /// Prints the address, the first line on stdout, and then `hints` about how to try the server.

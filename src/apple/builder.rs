@@ -210,6 +210,10 @@ pub(super) fn endpoints(name: &str, base: &str) -> Result<Endpoints, ClientError
     if authority.host().is_empty() {
         return Err(fail("it has no host: write `https://host`"));
     }
+    // The parser takes anything for a port, such as a part of a password.
+    if authority.as_str() != authority.host() && authority.port_u16().is_none() {
+        return Err(fail("its port is no number: write `https://host`, or `https://host:8443`"));
+    }
     if *scheme == Scheme::HTTP && !is_loopback(authority.host()) {
         return Err(fail("it is `http`, which only a loopback address may have: write `https://host`"));
     }
@@ -269,6 +273,8 @@ mod tests {
             ("http://[::2]", "loopback"),
             ("http://localhost@example.com", "user name"),
             ("https://user:secret@example.com", "user name"),
+            ("https://user:secret/x@example.com", "port"),
+            ("https://example.com:", "port"),
             ("https://example.com/?a", "query"),
             ("https://example.com/#a", "fragment"),
         ];

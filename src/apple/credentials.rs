@@ -123,16 +123,20 @@ impl Credentials {
         path: &Path,
         mut names: InputNames,
     ) -> Result<Self, CredentialsError> {
-        names.key = format!("{} {}", names.key, path.display()).into();
-        let fail = |reason| CredentialsError::new(names.key.clone(), reason);
         // Room for the whole file at once: growing would leave copies of the key behind.
         let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_FILE_LENGTH + 1));
         File::open(path)
             .and_then(|file| file.take(MAX_FILE_LENGTH as u64 + 1).read_to_end(&mut bytes))
             .map_err(|error| CredentialsError {
                 source: Some(error.into()),
-                ..fail("the file cannot be read: check the path and its permissions")
+                // A path of no file may be the text of the key.
+                ..CredentialsError::new(
+                    names.key.clone(),
+                    "the file cannot be read: check the path and its permissions",
+                )
             })?;
+        names.key = format!("{} {}", names.key, path.display()).into();
+        let fail = |reason| CredentialsError::new(names.key.clone(), reason);
         if bytes.len() > MAX_FILE_LENGTH {
             return Err(fail("the file is too large for a .p8 file: check the path"));
         }
@@ -171,7 +175,7 @@ impl Credentials {
         signer.sign(0).map_err(damaged)?;
         for (id, name) in [(team_id, names.team_id), (key_id, names.key_id)] {
             if id.len() != 10 {
-                event!(target: TARGET, Level::WARN, id, "{name} has not 10 characters, as Apple's ids have");
+                event!(target: TARGET, Level::WARN, length = id.len(), "{name} has not 10 characters, as Apple's ids have");
             }
         }
         Ok(Self { provider_tokens: Arc::new(ProviderTokens::new(signer)) })

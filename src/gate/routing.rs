@@ -54,23 +54,19 @@ impl FromStr for Environment {
         match name {
             "production" => Ok(Self::Production),
             "development" => Ok(Self::Development),
-            _ => Err(UnknownEnvironment { name: name.to_owned() }),
+            _ => Err(UnknownEnvironment { _private: () }),
         }
     }
 }
 
-/// A name that is not one of an [`Environment`].
+/// A name that is not one of an [`Environment`]. It is not quoted: a value that belongs to another setting may be
+/// a secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnknownEnvironment {
-    name: String,
+    _private: (),
 }
 
-impl_error!(
-    UnknownEnvironment,
-    |error| None,
-    "unknown environment {:?}: use \"production\" or \"development\"",
-    error.name
-);
+impl_error!(UnknownEnvironment, |error| None, "unknown environment: use \"production\" or \"development\"");
 
 /// What a [`RoutingPolicy`] decides for one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -238,6 +238,10 @@ fn axum_settings() {
         let error = Settings::parse(Some(name), None).unwrap_err().to_string();
         assert!(error.contains("ROUTING") && error.contains("fallback"), "{error}");
     }
+    // A value that belongs elsewhere may be a secret.
+    for error in [Settings::parse(Some("s3cret"), None), Settings::parse(None, Some("s3cret"))] {
+        assert!(!error.unwrap_err().to_string().contains("s3cret"));
+    }
     for name in ["", "Monitor", "off", "false"] {
         let error = Settings::parse(None, Some(name)).unwrap_err().to_string();
         assert!(error.contains("ENFORCEMENT") && error.contains("monitor"), "{error}");

@@ -5,9 +5,14 @@
 mod ai_gateway;
 mod answers;
 mod bodies;
+mod coming_back;
+mod credentials_in_urls;
+mod crossing;
 mod forwarding;
 mod memory;
+mod operator;
 mod paths;
+mod upgrades;
 
 use std::sync::{Arc, Mutex};
 
@@ -18,11 +23,14 @@ use ai_gateway::{
 use axum::{
     Router,
     extract::Request,
-    http::{StatusCode, request},
+    http::{HeaderMap, HeaderName, StatusCode, request},
     response::{IntoResponse, Response},
 };
 use serde_json::Value;
-use tokio::net::TcpListener;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
 use tower_devicecheck::{
     DebugTokens,
     split_key::{Limits as KeyLimits, MemorySplitKeyStore, Split, Splitter},
@@ -60,6 +68,7 @@ where
 
 struct Gateway {
     url: String,
+    app: Router,
     apple: Apple,
     split: Split,
     client: reqwest::Client,
@@ -84,8 +93,9 @@ impl Gateway {
             admin_token: Some(ADMIN.to_owned()),
             debug_tokens: DebugTokens::new().add("simulator", TEST_KEY).unwrap(),
         };
-        let url = serve(app(apple.layer(), keys, settings).unwrap()).await;
-        Self { url, apple, split, client: reqwest::Client::new() }
+        let app = app(apple.layer(), keys, settings).unwrap();
+        let url = serve(app.clone()).await;
+        Self { url, app, apple, split, client: reqwest::Client::new() }
     }
 
     fn part(&self) -> &str {
@@ -98,6 +108,32 @@ impl Gateway {
         let request = self.client.post(format!("{}{path}", self.url));
         request.header("authorization", format!("Bearer {}.{token}", self.part()))
     }
+
+    /// The client part and the token of a new device, as one credential.
+    fn credential(&self) -> String {
+        format!("{}.{}", self.part(), self.apple.genuine())
+    }
+
+    /// The whole answer to a request that is written by hand, which should ask for the connection to be closed.
+    async fn exchange(&self, request: &str) -> String {
+        let mut stream = TcpStream::connect(self.url.trim_start_matches("http://")).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+}
+
+/// The status in an answer of [`Gateway::exchange`].
+fn status(answer: &str) -> &str {
+    answer.split_whitespace().nth(1).unwrap_or("none")
+}
+
+/// The names of headers, in order.
+fn names(headers: &HeaderMap) -> Vec<&str> {
+    let mut names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+    names.sort_unstable();
+    names
 }
 
 const CHAT: &str = "/v1/openai/app/chat/completions";

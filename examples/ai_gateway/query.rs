@@ -1,0 +1,136 @@
+//! The query parameters that cross the gateway, by name, and the one that holds the credential.
+
+use axum::http::HeaderValue;
+
+use super::problem::Problem;
+
+/// The parameters of OpenAI's, Anthropic's and Google's SDKs, but for those that name an organization, a
+/// project or a workspace. `[…]` may follow: `include[]`, `created_at[gte]`.
+const NAMES: [(&str, &[&str]); 3] = [
+    (
+        "openai",
+        &[
+            "after",
+            "api-version",
+            "before",
+            "filter",
+            "include",
+            "include_obfuscation",
+            "limit",
+            "metadata",
+            "model",
+            "name",
+            "order",
+            "order_by",
+            "page",
+            "purpose",
+            "run_id",
+            "starting_after",
+            "status",
+            "stream",
+            "type",
+            "variant",
+        ],
+    ),
+    (
+        "anthropic",
+        &[
+            "after_id",
+            "before_id",
+            "beta",
+            "created_at",
+            "ids",
+            "include_archived",
+            "lifecycle",
+            "limit",
+            "order",
+            "order_by",
+            "page",
+            "source",
+            "statuses",
+            "version",
+        ],
+    ),
+    ("google", &["alt", "fields", "filter", "force", "orderBy", "pageSize", "pageToken", "updateMask"]),
+];
+
+/// The query of a request, taken apart.
+pub(crate) struct Query {
+    /// The value of `key`, in which Google's clients send their API key.
+    pub(crate) credential: Option<HeaderValue>,
+    /// All the rest, as the client wrote it.
+    pub(crate) rest: Option<String>,
+}
+
+impl Query {
+    /// Reads the query of a request to `provider`. A parameter that is not in the list is refused rather than
+    /// dropped: without it, the request would be another one.
+    pub(crate) fn read(provider: &str, query: Option<&str>) -> Result<Self, Problem> {
+        let Some(query) = query else { return Ok(Self { credential: None, rest: None }) };
+        let known = NAMES.iter().find(|(name, _)| *name == provider).map_or(&[][..], |(_, names)| names);
+        let (mut credential, mut rest) = (None, Vec::new());
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            // Some servers begin another pair here.
+            if pair.contains(';') {
+                return Err(Problem::BAD_QUERY);
+            }
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let (Some(name), Some(value)) = (decoded(name), decoded(value)) else {
+                return Err(Problem::BAD_QUERY);
+            };
+            if name.as_slice() == b"key" {
+                let mut value = HeaderValue::from_bytes(&value).map_err(|_| Problem::BAD_QUERY)?;
+                value.set_sensitive(true);
+                if credential.replace(value).is_some() {
+                    return Err(Problem::BAD_QUERY);
+                }
+            } else if known.iter().any(|known| is_named(&name, known)) {
+                rest.push(pair);
+            } else {
+                return Err(Problem::BAD_QUERY);
+            }
+        }
+        Ok(Self { credential, rest: (!rest.is_empty()).then(|| rest.join("&")) })
+    }
+}
+
+/// `limit`, `include[]`, `metadata[key]`.
+fn is_named(name: &[u8], known: &str) -> bool {
+    match name.strip_prefix(known.as_bytes()) {
+        Some([]) => true,
+        Some([b'[', index @ .., b']']) => {
+            index.iter().all(|byte| byte.is_ascii_alphanumeric() || b"_-.[]".contains(byte))
+        }
+        _ => false,
+    }
+}
+
+/// Whether the text holds a client part, such as a mistaken client puts into the path.
+pub(crate) fn holds_client_part(text: &str) -> bool {
+    let Some(text) = decoded(text) else { return false };
+    // A dot, a version, and the rest of the metadata: 8 digits of time at least, and 8 of the split id.
+    text.split(|byte| *byte == b'.').skip(1).any(|after| {
+        let version = [&b"00000001"[..], b"00000002"].iter().any(|version| after.starts_with(version));
+        version && after.iter().take_while(|byte| byte.is_ascii_hexdigit()).count() >= 24
+    })
+}
+
+/// The bytes for which a percent-encoded text stands. `+` is itself, as in a device token. `None` for what is
+/// not encoded properly, and for control characters.
+fn decoded(text: &str) -> Option<Vec<u8>> {
+    let mut found = Vec::with_capacity(text.len());
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        let byte = if byte == b'%' {
+            let mut digit = || bytes.next().and_then(|byte| char::from(byte).to_digit(16));
+            u8::try_from(digit()? * 16 + digit()?).ok()?
+        } else {
+            byte
+        };
+        if byte.is_ascii_control() {
+            return None;
+        }
+        found.push(byte);
+    }
+    Some(found)
+}
