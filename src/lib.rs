@@ -169,13 +169,13 @@ pub mod split_key;
 #[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "testing")))]
 pub mod testing;
 
-#[cfg(all(feature = "_apple", feature = "reqwest", not(target_arch = "wasm32")))]
-pub use self::apple::ReqwestTransport;
 #[cfg(feature = "_apple")]
 pub use self::apple::{
     AppleClient, AppleClientBuilder, Bits, BitsError, BitsErrorKind, ClientError, Credentials,
     CredentialsError, HttpTransport, TransportError,
 };
+#[cfg(all(feature = "_apple", feature = "reqwest", not(target_arch = "wasm32")))]
+pub use self::apple::{ReqwestTransport, ReqwestTransportBuilder};
 #[cfg(feature = "axum")]
 pub use self::gate::extract::MissingDevice;
 #[cfg(feature = "redis")]

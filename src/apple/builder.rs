@@ -14,6 +14,7 @@ use crate::{
         credentials::Credentials,
         error::ClientError,
         limit::CallLimit,
+        refusals::Refusals,
         transport::{ErasedTransport, ServiceTransport},
         wire::Operation,
     },
@@ -122,8 +123,9 @@ impl AppleClientBuilder {
         self
     }
 
-    /// Whether the client sends a request a second time, at once: if there was no connection, if an HTTP/2 server
-    /// turned the request away unread, or on status 502, 503 or 504 without `Retry-After`. Default: `true`.
+    /// Whether the client sends a request a second time, at once: if there was no connection, if a kept one ended, if
+    /// an HTTP/2 server turned the request away unread, if the attempt ran out of time, or on status 502, 503 or 504
+    /// without `Retry-After`. Default: `true`.
     pub const fn retry(mut self, retry: bool) -> Self {
         self.retry = retry;
         self
@@ -159,6 +161,7 @@ impl AppleClientBuilder {
             total_timeout: self.total_timeout,
             limit: CallLimit::new(self.in_flight_limit, self.waiting_limit),
             retry: self.retry,
+            refusals: Refusals::default(),
         };
         Ok(AppleClient { caller: Arc::new(caller) })
     }
@@ -181,8 +184,9 @@ impl fmt::Debug for AppleClientBuilder {
 fn default_transport(attempt_timeout: Duration) -> Result<Arc<dyn ErasedTransport>, ClientError> {
     use crate::apple::reqwest_transport::ReqwestTransport;
 
-    let transport = ReqwestTransport::with_attempt_timeout(attempt_timeout)?;
-    Ok(Arc::new(ServiceTransport(transport)))
+    let mut transport = ReqwestTransport::builder();
+    transport.connect_timeout = transport.connect_timeout.min(attempt_timeout);
+    Ok(Arc::new(ServiceTransport(transport.build()?)))
 }
 
 #[cfg(not(all(feature = "reqwest", not(target_arch = "wasm32"))))]

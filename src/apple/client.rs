@@ -26,7 +26,15 @@ use crate::{
 /// the provider token.
 ///
 /// Each call has a deadline and takes one of a limited number of slots. [`AppleClientBuilder`] sets both and
-/// names the defaults. Dropping a call gives its slot back and ends the request, which Apple may have received.
+/// names the defaults. A call that is dropped before it has a slot sends nothing. One that was sent
+/// goes on without its caller, and keeps its slot until Apple has answered or its deadline is over; where no tokio
+/// runtime runs, dropping it ends it.
+///
+/// While Apple refuses the credentials, calls fail at once with Apple's last answer, except for one now and then, at
+/// most every second at first, and after half a minute later. Accepted credentials end that by themselves.
+///
+/// Several tokio runtimes may share a client. Each has connections of its own, and each must keep running while its
+/// calls are under way, or be dropped: a runtime that stands still keeps the slots of its calls.
 ///
 /// [`AppleClientBuilder`]: crate::AppleClientBuilder
 ///
@@ -131,6 +139,7 @@ impl AppleClient {
         }
         event!(target: TARGET, Level::DEBUG, key_id = credentials.key_id(), "credentials rotated");
         *lock(&self.caller.credentials) = credentials;
+        self.caller.refusals.forget();
         Ok(())
     }
 }

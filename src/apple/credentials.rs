@@ -28,9 +28,9 @@ use crate::{
 /// Create the key under Certificates, Identifiers & Profiles > Keys with the DeviceCheck service enabled.
 /// Apple lets you download it once, as `AuthKey_<key id>.p8`. Keys of App Store Connect do not work here.
 ///
-/// Every constructor parses the key and signs with it once, so that a bad key fails at start-up. Clones
-/// share the key and the provider token that is signed with it. Dropping the last clone wipes the key from memory;
-/// the caller wipes the text or DER that it passed in.
+/// Every constructor parses the key and signs with it once, so that a bad key fails at start-up. All
+/// credentials of a process that have the same ids and key share the provider token that is signed with it. Dropping
+/// the last of them wipes the key from memory; the caller wipes the text or DER that it passed in.
 #[derive(Clone)]
 pub struct Credentials {
     provider_tokens: Arc<ProviderTokens>,
@@ -183,7 +183,7 @@ impl Credentials {
                 event!(target: TARGET, Level::WARN, id, "{name} has not 10 characters, as Apple's ids have");
             }
         }
-        Ok(Self { provider_tokens: Arc::new(ProviderTokens::new(signer)) })
+        Ok(Self { provider_tokens: ProviderTokens::shared(signer, der) })
     }
 
     /// The team id.

@@ -20,12 +20,18 @@ mod error;
 mod http_transport;
 #[cfg(feature = "_apple")]
 mod limit;
+#[cfg(all(feature = "_apple", feature = "reqwest", not(target_arch = "wasm32")))]
+mod links;
 #[cfg(feature = "_apple")]
 mod pem;
 #[cfg(feature = "_apple")]
 mod provider_token;
+#[cfg(feature = "_apple")]
+mod refusals;
 #[cfg(all(feature = "_apple", feature = "reqwest", not(target_arch = "wasm32")))]
 mod reqwest_transport;
+#[cfg(feature = "_apple")]
+mod task;
 #[cfg(test)]
 mod tests;
 pub(crate) mod token;
@@ -35,7 +41,7 @@ mod transport;
 mod wire;
 
 #[cfg(all(feature = "_apple", feature = "reqwest", not(target_arch = "wasm32")))]
-pub use self::reqwest_transport::ReqwestTransport;
+pub use self::reqwest_transport::{ReqwestTransport, ReqwestTransportBuilder};
 pub use self::token::{DeviceToken, MAX_TOKEN_LENGTH, Verdict};
 #[cfg(feature = "_apple")]
 pub use self::{

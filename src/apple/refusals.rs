@@ -1,0 +1,69 @@
+//! The back-off while Apple refuses our credentials.
+
+use std::{sync::Mutex, time::Duration};
+
+use crate::{
+    apple::wire::Answer,
+    gate::routing::Environment,
+    runtime::{Instant, lock},
+};
+
+/// The refusals that hold, one for each environment: Apple's two servers may judge differently.
+#[derive(Default)]
+pub(super) struct Refusals {
+    production: Mutex<Option<Refusal>>,
+    development: Mutex<Option<Refusal>>,
+}
+
+struct Refusal {
+    answer: Answer,
+    delay: Duration,
+    /// The time from which one more request may ask.
+    next: Instant,
+}
+
+impl Refusals {
+    const FIRST_DELAY: Duration = Duration::from_secs(1);
+    const LONGEST_DELAY: Duration = Duration::from_secs(30);
+
+    /// Apple's last answer, if a request would get the same one again. Lets one request through from time to time,
+    /// after twice the time at each time.
+    pub(super) fn hold(&self, environment: Environment, now: Instant) -> Option<Answer> {
+        let mut place = lock(self.place(environment));
+        let refusal = place.as_mut()?;
+        if now < refusal.next {
+            return Some(refusal.answer.clone());
+        }
+        refusal.delay = (refusal.delay * 2).min(Self::LONGEST_DELAY);
+        refusal.next = now + refusal.delay;
+        None
+    }
+
+    pub(super) fn refused(&self, environment: Environment, answer: &Answer, now: Instant) {
+        let mut place = lock(self.place(environment));
+        match &mut *place {
+            Some(refusal) => refusal.answer = answer.clone(),
+            None => {
+                let (delay, answer) = (Self::FIRST_DELAY, answer.clone());
+                *place = Some(Refusal { answer, delay, next: now + delay });
+            }
+        }
+    }
+
+    pub(super) fn accepted(&self, environment: Environment) {
+        *lock(self.place(environment)) = None;
+    }
+
+    /// Other credentials are there.
+    pub(super) fn forget(&self) {
+        self.accepted(Environment::Production);
+        self.accepted(Environment::Development);
+    }
+
+    const fn place(&self, environment: Environment) -> &Mutex<Option<Refusal>> {
+        match environment {
+            Environment::Production => &self.production,
+            Environment::Development => &self.development,
+        }
+    }
+}
