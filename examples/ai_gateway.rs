@@ -131,7 +131,7 @@ fn settings(fake: Option<SocketAddr>, admin_token: Option<String>) -> Result<Set
 fn number<N: std::str::FromStr>(name: &str) -> Result<Option<N>, BoxError> {
     let Some(text) = shared::variable(name)? else { return Ok(None) };
     let number = text.trim().parse();
-    number.map(Some).map_err(|_| format!("{name}: {text:?} is not a number, or too large").into())
+    number.map(Some).map_err(|_| format!("{name}: it is not a number, or too large").into())
 }
 
 fn in_setting(name: &str, error: &(dyn std::error::Error + 'static)) -> BoxError {

@@ -38,6 +38,8 @@ async fn main() -> ExitCode {
 async fn serve() -> Result<(), BoxError> {
     let own_key = shared::any_is_set(shared::CREDENTIALS)?;
     let apple = if own_key { with_own_key()? } else { FakeApple::new() };
+    // The tokens that are printed are used by hand.
+    apple.set_token_lifetime(Duration::from_secs(24 * 60 * 60));
 
     let production = address("LISTEN", SocketAddr::from(([127, 0, 0, 1], 3000))).await?;
     let development = address("LISTEN_DEVELOPMENT", next(production)).await?;
@@ -67,9 +69,9 @@ async fn address(name: &str, default: SocketAddr) -> Result<SocketAddr, BoxError
     };
     lookup_host(text.trim())
         .await
-        .map_err(|error| format!("{name}: {text:?}: {error}"))?
+        .map_err(|error| format!("{name}: it is no address: {error}"))?
         .next()
-        .ok_or_else(|| format!("{name}: {text:?} has no address").into())
+        .ok_or_else(|| format!("{name}: it has no address").into())
 }
 
 /// The same address with the next port; a free port is followed by another one.

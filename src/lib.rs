@@ -159,6 +159,7 @@ mod device_check;
 mod gate;
 pub mod guide;
 mod layer;
+mod quote;
 #[cfg(feature = "redis")]
 mod redis;
 pub mod replay;
@@ -169,6 +170,8 @@ pub mod split_key;
 #[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "testing")))]
 pub mod testing;
 
+#[cfg(all(feature = "_apple", feature = "tokio", not(target_arch = "wasm32")))]
+pub use self::apple::CredentialsWatch;
 #[cfg(feature = "_apple")]
 pub use self::apple::{
     AppleClient, AppleClientBuilder, Bits, BitsError, BitsErrorKind, ClientError, Credentials,

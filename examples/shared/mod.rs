@@ -83,7 +83,7 @@ pub(crate) fn switch(name: &str) -> Result<bool, BoxError> {
     match variable(name)?.as_deref().map(str::trim) {
         None | Some("0" | "false") => Ok(false),
         Some("1" | "true") => Ok(true),
-        Some(other) => Err(format!("{name}: {other:?} is neither \"1\" nor \"0\"").into()),
+        Some(_) => Err(format!("{name}: it is neither \"1\" nor \"0\"").into()),
     }
 }
 
@@ -241,6 +241,8 @@ impl Apple {
 
     pub(crate) async fn fake() -> Result<Self, BoxError> {
         let apple = FakeApple::new();
+        // The tokens that are printed are used by hand.
+        apple.set_token_lifetime(std::time::Duration::from_secs(24 * 60 * 60));
         let server = apple.serve().await?;
         let client = AppleClient::builder(apple.credentials())
             .base_url(Environment::Production, server.production_url())

@@ -232,7 +232,7 @@ fn endpoints(environment: Environment, base: &str) -> Result<Endpoints, ClientEr
     Ok(Endpoints {
         validate: join(Operation::Validate)?,
         query_bits: join(Operation::QueryBits)?,
-        update_bits: join(Operation::UpdateBits { bit0: false, bit1: false })?,
+        update_bits: join(Operation::UpdateBits { bit0: None, bit1: None })?,
     })
 }
 

@@ -106,7 +106,8 @@ impl Caller {
                 Some(provider_token) => provider_token,
                 None => self.provider_token(now)?,
             };
-            let request = operation.request(uri.clone(), &provider_token, token, now);
+            let mut request = operation.request(uri.clone(), &provider_token, token, now);
+            request.extensions_mut().insert(interest.clone());
             let left = self.total_timeout.saturating_sub(now.monotonic.saturating_duration_since(started));
             let failure = match self.attempt(request, left).await {
                 Ok(response) => match wire::read(operation, environment, &response, SystemTime::now) {

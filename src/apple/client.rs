@@ -17,6 +17,7 @@ use crate::{
     gate::error::VerifyError,
     gate::observer::TARGET,
     gate::routing::Environment,
+    quote::quoted,
     runtime::lock,
 };
 
@@ -38,16 +39,43 @@ use crate::{
 ///
 /// [`AppleClientBuilder`]: crate::AppleClientBuilder
 ///
-/// ```no_run
-/// use tower_devicecheck::{AppleClient, Credentials, Environment};
+/// Wrong credentials should stop a server at its start. An outage of Apple's should not:
 ///
-/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// ```
+/// use tower_devicecheck::{AppleClient, BoxError, Credentials, Environment, VerifyErrorKind};
+///
+/// async fn start(apple: &AppleClient) -> Result<(), BoxError> {
+///     match apple.check_credentials(Environment::Production).await {
+///         Err(error) if error.kind() == VerifyErrorKind::Misconfigured => Err(error.into()),
+///         Err(error) => Ok(eprintln!("Apple does not answer, so the credentials are not checked: {error}")),
+///         Ok(()) => Ok(()),
+///     }
+/// }
+///
+/// # async fn example() -> Result<(), BoxError> {
 /// # #[cfg(feature = "reqwest")] {
 /// let apple = AppleClient::new(Credentials::from_env()?)?;
-/// apple.check_credentials(Environment::Production).await?;
+/// start(&apple).await?;
 /// # }
 /// # Ok(())
 /// # }
+/// # async fn a17_wrong_credentials_stop_the_start_and_an_outage_does_not() -> Result<(), BoxError> {
+/// #     use tower_devicecheck::testing::{FakeApple, Reply};
+/// #     for (status, starts) in [(503, true), (401, false)] {
+/// #         let fake = FakeApple::new();
+/// #         fake.always(Reply::status(status));
+/// #         let apple = AppleClient::builder(fake.credentials()).transport(fake.transport()).build()?;
+/// #         assert_eq!(start(&apple).await.is_ok(), starts, "{status}");
+/// #     }
+/// #     Ok(())
+/// # }
+/// # tokio::runtime::Runtime::new()
+/// #     .and_then(|runtime| {
+/// #         runtime
+/// #             .block_on(a17_wrong_credentials_stop_the_start_and_an_outage_does_not())
+/// #             .map_err(std::io::Error::other)
+/// #     })
+/// #     .expect("the example is right");
 /// ```
 #[derive(Clone)]
 pub struct AppleClient {
@@ -75,8 +103,11 @@ impl AppleClient {
 
     /// Reads the two bits of a device. Bits that were never set are `false`.
     ///
-    /// Apple asks that a token be used once, soon after it was made, and accepts it again for a short while. That
-    /// time may be over if the device was admitted on a cached verdict.
+    /// Apple asks that a token be used once, soon after it was made, and accepts it again for a short while: seconds,
+    /// by what was seen. A device that the layer admitted on a remembered verdict
+    /// ([`Evidence::is_fresh`](crate::Evidence::is_fresh) is `false`) has a token that Apple may have forgotten by now.
+    /// [`BitsError::is_likely_expired`] says so; let the app send a new token, and read bits where every token is
+    /// asked about (`with_time_to_live(Verdict::Genuine, Duration::ZERO)` on that route's layer).
     ///
     /// # Errors
     ///
@@ -87,7 +118,12 @@ impl AppleClient {
             .ok_or_else(|| VerifyError::unavailable("the answer to a query of bits is not understood").into())
     }
 
-    /// Sets the two bits of a device.
+    /// Sets one of the bits of a device, or both. `None` leaves a bit out, and two of them ask nothing of Apple.
+    ///
+    /// Two handlers that set one bit each should leave the other one out: setting it to what was read before would
+    /// undo what another handler has set meanwhile. Apple calls both bits optional in an update, and does not say what
+    /// becomes of one that is left out; its fakes keep the value. Apple has no update that depends on what it
+    /// finds, so a bit that two handlers set is the last one's.
     ///
     /// # Errors
     ///
@@ -95,16 +131,20 @@ impl AppleClient {
     pub async fn update_bits(
         &self,
         device: &VerifiedDevice,
-        bit0: bool,
-        bit1: bool,
+        bit0: impl Into<Option<bool>> + Send,
+        bit1: impl Into<Option<bool>> + Send,
     ) -> Result<(), BitsError> {
-        self.ask_about(Operation::UpdateBits { bit0, bit1 }, device).await.map(|_| ())
+        match (bit0.into(), bit1.into()) {
+            (None, None) => Ok(()),
+            (bit0, bit1) => self.ask_about(Operation::UpdateBits { bit0, bit1 }, device).await.map(|_| ()),
+        }
     }
 
     async fn ask_about(&self, operation: Operation, device: &VerifiedDevice) -> Result<Bytes, BitsError> {
         let text = device.text().ok_or(BitsError::NO_DEVICE_TOKEN)?;
         let token = &DeviceToken::try_from(text.clone()).map_err(|_| BitsError::NO_DEVICE_TOKEN)?;
-        self.caller.ask(operation, token, device.environment()).await?.ok_or(BitsError::REFUSED_TOKEN)
+        let body = self.caller.ask(operation, token, device.environment()).await?;
+        body.ok_or_else(|| BitsError::refused_token(!device.evidence().is_fresh()))
     }
 
     pub(crate) fn team_id(&self) -> &str {
@@ -156,8 +196,8 @@ impl fmt::Debug for AppleClient {
         let caller = &self.caller;
         f.debug_struct("AppleClient")
             .field("credentials", &caller.credentials())
-            .field("production", &caller.production.validate)
-            .field("development", &caller.development.validate)
+            .field("production", &format_args!("{}", quoted(&caller.production.validate.to_string())))
+            .field("development", &format_args!("{}", quoted(&caller.development.validate.to_string())))
             .field("attempt_timeout", &caller.attempt_timeout)
             .field("total_timeout", &caller.total_timeout)
             .field("retry", &caller.retry)

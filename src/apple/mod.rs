@@ -37,12 +37,16 @@ mod tests;
 pub(crate) mod token;
 #[cfg(feature = "_apple")]
 mod transport;
+#[cfg(all(feature = "_apple", feature = "tokio", not(target_arch = "wasm32")))]
+mod watch;
 #[cfg(feature = "_apple")]
 mod wire;
 
 #[cfg(all(feature = "_apple", feature = "reqwest", not(target_arch = "wasm32")))]
 pub use self::reqwest_transport::{ReqwestTransport, ReqwestTransportBuilder};
 pub use self::token::{DeviceToken, MAX_TOKEN_LENGTH, Verdict};
+#[cfg(all(feature = "_apple", feature = "tokio", not(target_arch = "wasm32")))]
+pub use self::watch::CredentialsWatch;
 #[cfg(feature = "_apple")]
 pub use self::{
     bits::{Bits, BitsError, BitsErrorKind},

@@ -18,8 +18,8 @@ pub(super) struct Refusals {
 struct Refusal {
     answer: Answer,
     delay: Duration,
-    /// The time from which one more request may ask.
-    next: Instant,
+    /// The time from which one more request may ask. `None` after the first refusal, which may pass.
+    next: Option<Instant>,
 }
 
 impl Refusals {
@@ -31,22 +31,25 @@ impl Refusals {
     pub(super) fn hold(&self, environment: Environment, now: Instant) -> Option<Answer> {
         let mut place = lock(self.place(environment));
         let refusal = place.as_mut()?;
-        if now < refusal.next {
+        if now < refusal.next? {
             return Some(refusal.answer.clone());
         }
         refusal.delay = (refusal.delay * 2).min(Self::LONGEST_DELAY);
-        refusal.next = now + refusal.delay;
+        refusal.next = Some(now + refusal.delay);
         None
     }
 
+    /// A request was refused, its new provider token too. The second one in a row with the same status begins the
+    /// back-off.
     pub(super) fn refused(&self, environment: Environment, answer: &Answer, now: Instant) {
         let mut place = lock(self.place(environment));
+        let answer = answer.clone();
         match &mut *place {
-            Some(refusal) => refusal.answer = answer.clone(),
-            None => {
-                let (delay, answer) = (Self::FIRST_DELAY, answer.clone());
-                *place = Some(Refusal { answer, delay, next: now + delay });
+            Some(refusal) if refusal.answer.status == answer.status => {
+                refusal.next.get_or_insert(now + refusal.delay);
+                refusal.answer = answer;
             }
+            _ => *place = Some(Refusal { answer, delay: Self::FIRST_DELAY, next: None }),
         }
     }
 

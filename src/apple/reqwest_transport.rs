@@ -18,6 +18,7 @@ use crate::{
     apple::{
         error::ClientError,
         links::{Links, Sent},
+        task::Interest,
         transport::{TransportError, chain, is_turned_away},
         wire::MAX_ANSWER_LENGTH,
     },
@@ -216,7 +217,8 @@ impl Service<Request<Bytes>> for ReqwestTransport {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<Bytes>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Bytes>) -> Self::Future {
+        let interest = request.extensions_mut().remove::<Interest>();
         let shared = Arc::clone(&self.0);
         Box::pin(async move {
             // tokio's sockets panic outside of a runtime.
@@ -232,6 +234,9 @@ impl Service<Request<Bytes>> for ReqwestTransport {
                 (shared.make)(is_https).unwrap_or_else(|_| first.clone())
             });
             let _turn = link.turn().await;
+            if interest.is_some_and(|interest| !interest.is_there()) {
+                return Err(TransportError::other("the caller left before its turn"));
+            }
             let is_reused = link.is_warm();
             let sent = Sent::new(&shared.links, &link);
             let answer = match link.client.execute(request).await {

@@ -5,24 +5,34 @@ use std::sync::{
     atomic::{AtomicU8, Ordering},
 };
 
-const WAITING: u8 = 0;
-const COMMITTED: u8 = 1;
-const LEFT: u8 = 2;
-
 /// The caller's interest, as the work sees it.
+#[derive(Clone, Default)]
 pub(super) struct Interest(Arc<AtomicU8>);
 
 impl Interest {
+    const COMMITTED: u8 = 1;
+    const LEFT: u8 = 2;
+
     /// Whether the work may go on. From now on it does, even if the caller leaves.
     pub(super) fn commit(&self) -> bool {
-        self.0.compare_exchange(WAITING, COMMITTED, Ordering::AcqRel, Ordering::Acquire) != Err(LEFT)
+        self.0.fetch_or(Self::COMMITTED, Ordering::AcqRel) & Self::LEFT == 0
     }
 
     /// Whether the caller still waits for the result.
     pub(super) fn is_there(&self) -> bool {
-        Arc::strong_count(&self.0) > 1
+        self.0.load(Ordering::Acquire) & Self::LEFT == 0
+    }
+
+    /// Ends the interest. Whether the work may be stopped.
+    #[cfg(all(feature = "tokio", not(target_arch = "wasm32")))]
+    fn leave(&self) -> bool {
+        self.0.fetch_or(Self::LEFT, Ordering::AcqRel) & Self::COMMITTED == 0
     }
 }
+
+/// Whether a runtime drives the work. If not, its caller may stop to poll it at any time.
+#[derive(Clone, Copy)]
+pub(super) struct Driven(pub(super) bool);
 
 /// The work's task was stopped, which only a runtime does that shuts down.
 #[derive(Debug)]
@@ -34,27 +44,25 @@ pub(super) async fn run<F>(work: impl FnOnce(Interest, Driven) -> F) -> Result<F
 where
     F: Future<Output: Send + 'static> + Send + 'static,
 {
-    let state = Arc::new(AtomicU8::new(WAITING));
-    let interest = Interest(Arc::clone(&state));
+    let interest = Interest::default();
     #[cfg(all(feature = "tokio", not(target_arch = "wasm32")))]
     if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        use std::task::Poll;
         use tracing::Instrument;
 
-        let task = runtime.spawn(work(interest, Driven(true)).in_current_span());
-        return Caller { state, task }.await;
+        let mut work = Box::pin(work(interest.clone(), Driven(true)).in_current_span());
+        // What is done at once needs no task.
+        if let Poll::Ready(output) = std::future::poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await {
+            return Ok(output);
+        }
+        return Caller { interest, task: runtime.spawn(work) }.await;
     }
-    let output = work(interest, Driven(false)).await;
-    drop(state);
-    Ok(output)
+    Ok(work(interest, Driven(false)).await)
 }
-
-/// Whether a runtime drives the work. If not, its caller may stop to poll it at any time.
-#[derive(Clone, Copy)]
-pub(super) struct Driven(pub(super) bool);
 
 #[cfg(all(feature = "tokio", not(target_arch = "wasm32")))]
 struct Caller<T> {
-    state: Arc<AtomicU8>,
+    interest: Interest,
     task: tokio::task::JoinHandle<T>,
 }
 
@@ -79,7 +87,7 @@ impl<T> Future for Caller<T> {
 #[cfg(all(feature = "tokio", not(target_arch = "wasm32")))]
 impl<T> Drop for Caller<T> {
     fn drop(&mut self) {
-        if self.state.compare_exchange(WAITING, LEFT, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+        if self.interest.leave() {
             self.task.abort();
         }
     }

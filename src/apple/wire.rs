@@ -29,7 +29,7 @@ pub(super) const MAX_ANSWER_LENGTH: usize = 4 * 1024;
 pub(super) enum Operation {
     Validate,
     QueryBits,
-    UpdateBits { bit0: bool, bit1: bool },
+    UpdateBits { bit0: Option<bool>, bit1: Option<bool> },
 }
 
 impl Operation {
@@ -77,7 +77,9 @@ impl Operation {
         // Writing to memory does not fail.
         let _ = write!(body, r#"","timestamp":{timestamp}"#);
         if let Self::UpdateBits { bit0, bit1 } = self {
-            let _ = write!(body, r#","bit0":{bit0},"bit1":{bit1}"#);
+            for (name, bit) in [("bit0", bit0), ("bit1", bit1)] {
+                let _ = bit.map(|bit| write!(body, r#","{name}":{bit}"#));
+            }
         }
         body.push(b'}');
         Bytes::from_owner(body)

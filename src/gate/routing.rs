@@ -8,6 +8,8 @@ use http::{
     request,
 };
 
+use crate::quote::quoted;
+
 /// Which of Apple's two hosts knows a device token.
 ///
 /// Builds from the App Store and TestFlight make tokens for production, builds signed for development make
@@ -55,7 +57,7 @@ impl FromStr for Environment {
         match name {
             "production" => Ok(Self::Production),
             "development" => Ok(Self::Development),
-            _ => Err(UnknownEnvironment { name: name.to_owned() }),
+            _ => Err(UnknownEnvironment { name: quoted(name).to_string() }),
         }
     }
 }

@@ -443,3 +443,207 @@ async fn a21_refused_credentials_recover_by_themselves() {
         assert!(client.validate(&token(), Environment::Development).await.is_ok());
     }
 }
+
+#[test]
+fn a14_ids_that_cannot_be_right_are_warned_about() {
+    let log = Log::default();
+    let _listening = log.listen(tracing::Level::WARN);
+    let pem = FakeApple::new().private_key_pem();
+    for (team_id, key_id, expected) in [
+        ("TEAM123456", "KEY1234567", ""),
+        ("TEAM123456", "TEAM123456", "the same"),
+        ("team123456", "KEY1234567", "small letters"),
+        ("TEAM123456", "key1234567", "small letters"),
+        ("TEAM123456", "KEY", "10 characters"),
+    ] {
+        Credentials::from_pem(team_id, key_id, &pem).unwrap();
+        let text = log.take();
+        assert!(text.contains(expected) && text.is_empty() == expected.is_empty(), "{expected}: {text}");
+    }
+    let file = std::env::temp_dir().join("AuthKey_KEY1234567.p8");
+    std::fs::write(&file, &*pem).unwrap();
+    Credentials::from_pem_file("KEY1234567", "TEAM123456", &file).unwrap();
+    assert!(log.take().contains("swapped"));
+    std::fs::remove_file(file).unwrap();
+}
+
+/// A server that speaks TLS with a certificate of its own authority, whose root it returns in PEM, and answers 200.
+async fn behind_a_private_authority() -> (String, String) {
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+    use tokio_rustls::{TlsAcceptor, rustls};
+
+    let mut root = CertificateParams::new(Vec::new()).unwrap();
+    root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let root_key = KeyPair::generate().unwrap();
+    let pem = root.self_signed(&root_key).unwrap().pem();
+    let key = KeyPair::generate().unwrap();
+    let leaf = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    let leaf = leaf.signed_by(&key, &Issuer::new(root, root_key)).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![leaf.der().clone()], key.serialize_der().try_into().unwrap())
+        .unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        loop {
+            let (socket, _) = listener.accept().await.unwrap();
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let Ok(mut socket) = acceptor.accept(socket).await else { return };
+                let _ = socket.read(&mut [0; 8192]).await;
+                let _ = socket.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+            });
+        }
+    });
+    (url, pem)
+}
+
+#[tokio::test]
+async fn a16_a_root_certificate_can_be_added() {
+    let (url, pem) = behind_a_private_authority().await;
+    let own_client = {
+        let pem = pem.clone();
+        move || {
+            let root = reqwest::Certificate::from_pem(pem.as_bytes())?;
+            let builder = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none());
+            builder.tls_certs_merge([root]).https_only(true).build()
+        }
+    };
+    let cases = [
+        ("without it", ReqwestTransport::new().unwrap(), false),
+        ("added", ReqwestTransport::builder().add_root_certificate(&pem).unwrap().build().unwrap(), true),
+        ("a client of one's own", ReqwestTransport::from_clients(own_client).unwrap(), true),
+    ];
+    for (name, transport, trusted) in cases {
+        let client = AppleClient::builder(FakeApple::new().credentials())
+            .transport(transport)
+            .base_url(PRODUCTION, &url)
+            .build()
+            .unwrap();
+        let answer = client.validate(&token(), PRODUCTION).await;
+        assert_eq!(answer.is_ok(), trusted, "{name}: {answer:?}");
+    }
+    for rubbish in ["", "rubbish", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
+        let added = ReqwestTransport::builder().add_root_certificate(rubbish);
+        assert!(added.and_then(|builder| builder.build()).is_err(), "{rubbish:?}");
+    }
+}
+
+#[tokio::test]
+async fn a16_a_client_that_follows_redirects_is_found_out() {
+    let fake = FakeApple::new();
+    let server = fake.serve().await.unwrap();
+    fake.script(Reply::status(307).header("location", "/elsewhere"));
+    fake.script(Reply::status(200));
+    let transport = ReqwestTransport::from_clients(|| reqwest::Client::builder().no_proxy().build()).unwrap();
+    let client = AppleClient::builder(fake.credentials())
+        .transport(transport)
+        .base_url(PRODUCTION, server.production_url())
+        .build()
+        .unwrap();
+    let error = client.validate(&token(), PRODUCTION).await.unwrap_err();
+    assert!(causes(&error).contains("redirect") || format!("{error:?}").contains("redirect"), "{error:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a18_bits_of_a_remembered_device_say_that_its_token_has_expired() {
+    let apple = crate::support::Apple::new();
+    let app = App::new(&apple.layer());
+    let token = apple.genuine();
+    for (advance, expired) in [(0, false), (200, true)] {
+        tokio::time::advance(Duration::from_secs(advance)).await;
+        assert_eq!(app.status(&token).await, StatusCode::OK);
+        let device = app.device();
+        match apple.client.query_bits(&device).await {
+            Ok(_) => assert!(!expired),
+            Err(error) => {
+                assert!(expired && error.is_likely_expired(), "{error:?}");
+                assert_eq!(error.kind(), tower_devicecheck::BitsErrorKind::RefusedToken);
+                assert!(error.to_string().contains("expired"));
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a19_two_handlers_that_set_one_bit_each_lose_no_update() {
+    let apple = crate::support::Apple::new();
+    let app = App::new(&apple.layer());
+    let token = apple.genuine();
+    assert_eq!(app.status(&token).await, StatusCode::OK);
+    let device = app.device();
+    let (first, second) =
+        join(apple.client.update_bits(&device, true, None), apple.client.update_bits(&device, None, true))
+            .await;
+    assert!(first.is_ok() && second.is_ok());
+    assert_eq!(apple.fake.bits(&token), Some((true, true)));
+    apple.client.update_bits(&device, false, None).await.unwrap();
+    assert_eq!(apple.fake.bits(&token), Some((false, true)));
+    let calls = apple.calls();
+    apple.client.update_bits(&device, None, None).await.unwrap();
+    assert_eq!((apple.fake.bits(&token), apple.calls()), (Some((false, true)), calls), "nothing to set");
+    apple.client.update_bits(&device, true, false).await.unwrap();
+    assert_eq!(apple.fake.bits(&token), Some((true, false)));
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a20_a_key_that_the_platform_replaces_is_noticed() {
+    use std::{fs, os::unix::fs::symlink};
+
+    let log = Log::default();
+    let _listening = log.listen(tracing::Level::INFO);
+    let folder = std::env::temp_dir().join(format!("tower-devicecheck-a20-{}", std::process::id()));
+    let _ = fs::remove_dir_all(&folder);
+    // As Kubernetes does it: a folder for each version, and one symbolic link that is swapped.
+    let publish = |version: &str, key_id: &str, pem: &str| {
+        let data = folder.join(version);
+        fs::create_dir_all(&data).unwrap();
+        fs::write(data.join("key-id"), format!("{key_id}\n")).unwrap();
+        fs::write(data.join("key.p8"), pem).unwrap();
+        symlink(version, folder.join("..data_tmp")).unwrap();
+        fs::rename(folder.join("..data_tmp"), folder.join("..data")).unwrap();
+    };
+    let fake = FakeApple::new();
+    let load = {
+        let data = folder.join("..data");
+        move || -> Result<Credentials, tower_devicecheck::BoxError> {
+            let key_id = fs::read_to_string(data.join("key-id"))?;
+            Ok(Credentials::from_pem_file(FakeApple::TEAM_ID, &key_id, data.join("key.p8"))?)
+        }
+    };
+    publish("..1", fake.key_id(), &fake.private_key_pem());
+    let client = AppleClient::builder(load().unwrap()).transport(fake.transport()).build().unwrap();
+    let watch = client.watch_credentials(Duration::from_millis(10), load).unwrap();
+    assert!(client.validate(&token(), PRODUCTION).await.is_ok());
+    sleep(Duration::from_millis(100)).await;
+    assert_eq!(log.take(), "", "nothing has changed");
+
+    publish("..2", "NEWKEY4567", "-----BEGIN PRIVATE KEY-----\nMIGHAgEAMBMG");
+    sleep(Duration::from_millis(200)).await;
+    let text = log.take();
+    assert_eq!(text.matches("cannot be loaded").count(), 1, "{text}");
+    assert!(!text.contains("MIGHAgEAMBMG"), "{text}");
+    assert!(client.validate(&token(), PRODUCTION).await.is_ok(), "the old key is kept");
+
+    let key = PrivateKey::generate();
+    fake.accept_key("NEWKEY4567", &key);
+    publish("..3", "NEWKEY4567", &key.to_pem());
+    sleep(Duration::from_millis(200)).await;
+    fake.revoke_key(fake.key_id());
+    assert!(client.validate(&token(), PRODUCTION).await.is_ok(), "the new key is used");
+    let text = log.take();
+    assert!(text.contains("NEWKEY4567") && text.contains("loaded again"), "{text}");
+
+    drop(watch);
+    sleep(Duration::from_millis(50)).await;
+    publish("..4", "OTHERKEY12", &PrivateKey::generate().to_pem());
+    sleep(Duration::from_millis(100)).await;
+    assert_eq!(log.take(), "", "nobody watches");
+    fs::remove_dir_all(folder).unwrap();
+}

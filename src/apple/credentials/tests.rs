@@ -82,7 +82,7 @@ fn each_wrong_key_is_named() {
         ("empty", String::new(), "empty"),
         ("white space", " \n".to_owned(), "empty"),
         ("quotes", "\"\"".to_owned(), "empty"),
-        ("a path", "/run/secrets/AuthKey_X.p8".to_owned(), "not base64"),
+        ("a path", "/run/secrets/AuthKey_X.p8".to_owned(), "path"),
         ("a text", "<the key>".to_owned(), "not base64"),
         ("URL-safe base64", "-_-_".to_owned(), "not base64"),
         ("body damaged", pem.replacen('M', "?", 1), "not base64"),
