@@ -166,12 +166,15 @@ impl ReqwestTransportBuilder {
             // Detects a dead connection before a request runs into it.
             .http2_keep_alive_interval(Duration::from_secs(15))
             .http2_keep_alive_timeout(Duration::from_secs(5))
-            .http2_keep_alive_while_idle(true)
-            .tls_certs_merge(self.roots.iter().cloned());
+            .http2_keep_alive_while_idle(true);
         let builder = if self.http2_prior_knowledge { builder.http2_prior_knowledge() } else { builder };
         // `http` is for the loopback interface, and a proxy would take the provider token out of the machine in the
         // clear.
-        if is_https { builder.https_only(true).build() } else { builder.no_proxy().build() }
+        if is_https {
+            builder.https_only(true).tls_certs_merge(self.roots.iter().cloned()).build()
+        } else {
+            builder.no_proxy().tls_certs_only([]).build()
+        }
     }
 }
 

@@ -51,8 +51,10 @@ where
         use tracing::Instrument;
 
         let mut work = Box::pin(work(interest.clone(), Driven(true)).in_current_span());
-        // What is done at once needs no task.
-        if let Poll::Ready(output) = std::future::poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await {
+        // What is done at once needs no task. It leaves the caller its share of tokio's time.
+        let mut at_once = tokio::task::unconstrained(work.as_mut());
+        let polled = std::future::poll_fn(|cx| Poll::Ready(std::pin::Pin::new(&mut at_once).poll(cx)));
+        if let Poll::Ready(output) = polled.await {
             return Ok(output);
         }
         return Caller { interest, task: runtime.spawn(work) }.await;

@@ -7,7 +7,11 @@ use tracing::{Level, event};
 
 use crate::{
     BoxError,
-    apple::{client::AppleClient, credentials::Credentials, error::ClientError},
+    apple::{
+        client::AppleClient,
+        credentials::{Credentials, CredentialsError},
+        error::ClientError,
+    },
     gate::observer::TARGET,
 };
 
@@ -55,16 +59,12 @@ impl AppleClient {
             let mut fault = None;
             loop {
                 sleep(interval).await;
-                let load = load.clone();
-                let (client, before) = (client.clone(), fault.take());
-                let renew = move || match load() {
-                    Ok(credentials) => client.renew(credentials).map_err(|error| error.to_string()),
-                    Err(error) => Err(error.into().to_string()),
-                };
-                fault = match tokio::task::spawn_blocking(renew).await {
-                    Ok(renewed) => renewed.err(),
-                    Err(panic) => Some(panic.to_string()),
-                };
+                let (load, before) = (load.clone(), fault.take());
+                let loading =
+                    tokio::task::spawn_blocking(move || load().map_err(|error| error.into().to_string()));
+                let loaded = loading.await.unwrap_or_else(|panic| Err(panic.to_string()));
+                let renewed = loaded.and_then(|new| client.renew(new).map_err(|error| error.to_string()));
+                fault = renewed.err();
                 match &fault {
                     Some(error) if fault != before => event!(
                         target: TARGET,
@@ -82,7 +82,7 @@ impl AppleClient {
         Ok(CredentialsWatch { task: task.abort_handle() })
     }
 
-    fn renew(&self, credentials: Credentials) -> Result<(), BoxError> {
+    fn renew(&self, credentials: Credentials) -> Result<(), CredentialsError> {
         if self.caller.credentials().is_same(&credentials) {
             return Ok(());
         }
