@@ -15,7 +15,7 @@
 
 mod shared;
 
-use std::{fs, net::SocketAddr, process::ExitCode};
+use std::{fs, net::SocketAddr, process::ExitCode, time::Duration};
 
 use shared::{orders, variable};
 use tokio::net::{TcpListener, lookup_host};
@@ -36,6 +36,8 @@ async fn main() -> ExitCode {
 async fn serve() -> Result<(), BoxError> {
     let own_key = shared::any_is_set(shared::CREDENTIALS)?;
     let apple = if own_key { with_own_key()? } else { FakeApple::new() };
+    // The tokens that are printed are used by hand.
+    apple.set_token_lifetime(Duration::from_secs(24 * 60 * 60));
 
     let production = address("LISTEN", SocketAddr::from(([127, 0, 0, 1], 3000))).await?;
     let development = address("LISTEN_DEVELOPMENT", next(production)).await?;

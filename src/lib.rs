@@ -203,6 +203,7 @@ mod device_check;
 mod gate;
 pub mod guide;
 mod layer;
+mod quote;
 #[cfg(feature = "redis")]
 mod redis;
 pub mod replay;
@@ -213,14 +214,16 @@ pub mod split_key;
 #[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "testing")))]
 pub mod testing;
 
-#[cfg(all(feature = "_apple", feature = "reqwest", not(target_arch = "wasm32")))]
-pub use self::apple::ReqwestTransport;
+#[cfg(all(feature = "_apple", feature = "tokio", not(target_arch = "wasm32")))]
+pub use self::apple::CredentialsWatch;
 #[cfg(feature = "_apple")]
 pub use self::apple::{
     AppleClient, AppleClientBuilder, Bits, BitsError, BitsErrorKind, ClientError, Credentials,
     CredentialsError, HttpTransport, TransportError,
 };
 pub use self::apple::{DeviceToken, Verdict};
+#[cfg(all(feature = "_apple", feature = "reqwest", not(target_arch = "wasm32")))]
+pub use self::apple::{ReqwestTransport, ReqwestTransportBuilder};
 pub use self::device_check::cache;
 pub use self::device_check::debug_token::{DebugTokenError, DebugTokens};
 pub use self::device_check::token_source::{BearerToken, HeaderToken, TokenSource};

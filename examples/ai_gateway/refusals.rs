@@ -31,17 +31,18 @@ impl Refusals {
     /// Notes a refusal. The first one of an incident is an error in the log.
     pub(crate) fn refused(&self, key: &ApiKey, status: StatusCode) {
         let mut incidents = self.lock();
-        let incident = incidents.entry((key.project().to_owned(), key.metadata().split())).or_insert_with(|| {
-            tracing::error!(
-                project = key.project(),
-                split = %key.metadata().split(),
-                provider = key.provider(),
-                status = status.as_u16(),
-                "the provider refuses the API key: apps get 502 until it is replaced"
-            );
-            let provider = key.provider().to_owned();
-            Incident { provider, status, since: SystemTime::now(), count: 0, last: Instant::now() }
-        });
+        let incident =
+            incidents.entry((key.project().to_owned(), key.metadata().split())).or_insert_with(|| {
+                tracing::error!(
+                    project = key.project(),
+                    split = %key.metadata().split(),
+                    provider = key.provider(),
+                    status = status.as_u16(),
+                    "the provider refuses the API key: apps get 502 until it is replaced"
+                );
+                let provider = key.provider().to_owned();
+                Incident { provider, status, since: SystemTime::now(), count: 0, last: Instant::now() }
+            });
         (incident.status, incident.last) = (status, Instant::now());
         incident.count += 1;
     }

@@ -261,6 +261,8 @@ impl Apple {
 
     pub(crate) async fn fake() -> Result<Self, BoxError> {
         let apple = FakeApple::new();
+        // The tokens that are printed are used by hand.
+        apple.set_token_lifetime(std::time::Duration::from_secs(24 * 60 * 60));
         let server = apple.serve().await?;
         let client = AppleClient::builder(apple.credentials())
             .base_url(Environment::Production, server.url(Environment::Production))

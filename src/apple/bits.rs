@@ -67,7 +67,7 @@ pub struct BitsError {
 
 #[derive(Clone, Debug)]
 enum Reason {
-    RefusedToken,
+    RefusedToken { is_likely_expired: bool },
     NoDeviceToken,
     NoAnswer(VerifyError),
 }
@@ -89,14 +89,24 @@ pub enum BitsErrorKind {
 }
 
 impl BitsError {
-    pub(super) const REFUSED_TOKEN: Self = Self { reason: Reason::RefusedToken };
     pub(super) const NO_DEVICE_TOKEN: Self = Self { reason: Reason::NoDeviceToken };
+
+    pub(super) const fn refused_token(is_likely_expired: bool) -> Self {
+        Self { reason: Reason::RefusedToken { is_likely_expired } }
+    }
+
+    /// Whether Apple refused the token of a device that was admitted on a remembered verdict: the token was genuine
+    /// then, and has most likely expired since. The device is not at fault, and a new token helps.
+    #[must_use]
+    pub const fn is_likely_expired(&self) -> bool {
+        matches!(self.reason, Reason::RefusedToken { is_likely_expired: true })
+    }
 
     /// The kind of this error.
     #[must_use]
     pub const fn kind(&self) -> BitsErrorKind {
         match &self.reason {
-            Reason::RefusedToken => BitsErrorKind::RefusedToken,
+            Reason::RefusedToken { .. } => BitsErrorKind::RefusedToken,
             Reason::NoDeviceToken => BitsErrorKind::NoDeviceToken,
             Reason::NoAnswer(error) => match error.kind() {
                 VerifyErrorKind::Throttled => BitsErrorKind::Throttled,
@@ -110,7 +120,7 @@ impl BitsError {
     #[must_use]
     pub fn rejection(&self) -> Rejection {
         match &self.reason {
-            Reason::RefusedToken => Rejection::RefusedToken,
+            Reason::RefusedToken { .. } => Rejection::RefusedToken,
             Reason::NoDeviceToken => Rejection::MissingToken,
             Reason::NoAnswer(error) => error.into(),
         }
@@ -143,6 +153,9 @@ impl_error!(
     },
     "{}",
     match error.kind() {
+        BitsErrorKind::RefusedToken if error.is_likely_expired() => {
+            "Apple refused the device token, which has most likely expired since it was checked"
+        }
         BitsErrorKind::RefusedToken => "Apple refused the device token",
         BitsErrorKind::NoDeviceToken => "the device was admitted by a debug token and has no bits",
         BitsErrorKind::Throttled => "Apple is asked too often",
@@ -196,7 +209,7 @@ mod tests {
     #[test]
     fn kinds() {
         let cases = [
-            (BitsError::REFUSED_TOKEN, BitsErrorKind::RefusedToken, 401, false),
+            (BitsError::refused_token(true), BitsErrorKind::RefusedToken, 401, false),
             (BitsError::NO_DEVICE_TOKEN, BitsErrorKind::NoDeviceToken, 401, false),
             (VerifyError::throttled(None, "x").into(), BitsErrorKind::Throttled, 503, true),
             (VerifyError::unavailable("x").into(), BitsErrorKind::Unavailable, 503, true),

@@ -6,12 +6,14 @@ use bytes::Bytes;
 use http::{Request, Response, Uri, uri::Scheme};
 use tower_service::Service;
 
+use crate::BoxError;
 use crate::apple::call::{Caller, Endpoints};
 use crate::apple::transport::{ErasedTransport, ServiceTransport};
 use crate::apple::{
-    client::AppleClient, credentials::Credentials, error::ClientError, limit::CallLimit, wire::Operation,
+    client::AppleClient, credentials::Credentials, error::ClientError, limit::CallLimit, refusals::Refusals,
+    wire::Operation,
 };
-use crate::{BoxError, gate::routing::Environment};
+use crate::gate::routing::Environment;
 
 impl AppleClient {
     /// A client with every default of [`AppleClientBuilder`]. Feature `reqwest`.
@@ -111,8 +113,9 @@ impl AppleClientBuilder {
         self
     }
 
-    /// Whether the client sends a request a second time, at once: if there was no connection, if an HTTP/2 server
-    /// turned the request away unread, or on status 502, 503 or 504 without `Retry-After`. Default: `true`.
+    /// Whether the client sends a request a second time, at once: if there was no connection, if a kept one ended, if
+    /// an HTTP/2 server turned the request away unread, if the attempt ran out of time, or on status 502, 503 or 504
+    /// without `Retry-After`. Default: `true`.
     pub const fn retry(mut self, retry: bool) -> Self {
         self.retry = retry;
         self
@@ -156,6 +159,7 @@ impl AppleClientBuilder {
             total_timeout: self.total_timeout,
             limit: CallLimit::new(self.in_flight_limit, self.waiting_limit),
             retry: self.retry,
+            refusals: Refusals::default(),
         };
         Ok(AppleClient { caller: Arc::new(caller) })
     }
@@ -178,8 +182,9 @@ impl fmt::Debug for AppleClientBuilder {
 fn default_transport(attempt_timeout: Duration) -> Result<Arc<dyn ErasedTransport>, ClientError> {
     use crate::apple::reqwest_transport::ReqwestTransport;
 
-    let transport = ReqwestTransport::with_attempt_timeout(attempt_timeout)?;
-    Ok(Arc::new(ServiceTransport(transport)))
+    let mut transport = ReqwestTransport::builder();
+    transport.connect_timeout = transport.connect_timeout.min(attempt_timeout);
+    Ok(Arc::new(ServiceTransport(transport.build()?)))
 }
 
 #[cfg(not(all(feature = "reqwest", not(target_arch = "wasm32"))))]
@@ -230,7 +235,7 @@ pub(super) fn endpoints(name: &str, base: &str) -> Result<Endpoints, ClientError
     Ok(Endpoints {
         validate: join(Operation::Validate)?,
         query_bits: join(Operation::QueryBits)?,
-        update_bits: join(Operation::UpdateBits { bit0: false, bit1: false })?,
+        update_bits: join(Operation::UpdateBits { bit0: None, bit1: None })?,
     })
 }
 

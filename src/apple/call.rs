@@ -5,15 +5,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response, Uri};
+use tracing::{Level, event};
 
 use crate::BoxError;
+use crate::apple::task::{self, Driven, Interest};
 use crate::apple::transport::{self, ErasedTransport};
 use crate::apple::wire::{self, Answer, Class, Operation};
 use crate::apple::{
-    credentials::Credentials, limit::CallLimit, provider_token::ProviderToken, token::DeviceToken,
+    credentials::Credentials, limit::CallLimit, provider_token::ProviderToken, refusals::Refusals,
+    token::DeviceToken,
 };
 use crate::gate::error::{VerifyError, impl_error};
-use crate::gate::routing::Environment;
+use crate::gate::{observer::TARGET, routing::Environment};
 use crate::runtime::{Instant, Moment, SystemTime, lock, within};
 
 /// Everything that a call needs. All clones of an [`AppleClient`](crate::AppleClient) share one.
@@ -28,6 +31,7 @@ pub(super) struct Caller {
     pub(super) total_timeout: Duration,
     pub(super) limit: CallLimit,
     pub(super) retry: bool,
+    pub(super) refusals: Refusals,
 }
 
 /// The URLs of one environment.
@@ -40,24 +44,48 @@ pub(super) struct Endpoints {
 
 impl Caller {
     /// Runs one call: waits for a slot, sends the request, retries once, and renews a refused provider token once.
+    /// Once the request was sent, the call goes on without its caller, and keeps its slot.
     ///
     /// Returns the body of Apple's answer, or `None` if Apple refused the device token.
     pub(super) async fn ask(
-        &self,
+        self: &Arc<Self>,
         operation: Operation,
         token: &DeviceToken,
         environment: Environment,
     ) -> Result<Option<Bytes>, VerifyError> {
+        let started = Instant::now();
+        if let Some(answer) = self.refusals.hold(environment, started) {
+            return answer.into_error().map_or(Ok(None), Err);
+        }
+        let (caller, token) = (Arc::clone(self), token.clone());
+        let call = |interest, driven| async move {
+            caller.run(operation, &token, environment, started, &interest, driven).await
+        };
+        let stopped = |_| VerifyError::unavailable("the runtime of the call to Apple was shut down");
+        task::run(call).await.map_err(stopped)?
+    }
+
+    async fn run(
+        &self,
+        operation: Operation,
+        token: &DeviceToken,
+        environment: Environment,
+        started: Instant,
+        interest: &Interest,
+        driven: Driven,
+    ) -> Result<Option<Bytes>, VerifyError> {
         let no_answer =
             |reason, source| VerifyError::unavailable(NoAnswer { reason, environment, operation, source });
-        let started = Instant::now();
-        let _slot = within(self.total_timeout, self.limit.acquire())
+        let _slot = within(self.total_timeout, self.limit.acquire(driven))
             .await
             .map_err(|_elapsed| no_answer(TOO_LATE, None))?
             .map_err(|_full| {
                 VerifyError::unavailable("too many calls to Apple wait for a slot already")
                     .with_retry_after(Some(Duration::from_secs(1)))
             })?;
+        if !interest.commit() {
+            return Err(no_answer("the caller has left", None));
+        }
         let uri = self.endpoint(operation, environment);
         let mut renewed = None;
         let mut may_retry = self.retry;
@@ -68,31 +96,39 @@ impl Caller {
                 Some(provider_token) => provider_token,
                 None => self.provider_token(now)?,
             };
-            let request = operation.request(uri.clone(), &provider_token, token, now);
+            let mut request = operation.request(uri.clone(), &provider_token, token, now);
+            request.extensions_mut().insert(interest.clone());
             let left = self.total_timeout.saturating_sub(now.monotonic.saturating_duration_since(started));
             let failure = match self.attempt(request, left).await {
                 Ok(response) => match wire::read(operation, environment, &response, SystemTime::now) {
-                    Ok(body) => return Ok(Some(body)),
+                    Ok(body) => {
+                        self.refusals.accepted(environment);
+                        return Ok(Some(body));
+                    }
                     Err(answer) => Failure::Answer(answer),
                 },
                 Err(failure) => failure,
             };
             // Once the time is over, the failure of this attempt says more than "no answer in time".
-            let has_time = started.elapsed() < self.total_timeout;
-            if may_retry && has_time && failure.is_worth_another_attempt() {
+            let may_go_on = started.elapsed() < self.total_timeout && interest.is_there();
+            if may_retry && may_go_on && failure.is_worth_another_attempt() {
                 may_retry = false;
                 continue;
             }
             let answer = match failure {
                 Failure::Answer(answer) => answer,
-                Failure::NoAnswer { reason, source } => return Err(no_answer(reason, source)),
+                Failure::NoAnswer { reason, source, .. } => return Err(no_answer(reason, source)),
             };
-            if may_renew && answer.class == Class::RefusedProviderToken {
-                may_renew = false;
-                renewed = self.replace(&provider_token, Moment::now())?;
-                if renewed.is_some() && has_time {
-                    continue;
+            if answer.class == Class::RefusedProviderToken {
+                if std::mem::take(&mut may_renew) {
+                    renewed = self.replace(&provider_token, &answer, Moment::now())?;
+                    if renewed.is_some() && may_go_on {
+                        continue;
+                    }
                 }
+                self.refusals.refused(environment, &answer, Instant::now());
+            } else if answer.class != Class::Unavailable {
+                self.refusals.accepted(environment);
             }
             return answer.into_error().map_or(Ok(None), Err);
         }
@@ -107,7 +143,9 @@ impl Caller {
                 Err(_elapsed) if left < self.attempt_timeout => (TOO_LATE, None),
                 Err(_elapsed) => ("no answer in the time for one attempt", None),
             };
-        Err(Failure::NoAnswer { reason, source })
+        let is_worth_repeating =
+            source.as_ref().is_none_or(|source| transport::is_worth_repeating(&**source));
+        Err(Failure::NoAnswer { reason, source, is_worth_repeating })
     }
 
     fn endpoint(&self, operation: Operation, environment: Environment) -> &Uri {
@@ -130,8 +168,24 @@ impl Caller {
         self.credentials().provider_tokens().token(now).map_err(VerifyError::misconfigured)
     }
 
-    fn replace(&self, refused: &ProviderToken, now: Moment) -> Result<Option<ProviderToken>, VerifyError> {
-        self.credentials().provider_tokens().replace(refused, now).map_err(VerifyError::misconfigured)
+    fn replace(
+        &self,
+        refused: &ProviderToken,
+        answer: &Answer,
+        now: Moment,
+    ) -> Result<Option<ProviderToken>, VerifyError> {
+        let credentials = self.credentials();
+        let replaced = credentials.provider_tokens().replace(refused, now);
+        if let Ok(Some(_)) = replaced {
+            event!(
+                target: TARGET,
+                Level::WARN,
+                key_id = credentials.key_id(),
+                error = %answer,
+                "Apple refused the provider token: using another one"
+            );
+        }
+        replaced.map_err(VerifyError::misconfigured)
     }
 }
 
@@ -140,18 +194,16 @@ const TOO_LATE: &str = "no answer in time, that for a free slot included";
 /// A failed attempt.
 enum Failure {
     Answer(Answer),
-    NoAnswer { reason: &'static str, source: Option<BoxError> },
+    NoAnswer { reason: &'static str, source: Option<BoxError>, is_worth_repeating: bool },
 }
 
 impl Failure {
-    /// Whether another attempt can do no harm and may help: the request did not reach Apple, or a server in front
-    /// of Apple reports a momentary outage.
+    /// Whether another attempt may help: the transport says so, the time for this one was too short, or a server in
+    /// front of Apple reports a momentary outage.
     fn is_worth_another_attempt(&self) -> bool {
         match self {
             Self::Answer(answer) => matches!(answer.status.as_u16(), 502..=504) && !answer.has_retry_after,
-            Self::NoAnswer { source, .. } => {
-                source.as_ref().is_some_and(|source| transport::is_harmless(&**source))
-            }
+            Self::NoAnswer { is_worth_repeating, .. } => *is_worth_repeating,
         }
     }
 }

@@ -10,6 +10,7 @@ use crate::apple::credentials::{Credentials, CredentialsError};
 use crate::apple::token::{DeviceToken, Verdict};
 use crate::apple::{call::Caller, wire::Operation};
 use crate::gate::{decision::VerifiedDevice, error::VerifyError, observer::TARGET, routing::Environment};
+use crate::quote::quoted;
 use crate::runtime::lock;
 
 /// A client for Apple's DeviceCheck server.
@@ -18,20 +19,55 @@ use crate::runtime::lock;
 /// the provider token.
 ///
 /// Each call has a deadline and takes one of a limited number of slots. [`AppleClientBuilder`] sets both and
-/// names the defaults. Dropping a call gives its slot back and ends the request, which Apple may have received.
+/// names the defaults. A call that is dropped before it has a slot sends nothing. One that was sent
+/// goes on without its caller, and keeps its slot until Apple has answered or its deadline is over; where no tokio
+/// runtime runs, dropping it ends it.
+///
+/// While Apple refuses the credentials, calls fail at once with Apple's last answer, except for one now and then, at
+/// most every second at first, and after half a minute later. Accepted credentials end that by themselves.
+///
+/// Several tokio runtimes may share a client. Each has connections of its own, and each must keep running while its
+/// calls are under way, or be dropped: a runtime that stands still keeps the slots of its calls.
 ///
 /// [`AppleClientBuilder`]: crate::AppleClientBuilder
 ///
-/// ```no_run
-/// use tower_devicecheck::{AppleClient, Credentials, Environment};
+/// Wrong credentials should stop a server at its start. An outage of Apple's should not:
 ///
-/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// ```
+/// use tower_devicecheck::{AppleClient, BoxError, Credentials, Environment, VerifyErrorKind};
+///
+/// async fn start(apple: &AppleClient) -> Result<(), BoxError> {
+///     match apple.check_credentials(Environment::Production).await {
+///         Err(error) if error.kind() == VerifyErrorKind::Misconfigured => Err(error.into()),
+///         Err(error) => Ok(eprintln!("Apple does not answer, so the credentials are not checked: {error}")),
+///         Ok(()) => Ok(()),
+///     }
+/// }
+///
+/// # async fn example() -> Result<(), BoxError> {
 /// # #[cfg(feature = "reqwest")] {
 /// let apple = AppleClient::new(Credentials::from_env()?)?;
-/// apple.check_credentials(Environment::Production).await?;
+/// start(&apple).await?;
 /// # }
 /// # Ok(())
 /// # }
+/// # async fn a17_wrong_credentials_stop_the_start_and_an_outage_does_not() -> Result<(), BoxError> {
+/// #     use tower_devicecheck::testing::{FakeApple, Reply};
+/// #     for (status, starts) in [(503, true), (401, false)] {
+/// #         let fake = FakeApple::new();
+/// #         fake.always(Reply::status(status));
+/// #         let apple = AppleClient::builder(fake.credentials()).transport(fake.transport()).build()?;
+/// #         assert_eq!(start(&apple).await.is_ok(), starts, "{status}");
+/// #     }
+/// #     Ok(())
+/// # }
+/// # tokio::runtime::Runtime::new()
+/// #     .and_then(|runtime| {
+/// #         runtime
+/// #             .block_on(a17_wrong_credentials_stop_the_start_and_an_outage_does_not())
+/// #             .map_err(std::io::Error::other)
+/// #     })
+/// #     .expect("the example is right");
 /// ```
 #[derive(Clone)]
 pub struct AppleClient {
@@ -59,8 +95,11 @@ impl AppleClient {
 
     /// Reads the two bits of a device. Bits that were never set are `false`.
     ///
-    /// Apple asks that a token be used once, soon after it was made, and accepts it again for a short while. That
-    /// time may be over if the device was admitted on a cached verdict.
+    /// Apple asks that a token be used once, soon after it was made, and accepts it again for a short while: seconds,
+    /// by what was seen. A device that the layer admitted on a remembered verdict
+    /// ([`Evidence::is_fresh`](crate::Evidence::is_fresh) is `false`) has a token that Apple may have forgotten by now.
+    /// [`BitsError::is_likely_expired`] says so; let the app send a new token, and read bits where every token is
+    /// asked about (`with_time_to_live(Verdict::Genuine, Duration::ZERO)` on that route's layer).
     ///
     /// # Errors
     ///
@@ -71,7 +110,12 @@ impl AppleClient {
             .ok_or_else(|| VerifyError::unavailable("the answer to a query of bits is not understood").into())
     }
 
-    /// Sets the two bits of a device.
+    /// Sets one of the bits of a device, or both. `None` leaves a bit out, and two of them ask nothing of Apple.
+    ///
+    /// Two handlers that set one bit each should leave the other one out: setting it to what was read before would
+    /// undo what another handler has set meanwhile. Apple calls both bits optional in an update, and does not say what
+    /// becomes of one that is left out; its fakes keep the value. Apple has no update that depends on what it
+    /// finds, so a bit that two handlers set is the last one's.
     ///
     /// # Errors
     ///
@@ -79,16 +123,20 @@ impl AppleClient {
     pub async fn update_bits(
         &self,
         device: &VerifiedDevice,
-        bit0: bool,
-        bit1: bool,
+        bit0: impl Into<Option<bool>> + Send,
+        bit1: impl Into<Option<bool>> + Send,
     ) -> Result<(), BitsError> {
-        self.ask_about(Operation::UpdateBits { bit0, bit1 }, device).await.map(|_| ())
+        match (bit0.into(), bit1.into()) {
+            (None, None) => Ok(()),
+            (bit0, bit1) => self.ask_about(Operation::UpdateBits { bit0, bit1 }, device).await.map(|_| ()),
+        }
     }
 
     async fn ask_about(&self, operation: Operation, device: &VerifiedDevice) -> Result<Bytes, BitsError> {
         let text = device.text().ok_or(BitsError::NO_DEVICE_TOKEN)?;
         let token = &DeviceToken::try_from(text).map_err(|_| BitsError::NO_DEVICE_TOKEN)?;
-        self.caller.ask(operation, token, device.environment()).await?.ok_or(BitsError::REFUSED_TOKEN)
+        let body = self.caller.ask(operation, token, device.environment()).await?;
+        body.ok_or_else(|| BitsError::refused_token(!device.evidence().is_fresh()))
     }
 
     pub(crate) fn team_id(&self) -> &str {
@@ -123,6 +171,7 @@ impl AppleClient {
         }
         event!(target: TARGET, Level::DEBUG, key_id = credentials.key_id(), "credentials rotated");
         *lock(&self.caller.credentials) = credentials;
+        self.caller.refusals.forget();
         Ok(())
     }
 }
@@ -133,8 +182,8 @@ impl fmt::Debug for AppleClient {
         let caller = &self.caller;
         f.debug_struct("AppleClient")
             .field("credentials", &caller.credentials())
-            .field("production", &caller.production.validate)
-            .field("development", &caller.development.validate)
+            .field("production", &format_args!("{}", quoted(&caller.production.validate.to_string())))
+            .field("development", &format_args!("{}", quoted(&caller.development.validate.to_string())))
             .field("attempt_timeout", &caller.attempt_timeout)
             .field("total_timeout", &caller.total_timeout)
             .field("retry", &caller.retry)

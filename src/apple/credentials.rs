@@ -10,15 +10,16 @@ use crate::BoxError;
 use crate::apple::pem::{self, KeyFault};
 use crate::apple::provider_token::{ProviderTokens, Signer};
 use crate::gate::{error::impl_error, observer::TARGET};
+use crate::quote::{may_hold_secret, quoted};
 
 /// The credentials that identify this server to Apple: the team id, and a private key with its id.
 ///
 /// Create the key under Certificates, Identifiers & Profiles > Keys with the DeviceCheck service enabled.
 /// Apple lets you download it once, as `AuthKey_<key id>.p8`. Keys of App Store Connect do not work here.
 ///
-/// Every constructor parses the key and signs with it once, so that a bad key fails at start-up. Clones
-/// share the key and the provider token that is signed with it. Dropping the last clone wipes the key from memory;
-/// the caller wipes the text or DER that it passed in.
+/// Every constructor parses the key and signs with it once, so that a bad key fails at start-up. All
+/// credentials of a process that have the same ids and key share the provider token that is signed with it. Dropping
+/// the last of them wipes the key from memory; the caller wipes the text or DER that it passed in.
 #[derive(Clone)]
 pub struct Credentials {
     provider_tokens: Arc<ProviderTokens>,
@@ -92,27 +93,46 @@ impl Credentials {
                 Err(CredentialsError::new(name, "it is not UTF-8 text: set it to plain ASCII"))
             }
         };
-        let require = |name, cure| find(name)?.ok_or_else(|| CredentialsError::new(name, cure));
+        let mut missing = Vec::new();
+        let mut require = |name, cure| {
+            find(name).map(|value| {
+                if value.is_none() {
+                    missing.push((name, cure));
+                }
+                value.unwrap_or_default()
+            })
+        };
         let team_id = require(ISS, "it is not set: set it to your team id (Apple's membership page has it)")?;
         let key_id = require(
             KID,
             "it is not set: set it to the id of your key, the part of AuthKey_<key id>.p8 in brackets",
         )?;
+        let (text, path) = (find(KEY)?, find(KEY_FILE)?);
+        if text.is_none() && path.is_none() {
+            missing.push((
+                KEY,
+                "neither it nor APPLE_JWT_PRIVATE_KEY_FILE is set: set it to the text of the .p8 file, or the \
+                 other one to the path to it",
+            ));
+        }
+        if let [(first, cure), further @ ..] = &*missing {
+            let further: String = further.iter().map(|(name, cure)| format!("; {name}: {cure}")).collect();
+            return Err(CredentialsError::new(*first, format!("{cure}{further}")));
+        }
         let names = |key| InputNames { team_id: ISS, key_id: KID, key: Cow::Borrowed(key) };
-        match (find(KEY)?, find(KEY_FILE)?) {
+        match (text, path) {
             (Some(text), None) => Self::from_text(&team_id, &key_id, &text, &names(KEY)),
-            (None, Some(path)) => {
-                let path = Path::new(pem::unquoted(&path));
-                Self::from_file(&team_id, &key_id, path, names(KEY_FILE))
+            (None, Some(path)) if pem::der_of_text(&path).is_ok() => Err(CredentialsError::new(
+                KEY_FILE,
+                "it is a key and not the path to one: set APPLE_JWT_PRIVATE_KEY to it, and unset this one",
+            )),
+            (None, path) => {
+                let path = path.unwrap_or_default();
+                Self::from_file(&team_id, &key_id, Path::new(pem::unquoted(&path)), names(KEY_FILE))
             }
             (Some(_), Some(_)) => Err(CredentialsError::new(
                 KEY,
                 "it is set, and so is APPLE_JWT_PRIVATE_KEY_FILE: unset one of them",
-            )),
-            (None, None) => Err(CredentialsError::new(
-                KEY,
-                "neither it nor APPLE_JWT_PRIVATE_KEY_FILE is set: set it to the text of the .p8 file, or the \
-                 other one to the path to it",
             )),
         }
     }
@@ -123,35 +143,46 @@ impl Credentials {
         path: &Path,
         mut names: InputNames,
     ) -> Result<Self, CredentialsError> {
+        let shown = path.to_string_lossy();
+        names.key = format!("{} {}", names.key, quoted(&shown)).into();
+        let fail = |reason| CredentialsError::new(names.key.clone(), reason);
         // Room for the whole file at once: growing would leave copies of the key behind.
         let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_FILE_LENGTH + 1));
         File::open(path)
             .and_then(|file| file.take(MAX_FILE_LENGTH as u64 + 1).read_to_end(&mut bytes))
             .map_err(|error| CredentialsError {
                 source: Some(error.into()),
-                // A path of no file may be the text of the key.
-                ..CredentialsError::new(
-                    names.key.clone(),
-                    "the file cannot be read: check the path and its permissions",
-                )
+                ..fail(if may_hold_secret(&shown) {
+                    "the file cannot be read: if this is the key itself, give it as APPLE_JWT_PRIVATE_KEY or to \
+                     `from_pem`"
+                } else {
+                    "the file cannot be read: check the path and its permissions"
+                })
             })?;
         names.key = format!("{} {}", names.key, path.display()).into();
         let fail = |reason| CredentialsError::new(names.key.clone(), reason);
         if bytes.len() > MAX_FILE_LENGTH {
             return Err(fail("the file is too large for a .p8 file: check the path"));
         }
-        let text = std::str::from_utf8(&bytes).map_err(|_| {
+        let text = pem::text_of(&bytes).ok_or_else(|| {
             fail("the file is not text: use the .p8 file as Apple made it, or `from_der` for one in DER")
         })?;
-        let credentials = Self::from_text(team_id, key_id, text, &names)?;
+        let credentials = Self::from_text(team_id, key_id, &text, &names)?;
         let named = path.file_stem().and_then(|stem| stem.to_str()?.strip_prefix("AuthKey_"));
-        if named.is_some_and(|named| named != credentials.key_id()) {
+        let warning = match named {
+            Some(named) if named == credentials.key_id() => None,
+            Some(named) if named == credentials.team_id() => {
+                Some("the file's name has the team id for a key id: the two ids are swapped")
+            }
+            named => named.map(|_| "the file's name is that of a key with another id"),
+        };
+        if let Some(warning) = warning {
             event!(
                 target: TARGET,
                 Level::WARN,
-                file = %path.display(),
+                file = %quoted(&shown),
                 key_id = credentials.key_id(),
-                "the file's name is that of a key with another id"
+                "{warning}"
             );
         }
         Ok(credentials)
@@ -175,10 +206,15 @@ impl Credentials {
         signer.sign(0).map_err(damaged)?;
         for (id, name) in [(team_id, names.team_id), (key_id, names.key_id)] {
             if id.len() != 10 {
-                event!(target: TARGET, Level::WARN, length = id.len(), "{name} has not 10 characters, as Apple's ids have");
+                event!(target: TARGET, Level::WARN, id, "{name} has not 10 characters, as Apple's ids have");
+            } else if id.contains(|letter: char| letter.is_ascii_lowercase()) {
+                event!(target: TARGET, Level::WARN, id, "{name} has small letters, and Apple's ids have capitals");
             }
         }
-        Ok(Self { provider_tokens: Arc::new(ProviderTokens::new(signer)) })
+        if team_id == key_id {
+            event!(target: TARGET, Level::WARN, id = team_id, "team id and key id are the same");
+        }
+        Ok(Self { provider_tokens: ProviderTokens::shared(signer, der) })
     }
 
     /// The team id.
@@ -191,6 +227,12 @@ impl Credentials {
     #[must_use]
     pub fn key_id(&self) -> &str {
         self.provider_tokens.signer().key_id()
+    }
+
+    /// Whether these have the same ids and the same key.
+    #[cfg(all(feature = "tokio", not(target_arch = "wasm32")))]
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.provider_tokens, &other.provider_tokens)
     }
 
     pub(super) fn provider_tokens(&self) -> &ProviderTokens {
@@ -243,6 +285,8 @@ fn check_id(id: &str) -> Result<&str, &'static str> {
         Err("it is the name of a key file: the key id is the part between `AuthKey_` and `.p8`")
     } else if id.contains('.') {
         Err("it has dots, as bundle ids have: DeviceCheck wants the team id and a key id, and no bundle id")
+    } else if id.len() > 32 {
+        Err("it is far too long for an id: Apple's ids have 10 letters and digits")
     } else if !id.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
         Err("it has characters that are neither letters nor digits, which no id of Apple's has")
     } else {
@@ -274,7 +318,8 @@ impl CredentialsError {
 
     pub(super) fn other_team(own: &str, given: &str) -> Self {
         let reason = format!(
-            "it is {given}, and this client's is {own}: verdicts are cached by team, so make a new client"
+            "it is {}, and this client's is {own}: verdicts are cached by team, so make a new client",
+            quoted(given)
         );
         Self::new("team id", reason)
     }

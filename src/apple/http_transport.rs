@@ -19,8 +19,12 @@ use crate::apple::{transport::TransportError, wire::MAX_ANSWER_LENGTH};
 ///
 /// The client's errors are passed on. [`AppleClient`](crate::AppleClient) retries if one of their causes is an
 /// [`std::io::Error`] that says that there was no connection, or, with the feature `reqwest`, an HTTP/2 error by
-/// which the server says that it has not looked at the request. If your client can tell more (such as a failed
-/// connect), map its errors to [`TransportError`].
+/// which the server says that it has not looked at the request. If your client can tell more, map its errors to
+/// [`TransportError`]: a failed connect, or a kept connection that ended
+/// ([`stale`](TransportError::stale)).
+///
+/// A call that ran out of time is repeated over whichever connection the client picks. hyper-util's keeps a silent
+/// HTTP/2 connection until its own pings find it dead, so set them short; a `ReqwestTransport` replaces it at once.
 ///
 /// hyper-util's client takes a seventh to a fifth less processor time than a `ReqwestTransport`
 /// (`docs/performance.md`). It does not support proxies, and its connector panics outside of a tokio runtime. This
@@ -92,7 +96,6 @@ where
         Box::pin(async move {
             let (head, body) = answer.await.map_err(Into::into)?.into_parts();
             let body = Limited::new(body, MAX_ANSWER_LENGTH).collect().await;
-            // The server has answered, and so has acted on the request, even if reading the body fails.
             let body = body.map_err(TransportError::other)?;
             Ok(Response::from_parts(head, body.to_bytes()))
         })
@@ -105,7 +108,7 @@ mod tests {
     use tower::{ServiceExt, service_fn};
 
     use super::*;
-    use crate::apple::transport::is_harmless;
+    use crate::apple::transport::is_worth_repeating;
 
     #[tokio::test]
     async fn a_long_answer_is_not_read_to_its_end() {
@@ -123,7 +126,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_fails_in_an_answer_is_never_harmless() {
+    async fn what_fails_in_an_answer_is_not_repeated() {
         let client = service_fn(|_: Request<Full<Bytes>>| {
             let frame =
                 Err::<http_body::Frame<Bytes>, _>(std::io::Error::from(std::io::ErrorKind::NotConnected));
@@ -132,7 +135,7 @@ mod tests {
         });
         let request = Request::post("https://apple/v1").body(Bytes::new()).unwrap();
         let error = HttpTransport::new(client).oneshot(request).await.unwrap_err();
-        assert!(!is_harmless(&*error), "{error:?}");
+        assert!(!is_worth_repeating(&*error), "{error:?}");
     }
 
     #[cfg(feature = "reqwest")]
@@ -159,11 +162,11 @@ mod tests {
                 }
             };
             let (answer, ()) = futures_util::future::join(client().oneshot(request()), refuse).await;
-            assert_eq!(is_harmless(&*answer.unwrap_err()), expected, "{reason}");
+            assert_eq!(is_worth_repeating(&*answer.unwrap_err()), expected, "{reason}");
         }
 
         let request = request();
         drop(listener);
-        assert!(is_harmless(&*client().oneshot(request).await.unwrap_err()));
+        assert!(is_worth_repeating(&*client().oneshot(request).await.unwrap_err()));
     }
 }

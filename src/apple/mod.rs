@@ -24,23 +24,33 @@ mod from_env;
 mod http_transport;
 #[cfg(feature = "_apple")]
 mod limit;
+#[cfg(all(feature = "_apple", feature = "reqwest", not(target_arch = "wasm32")))]
+mod links;
 #[cfg(feature = "_apple")]
 mod pem;
 #[cfg(feature = "_apple")]
 mod provider_token;
+#[cfg(feature = "_apple")]
+mod refusals;
 #[cfg(all(feature = "_apple", feature = "reqwest", not(target_arch = "wasm32")))]
 mod reqwest_transport;
+#[cfg(feature = "_apple")]
+mod task;
 #[cfg(test)]
 mod tests;
 pub(crate) mod token;
 #[cfg(feature = "_apple")]
 mod transport;
+#[cfg(all(feature = "_apple", feature = "tokio", not(target_arch = "wasm32")))]
+mod watch;
 #[cfg(feature = "_apple")]
 mod wire;
 
 #[cfg(all(feature = "_apple", feature = "reqwest", not(target_arch = "wasm32")))]
-pub use self::reqwest_transport::ReqwestTransport;
+pub use self::reqwest_transport::{ReqwestTransport, ReqwestTransportBuilder};
 pub use self::token::{DeviceToken, Verdict};
+#[cfg(all(feature = "_apple", feature = "tokio", not(target_arch = "wasm32")))]
+pub use self::watch::CredentialsWatch;
 #[cfg(feature = "_apple")]
 pub use self::{
     bits::{Bits, BitsError, BitsErrorKind},

@@ -4,6 +4,8 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use base64::{Engine, alphabet::STANDARD};
 use zeroize::Zeroizing;
 
+use crate::quote::may_hold_secret;
+
 /// Lenient about padding and trailing bits. The check of the DER inside names such damage better.
 const LENIENT: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
@@ -16,6 +18,7 @@ const LENIENT: GeneralPurpose = GeneralPurpose::new(
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum KeyFault {
     Empty,
+    Path,
     NotBase64,
     CutOff,
     Sec1,
@@ -34,6 +37,10 @@ impl KeyFault {
     pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::Empty => "it is empty: give the text of the .p8 file that Apple made",
+            Self::Path => {
+                "it is the path to a file: give the text in the file, or give the path as \
+                 APPLE_JWT_PRIVATE_KEY_FILE or to `from_pem_file`"
+            }
             Self::NotBase64 => {
                 "it is not base64: give the text of the .p8 file as it is, from `-----BEGIN PRIVATE KEY-----` \
                  to `-----END PRIVATE KEY-----`"
@@ -84,15 +91,43 @@ pub(super) fn unquoted(text: &str) -> &str {
 }
 
 /// The DER of a key that is given as PEM, as PEM with damaged line ends, as the base64 inside the PEM, or as base64
-/// of the whole PEM.
+/// of any of these, in UTF-16 too.
 pub(super) fn der_of_text(text: &str) -> Result<Zeroizing<Vec<u8>>, KeyFault> {
+    der_within(text, 3).map_err(|fault| if is_path(unquoted(text)) { KeyFault::Path } else { fault })
+}
+
+fn der_within(text: &str, layers: u8) -> Result<Zeroizing<Vec<u8>>, KeyFault> {
     let decoded = decode_text(text)?;
-    let der = match std::str::from_utf8(&decoded) {
-        Ok(inner) if inner.contains(BEGIN) => decode_text(inner)?,
-        _ => decoded,
+    let Err(fault) = check_der(&decoded) else {
+        return Ok(decoded);
     };
-    check_der(&der)?;
-    Ok(der)
+    let Some(inner) = text_of(&decoded).filter(|_| layers > 0) else {
+        return Err(fault);
+    };
+    der_within(&inner, layers - 1).map_err(|within| if inner.contains(BEGIN) { within } else { fault })
+}
+
+/// Bytes as text: UTF-8, or the UTF-16 that PowerShell writes.
+pub(super) fn text_of(bytes: &[u8]) -> Option<Zeroizing<String>> {
+    let number: fn([u8; 2]) -> u16 = match bytes {
+        [0xff, 0xfe, ..] | [_, 0, ..] => u16::from_le_bytes,
+        [0xfe, 0xff, ..] | [0, _, ..] => u16::from_be_bytes,
+        _ => return std::str::from_utf8(bytes).ok().map(|text| Zeroizing::new(text.to_owned())),
+    };
+    // Room for the whole text at once: growing would leave copies of the key behind.
+    let mut text = Zeroizing::new(String::with_capacity(2 * bytes.len()));
+    let units = bytes.chunks_exact(2).map(|pair| number([pair[0], pair[1]]));
+    for letter in char::decode_utf16(units) {
+        text.push(letter.ok()?);
+    }
+    Some(text)
+}
+
+fn is_path(text: &str) -> bool {
+    let starts = ["/", "./", "../", "~", "\\\\"].iter().any(|start| text.starts_with(start));
+    let has_drive = text.get(1..3).is_some_and(|drive| matches!(drive, ":\\" | ":/"));
+    let ends = [".p8", ".pem", ".key", ".der", ".txt"].iter().any(|end| text.ends_with(end));
+    (starts || has_drive || ends) && !may_hold_secret(text)
 }
 
 const BEGIN: &str = "-----BEGIN";

@@ -1,11 +1,15 @@
 //! The provider token, which is the JWT that authenticates this server to Apple, and the times of its renewal.
 
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, Weak},
+    time::Duration,
+};
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use http::HeaderValue;
+use sha2::{Digest, Sha256};
 use tracing::{Level, event};
 use zeroize::Zeroizing;
 
@@ -14,15 +18,17 @@ use crate::apple::es256::SigningKey;
 use crate::gate::{credential::BEARER, error::impl_error, observer::TARGET};
 use crate::runtime::{Moment, SystemTime, lock, since_epoch};
 
-/// The age at which a token is renewed. Apple documents for APNs, to which DeviceCheck refers, that a token is
-/// refused after an hour.
-const RENEW_AFTER: Duration = Duration::from_secs(40 * 60);
+/// The age at which Apple refuses a token, as documented for APNs, to which DeviceCheck refers.
+pub(super) const PROVIDER_TOKEN_LIFETIME: Duration = Duration::from_secs(60 * 60);
+/// The age at which a token is renewed.
+pub(super) const RENEW_AFTER: Duration = Duration::from_secs(40 * 60);
 /// The shortest time between two renewals. Apple documents for APNs that it may answer 429 to more frequent ones.
 const RENEW_AT_MOST_EVERY: Duration = Duration::from_secs(20 * 60);
 /// The age until which a token stays in use if it cannot be renewed.
 const USABLE_FOR: Duration = Duration::from_secs(55 * 60);
-/// `iat` is set this far back, so that a slightly fast clock does not put it in Apple's future.
-const BACKDATING: Duration = Duration::from_secs(5);
+/// `iat` is set this far back, so that a fast clock does not put it in Apple's future. It is part of a token's age at
+/// Apple.
+pub(super) const BACKDATING: Duration = Duration::from_secs(60);
 /// How far ahead of now a token's issue time may lie before we assume that the wall clock was set back.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
 
@@ -120,9 +126,29 @@ pub(super) struct ProviderTokens {
     current: Mutex<Option<ProviderToken>>,
 }
 
+/// The provider tokens of this process by team, key id and key, for as long as credentials use them.
+static KNOWN: Mutex<BTreeMap<[u8; 32], Weak<ProviderTokens>>> = Mutex::new(BTreeMap::new());
+
 impl ProviderTokens {
     pub(super) const fn new(signer: Signer) -> Self {
         Self { signer, current: Mutex::new(None) }
+    }
+
+    /// The one that other credentials with the same ids and the same key use already, or a new one.
+    pub(super) fn shared(signer: Signer, pkcs8_der: &[u8]) -> Arc<Self> {
+        let mut hash = Sha256::new();
+        for part in [signer.team_id().as_bytes(), signer.key_id().as_bytes(), private_number(pkcs8_der)] {
+            hash.update(part.len().to_be_bytes());
+            hash.update(part);
+        }
+        let mut known = lock(&KNOWN);
+        known.retain(|_, tokens| tokens.strong_count() > 0);
+        let place = known.entry(hash.finalize().into()).or_default();
+        place.upgrade().unwrap_or_else(|| {
+            let tokens = Arc::new(Self::new(signer));
+            *place = Arc::downgrade(&tokens);
+            tokens
+        })
     }
 
     pub(super) const fn signer(&self) -> &Signer {
@@ -147,12 +173,6 @@ impl ProviderTokens {
                 if !may_force(&token.0, now) {
                     return Ok(None);
                 }
-                event!(
-                    target: TARGET,
-                    Level::WARN,
-                    key_id = self.signer.key_id(),
-                    "Apple refused the provider token: signing another one"
-                );
                 self.sign(&mut current, now, true).map(Some)
             }
             // Another request has replaced it already, or the key was rotated.
@@ -200,6 +220,14 @@ impl ProviderTokens {
         *current = Some(token.clone());
         Ok(token)
     }
+}
+
+/// The part of the DER that is the key: PKCS#8 wraps the same key in more than one way.
+fn private_number(pkcs8_der: &[u8]) -> &[u8] {
+    // Version 1, and an octet string of 32 bytes.
+    const BEFORE: [u8; 5] = [0x02, 0x01, 0x01, 0x04, 0x20];
+    let start = pkcs8_der.windows(BEFORE.len()).position(|window| window == BEFORE);
+    start.and_then(|start| pkcs8_der.get(start + BEFORE.len()..)?.get(..32)).unwrap_or(pkcs8_der)
 }
 
 /// The `iat` of a token signed now: a little in the past, and never that of the previous token. Signatures may be

@@ -1,39 +1,47 @@
 //! The default transport.
 
-use std::collections::hash_map::{Entry, HashMap};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
-use std::{fmt, time::Duration};
+use std::{
+    fmt,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use http::{Request, Response};
-use reqwest::{Url, redirect::Policy};
+use reqwest::{Certificate, redirect::Policy};
 use tower_service::Service;
 
+use crate::BoxError;
+use crate::apple::links::{Links, Sent};
 use crate::apple::transport::{TransportError, chain, is_turned_away};
-use crate::apple::{error::ClientError, wire::MAX_ANSWER_LENGTH};
-use crate::runtime::{lock, within};
+use crate::apple::{error::ClientError, task::Interest, wire::MAX_ANSWER_LENGTH};
 
 /// The default transport. Feature `reqwest`.
 ///
 /// It uses rustls with the operating system's root certificates, speaks HTTP/2 if the server does, keeps
-/// connections alive, and follows no redirects. It needs a tokio runtime with time and I/O.
+/// connections alive, and follows no redirects. It needs a tokio runtime with time and I/O; several runtimes may share
+/// it, and each has connections of its own.
+///
+/// A request that breaks off or runs out of time makes its connection suspect, and further requests go over a new one.
 ///
 /// reqwest takes proxies from the environment: `HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`. Plain `http` never goes
 /// through a proxy. An answer over 4 KiB is an error, and the rest of it is not read. Cloning is cheap; clones
 /// share their connections.
 #[derive(Clone)]
-pub struct ReqwestTransport(Arc<HttpClients>);
+pub struct ReqwestTransport(Arc<Shared>);
 
-struct HttpClients {
+struct Shared {
+    make: Make,
+    /// Made at start, where an error can stop the server. They stand in for one that cannot be made later.
     https: reqwest::Client,
-    /// Uses no proxy: `http` is for the loopback interface, and a proxy would take the provider token out of the
-    /// machine in the clear.
     http: reqwest::Client,
-    turnstiles: Turnstiles,
+    links: Links,
 }
+
+/// Makes a client with connections of its own, for `https` or else for `http`.
+type Make = Box<dyn Fn(bool) -> Result<reqwest::Client, BoxError> + Send + Sync>;
 
 /// The time to make a connection. Less than the default deadline of an attempt, so that a second attempt has time
 /// left.
@@ -46,7 +54,7 @@ impl ReqwestTransport {
     ///
     /// If TLS cannot be set up, for example because there are no root certificates.
     pub fn new() -> Result<Self, ClientError> {
-        Self::build(|builder| builder)
+        Self::builder().build()
     }
 
     /// A transport as from [`new`](Self::new) that speaks HTTP/2 without asking the server first. Plain-text HTTP/2
@@ -56,39 +64,139 @@ impl ReqwestTransport {
     ///
     /// As for [`new`](Self::new).
     pub fn http2_prior_knowledge() -> Result<Self, ClientError> {
-        Self::build(reqwest::ClientBuilder::http2_prior_knowledge)
+        Self::builder().http2_prior_knowledge().build()
     }
 
-    pub(super) fn with_attempt_timeout(attempt_timeout: Duration) -> Result<Self, ClientError> {
-        Self::build(|builder| builder.connect_timeout(CONNECT_TIMEOUT.min(attempt_timeout)))
+    /// A builder, for further root certificates.
+    pub fn builder() -> ReqwestTransportBuilder {
+        ReqwestTransportBuilder {
+            roots: Vec::new(),
+            connect_timeout: CONNECT_TIMEOUT,
+            http2_prior_knowledge: false,
+        }
     }
 
-    fn build(change: impl Fn(reqwest::ClientBuilder) -> reqwest::ClientBuilder) -> Result<Self, ClientError> {
-        let builder = || {
-            let builder = reqwest::Client::builder()
-                .connect_timeout(CONNECT_TIMEOUT)
-                .redirect(Policy::none())
-                // `AppleClient` decides about retries, and counts them.
-                .retry(reqwest::retry::never().max_retries_per_request(0))
-                .referer(false)
-                .tcp_nodelay(true)
-                .tcp_keepalive(Duration::from_secs(30))
-                // Keeps the connection for the next request, however late that comes.
-                .pool_idle_timeout(None)
-                // Detects a dead connection before a request runs into it.
-                .http2_keep_alive_interval(Duration::from_secs(15))
-                .http2_keep_alive_timeout(Duration::from_secs(5))
-                .http2_keep_alive_while_idle(true);
-            change(builder)
-        };
+    /// A transport of your own reqwest clients, for settings that this crate does not have. `make` is called now, for
+    /// each server and runtime, and whenever connections are to be replaced. Where it clones one client,
+    /// connections are never replaced, and no second runtime may use them.
+    ///
+    /// The client must follow no redirects (`redirect::Policy::none()`): an answer after one is an error, but the
+    /// provider token may have gone elsewhere by then. Turn reqwest's own retries off, too, and take
+    /// `https_only(true)` unless the server is on the loopback interface.
+    ///
+    /// # Errors
+    ///
+    /// If `make` fails. A later failure keeps the client that was made first.
+    pub fn from_clients<E: Into<BoxError>>(
+        make: impl Fn() -> Result<reqwest::Client, E> + Send + Sync + 'static,
+    ) -> Result<Self, ClientError> {
+        Self::from_make(Box::new(move |_| make().map_err(Into::into)))
+    }
+
+    fn from_make(make: Make) -> Result<Self, ClientError> {
         let fail = |error| {
-            ClientError::new("the HTTP client cannot be set up: check the system's root certificates")
-                .with_source::<reqwest::Error>(error)
+            ClientError::new(
+                "the HTTP client cannot be set up: check the system's root certificates, or the files that \
+                 SSL_CERT_FILE and SSL_CERT_DIR name",
+            )
+            .with_source::<BoxError>(error)
         };
-        let https = builder().https_only(true).build().map_err(fail)?;
-        let http = builder().no_proxy().build().map_err(fail)?;
-        Ok(Self(Arc::new(HttpClients { https, http, turnstiles: Turnstiles::default() })))
+        let (https, http) = (make(true).map_err(fail)?, make(false).map_err(fail)?);
+        Ok(Self(Arc::new(Shared { make, https, http, links: Links::default() })))
     }
+}
+
+/// Builds a [`ReqwestTransport`].
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct ReqwestTransportBuilder {
+    roots: Vec<Certificate>,
+    pub(super) connect_timeout: Duration,
+    http2_prior_knowledge: bool,
+}
+
+impl ReqwestTransportBuilder {
+    /// Trusts the certificates in `pem`, one or many, beside the operating system's: for a proxy that inspects TLS.
+    ///
+    /// # Errors
+    ///
+    /// If there is no certificate in it.
+    pub fn add_root_certificate(mut self, pem: impl AsRef<[u8]>) -> Result<Self, ClientError> {
+        self.roots.extend(certificates(pem.as_ref()).map_err(|error| {
+            ClientError::new("root certificate: it is not in PEM form, from `-----BEGIN CERTIFICATE-----` on")
+                .with_source(error)
+        })?);
+        Ok(self)
+    }
+
+    /// Speaks HTTP/2 without asking the server first. Default: asks.
+    pub const fn http2_prior_knowledge(mut self) -> Self {
+        self.http2_prior_knowledge = true;
+        self
+    }
+
+    /// Builds the transport.
+    ///
+    /// # Errors
+    ///
+    /// If TLS cannot be set up: there are no root certificates, a given one cannot be read, or `SSL_CERT_FILE` or
+    /// `SSL_CERT_DIR` names something without any.
+    pub fn build(self) -> Result<ReqwestTransport, ClientError> {
+        check_environment()?;
+        ReqwestTransport::from_make(Box::new(move |is_https| Ok(self.client(is_https)?)))
+    }
+
+    fn client(&self, is_https: bool) -> Result<reqwest::Client, reqwest::Error> {
+        let builder = reqwest::Client::builder()
+            .connect_timeout(self.connect_timeout)
+            .redirect(Policy::none())
+            // `AppleClient` decides about retries, and counts them.
+            .retry(reqwest::retry::never().max_retries_per_request(0))
+            .referer(false)
+            .tcp_nodelay(true)
+            .tcp_keepalive(Duration::from_secs(30))
+            // Keeps the connection for the next request, however late that comes.
+            .pool_idle_timeout(None)
+            // Detects a dead connection before a request runs into it.
+            .http2_keep_alive_interval(Duration::from_secs(15))
+            .http2_keep_alive_timeout(Duration::from_secs(5))
+            .http2_keep_alive_while_idle(true);
+        let builder = if self.http2_prior_knowledge { builder.http2_prior_knowledge() } else { builder };
+        // `http` is for the loopback interface, and a proxy would take the provider token out of the machine in the
+        // clear.
+        if is_https {
+            builder.https_only(true).tls_certs_merge(self.roots.iter().cloned()).build()
+        } else {
+            builder.no_proxy().tls_certs_only([]).build()
+        }
+    }
+}
+
+/// The certificates in a PEM, at least one.
+fn certificates(pem: &[u8]) -> Result<Vec<Certificate>, BoxError> {
+    let certificates = Certificate::from_pem_bundle(pem)?;
+    if certificates.is_empty() { Err("there is no certificate in it".into()) } else { Ok(certificates) }
+}
+
+/// The variables that rustls takes the roots from where the operating system has no store of its own. It only logs
+/// what it cannot read there.
+fn check_environment() -> Result<(), ClientError> {
+    const READS_THEM: bool = cfg!(all(unix, not(target_vendor = "apple"), not(target_os = "android")));
+    let set = |name| std::env::var_os(name).filter(|value| READS_THEM && !value.is_empty());
+    let fail = |name, error| {
+        ClientError::new(format!(
+            "{name}: there are no root certificates to be read: set it right, or unset it"
+        ))
+        .with_source::<BoxError>(error)
+    };
+    if let Some(file) = set("SSL_CERT_FILE") {
+        let pem = std::fs::read(file).map_err(|error| fail("SSL_CERT_FILE", error.into()))?;
+        certificates(&pem).map_err(|error| fail("SSL_CERT_FILE", error))?;
+    }
+    for folder in set("SSL_CERT_DIR").iter().flat_map(std::env::split_paths) {
+        std::fs::read_dir(folder).map_err(|error| fail("SSL_CERT_DIR", error.into()))?;
+    }
+    Ok(())
 }
 
 impl fmt::Debug for ReqwestTransport {
@@ -106,97 +214,55 @@ impl Service<Request<Bytes>> for ReqwestTransport {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<Bytes>) -> Self::Future {
-        let clients = Arc::clone(&self.0);
+    fn call(&mut self, mut request: Request<Bytes>) -> Self::Future {
+        let interest = request.extensions_mut().remove::<Interest>();
+        let shared = Arc::clone(&self.0);
         Box::pin(async move {
             // tokio's sockets panic outside of a runtime.
-            if tokio::runtime::Handle::try_current().is_err() {
+            let Ok(runtime) = tokio::runtime::Handle::try_current() else {
                 return Err(TransportError::other("the reqwest transport needs a tokio runtime"));
+            };
+            let request = reqwest::Request::try_from(request)
+                .map_err(|error| TransportError::other(error.without_url()))?;
+            let url = request.url().clone();
+            let is_https = url.scheme() == "https";
+            let link = shared.links.at(runtime.id(), url.origin().ascii_serialization(), || {
+                let first = if is_https { &shared.https } else { &shared.http };
+                (shared.make)(is_https).unwrap_or_else(|_| first.clone())
+            });
+            let _turn = link.turn().await;
+            if interest.is_some_and(|interest| !interest.is_there()) {
+                return Err(TransportError::other("the caller left before its turn"));
             }
-            let request = reqwest::Request::try_from(request).map_err(failure)?;
-            let client = if request.url().scheme() == "https" { &clients.https } else { &clients.http };
-            let turnstile = clients.turnstiles.at(request.url());
-            let turn = turnstile.turn().await;
-            let answer = read(client.execute(request)).await;
+            let is_reused = link.is_warm();
+            let sent = Sent::new(&shared.links, &link);
+            let answer = match link.client.execute(request).await {
+                Ok(response) if *response.url() != url => {
+                    Err(TransportError::other("the client followed a redirect"))
+                }
+                Ok(response) => read(response, is_reused).await,
+                Err(error) => Err(failure(error, is_reused)),
+            };
             match &answer {
-                Ok(_) if turn.is_some() => turnstile.set_warm(true),
-                Err(error) if is_without_connection(error) => turnstile.set_warm(false),
-                _ => {}
+                Ok(_) => sent.answered(),
+                Err(error) => sent.failed(is_over(error)),
             }
             answer
         })
     }
 }
 
-/// Whether there was no connection, or the server has shut the connection down.
-fn is_without_connection(error: &TransportError) -> bool {
+/// Whether the error says that the connection, if there was one, serves no further request.
+fn is_over(error: &TransportError) -> bool {
     let is_shutdown = |error: &h2::Error| error.is_go_away();
-    error.is_connect() || chain(error).any(|error| error.downcast_ref().is_some_and(is_shutdown))
+    error.is_connect()
+        || error.is_stale()
+        || chain(error).any(|error| error.downcast_ref().is_some_and(is_shutdown))
 }
 
-/// The turnstiles of the servers that were asked, by scheme, host and port.
-#[derive(Default)]
-struct Turnstiles(Mutex<HashMap<String, Arc<Turnstile>>>);
-
-impl Turnstiles {
-    /// The number of servers, more than Apple has. A request to a further one gets its own turnstile and never
-    /// waits.
-    const KEPT: usize = 8;
-
-    fn at(&self, url: &Url) -> Arc<Turnstile> {
-        let mut kept = lock(&self.0);
-        let is_full = kept.len() >= Self::KEPT;
-        match kept.entry(url.origin().ascii_serialization()) {
-            Entry::Vacant(_) if is_full => Arc::default(),
-            entry => Arc::clone(entry.or_default()),
-        }
-    }
-}
-
-/// Lets one request through to a cold server, and the others after its answer.
-///
-/// All requests share a connection if the server speaks HTTP/2, which is known once the first connection is up. A
-/// crowd that arrives earlier would open one connection for each request.
-#[derive(Default)]
-struct Turnstile {
-    /// True from the first answer until a request fails for lack of a connection.
-    warm: AtomicBool,
-    /// Held by the request that goes first.
-    first: async_lock::Mutex<()>,
-}
-
-impl Turnstile {
-    /// How long to wait for the first request to a cold server: longer than most answers take, well under the
-    /// timeout of an attempt.
-    const PATIENCE: Duration = Duration::from_millis(500);
-
-    /// Waits until the caller may send its request. Returns a guard to the first caller, who holds it until the
-    /// answer.
-    async fn turn(&self) -> Option<async_lock::MutexGuard<'_, ()>> {
-        if self.is_warm() {
-            return None;
-        }
-        let turn = within(Self::PATIENCE, self.first.lock()).await.ok()?;
-        (!self.is_warm()).then_some(turn)
-    }
-
-    fn is_warm(&self) -> bool {
-        self.warm.load(Ordering::Relaxed)
-    }
-
-    fn set_warm(&self, warm: bool) {
-        self.warm.store(warm, Ordering::Relaxed);
-    }
-}
-
-async fn read(
-    answer: impl Future<Output = Result<reqwest::Response, reqwest::Error>>,
-) -> Result<Response<Bytes>, TransportError> {
-    let mut response = answer.await.map_err(failure)?;
+async fn read(mut response: reqwest::Response, is_reused: bool) -> Result<Response<Bytes>, TransportError> {
     let mut body = BytesMut::new();
-    let broken_off = |error: reqwest::Error| TransportError::other(error.without_url());
-    // The server has answered, and so has acted on the request, even if reading the body fails.
-    while let Some(chunk) = response.chunk().await.map_err(broken_off)? {
+    while let Some(chunk) = response.chunk().await.map_err(|error| failure(error, is_reused))? {
         if body.len() + chunk.len() > MAX_ANSWER_LENGTH {
             return Err(TransportError::other("the answer is longer than 4 KiB"));
         }
@@ -208,13 +274,19 @@ async fn read(
     Ok(answer)
 }
 
-fn failure(error: reqwest::Error) -> TransportError {
+/// `is_reused` says that the server has answered over this link before.
+fn failure(error: reqwest::Error, is_reused: bool) -> TransportError {
     // Without the URL: the caller's error names the operation and the environment.
     let error = error.without_url();
+    // A stream that the server ends says nothing about the connection.
+    let is_reset_stream =
+        chain(&error).any(|error| error.downcast_ref().is_some_and(|error: &h2::Error| error.is_reset()));
     if error.is_connect() {
         TransportError::connect(error)
     } else if chain(&error).any(is_turned_away) {
         TransportError::turned_away(error)
+    } else if is_reused && !is_reset_stream && !error.is_builder() {
+        TransportError::stale(error)
     } else {
         TransportError::other(error)
     }

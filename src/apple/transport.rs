@@ -11,8 +11,12 @@ use crate::{BoxError, gate::error::impl_error};
 
 /// A request that got no answer.
 ///
-/// A transport of your own may return other errors. This one can say that the server cannot have acted on the
-/// request, and the client then sends it again.
+/// A transport of your own may return other errors. This one can say why another attempt may help, and the client
+/// then sends the request again, once. Every request of the client may be repeated: none changes more than the first
+/// one did.
+///
+/// The client also repeats a request that it dropped for lack of time. A transport that keeps connections should take
+/// a drop without an answer as a sign that the connection is dead, and send the next request over another one.
 #[derive(Debug)]
 pub struct TransportError {
     kind: TransportErrorKind,
@@ -23,6 +27,7 @@ pub struct TransportError {
 enum TransportErrorKind {
     Connect,
     TurnedAway,
+    Stale,
     Other,
 }
 
@@ -38,7 +43,13 @@ impl TransportError {
         Self { kind: TransportErrorKind::TurnedAway, source: source.into() }
     }
 
-    /// Any other failure: the server may have acted on the request.
+    /// The connection had served other requests, and then ended or broke before the answer to this one: by the
+    /// server's idle timeout, a restart, or a firewall that has forgotten it. Another connection may work.
+    pub fn stale(source: impl Into<BoxError>) -> Self {
+        Self { kind: TransportErrorKind::Stale, source: source.into() }
+    }
+
+    /// Any other failure. The client does not send the request again.
     pub fn other(source: impl Into<BoxError>) -> Self {
         Self { kind: TransportErrorKind::Other, source: source.into() }
     }
@@ -54,6 +65,12 @@ impl TransportError {
     pub(super) const fn is_turned_away(&self) -> bool {
         matches!(self.kind, TransportErrorKind::TurnedAway)
     }
+
+    /// Whether a connection that had served other requests ended or broke.
+    #[must_use]
+    pub const fn is_stale(&self) -> bool {
+        matches!(self.kind, TransportErrorKind::Stale)
+    }
 }
 
 impl_error!(
@@ -63,14 +80,15 @@ impl_error!(
     match error.kind {
         TransportErrorKind::Connect => "no connection to the server",
         TransportErrorKind::TurnedAway => "the server turned the request away unread",
+        TransportErrorKind::Stale => "a kept connection to the server ended before the answer",
         TransportErrorKind::Other => "no answer from the server",
     }
 );
 
-/// Whether the error, or one of its causes, says that the server cannot have acted on the request.
+/// Whether the error, or one of its causes, says that the same request may well succeed over another connection.
 ///
-/// A reset or closed connection says nothing about that.
-pub(super) fn is_harmless(error: &(dyn Error + 'static)) -> bool {
+/// Of a connection that was reset or closed, only the transport knows whether it was a kept one.
+pub(super) fn is_worth_repeating(error: &(dyn Error + 'static)) -> bool {
     for error in chain(error) {
         if let Some(error) = error.downcast_ref::<TransportError>() {
             return error.kind != TransportErrorKind::Other;
@@ -147,11 +165,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_server_cannot_have_acted_on() {
+    fn which_errors_are_worth_another_attempt() {
         let io = |kind: ErrorKind| Box::new(io::Error::from(kind)) as BoxError;
         let cases: &[(&str, BoxError, bool)] = &[
             ("our own, connect", TransportError::connect("x").into(), true),
             ("our own, turned away", TransportError::turned_away("x").into(), true),
+            ("our own, stale", TransportError::stale(io(ErrorKind::ConnectionReset)).into(), true),
             ("our own, other", TransportError::other("x").into(), false),
             ("our own over another", TransportError::other(io(ErrorKind::ConnectionRefused)).into(), false),
             ("refused", io(ErrorKind::ConnectionRefused), true),
@@ -163,7 +182,7 @@ mod tests {
             ("wrapped", crate::VerifyError::unavailable(io(ErrorKind::ConnectionRefused)).into(), true),
         ];
         for (name, error, expected) in cases {
-            assert_eq!(is_harmless(&**error), *expected, "{name}");
+            assert_eq!(is_worth_repeating(&**error), *expected, "{name}");
         }
     }
 }

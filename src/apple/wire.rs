@@ -3,13 +3,16 @@
 use std::{error::Error, fmt, io::Write, time::Duration};
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri,
+    header::{AUTHORIZATION, CONTENT_TYPE, DATE, RETRY_AFTER},
+};
 use uuid::Uuid;
 use web_time::UNIX_EPOCH;
 use zeroize::Zeroizing;
 
-use crate::apple::{provider_token::ProviderToken, token::DeviceToken};
+use crate::apple::provider_token::{BACKDATING, PROVIDER_TOKEN_LIFETIME, ProviderToken, RENEW_AFTER};
+use crate::apple::token::DeviceToken;
 use crate::gate::{error::VerifyError, routing::Environment};
 use crate::runtime::{Moment, SystemTime, since_epoch};
 
@@ -21,7 +24,7 @@ pub(super) const MAX_ANSWER_LENGTH: usize = 4 * 1024;
 pub(super) enum Operation {
     Validate,
     QueryBits,
-    UpdateBits { bit0: bool, bit1: bool },
+    UpdateBits { bit0: Option<bool>, bit1: Option<bool> },
 }
 
 impl Operation {
@@ -69,7 +72,9 @@ impl Operation {
         // Writing to memory does not fail.
         let _ = write!(body, r#"","timestamp":{timestamp}"#);
         if let Self::UpdateBits { bit0, bit1 } = self {
-            let _ = write!(body, r#","bit0":{bit0},"bit1":{bit1}"#);
+            for (name, bit) in [("bit0", bit0), ("bit1", bit1)] {
+                let _ = bit.map(|bit| write!(body, r#","{name}":{bit}"#));
+            }
         }
         body.push(b'}');
         Bytes::from_owner(body)
@@ -137,6 +142,8 @@ pub(super) struct Answer {
     pub(super) status: StatusCode,
     pub(super) has_retry_after: bool,
     retry_after: Option<Duration>,
+    /// The seconds by which this server's clock is ahead of Apple's, if the answer says.
+    ahead: Option<i64>,
     environment: Environment,
     path: &'static str,
     phrase: &'static str,
@@ -155,11 +162,13 @@ pub(super) fn read(
         return Ok(response.body().clone());
     }
     let headers = response.headers();
+    let now = now();
     Err(Answer {
         class,
         status: response.status(),
         has_retry_after: headers.contains_key(RETRY_AFTER),
-        retry_after: retry_after(headers, now()),
+        retry_after: retry_after(headers, now),
+        ahead: ahead(headers, now),
         environment,
         path: operation.path(),
         phrase,
@@ -180,11 +189,26 @@ impl Answer {
     }
 }
 
+impl Answer {
+    /// The seconds by which the clocks are apart, if that is why Apple refused the provider token.
+    fn fault_of_clock(&self) -> Option<i64> {
+        let fast = BACKDATING.as_secs().cast_signed();
+        let slow = (PROVIDER_TOKEN_LIFETIME - RENEW_AFTER - BACKDATING).as_secs().cast_signed();
+        self.ahead.filter(|ahead| *ahead >= fast || *ahead <= -slow)
+    }
+}
+
 impl fmt::Display for Answer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match (self.class, self.status.as_u16()) {
             (Class::RefusedProviderToken, 403) => {
                 "Apple forbids the request (check that the key has the DeviceCheck service)"
+            }
+            (Class::RefusedProviderToken, _) if self.fault_of_clock().is_some() => {
+                "Apple refused the provider token (set this server's clock)"
+            }
+            (Class::RefusedProviderToken, _) if self.ahead.is_some() => {
+                "Apple refused the provider token (check team id, key id, and that the key is not revoked)"
             }
             (Class::RefusedProviderToken, _) => {
                 "Apple refused the provider token (check team id, key id, that the key is not revoked, and the \
@@ -200,8 +224,14 @@ impl fmt::Display for Answer {
         if !self.phrase.is_empty() {
             write!(f, ", about {:?}", self.phrase)?;
         }
-        match &self.trace_id {
-            Some(trace_id) => write!(f, ", x-b3-traceid {trace_id}"),
+        if let Some(trace_id) = &self.trace_id {
+            write!(f, ", x-b3-traceid {trace_id}")?;
+        }
+        match self.ahead {
+            // `Date` counts whole seconds, and the answer was under way.
+            Some(-5..=5) => f.write_str("; this server's clock agrees with Apple's"),
+            Some(ahead @ 0..) => write!(f, "; this server's clock is {ahead} s ahead of Apple's"),
+            Some(ahead) => write!(f, "; this server's clock is {} s behind Apple's", ahead.unsigned_abs()),
             None => Ok(()),
         }
     }
@@ -215,6 +245,13 @@ fn trace_id(headers: &HeaderMap) -> Option<Box<str>> {
     let sane =
         (1..=64).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
     sane.then(|| id.into())
+}
+
+/// The seconds by which our clock is ahead of the one that wrote `Date`.
+fn ahead(headers: &HeaderMap, now: SystemTime) -> Option<i64> {
+    let date = httpdate::parse_http_date(headers.get(DATE)?.to_str().ok()?).ok()?;
+    let theirs = date.duration_since(std::time::UNIX_EPOCH).ok()?.as_secs();
+    Some(since_epoch(now).as_secs().cast_signed().saturating_sub_unsigned(theirs))
 }
 
 /// `Retry-After` in seconds or as a date.

@@ -6,6 +6,7 @@ use http::{HeaderMap, HeaderName};
 use subtle::{Choice, ConstantTimeEq};
 
 use crate::gate::{credential::TokenDigest, error::impl_error, headers::take_only};
+use crate::quote::quoted;
 use crate::runtime::SystemTime;
 
 /// Named secrets that stand in for a device token where there is no device: simulators and CI.
@@ -86,7 +87,10 @@ impl DebugTokens {
         secret: &str,
         expires_at: Option<SystemTime>,
     ) -> Result<Self, DebugTokenError> {
-        let error = |reason| DebugTokenError { name: name.to_owned(), reason };
+        // A name that is longer than the secret is the secret, if the two were swapped.
+        let is_swapped = name.len() >= *SECRET_LENGTH.start() && name.len() > secret.len();
+        let shown = if is_swapped { "(not shown)".to_owned() } else { quoted(name).to_string() };
+        let error = |reason| DebugTokenError { name: shown.clone(), reason };
         if !SECRET_LENGTH.contains(&secret.len()) {
             return Err(error("its secret must have 16 to 256 characters"));
         }

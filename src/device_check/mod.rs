@@ -13,6 +13,6 @@ mod single_flight;
 pub(crate) mod token_source;
 pub(crate) mod verifier;
 
-#[cfg(test)]
 #[cfg(feature = "memory-cache")]
+#[cfg(test)]
 mod tests;

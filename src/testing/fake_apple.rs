@@ -176,10 +176,22 @@ impl FakeApple {
         self.state().apple.bits(token).map(|[bit0, bit1]| (bit0, bit1))
     }
 
-    /// Sets Apple's clock ahead of the machine's. An hour makes every provider token too old, two days every
-    /// time stamp wrong. Default: not at all.
+    /// Sets the time for which tokens are genuine, whether they are made before or after. It runs on tokio's clock,
+    /// which tests can pause. Default: 2 minutes, less than the layer remembers a verdict.
+    pub fn set_token_lifetime(&self, lifetime: Duration) {
+        self.state().apple.token_lifetime = lifetime;
+    }
+
+    /// Sets Apple's clock ahead of the machine's, by whole seconds. An hour makes every provider token too old, two
+    /// days every time stamp wrong. Default: not at all.
     pub fn set_clock_ahead(&self, ahead: Duration) {
-        self.state().apple.clock_advance = ahead;
+        self.state().apple.clock_ahead = i64::try_from(ahead.as_secs()).unwrap_or(i64::MAX);
+    }
+
+    /// Sets Apple's clock behind the machine's, by whole seconds, as a server sees it whose clock is fast. Apple then
+    /// refuses provider tokens that were issued in its future. Default: not at all.
+    pub fn set_clock_behind(&self, behind: Duration) {
+        self.state().apple.clock_ahead = i64::try_from(behind.as_secs()).map_or(i64::MIN, |behind| -behind);
     }
 
     /// Adds a reply to the queue. It answers one call: the next to its [endpoint](Reply::for_endpoint) and

@@ -72,7 +72,7 @@
 //! | another path than the three | 404 |
 //! | not POST | 405 `Method Not Allowed` |
 //! | provider token missing, not a bearer token, not a JWT, not ES256, without `kid` | 400 `Missing or badly formatted authorization token` |
-//! | its key or team unknown, its signature wrong, its `iat` missing, over an hour old or over five minutes ahead | 401 `Unable to verify authorization token` |
+//! | its key or team unknown, its signature wrong, its `iat` missing, over an hour old or in the future | 401 `Unable to verify authorization token` |
 //! | body not a JSON object, `transaction_id` missing or no text | 400 `Bad Payload` |
 //! | `device_token` missing or no text | 400 `Missing or incorrectly formatted device token payload` |
 //! | `timestamp` missing, no integer, or over a day off | 400 `Missing or incorrectly formatted time stamp` |
@@ -83,10 +83,11 @@
 //! | query, bits were never set | 200 `Failed to find bit state`, plain text |
 //! | update | 200, no body; a bit that is left out keeps its value |
 //!
-//! Every answer carries `x-b3-traceid`. Apple does not document the allowances for clocks, the answers to a
+//! Every answer carries `x-b3-traceid`, and the time on the fake's clock as `Date`. Apple does not document the allowances for clocks, the answers to a
 //! bad `transaction_id`, to an unknown path and to an update with neither bit, and the fate of a bit that is
-//! left out: these rows are guesses. A genuine token stays genuine here until a test
-//! [expires](FakeApple::expire) it. Apple calls its tokens single-use and does not enforce it.
+//! left out: these rows are guesses. A genuine token stays genuine here for
+//! [two minutes](FakeApple::set_token_lifetime), or until a test [expires](FakeApple::expire) it. Apple calls its tokens
+//! single-use and does not enforce it.
 //!
 //! Device tokens are compared as text, in standard base64 with padding: Apple documents that form, and does
 //! not say whether it accepts another.

@@ -3,7 +3,11 @@
 use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header::CONTENT_TYPE, request};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
+    header::{CONTENT_TYPE, DATE},
+    request,
+};
 
 use crate::gate::routing::Environment;
 use crate::runtime::{SystemTime, since_epoch};
@@ -54,8 +58,8 @@ impl FakeAppleState {
         head: &request::Parts,
         body: &[u8],
     ) -> Response<Bytes> {
+        let now = self.apple.clock(since_epoch(SystemTime::now()));
         let normal = if reply.is_normal() {
-            let now = since_epoch(SystemTime::now());
             self.apple.answer(environment, head, body, now)
         } else {
             (StatusCode::OK, Bytes::new())
@@ -64,6 +68,9 @@ impl FakeAppleState {
         // Apple sends this header in practice.
         if let Ok(trace) = HeaderValue::try_from(self.next_trace()) {
             headers.insert(HeaderName::from_static("x-b3-traceid"), trace);
+        }
+        if let Ok(date) = HeaderValue::try_from(httpdate::fmt_http_date(std::time::UNIX_EPOCH + now)) {
+            headers.insert(DATE, date);
         }
         let (status, body) = reply.apply(normal, &mut headers);
         if !body.is_empty() && !headers.contains_key(CONTENT_TYPE) {

@@ -280,6 +280,7 @@ async fn keys_rotate() {
 #[tokio::test(start_paused = true)]
 async fn scripted_replies_in_process() {
     let apple = FakeApple::new();
+    apple.set_token_lifetime(Duration::MAX);
     let token = apple.genuine_token(Environment::Production);
     let call =
         || send(&apple, request(PRODUCTION, Endpoint::Validate, &provider_token(&apple), &body(&token)));

@@ -263,6 +263,8 @@ async fn requests_that_are_dropped_leave_no_slot_taken() {
         .transport(fake.transport())
         .in_flight_limit(2)
         .waiting_limit(8)
+        // A call that was sent keeps its slot until then.
+        .attempt_timeout(Duration::from_millis(100))
         .build()
         .unwrap();
     let app = App::new(&DeviceCheckLayer::new(client));
@@ -285,6 +287,7 @@ async fn requests_that_are_dropped_leave_no_slot_taken() {
         }
     }
     fake.clear();
+    tokio::time::sleep(Duration::from_millis(200)).await;
     let answers = futures::future::join_all((0..10).map(|_| {
         let (app, token) = (app.clone(), token());
         async move { app.status(&token).await }

@@ -7,6 +7,7 @@
 
 mod allocations;
 mod api;
+mod apple_client;
 mod attacks;
 mod cache_contract;
 mod caches;

@@ -149,9 +149,9 @@ async fn r29_nothing_that_is_printed_holds_a_secret() {
             assert!(!text.contains(&**secret), "a secret in {text}");
         }
     }
-    // One for each reply, one more for the 401 and the 503 each, and the last two. The 403 finds a provider
-    // token that was replaced just now.
-    assert_eq!(apple.calls(), 14);
+    // One for each reply, one more for the 401, the 503 and the silence each, and the last two. The 403 finds a
+    // provider token that was replaced just now.
+    assert_eq!(apple.calls(), 15);
 }
 
 #[tokio::test]

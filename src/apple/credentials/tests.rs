@@ -83,7 +83,7 @@ fn each_wrong_key_is_named() {
         ("empty", String::new(), "empty"),
         ("white space", " \n".to_owned(), "empty"),
         ("quotes", "\"\"".to_owned(), "empty"),
-        ("a path", "/run/secrets/AuthKey_X.p8".to_owned(), "not base64"),
+        ("a path", "/run/secrets/AuthKey_X.p8".to_owned(), "path"),
         ("a text", "<the key>".to_owned(), "not base64"),
         ("URL-safe base64", "-_-_".to_owned(), "not base64"),
         ("body damaged", pem.replacen('M', "?", 1), "not base64"),
@@ -258,4 +258,85 @@ fn files() {
     }
     let error = Credentials::from_pem_file(TEAM, ID, env::temp_dir()).unwrap_err();
     assert!(error.source().is_some(), "a folder: {error}");
+}
+
+#[test]
+fn a13_nothing_that_looks_like_a_key_is_printed() {
+    let (pem, body) = (pem(), body());
+    let twice = BASE64_STANDARD.encode(&pem);
+    let file = "/nonexistent/AuthKey_KEY1234567.p8".to_owned();
+    let escaped = pem.replace('\n', "\\n");
+    let keys = [pem.clone(), escaped, body.clone(), twice, format!("'{pem}'"), format!("/{}", body)];
+    for key in &keys {
+        let cases = [
+            ("the file", vec![(ISS, TEAM), (KID, ID), (KEY_FILE, key)], Some(KEY)),
+            ("the team id", vec![(ISS, key), (KID, ID), (KEY, &pem)], None),
+            ("the key id", vec![(ISS, TEAM), (KID, key), (KEY, &pem)], None),
+        ];
+        for (name, variables, other) in cases {
+            let variables: HashMap<_, _> = variables.into_iter().collect();
+            let lookup =
+                |name: &str| variables.get(name).map(|value| (*value).to_owned()).ok_or(VarError::NotPresent);
+            let error = Credentials::from_lookup(lookup).unwrap_err();
+            let text = format!("{error} {error:?}");
+            assert_no_key(name, &text);
+            assert!(other.is_none_or(|other| text.contains(&format!("{other} "))), "{name}: {text}");
+        }
+    }
+    let error = Credentials::from_pem_file(TEAM, ID, &file).unwrap_err().to_string();
+    assert!(error.contains(&file), "a path is shown: {error}");
+    let credentials = Credentials::from_pem(TEAM, ID, &pem).unwrap();
+    let given = body.replace(['+', '/', '='], "A");
+    let error = CredentialsError::other_team(credentials.team_id(), &given);
+    assert_no_key("another team", &error.to_string());
+}
+
+#[test]
+fn a14_keys_that_windows_and_dashboards_have_damaged_are_mended() {
+    let utf16 = |text: &str, big: bool| -> Vec<u8> {
+        let bytes = |unit: u16| if big { unit.to_be_bytes() } else { unit.to_le_bytes() };
+        text.encode_utf16().flat_map(bytes).collect()
+    };
+    let marked = format!("\u{feff}{}", pem().replace('\n', "\r\n"));
+    let folder = std::env::temp_dir().join(format!("tower-devicecheck-a14-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    let file = folder.join("key.p8");
+    for (name, bytes) in [
+        ("PowerShell", utf16(&marked, false)),
+        ("big-endian", utf16(&marked, true)),
+        ("no byte order mark", utf16(&pem(), false)),
+        ("base64 of it", BASE64_STANDARD.encode(utf16(&marked, false)).into_bytes()),
+    ] {
+        fs::write(&file, bytes).unwrap();
+        let credentials = Credentials::from_pem_file(TEAM, ID, &file);
+        assert!(credentials.is_ok(), "{name}: {credentials:?}");
+    }
+    fs::remove_dir_all(folder).unwrap();
+    let once = BASE64_STANDARD.encode(pem());
+    let twice = BASE64_STANDARD.encode(&once);
+    for text in [twice.clone(), BASE64_STANDARD.encode(body()), BASE64_STANDARD.encode(&twice)] {
+        let credentials = Credentials::from_pem(TEAM, ID, &text);
+        assert!(credentials.is_ok(), "{credentials:?}");
+    }
+}
+
+#[test]
+fn a14_a_path_given_for_the_key_is_named() {
+    for path in
+        ["/run/secrets/AuthKey_X.p8", "./key.p8", "C:\\keys\\AuthKey_X.p8", "~/AuthKey_X.p8", "key.pem"]
+    {
+        let variables: HashMap<_, _> = [(ISS, TEAM), (KID, ID), (KEY, path)].into_iter().collect();
+        let lookup =
+            |name: &str| variables.get(name).map(|value| (*value).to_owned()).ok_or(VarError::NotPresent);
+        let error = Credentials::from_lookup(lookup).unwrap_err().to_string();
+        assert!(error.contains("path") && error.contains(KEY_FILE), "{path}: {error}");
+    }
+}
+
+#[test]
+fn a14_all_missing_variables_are_named_at_once() {
+    let error = Credentials::from_lookup(|_| Err(VarError::NotPresent)).unwrap_err().to_string();
+    for name in [ISS, KID, KEY, KEY_FILE] {
+        assert!(error.contains(name), "{error}");
+    }
 }

@@ -146,25 +146,6 @@ async fn a_request_that_comes_after_an_http2_shutdown_is_turned_away() {
     assert!(error.is_turned_away(), "{error:?}");
 }
 
-#[test]
-fn a_turnstile_is_kept_for_each_of_a_few_servers() {
-    let turnstiles = Turnstiles::default();
-    let at = |url: &str| turnstiles.at(&url.parse().unwrap());
-    let first = at("https://host/1");
-    for same in ["https://host/2?q", "https://name@host/", "https://host:443/"] {
-        assert!(Arc::ptr_eq(&first, &at(same)), "{same}");
-    }
-    for other in ["http://host/1", "https://other/1", "https://host:1/1"] {
-        assert!(!Arc::ptr_eq(&first, &at(other)), "{other}");
-    }
-    for n in 0..2 * Turnstiles::KEPT {
-        at(&format!("https://host{n}/"));
-    }
-    assert_eq!(turnstiles.0.lock().unwrap().len(), Turnstiles::KEPT);
-    assert!(Arc::ptr_eq(&first, &at("https://host/1")));
-    assert!(!Arc::ptr_eq(&at("https://further/"), &at("https://further/")));
-}
-
 #[tokio::test]
 async fn urls_are_what_the_request_says() {
     for target in ["/0?q", "/A", "/", "/%2F"] {
@@ -182,30 +163,4 @@ async fn urls_are_what_the_request_says() {
         assert!(head.starts_with(&format!("POST {target} HTTP/1.1\r\n")), "{target}: {head}");
     }
     assert!(get("/v1").await.is_err(), "no host");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_crowd_waits_for_one_answer_and_not_for_long() {
-    use futures_util::{FutureExt, future::join_all};
-
-    let turnstiles = Turnstiles::default();
-    let server = |url: &str| turnstiles.at(&url.parse().unwrap());
-    let apple = server("https://apple/1");
-    let first = apple.turn().now_or_never().unwrap();
-    assert!(first.is_some());
-
-    let other = server("https://other/1");
-    assert!(other.turn().now_or_never().unwrap().is_some(), "another server");
-
-    let started = tokio::time::Instant::now();
-    let crowd = join_all((0..100).map(|_| apple.turn())).await;
-    assert_eq!(started.elapsed(), Turnstile::PATIENCE);
-    assert!(crowd.iter().all(Option::is_none));
-
-    let another_endpoint = server("https://apple/2");
-    let mut waits = Box::pin(another_endpoint.turn());
-    assert!(waits.as_mut().now_or_never().is_none());
-    apple.set_warm(true);
-    drop(first);
-    assert!(waits.now_or_never().unwrap().is_none(), "the server is warm");
 }

@@ -56,7 +56,7 @@ async fn bad_credentials_cost_two_signatures_in_twenty_minutes() {
         let error = client.check_credentials(Environment::Production).await.unwrap_err();
         assert_eq!(error.kind(), Misconfigured);
     }
-    assert_eq!((sent.count(), sent.provider_tokens().len()), (11, 2));
+    assert_eq!((sent.count(), sent.provider_tokens().len()), (3, 2));
     tokio::time::advance(Duration::from_secs(20 * 60)).await;
     assert!(client.check_credentials(Environment::Production).await.is_err());
     assert_eq!(sent.provider_tokens().len(), 3);

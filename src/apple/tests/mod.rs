@@ -3,7 +3,10 @@
 mod attempts;
 mod client;
 
-use std::sync::{Arc, Mutex};
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -30,8 +33,12 @@ fn credentials_of(seed: u8) -> Credentials {
     Credentials::from_der("TEAM123456", &format!("KEY12345{seed:02}"), key.as_bytes()).unwrap()
 }
 
+/// With a key id of its own: credentials of one key share their provider token, those of other tests too.
 fn builder() -> AppleClientBuilder {
-    AppleClient::builder(credentials_of(7))
+    static BUILT: AtomicUsize = AtomicUsize::new(0);
+    let key = SecretKey::from_slice(&[7; 32]).unwrap().to_pkcs8_der().unwrap();
+    let key_id = format!("KEY{:07}", BUILT.fetch_add(1, Ordering::Relaxed));
+    AppleClient::builder(Credentials::from_der("TEAM123456", &key_id, key.as_bytes()).unwrap())
 }
 
 fn token() -> DeviceToken {

@@ -137,7 +137,13 @@ fn bodies() {
         (Operation::Validate, "AgA", "AgA=", ""),
         (Operation::QueryBits, "AgA=", "AgA=", ""),
         (Operation::QueryBits, "Ag", "Ag==", ""),
-        (Operation::UpdateBits { bit0: true, bit1: false }, "+/+/", "+/+/", r#","bit0":true,"bit1":false"#),
+        (
+            Operation::UpdateBits { bit0: Some(true), bit1: Some(false) },
+            "+/+/",
+            "+/+/",
+            r#","bit0":true,"bit1":false"#,
+        ),
+        (Operation::UpdateBits { bit0: None, bit1: Some(true) }, "+/+/", "+/+/", r#","bit1":true"#),
     ];
     for (operation, token, sent, bits) in cases {
         let body = operation.body(&token.parse().unwrap(), id, now);

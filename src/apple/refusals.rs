@@ -1,0 +1,70 @@
+//! The back-off while Apple refuses our credentials.
+
+use std::{sync::Mutex, time::Duration};
+
+use crate::apple::wire::Answer;
+use crate::gate::routing::Environment;
+use crate::runtime::{Instant, lock};
+
+/// The refusals that hold, one for each environment: Apple's two servers may judge differently.
+#[derive(Default)]
+pub(super) struct Refusals {
+    production: Mutex<Option<Refusal>>,
+    development: Mutex<Option<Refusal>>,
+}
+
+struct Refusal {
+    answer: Answer,
+    delay: Duration,
+    /// The time from which one more request may ask. `None` after the first refusal, which may pass.
+    next: Option<Instant>,
+}
+
+impl Refusals {
+    const FIRST_DELAY: Duration = Duration::from_secs(1);
+    const LONGEST_DELAY: Duration = Duration::from_secs(30);
+
+    /// Apple's last answer, if a request would get the same one again. Lets one request through from time to time,
+    /// after twice the time at each time.
+    pub(super) fn hold(&self, environment: Environment, now: Instant) -> Option<Answer> {
+        let mut place = lock(self.place(environment));
+        let refusal = place.as_mut()?;
+        if now < refusal.next? {
+            return Some(refusal.answer.clone());
+        }
+        refusal.delay = (refusal.delay * 2).min(Self::LONGEST_DELAY);
+        refusal.next = Some(now + refusal.delay);
+        None
+    }
+
+    /// A request was refused, its new provider token too. The second one in a row with the same status begins the
+    /// back-off.
+    pub(super) fn refused(&self, environment: Environment, answer: &Answer, now: Instant) {
+        let mut place = lock(self.place(environment));
+        let answer = answer.clone();
+        match &mut *place {
+            Some(refusal) if refusal.answer.status == answer.status => {
+                refusal.next.get_or_insert(now + refusal.delay);
+                refusal.answer = answer;
+            }
+            _ => *place = Some(Refusal { answer, delay: Self::FIRST_DELAY, next: None }),
+        }
+    }
+
+    pub(super) fn accepted(&self, environment: Environment) {
+        *lock(self.place(environment)) = None;
+    }
+
+    /// Other credentials are there.
+    pub(super) fn forget(&self) {
+        self.accepted(Environment::Production);
+        self.accepted(Environment::Development);
+    }
+
+    const fn place(&self, environment: Environment) -> &Mutex<Option<Refusal>> {
+        match environment {
+            Environment::Production => &self.production,
+            Environment::Development => &self.development,
+        }
+    }
+}

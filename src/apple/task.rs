@@ -1,0 +1,96 @@
+//! Work that outlives its caller from a certain point on.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU8, Ordering},
+};
+
+/// The caller's interest, as the work sees it.
+#[derive(Clone, Default)]
+pub(super) struct Interest(Arc<AtomicU8>);
+
+impl Interest {
+    const COMMITTED: u8 = 1;
+    const LEFT: u8 = 2;
+
+    /// Whether the work may go on. From now on it does, even if the caller leaves.
+    pub(super) fn commit(&self) -> bool {
+        self.0.fetch_or(Self::COMMITTED, Ordering::AcqRel) & Self::LEFT == 0
+    }
+
+    /// Whether the caller still waits for the result.
+    pub(super) fn is_there(&self) -> bool {
+        self.0.load(Ordering::Acquire) & Self::LEFT == 0
+    }
+
+    /// Ends the interest. Whether the work may be stopped.
+    #[cfg(all(feature = "tokio", not(target_arch = "wasm32")))]
+    fn leave(&self) -> bool {
+        self.0.fetch_or(Self::LEFT, Ordering::AcqRel) & Self::COMMITTED == 0
+    }
+}
+
+/// Whether a runtime drives the work. If not, its caller may stop to poll it at any time.
+#[derive(Clone, Copy)]
+pub(super) struct Driven(pub(super) bool);
+
+/// The work's task was stopped, which only a runtime does that shuts down.
+#[derive(Debug)]
+pub(super) struct Stopped;
+
+/// Runs the work, on tokio as a task: dropping this future ends the work only until it has
+/// [committed](Interest::commit) itself. Elsewhere dropping always ends it.
+pub(super) async fn run<F>(work: impl FnOnce(Interest, Driven) -> F) -> Result<F::Output, Stopped>
+where
+    F: Future<Output: Send + 'static> + Send + 'static,
+{
+    let interest = Interest::default();
+    #[cfg(all(feature = "tokio", not(target_arch = "wasm32")))]
+    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        use std::task::Poll;
+        use tracing::Instrument;
+
+        let mut work = Box::pin(work(interest.clone(), Driven(true)).in_current_span());
+        // What is done at once needs no task. It leaves the caller its share of tokio's time.
+        let mut at_once = tokio::task::unconstrained(work.as_mut());
+        let polled = std::future::poll_fn(|cx| Poll::Ready(std::pin::Pin::new(&mut at_once).poll(cx)));
+        if let Poll::Ready(output) = polled.await {
+            return Ok(output);
+        }
+        return Caller { interest, task: runtime.spawn(work) }.await;
+    }
+    Ok(work(interest, Driven(false)).await)
+}
+
+#[cfg(all(feature = "tokio", not(target_arch = "wasm32")))]
+struct Caller<T> {
+    interest: Interest,
+    task: tokio::task::JoinHandle<T>,
+}
+
+#[cfg(all(feature = "tokio", not(target_arch = "wasm32")))]
+impl<T> Future for Caller<T> {
+    type Output = Result<T, Stopped>;
+
+    fn poll(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Self::Output> {
+        std::pin::Pin::new(&mut self.task).poll(cx).map(|result| {
+            match result.map_err(|error| error.try_into_panic()) {
+                Ok(output) => Ok(output),
+                Err(Ok(panic)) => std::panic::resume_unwind(panic),
+                Err(Err(_stopped)) => Err(Stopped),
+            }
+        })
+    }
+}
+
+#[cfg(all(feature = "tokio", not(target_arch = "wasm32")))]
+impl<T> Drop for Caller<T> {
+    fn drop(&mut self) {
+        if self.interest.leave() {
+            self.task.abort();
+        }
+    }
+}
