@@ -1,4 +1,4 @@
-//! What Redis must let its users do, checked once for each of them.
+//! The check of what Redis lets its users do, once for each of them.
 
 use std::time::Duration;
 

@@ -260,7 +260,7 @@ impl Redis {
             None if access.is_needed() => PATIENT_DEADLINE,
             None => DEFAULT_DEADLINE,
         };
-        // What is taken back must arrive, and only the probes of an outage have something to take back.
+        // A withdrawal must arrive. In an outage, only the probes have something to withdraw.
         if access != Access::Undo && !self.health.may_send(deadline) {
             return Err(RedisFailure::Down);
         }
