@@ -176,6 +176,8 @@
 //! | `tokio` | by `reqwest` | deadlines: on calls to Apple, caches, guards and the reading of bodies |
 //! | `axum` | no | [`VerifiedDevice`] and `Option<VerifiedDevice>` as extractors; rejections and errors as responses |
 //! | `redis` | no | `Redis`, and on it `RedisCache` and `RedisReplayGuard`, with `split-key` also `RedisSplitKeyStore` and `RedisUsageLog`, shared by replicas. Turns on `tokio` |
+//! | `redis-tls` | no | `redis`, and `rediss://` addresses: rustls, with the certificates of the platform |
+//! | `redis-sentinel` | no | `redis`, and `Redis::connect_sentinel`: the primary that sentinels name |
 //! | `split-key` | no | `split_key`: API keys in two parts, put together for verified devices only |
 //! | `testing` | no | a fake Apple, and builders for tokens and keys, for your tests. Turns on `tokio`, and `AppleClient` |
 //!

@@ -126,23 +126,12 @@ pub(crate) async fn pause(time: Duration) {
     let _ = within(time, std::future::pending::<()>()).await;
 }
 
-/// Whether this thread is one of a tokio runtime's, on which a future can become a task.
-#[cfg(all(feature = "tokio", not(target_arch = "wasm32")))]
-pub(crate) fn may_spawn() -> bool {
-    tokio::runtime::Handle::try_current().is_ok()
-}
-
 /// Makes the future a task in the current span. Where that is not possible, it is dropped.
 #[cfg(all(feature = "tokio", not(target_arch = "wasm32")))]
 pub(crate) fn spawn(future: impl Future<Output = ()> + Send + 'static) {
     if let Ok(runtime) = tokio::runtime::Handle::try_current() {
         runtime.spawn(tracing::Instrument::in_current_span(future));
     }
-}
-
-#[cfg(not(all(feature = "tokio", not(target_arch = "wasm32"))))]
-pub(crate) const fn may_spawn() -> bool {
-    false
 }
 
 #[cfg(not(all(feature = "tokio", not(target_arch = "wasm32"))))]

@@ -8,20 +8,19 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex, Weak},
     task::{Context, Poll, Wake, Waker},
-    time::Duration,
 };
 
 use futures_util::{FutureExt, future::BoxFuture};
 
-use crate::runtime::{Elapsed, REQUESTS_MAY_AWAIT_EACH_OTHER, lock, may_spawn, spawn, within};
+use crate::runtime::{REQUESTS_MAY_AWAIT_EACH_OTHER, lock};
 
 /// Computations under way, by key.
 ///
-/// The first caller polls its computation once. One that takes longer becomes a task of its own, which runs to
-/// its end even if all callers leave: what was sent keeps its slot until the answer is there. Where there is no
-/// runtime, the callers poll it in turn: each wake-up reaches all of them, and the first to come drives it on.
+/// The callers poll a computation in turn: each wake-up reaches all of them, and the first to come drives it on.
+/// A caller that goes away takes nothing with it. When the last one goes, the computation is dropped, and the
+/// key's place in the map is free. A call that was sent to Apple keeps its slot there: that is the client's task.
 ///
-/// When the last caller leaves, the key's place in the map is free, and the next caller begins anew.
+/// `futures_util::future::Shared` would lose a wake-up that comes during a poll, for those who join during it.
 pub(crate) struct SingleFlight<K: Eq + Hash, T> {
     flights: Arc<Mutex<Map<K, T>>>,
 }
@@ -96,7 +95,7 @@ impl<K: Eq + Hash, T> Drop for Place<K, T> {
     }
 }
 
-/// One computation. It is the waker of those polls of it that callers make.
+/// One computation, and the waker with which it is polled.
 struct Flight<T> {
     state: Mutex<FlightState<T>>,
 }
@@ -106,13 +105,13 @@ struct FlightState<T> {
     /// The wakers of callers, by their numbers.
     waiting: HashMap<u64, Waker>,
     callers: u64,
-    /// Whether the computation was woken since a caller's poll of it began.
+    /// Whether the computation was woken since the last poll of it began.
     woken: bool,
 }
 
 enum Stage<T> {
     Idle(BoxFuture<'static, Outcome<T>>),
-    /// A caller polls it, or a task runs it.
+    /// A caller polls it.
     Away,
     Done(Outcome<T>),
 }
@@ -188,11 +187,7 @@ impl<K: Eq + Hash + Send + Sync + 'static, T: Clone + Send + 'static> Future for
                     self.place = None;
                     return Poll::Ready(outcome);
                 }
-                if may_spawn() {
-                    spawn(run_to_end(flight, computation, Arc::downgrade(place)));
-                } else {
-                    flight.enter(Stage::Idle(computation));
-                }
+                flight.enter(Stage::Idle(computation));
                 Poll::Pending
             }
         }
@@ -204,42 +199,6 @@ impl<K: Eq + Hash, T> Drop for Caller<K, T> {
         if let Some(place) = &self.place {
             let waker = lock(&place.flight.state).waiting.remove(&self.id);
             drop(waker);
-        }
-    }
-}
-
-/// The time after which a computation is looked at: it ends if nobody waits for it.
-const ABANDONED: Duration = Duration::from_secs(60);
-
-async fn run_to_end<K: Eq + Hash, T>(
-    flight: Arc<Flight<T>>,
-    mut computation: BoxFuture<'static, Outcome<T>>,
-    place: Weak<Place<K, T>>,
-) {
-    // The runtime may drop this task as it shuts down.
-    let mut landing = Landing { flight, outcome: Some(Err(Panicked)) };
-    loop {
-        match within(ABANDONED, &mut computation).await {
-            Ok(outcome) => {
-                landing.outcome = Some(outcome);
-                return;
-            }
-            Err(Elapsed) if place.strong_count() == 0 => return,
-            Err(Elapsed) => {}
-        }
-    }
-}
-
-/// The end of a computation that a task runs.
-struct Landing<T> {
-    flight: Arc<Flight<T>>,
-    outcome: Option<Outcome<T>>,
-}
-
-impl<T> Drop for Landing<T> {
-    fn drop(&mut self) {
-        if let Some(outcome) = self.outcome.take() {
-            self.flight.enter(Stage::Done(outcome));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What Redis must let its users do, checked once for each of them.
+//! The check of what Redis lets its users do, once for each of them.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use tracing::warn;
 
 use crate::gate::observer::TARGET;
 use crate::redis::{failure::RedisFailure, handle::Redis, health::Access};
-use crate::runtime::Instant;
+use crate::runtime::{Instant, spawn};
 
 /// A type that keeps something in Redis.
 pub(crate) struct RedisUser {
@@ -23,8 +23,18 @@ pub(crate) struct RedisUser {
 /// One command of the check.
 const LIMIT: Duration = Duration::from_secs(5);
 
+impl Redis {
+    /// Adds a name to those that the log of incidents calls affected, and checks whether Redis lets it work.
+    pub(crate) fn add_user(&self, user: &'static RedisUser) {
+        self.health.add_user(user.name);
+        if self.is_checked {
+            spawn(check(self.clone(), user));
+        }
+    }
+}
+
 /// Tries each command on a key that is not there, and logs what is forbidden and whether Redis may evict.
-pub(super) async fn check(redis: Redis, user: &'static RedisUser) {
+async fn check(redis: Redis, user: &'static RedisUser) {
     let key = format!("{}:probe", redis.prefix());
     let mut forbidden = Vec::new();
     for name in user.commands {

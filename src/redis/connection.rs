@@ -24,6 +24,7 @@ enum Packed {
 
 impl Commands {
     /// The same, for commands that must not take effect twice.
+    #[cfg(feature = "split-key")]
     pub(crate) const fn once(mut self) -> Self {
         self.may_repeat = false;
         self

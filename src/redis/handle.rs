@@ -4,12 +4,11 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use redis::{FromRedisValue, IntoConnectionInfo, RedisResult, aio::ConnectionLike};
 
-use crate::redis::check::{RedisUser, check};
 use crate::redis::connection::{Commands, SharedConnection};
 use crate::redis::failure::RedisFailure;
 use crate::redis::health::{Access, RedisHealth};
 use crate::redis::link::{Link, Server};
-use crate::runtime::{Elapsed, Instant, patiently, spawn, within};
+use crate::runtime::{Elapsed, Instant, patiently, within};
 
 /// One Redis or Valkey server for everything that replicas share: a [`RedisCache`](crate::cache::RedisCache),
 /// a [`RedisReplayGuard`](crate::replay::RedisReplayGuard), and with the feature `split-key` a
@@ -76,9 +75,9 @@ pub struct Redis {
     prefix: Arc<str>,
     /// `None` for the default, which depends on the command.
     deadline: Option<Duration>,
-    health: Arc<RedisHealth>,
+    pub(super) health: Arc<RedisHealth>,
     /// Whether users of the handle are checked: not on a connection that is somebody else's.
-    is_checked: bool,
+    pub(super) is_checked: bool,
 }
 
 const DEFAULT_PREFIX: &str = "tower-devicecheck";
@@ -126,7 +125,7 @@ impl Redis {
     #[cfg(feature = "redis-sentinel")]
     #[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "redis-sentinel")))]
     pub async fn connect_sentinel(sentinels: redis::sentinel::SentinelClient) -> RedisResult<Self> {
-        Self::connect_to(Server::NamedBySentinels(tokio::sync::Mutex::new(sentinels))).await
+        Self::connect_to(Server::NamedBySentinels(Box::new(tokio::sync::Mutex::new(sentinels)))).await
     }
 
     async fn connect_to(server: Server) -> RedisResult<Self> {
@@ -174,14 +173,6 @@ impl Redis {
     pub const fn with_deadline(mut self, deadline: Duration) -> Self {
         self.deadline = Some(deadline);
         self
-    }
-
-    /// Adds a name to those that the log of incidents calls affected, and checks whether Redis lets it work.
-    pub(crate) fn add_user(&self, user: &'static RedisUser) {
-        self.health.add_user(user.name);
-        if self.is_checked {
-            spawn(check(self.clone(), user));
-        }
     }
 
     pub(crate) fn prefix(&self) -> &str {
@@ -265,7 +256,7 @@ impl Redis {
             None if access.is_needed() => PATIENT_DEADLINE,
             None => DEFAULT_DEADLINE,
         };
-        // What is taken back must arrive, and only the probes of an outage have something to take back.
+        // A withdrawal must arrive. In an outage, only the probes have something to withdraw.
         if access != Access::Undo && !self.health.may_send(deadline) {
             return Err(RedisFailure::Down);
         }

@@ -22,7 +22,7 @@ pub(crate) enum Access {
     WriteVerdict,
     Lease,
     Guard,
-    /// What a guard takes back: sent whether or not Redis is known to answer.
+    /// The withdrawal of a claim: sent whether or not Redis is known to answer.
     Undo,
     #[cfg(feature = "split-key")]
     ReadKey,

@@ -44,7 +44,7 @@ struct LinkState {
 pub(super) enum Server {
     At(Box<Client>),
     #[cfg(feature = "redis-sentinel")]
-    NamedBySentinels(tokio::sync::Mutex<redis::sentinel::SentinelClient>),
+    NamedBySentinels(Box<tokio::sync::Mutex<redis::sentinel::SentinelClient>>),
 }
 
 #[derive(Clone)]
@@ -215,17 +215,17 @@ impl SharedConnection for Link {
             let line = link.line().await?;
             let answer = link.send_on(&line, &commands).await;
             let Err(error) = &answer else { return answer };
-            let is_read_only = is_read_only(error);
             let is_lost = error.is_unrecoverable_error();
-            if !is_lost && !(is_read_only && line.since.elapsed() >= READ_ONLY_KEPT) {
-                return answer;
+            let is_demoted = is_read_only(error) && line.since.elapsed() >= READ_ONLY_KEPT;
+            if is_lost || is_demoted {
+                link.replace(&line);
             }
-            link.replace(&line);
-            if !is_read_only && !commands.may_repeat {
-                return answer;
+            // A server that is read-only has done nothing.
+            if is_demoted || is_lost && commands.may_repeat {
+                let line = link.line().await?;
+                return link.send_on(&line, &commands).await;
             }
-            let line = link.line().await?;
-            link.send_on(&line, &commands).await
+            answer
         })
     }
 }

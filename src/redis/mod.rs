@@ -11,7 +11,7 @@ mod link;
 #[cfg(test)]
 mod tests;
 
+#[cfg(feature = "split-key")]
+pub(crate) use self::connection::Commands;
 pub use self::handle::Redis;
-pub(crate) use self::{
-    check::RedisUser, connection::Commands, failure::RedisFailure, handle::expiry, health::Access,
-};
+pub(crate) use self::{check::RedisUser, failure::RedisFailure, handle::expiry, health::Access};

@@ -23,6 +23,8 @@ mod readiness;
 #[cfg(feature = "redis")]
 mod redis;
 #[cfg(feature = "redis")]
+mod redis_connect;
+#[cfg(feature = "redis")]
 mod redis_failover;
 #[cfg(feature = "redis")]
 mod redis_handle;

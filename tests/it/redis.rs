@@ -55,7 +55,7 @@ async fn c05_a_verdict_lives_no_longer_than_its_value_in_redis() {
     let key = VerdictKey::new("TEAM123456", Environment::Production, &token);
     let now = std::time::SystemTime::now();
     let minute = Duration::from_secs(60);
-    // What a reader whose clock is behind by nearly a minute sees.
+    // A reader whose clock is behind by nearly a minute sees this.
     let verdict = CachedVerdict::new(Verdict::Genuine, key.digest(), now, minute);
     cache.put(&key, verdict).await.unwrap();
     let mut client = client(&server).await;

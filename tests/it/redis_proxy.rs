@@ -1,4 +1,4 @@
-//! What lies between a service and its Redis: a network that is far, and connections that stall or move.
+//! A network between a service and its Redis: it is far, and connections stall or move.
 
 use std::{
     sync::{

@@ -14,16 +14,28 @@ use crate::support::{App, Apple};
 
 pub(crate) struct RedisServer {
     port: u16,
+    arguments: Vec<String>,
     process: Option<(Child, BufReader<ChildStdout>)>,
 }
 
 impl RedisServer {
     /// A fresh one on a free port, that keeps nothing on disk.
     pub(crate) fn start() -> Self {
+        Self::start_with(|port| {
+            ["--port", &port.to_string(), "--save", "", "--appendonly", "no"].map(str::to_owned).to_vec()
+        })
+    }
+
+    /// One with these arguments, on a free port.
+    pub(crate) fn start_with(arguments: impl FnOnce(u16) -> Vec<String>) -> Self {
         let port = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
-        let mut server = Self { port, process: None };
+        let mut server = Self { port, arguments: arguments(port), process: None };
         server.restart();
         server
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
     }
 
     pub(crate) fn url(&self) -> String {
@@ -33,15 +45,15 @@ impl RedisServer {
     /// On the same port, with nothing in it.
     pub(crate) fn restart(&mut self) {
         self.kill();
-        let port = self.port.to_string();
         let mut child = Command::new("redis-server")
-            .args(["--bind", "127.0.0.1", "--port", &port, "--save", "", "--appendonly", "no"])
+            .args(&self.arguments)
+            .args(["--bind", "127.0.0.1"])
             .stdout(Stdio::piped())
             .spawn()
             .expect("redis-server is needed for these tests: install the package of that name");
         let mut output = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
-        while !line.contains("Ready to accept connections") {
+        while !["Ready to accept connections", "Sentinel ID is"].iter().any(|ready| line.contains(ready)) {
             line.clear();
             assert_ne!(output.read_line(&mut line).unwrap(), 0, "redis-server does not start");
         }

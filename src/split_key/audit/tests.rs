@@ -85,6 +85,18 @@ async fn c10_made_up_splits_do_not_make_each_use_dear() {
 }
 
 #[tokio::test]
+async fn c08_the_longest_block_lasts() {
+    let mut fixture = Fixture::new();
+    let rules = Suspicion::new().with_max_refusals(1).with_window(Duration::MAX).with_blocking(Duration::MAX);
+    fixture.layer = fixture.layer.clone().with_suspicion(rules);
+    let (provider, key) = KEYS[0];
+    let unknown = Splitter::new().split("project", provider, key).unwrap();
+    for expected in [401, 401, 429, 429] {
+        assert_eq!(fixture.send(with(unknown.client_part().expose())).await.status(), expected);
+    }
+}
+
+#[tokio::test]
 async fn usage() {
     let mut fixture = Fixture::new();
     let log = Arc::new(UsageLog::with_capacity(1));
