@@ -266,7 +266,7 @@ fn a13_nothing_that_looks_like_a_key_is_printed() {
     let twice = BASE64_STANDARD.encode(&pem);
     let file = "/nonexistent/AuthKey_KEY1234567.p8".to_owned();
     let escaped = pem.replace('\n', "\\n");
-    let keys = [pem.clone(), escaped, body.clone(), twice, format!("'{pem}'"), format!("/{}", body)];
+    let keys = [pem.clone(), escaped, body.clone(), twice, format!("'{pem}'"), format!("/{body}")];
     for key in &keys {
         let cases = [
             ("the file", vec![(ISS, TEAM), (KID, ID), (KEY_FILE, key)], Some(KEY)),
