@@ -185,7 +185,8 @@ pub(crate) fn example(name: &str) -> PathBuf {
         let mut cargo = Command::new("cargo");
         cargo.args(["build", "--quiet", "--example", name]).arg("--profile").arg(profile);
         cargo.arg("--target-dir").arg(folder.parent().unwrap());
-        // The other features are defaults, or turned on by `dev-dependencies`.
+        // In the published package no `dev-dependencies` turn them on.
+        cargo.args(["--features", "axum,split-key,testing"]);
         cargo.args(cfg!(feature = "redis").then_some("--features=redis"));
         cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
         let done = cargo.status().is_ok_and(|status| status.success());

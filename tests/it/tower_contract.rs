@@ -89,11 +89,16 @@ async fn r21_a_rejected_request_gives_its_permit_back_at_once() {
     drop(idle_connection);
 }
 
-/// Takes one request after each time that it was asked whether it is ready, which it may not be before the verdict.
-#[derive(Clone)]
+/// Takes one request after each time that it was asked whether it is ready. A clone was not asked.
+#[derive(Default)]
 struct Strict {
-    apple: tower_devicecheck::testing::FakeApple,
     is_ready: bool,
+}
+
+impl Clone for Strict {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
 }
 
 impl Service<Request<Body>> for Strict {
@@ -102,7 +107,6 @@ impl Service<Request<Body>> for Strict {
     type Future = std::future::Ready<Result<Response<Body>, Infallible>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        assert_eq!(self.apple.calls(), 1, "there is no verdict yet");
         self.is_ready = true;
         Poll::Ready(Ok(()))
     }
@@ -115,9 +119,9 @@ impl Service<Request<Body>> for Strict {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_inner_service_becomes_ready_after_the_verdict() {
+async fn the_inner_service_is_ready_when_it_is_called_after_the_verdict() {
     let apple = Apple::new();
-    let mut service = apple.layer().layer(Strict { apple: apple.fake.clone(), is_ready: false });
+    let mut service = apple.layer().layer(Strict::default());
     let response = service.ready().await.unwrap().call(get(&apple.genuine())).await;
     assert_eq!(response.unwrap().status(), StatusCode::OK);
     assert_eq!(apple.calls(), 1);
