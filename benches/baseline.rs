@@ -19,7 +19,7 @@ use tower::Service;
 
 pub(crate) const TOKEN_HEADER: HeaderName = HeaderName::from_static("x-apple-device-token");
 
-/// What the afternoon layer leaves in the extensions.
+/// The value that the afternoon layer leaves in the extensions.
 #[derive(Clone)]
 pub(crate) struct Verified {
     _digest: [u8; 32],

@@ -235,7 +235,7 @@ impl Row {
         (self.make)(CAPACITY)
     }
 
-    /// What is allocated for each entry of a cache for a million of them that was given so many.
+    /// The bytes allocated for each entry of a cache for a million entries that was given this many.
     fn bytes_per_entry(&self, given: usize) -> f64 {
         let keys = Keys::new(5).unique(given);
         let mut filled = None;

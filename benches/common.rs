@@ -1,4 +1,4 @@
-//! What the benchmarks share: services, tokens and requests.
+//! Shared by the benchmarks: services, tokens and requests.
 
 use std::{
     convert::Infallible,

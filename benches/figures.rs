@@ -206,7 +206,7 @@ fn threads() {
     print("afternoon layer, 1,000 tokens", &tokens, true);
 }
 
-/// What the slower of two threads takes.
+/// The time that the slower of two threads takes.
 fn at_once(work: &(dyn Fn(&Barrier) -> Duration + Sync)) -> Duration {
     let barrier = Barrier::new(2);
     thread::scope(|scope| {

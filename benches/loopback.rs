@@ -134,7 +134,7 @@ impl Loopback {
     }
 }
 
-/// What a number of requests took.
+/// The time that a number of requests took.
 pub(crate) struct Spent {
     /// Of this thread.
     pub(crate) cpu: Duration,

@@ -1,4 +1,4 @@
-//! What the layer adds to a request, beside the afternoon layer: `cargo bench -p tower-devicecheck-benches --bench overhead`.
+//! The cost that the layer adds to a request, beside the afternoon layer: `cargo bench -p tower-devicecheck-benches --bench overhead`.
 //!
 //! Not with criterion, which measures one thing after the other: here all rows are measured in turns, in many
 //! short rounds of which the best counts. So whatever else the machine does strikes all rows alike, and the
@@ -75,7 +75,7 @@ fn main() {
     }
 }
 
-/// What is promised.
+/// The promised bounds.
 struct Bound {
     name: &'static str,
     measured: Option<f64>,
@@ -263,7 +263,7 @@ fn crowds(runtime: &Runtime) -> [Bound; 5] {
     ]
 }
 
-/// What a crowd cost.
+/// The cost of a crowd.
 struct Crowd {
     calls: usize,
     connections: usize,
@@ -320,7 +320,7 @@ where
     cpu
 }
 
-/// By what the process grows. A test has the exact count of what is allocated.
+/// The growth of the process. A test has the exact count of what is allocated.
 fn memory_of_a_million() -> Bound {
     const MILLION: usize = 1_000_000;
     let before = resident_memory();

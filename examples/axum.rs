@@ -77,7 +77,7 @@ pub(crate) fn app(gate: DeviceCheckLayer, apple: AppleClient, settings: Settings
         .with_state(apple)
 }
 
-/// What the operator chooses.
+/// The operator's choices.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Settings {
     pub(crate) routing: Routing,

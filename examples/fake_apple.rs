@@ -100,7 +100,7 @@ pub(crate) struct Urls {
     pub(crate) orders: String,
 }
 
-/// What a back end needs to ask this Apple. A key that the operator brought is not printed.
+/// The settings with which a back end asks this Apple. A key that the operator brought is not printed.
 pub(crate) fn hints(apple: &FakeApple, urls: &Urls, own_key: bool) -> String {
     let Urls { production, development, orders } = urls;
     let credentials = if own_key {

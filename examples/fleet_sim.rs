@@ -82,7 +82,7 @@ impl Random {
     }
 }
 
-/// What one process, or Redis, knows of one token: asked at, and from when the answer is there.
+/// The knowledge of one process, or of Redis, about one token: the time of the question and of the answer.
 #[derive(Clone, Copy)]
 struct Check {
     began: Time,
@@ -217,7 +217,7 @@ fn row(fleet: &Fleet, name: &str, uses: &str) {
     let tokens = per_second(outcome.tokens);
     let seconds = (TIME_TO_LIVE / SECOND) as f64;
     let megabytes = |entries: f64, bytes: f64| entries * bytes / 1e6;
-    // What is put in a process: its calls, and what it found in Redis.
+    // A process keeps the answers to its own calls, and those that it found in Redis.
     let entries = per_second(outcome.calls + outcome.shared_hits) / fleet.replicas as f64 * seconds;
     let (process, redis) = match fleet.sharing {
         Sharing::Nothing => (megabytes(entries, IN_PROCESS), 0.0),

@@ -126,7 +126,7 @@ impl Options {
         let command = arguments.next().ok_or(USAGE)?;
         let mut options = BTreeMap::<_, Vec<_>>::new();
         while let Some(argument) = arguments.next() {
-            // What it is instead may be a key by mistake, and is not repeated.
+            // The text may be a key by mistake, and is not repeated.
             let option = argument.strip_prefix("--").ok_or("an argument is no option: they begin with --")?;
             let (name, value) = match option.split_once('=') {
                 Some((name, value)) => (name.to_owned(), value.to_owned()),

@@ -14,7 +14,7 @@ use futures::{Stream, StreamExt, stream};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-/// What it always says, word by word.
+/// Its one answer, word by word.
 const WORDS: [&str; 5] = ["Hello", " from", " a", " fake", " provider."];
 /// Between two events of a stream, so that one can see them come.
 const PAUSE: Duration = Duration::from_millis(50);

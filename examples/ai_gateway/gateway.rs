@@ -36,7 +36,7 @@ use self::{
     target::{Providers, Target},
 };
 
-/// What the operator chooses.
+/// The operator's choices.
 pub(crate) struct Settings {
     pub(crate) providers: Providers,
     pub(crate) limits: Limits,

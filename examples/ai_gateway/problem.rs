@@ -1,4 +1,4 @@
-//! What the gateway answers by itself: problem details (RFC 9457), as the layers do.
+//! Answers that the gateway gives by itself: problem details (RFC 9457), as the layers do.
 
 use axum::{
     http::{StatusCode, header::CONTENT_TYPE},

@@ -130,7 +130,7 @@ pub(crate) async fn forward(State(proxy): State<Proxy>, request: Request) -> Res
     proxy.send(request).await.unwrap_or_else(IntoResponse::into_response)
 }
 
-/// Whose fault it is that there is no response.
+/// The side at fault if there is no response.
 fn what_failed(error: &reqwest::Error) -> Problem {
     let mut cause: Option<&(dyn Error + 'static)> = Some(error);
     while let Some(error) = cause {

@@ -97,7 +97,7 @@ impl Provider {
         let mut url = self.base.clone();
         url.set_path(&full);
         url.set_query(query);
-        // What the URL parser reads in another way than we did is not forwarded.
+        // The gateway does not forward a URL that the parser reads in another way.
         if url.path() != full || url.origin() != self.base.origin() {
             return None;
         }

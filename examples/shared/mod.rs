@@ -1,4 +1,4 @@
-//! What the examples share: the way they start, and the Apple that they ask.
+//! Shared by the examples: the way they start, and the Apple that they ask.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "programs for a terminal")]
 #![allow(dead_code, reason = "no example uses all of it")]
@@ -22,7 +22,7 @@ use tower_devicecheck::{
 };
 use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
-/// What `main` does in every example: logs to stderr as `RUST_LOG` says (default `info`), runs, and tells
+/// The `main` of every example: logs to stderr as `RUST_LOG` says (default `info`), runs, and tells
 /// what went wrong.
 pub(crate) async fn run(example: impl Future<Output = Result<(), BoxError>>) -> ExitCode {
     let outcome = match start_logging() {
@@ -139,7 +139,7 @@ async fn remembering_in_redis(
         format!("REDIS_URL: {}", if quoted { "it is not a URL of Redis" } else { &*why })
     })?;
     if single_use {
-        // Of all requests with one token one is let through to Apple: nothing is left to share.
+        // One request with a token reaches Apple, so that there is nothing to share.
         return Ok(layer.with_single_use(RedisReplayGuard::new(redis)));
     }
     let mut cache = RedisCache::new(redis);
@@ -236,7 +236,7 @@ struct Fake {
     orders: String,
 }
 
-/// Who we are to Apple, and what is asked in the place of its two servers.
+/// Our identity at Apple, and the servers that are asked.
 const SETTINGS: [&str; 6] = [
     "APPLE_JWT_ISS",
     "APPLE_JWT_KID",
@@ -245,11 +245,11 @@ const SETTINGS: [&str; 6] = [
     "DEVICECHECK_PRODUCTION_URL",
     "DEVICECHECK_DEVELOPMENT_URL",
 ];
-/// Who we are to Apple.
+/// Our identity at Apple.
 pub(crate) const CREDENTIALS: [&str; 4] = [SETTINGS[0], SETTINGS[1], SETTINGS[2], SETTINGS[3]];
 
 impl Apple {
-    /// What [`AppleClient::from_env`] finds; where none of its variables is set, a fake Apple on the loopback interface.
+    /// The client of [`AppleClient::from_env`]; where none of its variables is set, a fake Apple on the loopback interface.
     pub(crate) async fn from_env() -> Result<Self, BoxError> {
         if any_is_set(SETTINGS)? {
             // Where some are missing, this says which.

@@ -16,7 +16,7 @@ pub struct GreetRequest {
 pub struct GreetReply {
     #[prost(string, tag = "1")]
     pub message: ::prost::alloc::string::String,
-    /// What the server knows of the device.
+    /// The server's knowledge of the device.
     #[prost(string, tag = "2")]
     pub environment: ::prost::alloc::string::String,
     #[prost(string, tag = "3")]

@@ -51,7 +51,7 @@ where
         use tracing::Instrument;
 
         let mut work = Box::pin(work(interest.clone(), Driven(true)).in_current_span());
-        // What is done at once needs no task. It leaves the caller its share of tokio's time.
+        // A call that ends at once needs no task. It leaves the caller its share of tokio's time.
         let mut at_once = tokio::task::unconstrained(work.as_mut());
         let polled = std::future::poll_fn(|cx| Poll::Ready(std::pin::Pin::new(&mut at_once).poll(cx)));
         if let Poll::Ready(output) = polled.await {

@@ -14,7 +14,7 @@ impl AppleClient {
     /// Loads the credentials again at each interval, and [rotates](Self::rotate_credentials) to them if they are
     /// others: for keys in mounted secrets, which the platform replaces. Feature `tokio`.
     ///
-    /// What cannot be loaded, or is of another team, changes nothing: the client keeps its credentials and logs a
+    /// Credentials that cannot be loaded, or are of another team, change nothing: the client keeps its credentials and logs a
     /// warning, once until it changes. `load` runs where it may block. If the id of the key changes with the key,
     /// `load` must read both; if it meets them between two writes, the next interval mends it.
     ///

@@ -1,4 +1,4 @@
-//! Who is told about decisions.
+//! The `Observer` trait, its events, and the default observer.
 
 use std::{fmt, time::Duration};
 
@@ -75,7 +75,7 @@ pub struct Event<'a> {
     started: Option<Instant>,
 }
 
-/// What was decided.
+/// The decision.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum Outcome<'a> {
@@ -136,13 +136,13 @@ impl<'a> Event<'a> {
         }
     }
 
-    /// What was decided.
+    /// The decision.
     #[must_use]
     pub const fn outcome(&self) -> Outcome<'a> {
         self.outcome
     }
 
-    /// What the admission rests on; `None` unless the device is verified.
+    /// The grounds of the admission; `None` unless the device is verified.
     #[must_use]
     pub const fn evidence(&self) -> Option<&'a Evidence> {
         match self.outcome {

@@ -68,7 +68,7 @@ pub struct UnknownEnvironment {
 
 impl_error!(UnknownEnvironment, |error| None, "unknown environment: use \"production\" or \"development\"");
 
-/// What a [`RoutingPolicy`] decides for one request.
+/// The decision of a [`RoutingPolicy`] for one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Route {

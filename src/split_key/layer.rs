@@ -105,7 +105,7 @@ impl SplitKeyLayer {
         self.configure(|settings| settings.forward_credentials = forward)
     }
 
-    /// What counts as suspicious, and whether it is blocked. Default: [`Suspicion::new`].
+    /// Sets the rules for suspicious uses, and whether they are blocked. Default: [`Suspicion::new`].
     pub fn with_suspicion(self, suspicion: Suspicion) -> Self {
         Self::from_parts(self.gate.settings.clone(), suspicion)
     }

@@ -166,7 +166,7 @@ fn client_part(text: &[u8]) -> Result<ClientPart, Malformed> {
     text.parse().map_err(|_| Malformed)
 }
 
-/// What is found in one place must be what is found in another.
+/// Two places of a request must agree.
 fn agreed<T: PartialEq>(
     found: Result<Option<T>, Malformed>,
     next: Result<T, Malformed>,
@@ -182,7 +182,7 @@ impl Decide for KeyGate {
     type Answer = Opening;
 
     fn admit(self: &Arc<Self>, head: &mut request::Parts) -> Progress<Self> {
-        // Whoever put it here, it was not this layer.
+        // No other layer's key counts.
         head.extensions.remove::<ApiKey>();
         let credentials = self.take_credentials(head);
         // It has no credentials, so it goes on without a key.

@@ -8,7 +8,7 @@ use crate::runtime::{Instant, later, lock};
 use crate::split_key::audit::event::{SplitKeyEvent, SplitKeyOutcome, SuspicionKind, SuspiciousUse};
 use crate::split_key::metadata::SplitId;
 
-/// What counts as suspicious, and whether a suspicion leads to more than an event.
+/// The rules for suspicious uses, and whether a suspicion leads to more than an event.
 ///
 /// A window begins with the first use and does not slide, so that up to twice the threshold may pass
 /// unnoticed around its end. Each process counts for itself.
