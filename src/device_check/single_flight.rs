@@ -88,10 +88,14 @@ struct Place<K: Eq + Hash, T> {
 
 impl<K: Eq + Hash, T> Drop for Place<K, T> {
     fn drop(&mut self) {
-        let by_key = &mut lock(&self.flights).by_key;
-        if by_key.get(&self.key).is_some_and(|(id, _)| *id == self.id) {
-            by_key.remove(&self.key);
+        let mut map = lock(&self.flights);
+        if map.by_key.get(&self.key).is_some_and(|(id, _)| *id == self.id) {
+            map.by_key.remove(&self.key);
         }
+        drop(map);
+        // The computation waits for something that holds its waker, and with that the computation itself.
+        let stage = mem::replace(&mut lock(&self.flight.state).stage, Stage::Away);
+        drop(stage);
     }
 }
 

@@ -140,7 +140,7 @@ impl Redis {
     }
 
     /// Uses a connection that you have already. Clones of it must share one connection, as those of
-    /// [`ConnectionManager`](redis::aio::ConnectionManager) do. This crate does not reconnect it.
+    /// [`MultiplexedConnection`](redis::aio::MultiplexedConnection) do. This crate does not reconnect it.
     #[must_use]
     pub fn new(connection: impl ConnectionLike + Clone + Send + Sync + 'static) -> Self {
         Self::with(Arc::new(connection))
