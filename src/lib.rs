@@ -199,7 +199,7 @@ pub use self::{
         gate_body::{GateBody, HeadOnly, ReadBodies},
         observer::{Event, Observer, Outcome, TracingObserver},
         proof::{Facts, Proof, Step},
-        rejection::{MalformedToken, ProblemDetails, Rejection, RejectionResponse},
+        rejection::{HttpProblemDetails, MalformedToken, ProblemDetails, Rejection, RejectionResponse},
         routing::{Environment, EnvironmentHeader, Route, RoutingPolicy, UnknownEnvironment},
         service::Gated,
     },

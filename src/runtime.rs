@@ -13,6 +13,7 @@ pub(crate) use web_time::Instant;
 
 use std::{
     future::poll_fn,
+    hash::{BuildHasher, Hasher, RandomState},
     pin::pin,
     sync::{Mutex, MutexGuard, PoisonError},
     task::Poll,
@@ -45,6 +46,13 @@ impl Moment {
 #[cfg_attr(not(any(feature = "memory-cache", feature = "redis", feature = "_apple")), allow(dead_code))]
 pub(crate) fn since_epoch(time: SystemTime) -> Duration {
     time.duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// A number from `low` to `high`, for what shall not happen to everybody at the same time. Not for secrets.
+pub(crate) fn spread(low: u64, high: u64) -> u64 {
+    // The standard library's own randomness, which is there on every platform.
+    let random = RandomState::new().build_hasher().finish();
+    low + random % (high.saturating_sub(low) + 1)
 }
 
 /// In whole milliseconds, for what keeps or sends times as a number.

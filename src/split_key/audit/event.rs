@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     gate::credential::TokenDigest,
-    runtime::{Moment, SystemTime},
+    runtime::{Moment, SystemTime, spread},
     split_key::{
         limits::Limit,
         metadata::{Metadata, SplitId, Version},
@@ -69,9 +69,10 @@ impl SplitKeyOutcome {
         }
     }
 
-    /// The rejection of the request; `None` if it reaches the inner service.
+    /// The rejection of the request; `None` if it reaches the inner service. Where the store failed, the time to come
+    /// back differs from call to call.
     #[must_use]
-    pub const fn rejection(&self) -> Option<SplitKeyRejection> {
+    pub fn rejection(&self) -> Option<SplitKeyRejection> {
         Some(match self {
             Self::Opened | Self::OpenedRetiring => return None,
             Self::Missing => SplitKeyRejection::MissingKey,
@@ -80,7 +81,9 @@ impl SplitKeyOutcome {
             }
             Self::LimitNotMet(limit) => SplitKeyRejection::LimitNotMet(*limit),
             Self::Blocked { retry_after } => SplitKeyRejection::Blocked { retry_after: *retry_after },
-            Self::StoreFailed => SplitKeyRejection::Unavailable { retry_after: Duration::from_secs(5) },
+            Self::StoreFailed => {
+                SplitKeyRejection::Unavailable { retry_after: Duration::from_secs(spread(1, 5)) }
+            }
             Self::Unverified => SplitKeyRejection::Unverified,
         })
     }
