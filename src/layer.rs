@@ -115,8 +115,14 @@ impl<M: BodyMode> DeviceCheckLayer<M> {
         self.with_gate(|gate| gate.routing = Arc::new(policy))
     }
 
-    /// Whether true CORS preflights are exempt: `OPTIONS` with `Origin` and `Access-Control-Request-Method`,
-    /// and nothing that announces a body. Default: `true`.
+    /// Whether true CORS preflights are exempt, from this layer and from a `SplitKeyLayer` inside of it. Default:
+    /// `true`.
+    ///
+    /// A true one is an `OPTIONS` request over HTTP/1 with one `Origin` and one `Access-Control-Request-Method`, no
+    /// credentials, nothing that announces a body, and no other header that browsers never send with it. Over HTTP/2
+    /// and 3 a body need not be announced: there no preflight is exempt by itself, lest its body reach the inner
+    /// service. **Put the CORS layer outside of this one**, where it answers them all; or exempt `OPTIONS` by the
+    /// [policy](Self::with_routing) if everything inside looks at the method.
     ///
     /// Anyone can send one. **Turn this off in front of services that do not look at the method, such as
     /// tonic's**: to them a preflight is a call like any other.
@@ -219,12 +225,22 @@ impl<M: BodyMode> DeviceCheckLayer<M> {
     /// Leaves the headers of the device token and debug token in the request that the inner service gets, marked
     /// sensitive. Default: `false`, they are removed.
     ///
-    /// Exempt requests are not searched for credentials and keep whatever they hold.
+    /// Exempt requests are not searched for credentials and keep whatever they hold. A `SplitKeyLayer` inside of this
+    /// one finds its client part in front of a forwarded device token.
     pub fn with_forwarded_credentials(self, forward: bool) -> Self {
         self.with_gate(|gate| gate.forward_credentials = forward)
     }
 
-    /// Answers rejected requests. Default: [`ProblemDetails`].
+    /// For how long a request waits for what a proof asks, such as Apple's answer. Default: 30 seconds, more than
+    /// an `AppleClient` takes. A request without an answer by then is [`Unavailable`](crate::Rejection::Unavailable).
+    ///
+    /// It keeps a verifier that does not end, or asks through the very layer that it serves, from holding requests for
+    /// ever. Holds inside of a tokio runtime, with the feature `tokio`.
+    pub fn with_deadline(self, deadline: Duration) -> Self {
+        self.with_gate(|gate| gate.deadline = deadline)
+    }
+
+    /// Answers rejected requests. Default: [`ProblemDetails`](crate::ProblemDetails).
     pub fn with_rejection_response(self, response: impl RejectionResponse) -> Self {
         self.with_gate(|gate| gate.rejection_response = Arc::new(response))
     }

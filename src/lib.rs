@@ -197,7 +197,7 @@ pub use self::{
         error::{VerifyError, VerifyErrorKind},
         future::ResponseFuture,
         gate_body::{GateBody, HeadOnly, ReadBodies},
-        observer::{Event, Observer, Outcome, TracingObserver},
+        observer::{Event, Observer, Outage, Outcome, TracingObserver},
         proof::{Facts, Proof, Step},
         rejection::{HttpProblemDetails, MalformedToken, ProblemDetails, Rejection, RejectionResponse},
         routing::{Environment, EnvironmentHeader, Route, RoutingPolicy, UnknownEnvironment},

@@ -1,13 +1,19 @@
 //! Asking about a device token: the shared cache, then Apple, once for all requests that wait for the answer.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::{FutureExt, future::BoxFuture};
 
 use crate::{
     apple::token::{DeviceToken, Verdict},
     device_check::{
         cache::{CacheError, CachedVerdict, MayAsk, VerdictKey},
         settings::{Reuse, Settings},
-        single_flight::SingleFlight,
+        single_flight::{Failed, SingleFlight},
         verifier::TokenQuestion,
     },
     gate::{
@@ -103,7 +109,7 @@ impl Checks {
         let key = ReplayKey::new(self.settings.scope(), digest);
         // A reservation that is made while this future is dropped is given back, too.
         let mut held = Held { guard, key, claim, armed: true };
-        match in_time(guard.reserve(&key, claim)).await {
+        match in_time(|| guard.reserve(&key, claim)).await {
             Ok(Claimed::Yours) => {}
             Ok(Claimed::Taken) => {
                 held.armed = false;
@@ -112,7 +118,7 @@ impl Checks {
             Err(error) => return Err(VerifyError::unavailable(error).into()),
         }
         let decision = match self.check(unknown, digest).await {
-            Ok(device) => match in_time(guard.confirm(&key, claim)).await {
+            Ok(device) => match in_time(|| guard.confirm(&key, claim)).await {
                 Ok(Claimed::Yours) => Ok(device),
                 Ok(Claimed::Taken) => {
                     Err(Rejected::from(Rejection::ReusedToken).with_environment(device.environment()))
@@ -127,7 +133,7 @@ impl Checks {
             Err(rejected) if rejected.rejection() == Rejection::RefusedToken => Err(rejected),
             Err(rejected) => {
                 // An error means that the reservation lapses by itself.
-                let _ = in_time(guard.release(&key, claim)).await;
+                let _ = in_time(|| guard.release(&key, claim)).await;
                 Err(rejected)
             }
         };
@@ -146,7 +152,12 @@ impl Checks {
             let ask = Arc::clone(self).ask(token.clone(), digest, environment);
             self.flights.run((environment, digest), ask)
         };
-        flight.await.unwrap_or_else(|_panicked| Err(VerifyError::unavailable("the check panicked")))
+        flight.await.unwrap_or_else(|failed| {
+            Err(VerifyError::unavailable(match failed {
+                Failed::Panicked => "the check panicked",
+                Failed::Circular => "the verifier asks through the layer that it serves",
+            }))
+        })
     }
 
     /// Asks the cache, then the verifier, and remembers its verdict.
@@ -206,9 +217,12 @@ async fn spending<T>(
     answer.unwrap_or_else(|_elapsed| Err(CacheError::new("no answer within the cache's deadline")))
 }
 
-async fn in_time<T>(answer: impl Future<Output = Result<T, GuardError>>) -> Result<T, GuardError> {
-    let answer = within(GUARD_DEADLINE, answer).await;
-    answer.unwrap_or_else(|_elapsed| Err(GuardError::new("no answer within a second")))
+async fn in_time<'a, T>(ask: impl FnOnce() -> BoxFuture<'a, Result<T, GuardError>>) -> Result<T, GuardError> {
+    let answer = AssertUnwindSafe(async { ask().await }).catch_unwind();
+    match within(GUARD_DEADLINE, answer).await {
+        Ok(answer) => answer.unwrap_or_else(|_panic| Err(GuardError::new("the guard panicked"))),
+        Err(_elapsed) => Err(GuardError::new("no answer within a second")),
+    }
 }
 
 /// A reservation, given back on drop while it is armed.
@@ -222,7 +236,8 @@ struct Held<'a> {
 impl Drop for Held<'_> {
     fn drop(&mut self) {
         if self.armed {
-            self.guard.abandon(&self.key, self.claim);
+            // A panic while another one unwinds would end the process.
+            let _ = catch_unwind(AssertUnwindSafe(|| self.guard.abandon(&self.key, self.claim)));
         }
     }
 }

@@ -1,6 +1,7 @@
 //! One run of a computation for all who want its result at the same time.
 
 use std::{
+    cell::RefCell,
     collections::{HashMap, hash_map::Entry},
     hash::Hash,
     panic::AssertUnwindSafe,
@@ -9,7 +10,7 @@ use std::{
 
 use futures_util::{
     FutureExt,
-    future::{BoxFuture, Shared, WeakShared},
+    future::{BoxFuture, Shared, WeakShared, poll_fn, ready},
 };
 
 use crate::runtime::{REQUESTS_MAY_AWAIT_EACH_OTHER, lock};
@@ -23,7 +24,7 @@ pub(crate) struct SingleFlight<K: Eq + Hash, T: Clone> {
     flights: Arc<Flights<K, T>>,
 }
 
-pub(crate) type Flight<T> = BoxFuture<'static, Result<T, Panicked>>;
+pub(crate) type Flight<T> = BoxFuture<'static, Result<T, Failed>>;
 type Flights<K, T> = Mutex<Map<K, T>>;
 
 struct Map<K, T: Clone> {
@@ -31,9 +32,34 @@ struct Map<K, T: Clone> {
     next_id: u64,
 }
 
-/// The computation panicked.
+/// A computation without a result.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Panicked;
+pub(crate) enum Failed {
+    Panicked,
+    /// It waits for itself.
+    Circular,
+}
+
+thread_local! {
+    /// The computations that this thread polls now, one inside of the other, as map and number.
+    static POLLED: RefCell<Vec<(usize, u64)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A computation that is polled now, until the drop.
+struct Polled;
+
+impl Polled {
+    fn new(flight: (usize, u64)) -> Self {
+        POLLED.with_borrow_mut(|polled| polled.push(flight));
+        Self
+    }
+}
+
+impl Drop for Polled {
+    fn drop(&mut self) {
+        POLLED.with_borrow_mut(Vec::pop);
+    }
+}
 
 impl<K, T> SingleFlight<K, T>
 where
@@ -51,6 +77,7 @@ where
     where
         F: Future<Output = T> + Send + 'static,
     {
+        let address = Arc::as_ptr(&self.flights).addr();
         let mut map = lock(&self.flights);
         let Map { by_key, next_id } = &mut *map;
         let place = by_key.entry(key.clone());
@@ -58,14 +85,23 @@ where
             && let Entry::Occupied(place) = &place
             && let Some(flight) = place.get().1.upgrade()
         {
+            // A shared future that is polled by itself would wake itself, and that never returns.
+            if POLLED.with_borrow(|polled| polled.contains(&(address, place.get().0))) {
+                return ready(Err(Failed::Circular)).boxed().shared();
+            }
             return flight;
         }
         let id = *next_id;
         *next_id += 1;
         let slot = Slot { flights: Arc::clone(&self.flights), key, id };
+        let mut compute = Box::pin(compute);
+        let compute = poll_fn(move |cx| {
+            let _polled = Polled::new((address, id));
+            compute.as_mut().poll(cx)
+        });
         let flight = AssertUnwindSafe(compute).catch_unwind().map(move |result| {
             drop(slot);
-            result.map_err(|_| Panicked)
+            result.map_err(|_| Failed::Panicked)
         });
         let flight = flight.boxed().shared();
         if let Some(weak) = flight.downgrade() {

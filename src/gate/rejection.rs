@@ -131,6 +131,16 @@ impl Rejection {
     }
 }
 
+#[cfg(feature = "axum")]
+impl Rejection {
+    /// The answer of a handler that takes a device, to a request that the layer let through in monitor mode.
+    pub(super) fn monitored(&self) -> Response<Bytes> {
+        let detail =
+            "in monitor mode the layer lets the request through, but the handler takes a verified device";
+        Row { detail: Some(detail), ..self.row() }.problem()
+    }
+}
+
 impl Error for Rejection {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {

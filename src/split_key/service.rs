@@ -9,8 +9,8 @@ use crate::{
         decision::VerifiedDevice,
         future::{Decide, Progress},
         gate_body::HeadOnly,
-        headers::{Original, after_scheme, is_bearer, take_only},
-        routing::is_preflight,
+        headers::{Forwarded, Original, after_scheme, is_bearer, take_only},
+        preflight::{ExemptPreflight, is_preflight},
         service::Gated,
     },
     runtime::Moment,
@@ -126,10 +126,19 @@ impl KeyGate {
 
     fn take_credentials(&self, head: &mut request::Parts) -> ShownParts {
         let original = self.settings.forward_credentials.then(|| Original::of(head));
+        // In front of a device token that the gate forwards there may be a client part.
+        let mut forwarded = head.extensions.remove::<Forwarded>();
+        if let Some(forwarded) = &mut forwarded {
+            forwarded.take_away(head);
+        }
         let credentials =
             ShownParts { client_part: self.take_client_part(head), project: self.take_project(head) };
-        if let Some(original) = original {
-            original.put_back(head);
+        match (original, forwarded) {
+            (Some(original), _) => {
+                original.put_back(head);
+            }
+            (None, Some(forwarded)) => forwarded.give_back(head),
+            (None, None) => {}
         }
         credentials
     }
@@ -197,13 +206,14 @@ impl Decide for KeyGate {
     fn admit(self: &Arc<Self>, head: &mut request::Parts) -> Progress<Self> {
         // Whoever put it here, it was not this layer.
         head.extensions.remove::<ApiKey>();
+        // The gate decides what is exempt, here too.
+        let is_exempt = head.extensions.get::<ExemptPreflight>().is_some() && is_preflight(head);
         let credentials = self.take_credentials(head);
-        // It has no credentials, so it goes on without a key.
-        if is_preflight(head) {
-            return Progress::Forward(None);
-        }
         let device = head.extensions.get().map(VerifiedDevice::digest);
         let client_part = credentials.client_part;
+        if is_exempt && device.is_none() && matches!(client_part, Ok(None)) {
+            return Progress::Forward(None);
+        }
         let mut event = SplitKeyEvent {
             project: credentials.project.as_ref().ok().cloned().flatten(),
             provider: None,
@@ -214,6 +224,8 @@ impl Decide for KeyGate {
             started: Moment::now(),
         };
         event.outcome = match (client_part, credentials.project) {
+            // No preflight: it shows a client part.
+            _ if device.is_none() && is_exempt => SplitKeyOutcome::Malformed,
             _ if device.is_none() && !self.settings.allow_unverified => SplitKeyOutcome::Unverified,
             (Err(Malformed), _) | (_, Err(Malformed)) => SplitKeyOutcome::Malformed,
             (Ok(None), _) | (_, Ok(None)) => SplitKeyOutcome::Missing,

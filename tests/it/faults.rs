@@ -264,12 +264,14 @@ async fn g11_an_apple_that_fails_now_and_then_does_not_fill_the_log() {
     assert_eq!(log.take().matches("WARN").count(), 1);
 }
 
-/// Asks through the gate that it serves.
-struct Circular(Arc<OnceLock<App>>);
+/// Asks through the gate that it serves: in its own task, or as a server would, in another one.
+struct Circular(Arc<OnceLock<App>>, bool);
 
 impl DeviceVerifier for Circular {
     async fn verify(&self, _: TokenQuestion<'_>) -> Result<Verdict, VerifyError> {
-        let status = self.0.get().unwrap().status("AgAA").await;
+        let app = self.0.get().unwrap().clone();
+        let status = async move { app.status("AgAA").await };
+        let status = if self.1 { tokio::spawn(status).await.unwrap() } else { status.await };
         if status.is_success() { Ok(Verdict::Genuine) } else { Err(VerifyError::unavailable("x")) }
     }
 
@@ -299,15 +301,28 @@ impl Proof for Odd {
 
 #[tokio::test(start_paused = true)]
 async fn g14_no_request_waits_for_ever() {
-    let app = Arc::new(OnceLock::new());
-    app.get_or_init(|| App::new(&DeviceCheckLayer::new(Circular(Arc::clone(&app)))));
+    let circular = |in_another_task| {
+        let app = Arc::new(OnceLock::new());
+        let verifier = Circular(Arc::clone(&app), in_another_task);
+        app.get_or_init(|| App::new(&DeviceCheckLayer::new(verifier))).clone()
+    };
     let odd = DeviceCheckLayer::new(Stub::genuine(&Counter::default())).add_proof_before(Odd(|| ())).unwrap();
-    let odd_monitored = App::new(&odd.clone().with_enforcement(Enforcement::Monitor));
-    for (app, status) in [(app.get().unwrap(), 503), (&App::new(&odd), 503), (&odd_monitored, 200)] {
-        let answer = tokio::time::timeout(Duration::from_secs(60), app.get("AgAA"));
-        assert_eq!(answer.await.expect("an answer").status().as_u16(), status);
+    let monitored = odd.clone().with_enforcement(Enforcement::Monitor);
+    for (name, app, status) in [
+        ("circular", circular(false), 503),
+        ("circular, over a socket", circular(true), 503),
+        ("no end", App::new(&odd), 503),
+        ("no end, monitored", App::new(&monitored), 200),
+    ] {
+        for _ in 0..2 {
+            let answer = tokio::time::timeout(Duration::from_secs(60), app.get("AgAA"));
+            assert_eq!(answer.await.expect(name).status().as_u16(), status, "{name}");
+        }
     }
-    app.get().unwrap().status("AgAA").await;
+    let started = tokio::time::Instant::now();
+    let hasty = odd.with_deadline(Duration::from_secs(1));
+    assert_eq!(App::new(&hasty).status("AgAA").await, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(started.elapsed().as_secs(), 1);
 }
 
 #[derive(Clone, Copy, PartialEq)]
