@@ -206,7 +206,7 @@ impl<M> Gate<M> {
             Next::Decided(Err(rejected)) => rejected.rejection() == Rejection::RefusedToken,
             _ => false,
         };
-        if let (true, Some(over)) = (is_verdict, self.outages.ends(Instant::now())) {
+        if is_verdict && let Some(over) = self.outages.ends(Instant::now()) {
             self.observer.outage(&over);
         }
     }

@@ -261,7 +261,8 @@ async fn g11_an_apple_that_fails_now_and_then_does_not_fill_the_log() {
         app.status(&apple.genuine()).await;
         tokio::time::advance(Duration::from_millis(500)).await;
     }
-    assert_eq!(log.take().matches("WARN").count(), 1);
+    let logged = log.take();
+    assert_eq!(logged.matches("WARN").count(), 1, "{logged}");
 }
 
 /// Asks through the gate that it serves: in its own task, or as a server would, in another one.
