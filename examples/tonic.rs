@@ -55,6 +55,7 @@ async fn main() -> ExitCode {
 
 async fn serve() -> Result<(), BoxError> {
     let apple = Apple::from_env().await?;
+    apple.check(Environment::Production).await?;
     let listener = shared::listen().await?;
     let address = listener.local_addr()?;
     let hints = apple.as_fake().map(|fake| hints(fake, address)).unwrap_or_default();

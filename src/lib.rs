@@ -120,8 +120,8 @@
 //! | Apple is down, slow, or asked too often | 503 with `Retry-After` | 14 `UNAVAILABLE` |
 //! | Apple does not accept the server's credentials | 500 | 13 `INTERNAL` |
 //!
-//! HTTP answers are problem details (RFC 9457), gRPC ones a status without a body. [`Rejection`] has the whole
-//! table, [`RejectionResponse`] changes the answers. Errors of the inner service pass untouched.
+//! HTTP answers are problem details (RFC 9457), gRPC ones a status without a body, those of Connect its errors; all name
+//! the rejection in the header `x-devicecheck-code`. [`Rejection`] has the whole table, [`RejectionResponse`] changes the answers. Errors of the inner service pass untouched.
 //!
 //! # Features
 //!

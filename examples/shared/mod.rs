@@ -14,7 +14,7 @@ use std::{
 
 use tokio::net::TcpListener;
 use tower_devicecheck::{
-    AppleClient, BoxError, Credentials, DeviceCheckLayer, Environment,
+    AppleClient, BoxError, Credentials, DeviceCheckLayer, Environment, VerifyErrorKind,
     replay::MemoryReplayGuard,
     testing::{FakeApple, FakeAppleServer},
 };
@@ -247,6 +247,20 @@ impl Apple {
             .base_url(Environment::Development, server.development_url())
             .build()?;
         Ok(Self { client, fake: Some(server) })
+    }
+
+    /// Lets wrong credentials stop the server, and an outage of Apple's not.
+    pub(crate) async fn check(&self, environment: Environment) -> Result<(), BoxError> {
+        match self.client.check_credentials(environment).await {
+            Err(error) if error.kind() == VerifyErrorKind::Misconfigured => {
+                Err(format!("{environment}: {}", Chain(&error)).into())
+            }
+            Err(error) => {
+                tracing::warn!(%environment, "credentials not checked: {}", Chain(&error));
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
     }
 
     /// The fake Apple, if that is the one that is asked.
