@@ -271,7 +271,8 @@ mod tests {
     fn the_table() {
         let seconds = Duration::from_secs;
         let error = |error: VerifyError| Rejection::from(&error);
-        let cases: &[(Rejection, u16, u8, Option<(u64, u64)>, &str)] = &[
+        type Case = (Rejection, u16, u8, Option<(u64, u64)>, &'static str);
+        let cases: &[Case] = &[
             (Rejection::MissingToken, 401, 16, None, "missing_token"),
             (MalformedToken::Empty.into(), 401, 16, None, "malformed_token"),
             (Rejection::RefusedToken, 401, 16, None, "refused_token"),

@@ -45,7 +45,8 @@ async fn r02_no_token_is_401_and_apple_is_not_asked() {
 #[tokio::test(start_paused = true)]
 async fn r03_an_outage_is_never_401() {
     // The reply, how often Apple is asked because of it, the status and the bounds of Retry-After.
-    let cases: Vec<(&str, Reply, usize, u16, (u64, u64))> = vec![
+    type Case = (&'static str, Reply, usize, u16, (u64, u64));
+    let cases: Vec<Case> = vec![
         ("500", Reply::status(500), 1, 503, (1, 5)),
         ("502", Reply::status(502), 2, 503, (1, 5)),
         ("503", Reply::status(503), 2, 503, (1, 5)),
