@@ -56,7 +56,7 @@ impl Caller {
             .map_err(|_elapsed| no_answer(TOO_LATE, None))?
             .map_err(|_full| {
                 VerifyError::unavailable("too many calls to Apple wait for a slot already")
-                    .with_retry_after(Some(Duration::from_secs(1)))
+                    .with_retry_after(Some(Duration::from_secs(3)))
             })?;
         let uri = self.endpoint(operation, environment);
         let mut renewed = None;
