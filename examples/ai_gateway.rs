@@ -9,7 +9,7 @@
 //!
 //! The client sends `<client part>.<device token>` where it would send an API key: after `Authorization:
 //! Bearer`, in `X-Api-Key`, in `X-Goog-Api-Key` or in the query parameter `key`. Or the client part in `X-Ai-Key` and the device token in
-//! `X-Device-Token`. Bodies are streamed both ways. `docs/from-proxed.md` has the details.
+//! `X-Device-Token`. Rejections have the shape of the provider's errors. Bodies are streamed both ways. `docs/from-proxed.md` has the details.
 //!
 //! | variable | value |
 //! |---|---|
@@ -43,7 +43,7 @@ use gateway::{
     target::{Provider, Providers},
 };
 use tower_devicecheck::{
-    BoxError, DebugTokens, DeviceCheckLayer,
+    BoxError, DebugTokens, DeviceCheckLayer, Environment,
     split_key::{FileSplitKeyStore, Limits as KeyLimits, MemorySplitKeyStore, SplitKeyStore, Splitter},
 };
 use zeroizing_alloc::ZeroAlloc;
@@ -61,6 +61,7 @@ async fn main() -> ExitCode {
 
 async fn serve() -> Result<(), BoxError> {
     let apple = Apple::from_env().await?;
+    apple.check(Environment::Production).await?;
     match shared::variable("KEYS_FILE")? {
         Some(path) => {
             let settings = settings(None, shared::variable("ADMIN_TOKEN")?)?;

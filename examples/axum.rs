@@ -46,6 +46,7 @@ async fn main() -> ExitCode {
 async fn serve() -> Result<(), BoxError> {
     let settings = Settings::from_env()?;
     let apple = Apple::from_env().await?;
+    apple.check(settings.routing.environment()).await?;
     let gate = shared::remembering(DeviceCheckLayer::new(apple.client.clone())).await?;
     let listener = shared::listen().await?;
     let address = listener.local_addr()?;

@@ -29,6 +29,7 @@ async fn main() -> ExitCode {
 
 async fn serve() -> Result<(), BoxError> {
     let apple = Apple::from_env().await?;
+    apple.check(Environment::Production).await?;
     let listener = shared::listen().await?;
     let address = listener.local_addr()?;
     shared::announce(address, &apple.curl_hints(address, Environment::Production));

@@ -39,7 +39,7 @@ use tonic::{
     },
 };
 use tower::layer::util::{Identity, Stack};
-use tower_devicecheck::{AppleClient, BoxError, DeviceCheckLayer, VerifiedDevice};
+use tower_devicecheck::{AppleClient, BoxError, DeviceCheckLayer, Environment, VerifiedDevice};
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -53,6 +53,7 @@ async fn main() -> ExitCode {
 
 async fn serve() -> Result<(), BoxError> {
     let apple = Apple::from_env().await?;
+    apple.check(Environment::Production).await?;
     let listener = shared::listen().await?;
     let address = listener.local_addr()?;
     let hints = apple.orders().map(|orders| hints(orders, address)).unwrap_or_default();

@@ -106,8 +106,13 @@ impl<M: BodyMode> DeviceCheckLayer<M> {
         self.with_gate(|gate| gate.routing = Arc::new(policy))
     }
 
-    /// Exempts true CORS preflights: `OPTIONS` with `Origin` and `Access-Control-Request-Method`, and nothing
-    /// that announces a body. Default: `true`.
+    /// Exempts true CORS preflights, from this layer and from a `SplitKeyLayer` inside of it. Default: `true`.
+    ///
+    /// A true one is an `OPTIONS` request over HTTP/1 with one `Origin` and one `Access-Control-Request-Method`, no
+    /// credentials, nothing that announces a body, and no other header that browsers never send with it. Over HTTP/2
+    /// and 3 a body need not be announced: there no preflight is exempt by itself, lest its body reach the inner
+    /// service. **Put the CORS layer outside of this one**, where it answers them all; or exempt `OPTIONS` by the
+    /// [policy](Self::with_routing) if everything inside looks at the method.
     ///
     /// # Danger
     ///
@@ -230,13 +235,23 @@ impl<M: BodyMode> DeviceCheckLayer<M> {
     /// Leaves the credentials of all proofs in the request that the inner service gets, its headers marked
     /// sensitive. Default: `false`, the layer removes them.
     ///
-    /// The layer does not search exempt requests for credentials.
+    /// The layer does not search exempt requests for credentials. A `SplitKeyLayer` inside of this one finds its client
+    /// part in front of a forwarded device token.
     ///
     /// # Danger
     ///
     /// The inner service, and every server that it passes the request on to, can replay a credential.
     pub fn with_forwarded_credentials(self, forward: bool) -> Self {
         self.with_gate(|gate| gate.forward_credentials = forward)
+    }
+
+    /// Sets how long a request waits for what a proof asks, such as Apple's answer. Default: 30 seconds, more than
+    /// an `AppleClient` takes. A request without an answer by then is [`Unavailable`](crate::Rejection::Unavailable).
+    ///
+    /// It keeps a verifier that does not end, or asks through the very layer that it serves, from holding requests for
+    /// ever. Holds inside of a tokio runtime, with the feature `tokio`.
+    pub fn with_deadline(self, deadline: Duration) -> Self {
+        self.with_gate(|gate| gate.deadline = deadline)
     }
 
     /// Makes the responses to rejected requests. Default: [`ProblemDetails`](crate::ProblemDetails).

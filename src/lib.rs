@@ -160,8 +160,9 @@
 //! | Apple does not accept the server's credentials | 500 | 13 `INTERNAL` |
 //! | a body that a proof needs is too long, or does not arrive in time | 413, 408 | 8 `RESOURCE_EXHAUSTED`, 4 `DEADLINE_EXCEEDED` |
 //!
-//! HTTP answers are problem details (RFC 9457). A gRPC answer is a status without a body. [`Rejection`] has the
-//! whole table, and [`RejectionResponse`] changes the answers. Errors of the inner service pass untouched.
+//! HTTP answers are problem details (RFC 9457). A gRPC answer is a status without a body, a Connect answer an error
+//! of Connect. All name the rejection in the header `x-devicecheck-code`. [`Rejection`] has the whole table, and
+//! [`RejectionResponse`] changes the answers. Errors of the inner service pass untouched.
 //!
 //! # Features
 //!
@@ -236,9 +237,11 @@ pub use self::gate::error::{VerifyError, VerifyErrorKind};
 #[cfg(feature = "axum")]
 pub use self::gate::extract::MissingDevice;
 pub use self::gate::gate_body::{GateBody, HeadOnly, ReadBodies};
-pub use self::gate::observer::{Event, Observer, Outcome, TracingObserver};
+pub use self::gate::observer::{Event, Observer, Outage, Outcome, TracingObserver};
 pub use self::gate::proof::{Facts, Proof, Step};
-pub use self::gate::rejection::{MalformedToken, ProblemDetails, Rejection, RejectionResponse};
+pub use self::gate::rejection::{
+    HttpProblemDetails, MalformedToken, ProblemDetails, Rejection, RejectionResponse,
+};
 pub use self::gate::routing::{Environment, EnvironmentHeader, Route, RoutingPolicy, UnknownEnvironment};
 pub use self::gate::{DeviceCheck, Gate, body::ResponseBody, future::ResponseFuture, service::Gated};
 pub use self::layer::{DeviceCheckLayer, LayerError};

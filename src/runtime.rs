@@ -11,6 +11,7 @@ pub(crate) use tokio::time::Instant;
 #[cfg(not(all(feature = "tokio", not(target_arch = "wasm32"))))]
 pub(crate) use web_time::Instant;
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::{future::poll_fn, pin::pin, task::Poll, time::Duration};
 
@@ -60,6 +61,13 @@ pub(crate) fn set_wall_clock(time: SystemTime) {
 #[cfg_attr(not(any(feature = "memory-cache", feature = "redis", feature = "_apple")), allow(dead_code))]
 pub(crate) fn since_epoch(time: SystemTime) -> Duration {
     time.duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// A number from `low` to `high`, for what shall not happen to everybody at the same time. Not for secrets.
+pub(crate) fn spread(low: u64, high: u64) -> u64 {
+    // The standard library's own randomness, which is there on every platform.
+    let random = RandomState::new().build_hasher().finish();
+    low + random % (high.saturating_sub(low) + 1)
 }
 
 /// In whole milliseconds, for what keeps or sends times as a number.

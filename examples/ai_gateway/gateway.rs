@@ -25,7 +25,7 @@ use axum::{
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use tower_devicecheck::{
-    BearerToken, BoxError, DebugTokens, DeviceCheckLayer, HeaderToken, TokenSource,
+    BearerToken, BoxError, DebugTokens, DeviceCheckLayer, HeaderToken, HttpProblemDetails, TokenSource,
     split_key::{SplitKeyLayer, SplitKeyStore, TracingSplitKeyObserver, UsageLog},
 };
 
@@ -93,11 +93,13 @@ pub(crate) fn app(
         .add_token_source(HeaderToken::new(HeaderName::from_static("x-device-token")))
         .add_token_source(HeaderToken::default())
         .add_token_source(BearerToken::new())
-        .with_debug_tokens(debug_tokens.with_header(HeaderName::from_static("x-proxed-test-key")));
+        .with_debug_tokens(debug_tokens.with_header(HeaderName::from_static("x-proxed-test-key")))
+        .with_rejection_response(HttpProblemDetails);
     let split_keys = SplitKeyLayer::new(keys)
         .add_key_header(HeaderName::from_static("x-api-key"))
         .add_key_header(HeaderName::from_static("x-goog-api-key"))
         .with_project(|head: &request::Parts| head.extensions.get::<Target>()?.project.clone())
+        .with_rejection_response(HttpProblemDetails)
         .with_observer((TracingSplitKeyObserver, Arc::clone(&usage)));
     let mut app = Router::new()
         .route("/v1/{provider}/{*path}", on(METHODS, proxy::forward).fallback(|| async { Problem::METHOD }))
@@ -106,6 +108,7 @@ pub(crate) fn app(
         .route_layer(gate)
         // Outside of the others: what cannot be forwarded costs no call to Apple.
         .route_layer(middleware::from_fn_with_state((providers, limits), resolve))
+        .route_layer(middleware::from_fn(problem::in_the_providers_shape))
         .route("/health", get(|| async { "ok" }));
     if let Some(token) = admin_token {
         let admin = Admin { token: Sha256::digest(token).into(), usage, refusals };

@@ -1,10 +1,16 @@
-//! Answers that the gateway gives by itself: problem details (RFC 9457), as the layers do.
+//! Answers that the gateway gives by itself, in the shape that the SDK of the request's provider reads.
 
 use axum::{
-    http::{StatusCode, header::CONTENT_TYPE},
+    body::Body,
+    extract::Request,
+    http::{HeaderName, HeaderValue, StatusCode, header::CONTENT_TYPE},
+    middleware::Next,
     response::{IntoResponse, Response},
 };
-use serde_json::json;
+use serde_json::{Value, json};
+use tower_devicecheck::{Rejection, split_key::SplitKeyRejection};
+
+const CODE: HeaderName = HeaderName::from_static("x-devicecheck-code");
 
 /// Why a request was not forwarded, or has no response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +83,74 @@ impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let Self { status, code, title } = self;
         let body = json!({ "title": title, "status": status.as_u16(), "code": code });
-        (status, [(CONTENT_TYPE, "application/problem+json")], body.to_string()).into_response()
+        let mut response =
+            (status, [(CONTENT_TYPE, "application/problem+json")], body.to_string()).into_response();
+        response.headers_mut().insert(CODE, HeaderValue::from_static(code));
+        response.extensions_mut().insert(self);
+        response
     }
+}
+
+/// Rewrites the rejections of the layers and of the gateway for the provider that the path names. The outermost layer.
+pub(crate) async fn in_the_providers_shape(request: Request, next: Next) -> Response {
+    let provider = request.uri().path().strip_prefix("/v1/").and_then(|path| path.split('/').next());
+    let shape = match provider {
+        Some("openai") => openai,
+        Some("anthropic") => anthropic,
+        Some("google") => google,
+        _ => return next.run(request).await,
+    };
+    let mut response = next.run(request).await;
+    let extensions = response.extensions();
+    let (code, title) = if let Some(rejection) = extensions.get::<Rejection>() {
+        (rejection.code(), rejection.to_string())
+    } else if let Some(rejection) = extensions.get::<SplitKeyRejection>() {
+        (rejection.code(), rejection.to_string())
+    } else if let Some(problem) = extensions.get::<Problem>() {
+        (problem.code, problem.title.to_owned())
+    } else {
+        return response;
+    };
+    let body = shape(response.status(), code, &title);
+    *response.body_mut() = Body::from(body.to_string());
+    let headers = response.headers_mut();
+    headers.remove(axum::http::header::CONTENT_LENGTH);
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+fn openai(status: StatusCode, code: &str, title: &str) -> Value {
+    let kind = if status.is_server_error() { "server_error" } else { "invalid_request_error" };
+    json!({ "error": { "message": title, "type": kind, "param": null, "code": code } })
+}
+
+fn anthropic(status: StatusCode, code: &str, title: &str) -> Value {
+    let kind = match status.as_u16() {
+        401 => "authentication_error",
+        403 => "permission_error",
+        404 => "not_found_error",
+        413 => "request_too_large",
+        429 => "rate_limit_error",
+        503 => "overloaded_error",
+        504 => "timeout_error",
+        500.. => "api_error",
+        _ => "invalid_request_error",
+    };
+    json!({ "type": "error", "error": { "type": kind, "message": title, "code": code } })
+}
+
+fn google(status: StatusCode, code: &str, title: &str) -> Value {
+    let name = match status.as_u16() {
+        401 => "UNAUTHENTICATED",
+        403 => "PERMISSION_DENIED",
+        404 => "NOT_FOUND",
+        429 => "RESOURCE_EXHAUSTED",
+        502 | 503 => "UNAVAILABLE",
+        504 | 408 => "DEADLINE_EXCEEDED",
+        500.. => "INTERNAL",
+        _ => "INVALID_ARGUMENT",
+    };
+    let info = "type.googleapis.com/google.rpc.ErrorInfo";
+    let details = json!([{ "@type": info, "reason": code, "domain": "tower-devicecheck" }]);
+    json!({ "error": { "code": status.as_u16(), "message": title, "status": name, "details": details } })
 }

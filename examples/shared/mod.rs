@@ -16,7 +16,7 @@ use std::{
 
 use tokio::net::TcpListener;
 use tower_devicecheck::{
-    AppleClient, BoxError, DeviceCheckLayer, Environment,
+    AppleClient, BoxError, DeviceCheckLayer, Environment, VerifyErrorKind,
     replay::MemoryReplayGuard,
     testing::{FakeApple, FakeAppleServer},
 };
@@ -272,6 +272,20 @@ impl Apple {
         let orders = local_url(listener.local_addr()?);
         tokio::spawn(axum::serve(listener, orders::app(apple)).into_future());
         Ok(Self { client, fake: Some(Fake { server, orders }) })
+    }
+
+    /// Lets wrong credentials stop the server, and an outage of Apple's not.
+    pub(crate) async fn check(&self, environment: Environment) -> Result<(), BoxError> {
+        match self.client.check_credentials(environment).await {
+            Err(error) if error.kind() == VerifyErrorKind::Misconfigured => {
+                Err(format!("{environment}: {}", Chain(&error)).into())
+            }
+            Err(error) => {
+                tracing::warn!(%environment, "credentials not checked: {}", Chain(&error));
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
     }
 
     /// The fake Apple, if that is the one that is asked.

@@ -81,7 +81,7 @@ impl Caller {
             .map_err(|_elapsed| no_answer(TOO_LATE, None))?
             .map_err(|_full| {
                 VerifyError::unavailable("too many calls to Apple wait for a slot already")
-                    .with_retry_after(Some(Duration::from_secs(1)))
+                    .with_retry_after(Some(Duration::from_secs(3)))
             })?;
         if !interest.commit() {
             return Err(no_answer("the caller has left", None));

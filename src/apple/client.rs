@@ -85,7 +85,7 @@ impl AppleClient {
         token: &DeviceToken,
         environment: Environment,
     ) -> Result<Verdict, VerifyError> {
-        // The status decides: Apple promises nothing about the body.
+        // Apple promises nothing about the body but what `wire` knows.
         let body = self.caller.ask(Operation::Validate, token, environment).await?;
         Ok(match body {
             Some(_) => Verdict::Genuine,
@@ -150,11 +150,18 @@ impl AppleClient {
     ///
     /// # Errors
     ///
-    /// [`Misconfigured`](crate::VerifyErrorKind::Misconfigured) if Apple does not accept the credentials. Any
-    /// other kind says nothing about them.
+    /// [`Misconfigured`](crate::VerifyErrorKind::Misconfigured) if Apple does not accept the credentials, or if the
+    /// token is called genuine: what says so is not Apple, and it would let everybody in. Any other kind says nothing
+    /// about the credentials.
     pub async fn check_credentials(&self, environment: Environment) -> Result<(), VerifyError> {
         let bogus: DeviceToken = "bm90IGEgZGV2aWNlIHRva2Vu".parse().map_err(VerifyError::unavailable)?;
-        self.validate(&bogus, environment).await.map(|_| ())
+        match self.validate(&bogus, environment).await? {
+            Verdict::Refused => Ok(()),
+            Verdict::Genuine => Err(VerifyError::misconfigured(
+                "a made-up token was called genuine: what answers is not Apple, and would let everybody in (check \
+                 the base URL, and proxies in between)",
+            )),
+        }
     }
 
     /// Uses another key of the same team from the next request on. Calls under way finish with the old key, or

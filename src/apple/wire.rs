@@ -99,15 +99,15 @@ pub(super) enum Class {
 /// The table of answers. The first row decides that has the status, and whose phrase is in the answer, lower-cased.
 ///
 /// Apple documents the statuses and a name for each fault ("Bad Device Token"). Seen in practice: another text with
-/// the same words ("Missing or incorrectly formatted device token payload"). That text also says "payload", hence
-/// the order of the rows.
+/// the same words ("Missing or incorrectly formatted device token payload"). That text also says "payload", and one
+/// that is about our own token may name the device token, too, hence the order of the rows.
 #[rustfmt::skip]
 const TABLE: &[(u16, &str, Class)] = &[
     (200, "", Class::Accepted),
-    (400, "device token", Class::RefusedDeviceToken),
     (400, "authorization token", Class::RefusedProviderToken),
     (400, "authentication_token", Class::RefusedProviderToken),
     (400, "authentication token", Class::RefusedProviderToken),
+    (400, "device token", Class::RefusedDeviceToken),
     (400, "time stamp", Class::Misconfigured),
     (400, "timestamp", Class::Misconfigured),
     (400, "bits", Class::Misconfigured),
@@ -124,15 +124,51 @@ const TABLE: &[(u16, &str, Class)] = &[
     // Any other answer, even an empty or unknown 400, says nothing about the token.
 ];
 
-fn look_up(status: StatusCode, body: &[u8]) -> (Class, &'static str) {
+fn look_up(operation: Operation, response: &Response<Bytes>) -> (Class, &'static str) {
+    let (status, body) = (response.status(), response.body());
     if body.len() > MAX_ANSWER_LENGTH {
         return (Class::Unavailable, "");
     }
     let text = String::from_utf8_lossy(body).to_ascii_lowercase();
-    TABLE
+    let (class, phrase) = TABLE
         .iter()
         .find(|(known, phrase, _)| *known == status && text.contains(phrase))
-        .map_or((Class::Unavailable, ""), |(_, phrase, class)| (*class, *phrase))
+        .map_or((Class::Unavailable, ""), |(_, phrase, class)| (*class, *phrase));
+    match (class, operation) {
+        // A firewall may well mention a device token.
+        (Class::RefusedDeviceToken, _) if is_page(response) || text.len() > LONGEST_TEXT => {
+            (Class::Unavailable, "")
+        }
+        (Class::Accepted, Operation::Validate | Operation::UpdateBits { .. }) if is_page(response) => {
+            (Class::Misconfigured, "")
+        }
+        (Class::Accepted, Operation::Validate | Operation::UpdateBits { .. }) if !is_plain(body, &text) => {
+            (Class::Unavailable, "")
+        }
+        _ => (class, phrase),
+    }
+}
+
+/// The longest text that counts as Apple's own. Those that are known have at most 53 bytes.
+const LONGEST_TEXT: usize = 256;
+
+/// Whether the answer is a web page: Apple's answers are not.
+fn is_page(response: &Response<Bytes>) -> bool {
+    let is_html =
+        |value: &HeaderValue| value.as_bytes().to_ascii_lowercase().windows(4).any(|part| part == b"html");
+    response.body().contains(&b'<') || response.headers().get_all(CONTENT_TYPE).iter().any(is_html)
+}
+
+/// Whether the body of a 200 can be that of a plain success, of which Apple promises only the status: nothing or a
+/// short text. JSON, or a text about bits, is the answer to a query, come late on a connection that was kept.
+fn is_plain(body: &[u8], text: &str) -> bool {
+    let is_text = !body.iter().any(|byte| byte.is_ascii_control() && !byte.is_ascii_whitespace());
+    let is_bits = ["bit state", "bit0"].iter().any(|phrase| text.contains(phrase));
+    text.len() <= LONGEST_TEXT
+        && std::str::from_utf8(body).is_ok()
+        && is_text
+        && !is_bits
+        && !text.trim_start().starts_with(['{', '[', '"'])
 }
 
 /// Any answer but a successful one. `Display` shows words of ours, because Apple's text could echo the token.
@@ -157,7 +193,7 @@ pub(super) fn read(
     response: &Response<Bytes>,
     now: impl FnOnce() -> SystemTime,
 ) -> Result<Bytes, Answer> {
-    let (class, phrase) = look_up(response.status(), response.body());
+    let (class, phrase) = look_up(operation, response);
     if class == Class::Accepted {
         return Ok(response.body().clone());
     }
@@ -213,6 +249,9 @@ impl fmt::Display for Answer {
             (Class::RefusedProviderToken, _) => {
                 "Apple refused the provider token (check team id, key id, that the key is not revoked, and the \
                  clock)"
+            }
+            (Class::Misconfigured, 200) => {
+                "a web page came in place of Apple's answer (check the base URL, and proxies in between)"
             }
             (Class::Misconfigured, 404 | 405) => "the server does not know the request (check the base URL)",
             (Class::Misconfigured, _) => "Apple does not accept the request (check the clock)",

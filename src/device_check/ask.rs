@@ -1,6 +1,12 @@
 //! Asking about a device token: the shared cache, then Apple, once for all requests that wait for the answer.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::{FutureExt, future::BoxFuture};
 
 use crate::apple::token::{DeviceToken, Verdict};
 use crate::device_check::cache::{CacheError, CachedVerdict, MayAsk, VerdictKey};
@@ -94,7 +100,7 @@ impl Checks {
         let key = ReplayKey::new(scope, digest);
         // A reservation that is made while this future is dropped is given back, too.
         let mut reservation = Reservation { guard, scope, digest, claim: &claim, armed: true };
-        match in_time(guard.reserve(&key, &claim)).await {
+        match in_time(|| guard.reserve(&key, &claim)).await {
             Ok(Claimed::Yours) => {}
             Ok(Claimed::Taken) => {
                 reservation.armed = false;
@@ -106,7 +112,7 @@ impl Checks {
             }
         }
         let decision = match self.check(unknown, digest).await {
-            Ok(device) => match in_time(guard.confirm(&key, &claim)).await {
+            Ok(device) => match in_time(|| guard.confirm(&key, &claim)).await {
                 Ok(Claimed::Yours) => Ok(device),
                 Ok(Claimed::Taken) => {
                     Err(Rejected::from(Rejection::ReusedToken).with_environment(device.environment()))
@@ -120,7 +126,7 @@ impl Checks {
             // Asking again about a token that Apple refused is worth nothing: the reservation lapses.
             Err(rejected) if rejected.rejection() == Rejection::RefusedToken => Err(rejected),
             Err(rejected) => {
-                reservation.armed = in_time(guard.withdraw(&key, &claim)).await.is_err();
+                reservation.armed = in_time(|| guard.withdraw(&key, &claim)).await.is_err();
                 return Err(rejected);
             }
         };
@@ -199,9 +205,12 @@ async fn spending<T>(
     answer.unwrap_or_else(|_elapsed| Err(CacheError::new("no answer within the cache's deadline")))
 }
 
-async fn in_time<T>(answer: impl Future<Output = Result<T, GuardError>>) -> Result<T, GuardError> {
-    let answer = patiently(GUARD_DEADLINE, answer).await;
-    answer.unwrap_or_else(|_elapsed| Err(GuardError::new("no answer within a second")))
+async fn in_time<'a, T>(ask: impl FnOnce() -> BoxFuture<'a, Result<T, GuardError>>) -> Result<T, GuardError> {
+    let answer = AssertUnwindSafe(async { ask().await }).catch_unwind();
+    match patiently(GUARD_DEADLINE, answer).await {
+        Ok(answer) => answer.unwrap_or_else(|_panic| Err(GuardError::new("the guard panicked"))),
+        Err(_elapsed) => Err(GuardError::new("no answer within a second")),
+    }
 }
 
 /// A claim, withdrawn on drop while it is armed.
@@ -216,7 +225,9 @@ struct Reservation<'a> {
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
         if self.armed {
-            self.guard.abandon(&ReplayKey::new(self.scope, self.digest), self.claim);
+            let key = ReplayKey::new(self.scope, self.digest);
+            // A panic while another one unwinds would end the process.
+            let _ = catch_unwind(AssertUnwindSafe(|| self.guard.abandon(&key, self.claim)));
             spawn(withdraw(Arc::clone(self.guard), self.scope.to_owned(), self.digest, self.claim.clone()));
         }
     }
@@ -227,7 +238,7 @@ async fn withdraw(guard: Arc<dyn ErasedReplayGuard>, scope: String, digest: Toke
     let key = ReplayKey::new(&scope, digest);
     let started = Instant::now();
     let mut time = Duration::from_millis(50);
-    while in_time(guard.withdraw(&key, &claim)).await.is_err() && started.elapsed() < guard.lease() {
+    while in_time(|| guard.withdraw(&key, &claim)).await.is_err() && started.elapsed() < guard.lease() {
         pause(time).await;
         time = (time * 2).min(Duration::from_millis(500));
     }

@@ -28,6 +28,7 @@ enum Shown<'a> {
     DeviceToken(Candidate),
     /// The debug token of this name.
     DebugToken(&'a Arc<str>),
+    UnknownDebugToken,
 }
 
 impl DeviceTokenProof {
@@ -55,7 +56,7 @@ impl DeviceTokenProof {
                 Ok(name.map_or(Shown::DeviceToken(candidate), Shown::DebugToken))
             }
             (None, Some(Some(name))) => Ok(Shown::DebugToken(name)),
-            (None, Some(None)) => Err(Rejection::MissingToken),
+            (None, Some(None)) => Ok(Shown::UnknownDebugToken),
             (None, None) => Ok(Shown::Nothing),
         }
     }
@@ -152,6 +153,11 @@ impl Proof for DeviceTokenProof {
                 // The digest of the debug token itself would let readers of logs guess weak ones offline.
                 let digest = TokenDigest::of(evidence.to_string().as_bytes());
                 Step::verified(facts.verified(evidence, digest))
+            }
+            // The client is not told that there are debug tokens.
+            Ok(Shown::UnknownDebugToken) => {
+                let rejected = Rejected::from(Rejection::MissingToken);
+                Step::rejected(rejected.with_reason("unknown debug token, or one that has expired"))
             }
             Err(rejection) => Step::rejected(rejection),
         }

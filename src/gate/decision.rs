@@ -19,7 +19,8 @@ pub enum Enforcement {
     /// The request reaches the inner service all the same. Every request that is not exempt carries a
     /// [`DeviceOutcome`]. For a roll-out.
     ///
-    /// A request still waits for the check, during an outage of Apple's for all of its deadline.
+    /// A request still waits for the check, during an outage of Apple's for all of its deadline. With the feature
+    /// `axum`, a handler that takes a [`VerifiedDevice`] still refuses requests without one: take an `Option`.
     ///
     /// # Danger
     ///
@@ -249,6 +250,7 @@ pub struct Rejected {
     pub(super) environment: Option<Environment>,
     pub(super) digest: Option<TokenDigest>,
     pub(super) error: Option<VerifyError>,
+    pub(super) reason: Option<&'static str>,
 }
 
 impl Rejected {
@@ -263,6 +265,14 @@ impl Rejected {
         self
     }
 
+    /// The same with a reason for the operator's eyes, in a few lower-case words. It must hold no secret: it is logged.
+    /// Default: that of a [malformed token](Rejection::MalformedToken), which its client sees too.
+    #[must_use]
+    pub fn with_reason(mut self, reason: &'static str) -> Self {
+        self.reason = Some(reason);
+        self
+    }
+
     /// The same with the environment that answered last. Default: the first one that the route admits.
     #[must_use]
     pub fn with_environment(mut self, environment: Environment) -> Self {
@@ -273,7 +283,11 @@ impl Rejected {
 
 impl From<Rejection> for Rejected {
     fn from(rejection: Rejection) -> Self {
-        Self { rejection, environment: None, digest: None, error: None }
+        let reason = match rejection {
+            Rejection::MalformedToken(reason) => Some(reason.as_str()),
+            _ => None,
+        };
+        Self { rejection, environment: None, digest: None, error: None, reason }
     }
 }
 

@@ -1,25 +1,32 @@
 //! Extractors for axum, and answers.
 
-use std::{convert::Infallible, error::Error};
+use std::{borrow::Cow, convert::Infallible, error::Error};
 
 use axum_core::extract::{FromRequestParts, OptionalFromRequestParts};
 use axum_core::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::{Request, StatusCode, request};
 
-use crate::gate::decision::VerifiedDevice;
+use crate::gate::decision::{DeviceOutcome, VerifiedDevice};
 use crate::gate::error::{VerifyError, impl_error};
 use crate::gate::observer::{Chain, TARGET};
 use crate::gate::rejection::{ProblemDetails, Rejection, RejectionResponse};
 
 /// Feature `axum`. Rejects with status 500 if no [`DeviceCheckLayer`](crate::DeviceCheckLayer) has verified
-/// the request: there is no layer, the route is exempt, or the layer only monitors and would have rejected the
-/// request. Handlers that shall work under [`Monitor`](crate::Enforcement::Monitor) take an `Option`.
+/// the request: there is no layer, or the route is exempt.
+///
+/// Under [`Monitor`](crate::Enforcement::Monitor) the layer lets every request through, and this rejects those that the
+/// layer would have rejected, with the same status. Handlers that shall work without a device take an `Option`.
 impl<S: Sync> FromRequestParts<S> for VerifiedDevice {
     type Rejection = MissingDevice;
 
     async fn from_request_parts(head: &mut request::Parts, _: &S) -> Result<Self, MissingDevice> {
-        head.extensions.get().cloned().ok_or(MissingDevice { _private: () })
+        head.extensions.get().cloned().ok_or_else(|| MissingDevice {
+            monitored: match head.extensions.get() {
+                Some(DeviceOutcome::Rejected(rejection)) => Some(*rejection),
+                _ => None,
+            },
+        })
     }
 }
 
@@ -36,19 +43,43 @@ impl<S: Sync> OptionalFromRequestParts<S> for VerifiedDevice {
 /// A handler asked for a [`VerifiedDevice`] in a request that has none.
 #[derive(Clone, Copy, Debug)]
 pub struct MissingDevice {
-    _private: (),
+    monitored: Option<Rejection>,
+}
+
+impl MissingDevice {
+    /// The rejection that a layer which only monitors has left out; `None` if no layer has looked at the request.
+    #[must_use]
+    pub const fn monitored(&self) -> Option<Rejection> {
+        self.monitored
+    }
 }
 
 impl_error!(
     MissingDevice,
     |error| None,
-    "no verified device in the request: is `DeviceCheckLayer` enabled, and the route not exempt?"
+    "no verified device in the request: {}",
+    match error.monitored {
+        Some(rejection) => Cow::Owned(format!(
+            "in monitor mode `DeviceCheckLayer` let it through ({}), and the handler takes a `VerifiedDevice`, not an \
+             `Option`",
+            rejection.code()
+        )),
+        None => Cow::Borrowed("is `DeviceCheckLayer` enabled, and the route not exempt?"),
+    }
 );
 
 impl IntoResponse for MissingDevice {
     fn into_response(self) -> Response {
-        tracing::event!(target: TARGET, tracing::Level::ERROR, "{self}");
-        (StatusCode::INTERNAL_SERVER_ERROR, "the server did not check the device").into_response()
+        match self.monitored {
+            Some(rejection) => {
+                tracing::event!(target: TARGET, tracing::Level::WARN, "{self}");
+                answer(rejection, |_| rejection.monitored())
+            }
+            None => {
+                tracing::event!(target: TARGET, tracing::Level::ERROR, "{self}");
+                (StatusCode::INTERNAL_SERVER_ERROR, "the server did not check the device").into_response()
+            }
+        }
     }
 }
 

@@ -72,13 +72,76 @@ impl Forwarded {
     }
 
     /// Puts them where they were. Everything else that became of the request meanwhile stays.
-    pub(crate) fn put_back(self, head: &mut request::Parts) {
+    pub(crate) fn put_back(self, head: &mut request::Parts) -> PutBack {
+        let mut headers = Vec::with_capacity(self.headers.keys_len());
         for name in self.headers.keys() {
-            head.headers.remove(name);
+            let whole: Vec<_> = self.headers.get_all(name).iter().cloned().collect();
+            let left = replace(&mut head.headers, name, whole.clone());
+            headers.push(PutBackHeader { name: name.clone(), whole, left });
         }
-        append(&mut head.headers, self.headers);
         if let Some(uri) = self.uri {
             head.uri = uri;
         }
+        PutBack(headers)
     }
+}
+
+/// The gate's note about credentials that it has put back, for a layer inside of it that reads others from the same
+/// headers.
+#[derive(Clone)]
+#[cfg_attr(not(feature = "split-key"), allow(dead_code))]
+pub(crate) struct PutBack(Vec<PutBackHeader>);
+
+#[derive(Clone)]
+#[cfg_attr(not(feature = "split-key"), allow(dead_code))]
+struct PutBackHeader {
+    name: HeaderName,
+    whole: Vec<HeaderValue>,
+    /// The values without the gate's credentials.
+    left: Vec<HeaderValue>,
+}
+
+#[cfg(feature = "split-key")]
+impl PutBack {
+    /// Takes the gate's credentials away again. Headers that were changed in between are left alone.
+    pub(crate) fn take_away(&mut self, head: &mut request::Parts) {
+        self.0.retain(|header| head.headers.get_all(&header.name).iter().eq(&header.whole));
+        for header in &self.0 {
+            replace(&mut head.headers, &header.name, header.left.clone());
+        }
+    }
+
+    /// Gives them back. From a header out of which a credential was taken since, that one stays away.
+    pub(crate) fn give_back(self, head: &mut request::Parts) {
+        for PutBackHeader { name, whole, left } in self.0 {
+            let is_untouched = head.headers.get_all(&name).iter().eq(&left);
+            let values = match (is_untouched, &*whole, &*left) {
+                (true, ..) => whole,
+                (false, [whole], [left]) => without(whole, left).into_iter().collect(),
+                _ => continue,
+            };
+            replace(&mut head.headers, &name, values);
+        }
+    }
+}
+
+/// `Bearer b` of `Bearer a.b` and `Bearer a`, and `b` of `a.b` and `a`.
+#[cfg(feature = "split-key")]
+fn without(whole: &HeaderValue, start: &HeaderValue) -> Option<HeaderValue> {
+    let rest = whole.as_bytes().strip_prefix(start.as_bytes())?;
+    let rest = rest.strip_prefix(b".").unwrap_or(rest);
+    let scheme = if is_bearer(whole) { BEARER } else { "" };
+    let mut value = HeaderValue::from_bytes(&[scheme.as_bytes(), rest].concat()).ok()?;
+    value.set_sensitive(true);
+    Some(value).filter(|_| !rest.is_empty())
+}
+
+/// Returns the values that were there before.
+fn replace(headers: &mut HeaderMap, name: &HeaderName, values: Vec<HeaderValue>) -> Vec<HeaderValue> {
+    let before = headers.get_all(name).iter().cloned().collect();
+    headers.remove(name);
+    for value in values {
+        headers.append(name, value);
+    }
+    before
 }

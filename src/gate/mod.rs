@@ -13,16 +13,26 @@ pub(crate) mod future;
 pub(crate) mod gate_body;
 pub(crate) mod headers;
 pub(crate) mod observer;
+mod outage;
+pub(crate) mod preflight;
 pub(crate) mod problem;
 pub(crate) mod proof;
 pub(crate) mod rejection;
 pub(crate) mod routing;
 pub(crate) mod service;
 
-use std::{fmt, mem, sync::Arc};
+use std::{
+    fmt, mem,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
-use http::{Extensions, HeaderMap, HeaderValue, Response, Uri, header::WWW_AUTHENTICATE, request, uri};
+use futures_util::FutureExt;
+use http::{
+    Extensions, HeaderMap, HeaderValue, Request, Response, Uri, header::WWW_AUTHENTICATE, request, uri,
+};
 
 use self::{
     decision::{DeviceOutcome, Enforcement, Rejected, VerifiedDevice},
@@ -30,13 +40,15 @@ use self::{
     future::{Decide, Progress},
     gate_body::{BodyDigest, BodyMode, HeadOnly},
     headers::{Forwarded, append, names_scheme},
-    observer::{Event, Observer, TracingObserver},
+    observer::{Event, Observer, Outage, TracingObserver},
+    outage::Outages,
+    preflight::{ExemptPreflight, is_preflight},
     proof::{Facts, Next, Proof, Step},
     rejection::{ProblemDetails, Rejection, RejectionResponse},
-    routing::{Route, RoutingPolicy, is_preflight},
+    routing::{Route, RoutingPolicy},
     service::Gated,
 };
-use crate::runtime::Moment;
+use crate::runtime::{Instant, Moment, within};
 
 /// Lets only requests from genuine devices through to `S`. With [`ReadBodies`](crate::ReadBodies) as `M`, `S` takes requests with a
 /// [`GateBody`](crate::GateBody).
@@ -55,6 +67,9 @@ pub struct Gate<M = HeadOnly> {
     pub(crate) forward_credentials: bool,
     pub(crate) rejection_response: Arc<dyn RejectionResponse>,
     pub(crate) observer: Arc<dyn Observer>,
+    /// For what a proof asks.
+    pub(crate) deadline: Duration,
+    outages: Arc<Outages>,
     pub(crate) mode: M,
 }
 
@@ -83,6 +98,8 @@ impl Gate {
             forward_credentials: false,
             rejection_response: Arc::new(ProblemDetails),
             observer: Arc::new(TracingObserver),
+            deadline: Duration::from_secs(30),
+            outages: Arc::default(),
             mode: HeadOnly,
         }
     }
@@ -92,7 +109,7 @@ impl<M> Gate<M> {
     /// The same gate, which reads bodies or does not.
     pub(crate) fn with_mode<N>(self, mode: N) -> Gate<N> {
         let Self { routing, exempt_preflights, original_uri, proofs, enforcement, .. } = self;
-        let Self { forward_credentials, rejection_response, observer, .. } = self;
+        let Self { forward_credentials, rejection_response, observer, deadline, outages, .. } = self;
         Gate {
             routing,
             exempt_preflights,
@@ -102,12 +119,28 @@ impl<M> Gate<M> {
             forward_credentials,
             rejection_response,
             observer,
+            deadline,
+            outages,
             mode,
         }
     }
 
-    fn route(&self, head: &request::Parts) -> Route {
-        if self.exempt_preflights && is_preflight(head) { Route::Exempt } else { self.routing.route(head) }
+    fn route(&self, head: &mut request::Parts) -> Route {
+        if self.exempt_preflights && is_preflight(head) && !self.shows_credentials(head) {
+            head.extensions.insert(ExemptPreflight);
+            return Route::Exempt;
+        }
+        self.routing.route(head)
+    }
+
+    /// Whether there is anything in the head of a preflight for a proof to take away.
+    #[cold]
+    fn shows_credentials(&self, head: &request::Parts) -> bool {
+        let mut stripped = Request::new(()).into_parts().0;
+        (stripped.method, stripped.uri) = (head.method.clone(), head.uri.clone());
+        stripped.headers = head.headers.clone();
+        self.proofs.iter().for_each(|proof| proof.strip(&mut stripped));
+        stripped.headers != head.headers || stripped.uri != head.uri
     }
 
     /// Looks at one proof after the other. Those behind the one that decides lose their credentials.
@@ -151,12 +184,35 @@ impl<M> Gate<M> {
                 Progress::Forward(headers)
             }
             (Err(rejected), Enforcement::Monitor) => {
+                self.note_outage(&rejected, began);
                 head.extensions.insert(DeviceOutcome::Rejected(rejected.rejection));
                 Progress::Forward(None)
             }
             (Err(rejected), Enforcement::Enforce) => {
+                self.note_outage(&rejected, began);
                 Progress::Respond(Box::new(self.respond(rejected.rejection, head)))
             }
+        }
+    }
+
+    fn note_outage(&self, rejected: &Rejected, began: &Facts) {
+        let is_our_fault = rejected.rejection() == Rejection::Misconfigured;
+        let is_outage = is_our_fault
+            || matches!(rejected.rejection(), Rejection::Unavailable { .. } | Rejection::Throttled { .. });
+        if is_outage && self.outages.begins(is_our_fault, Instant::now()) {
+            self.observer.outage(&Outage::Begins(Event::rejected(rejected, began, self.enforcement)));
+        }
+    }
+
+    /// A verdict that was not remembered ends an outage.
+    fn note_verdict(&self, step: &Step) {
+        let is_verdict = match &step.0 {
+            Next::Decided(Ok(device)) => device.evidence().is_fresh(),
+            Next::Decided(Err(rejected)) => rejected.rejection() == Rejection::RefusedToken,
+            _ => false,
+        };
+        if is_verdict && let Some(over) = self.outages.ends(Instant::now()) {
+            self.observer.outage(&over);
         }
     }
 
@@ -211,7 +267,8 @@ impl<M: BodyMode> Gate<M> {
         let forwarded = self.forward_credentials.then(|| Forwarded::of(head, |head| self.strip(head, 0)));
         let step = self.judge(head, &facts);
         if let Some(forwarded) = forwarded {
-            forwarded.put_back(head);
+            let put_back = forwarded.put_back(head);
+            head.extensions.insert(put_back);
         }
         restore(head);
         self.go_on(step, &facts, &facts, head)
@@ -228,14 +285,24 @@ impl<M: BodyMode> Gate<M> {
             Next::Decided(decision) => self.conclude(decision, facts, began, head),
             Next::Ask(answer) => {
                 let (gate, began) = (Arc::clone(self), began.clone());
-                Progress::Wait(Box::pin(async move { Answer { gate, began, step: answer.await } }))
+                Progress::Wait(Box::pin(async move {
+                    let step = match within(gate.deadline, AssertUnwindSafe(answer).catch_unwind()).await {
+                        Ok(answer) => answer.unwrap_or_else(|_| panicked()),
+                        Err(_elapsed) => Step::rejected(VerifyError::unavailable(
+                            "a proof gave no answer within the layer's deadline",
+                        )),
+                    };
+                    gate.note_verdict(&step);
+                    Answer { gate, began, step }
+                }))
             }
             Next::NeedsBody(limit, then) => {
                 let (gate, began) = (Arc::clone(self), began.clone());
-                let then = move |digest: BodyDigest| Answer {
-                    gate,
-                    began,
-                    step: digest.map_or_else(Step::rejected, then),
+                let then = move |digest: BodyDigest| {
+                    let then = |digest| {
+                        catch_unwind(AssertUnwindSafe(|| then(digest))).unwrap_or_else(|_| panicked())
+                    };
+                    Answer { gate, began, step: digest.map_or_else(Step::rejected, then) }
                 };
                 Progress::Read(self.mode.bounds().within(limit), Box::new(then))
             }
@@ -276,6 +343,10 @@ impl<M: BodyMode> Decide for Gate<M> {
     }
 }
 
+fn panicked() -> Step {
+    Step::rejected(VerifyError::unavailable("a proof panicked"))
+}
+
 /// The URI that a router has stripped, with the query that proofs left.
 fn with_query_of(stripped: &Uri, shown: &Uri) -> Uri {
     let path_and_query = match shown.query() {
@@ -296,6 +367,7 @@ impl<M: fmt::Debug> fmt::Debug for Gate<M> {
             .field("proofs", &schemes)
             .field("enforcement", &self.enforcement)
             .field("forward_credentials", &self.forward_credentials)
+            .field("deadline", &self.deadline)
             .field("mode", &self.mode)
             .finish_non_exhaustive()
     }

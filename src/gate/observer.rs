@@ -39,6 +39,11 @@ pub trait Observer: Send + Sync + 'static {
     fn cache_error(&self, error: &CacheError) {
         let _ = error;
     }
+
+    /// An outage begins or is over. Every rejection is also a [`decision`](Self::decision). Default: nothing.
+    fn outage(&self, outage: &Outage<'_>) {
+        let _ = outage;
+    }
 }
 
 /// Both are told, the left one first.
@@ -52,6 +57,11 @@ impl<A: Observer, B: Observer> Observer for (A, B) {
         self.0.cache_error(error);
         self.1.cache_error(error);
     }
+
+    fn outage(&self, outage: &Outage<'_>) {
+        self.0.outage(outage);
+        self.1.outage(outage);
+    }
 }
 
 impl<O: Observer> Observer for std::sync::Arc<O> {
@@ -62,6 +72,10 @@ impl<O: Observer> Observer for std::sync::Arc<O> {
     fn cache_error(&self, error: &CacheError) {
         O::cache_error(self, error);
     }
+
+    fn outage(&self, outage: &Outage<'_>) {
+        O::outage(self, outage);
+    }
 }
 
 /// One decision.
@@ -70,7 +84,7 @@ pub struct Event<'a> {
     outcome: Outcome<'a>,
     environment: Option<Environment>,
     digest: Option<TokenDigest>,
-    error: Option<&'a VerifyError>,
+    rejected: Option<&'a Rejected>,
     enforcement: Enforcement,
     started: Option<Instant>,
 }
@@ -106,20 +120,25 @@ impl<'a> Event<'a> {
         began: &Facts,
         enforcement: Enforcement,
     ) -> Self {
-        let (outcome, environment, digest, error) = match decision {
-            Ok(device) => {
-                (Outcome::Verified(device), Some(device.environment()), Some(device.digest()), None)
-            }
-            Err(rejected) => {
-                let Rejected { rejection, environment, digest, error } = rejected;
-                (Outcome::Rejected(rejection), *environment, *digest, error.as_ref())
-            }
-        };
+        match decision {
+            Ok(device) => Self {
+                outcome: Outcome::Verified(device),
+                environment: Some(device.environment()),
+                digest: Some(device.digest()),
+                rejected: None,
+                enforcement,
+                started: Some(began.moment().monotonic),
+            },
+            Err(rejected) => Self::rejected(rejected, began, enforcement),
+        }
+    }
+
+    pub(super) fn rejected(rejected: &'a Rejected, began: &Facts, enforcement: Enforcement) -> Self {
         Self {
-            outcome,
-            environment: Some(environment.unwrap_or_else(|| began.environment())),
-            digest,
-            error,
+            outcome: Outcome::Rejected(&rejected.rejection),
+            environment: Some(rejected.environment.unwrap_or_else(|| began.environment())),
+            digest: rejected.digest,
+            rejected: Some(rejected),
             enforcement,
             started: Some(began.moment().monotonic),
         }
@@ -130,7 +149,7 @@ impl<'a> Event<'a> {
             outcome: Outcome::Exempt,
             environment: None,
             digest: None,
-            error: None,
+            rejected: None,
             enforcement,
             started: None,
         }
@@ -166,7 +185,20 @@ impl<'a> Event<'a> {
     /// Why there was no verdict, for the operator's eyes; `None` where there was one or none was needed.
     #[must_use]
     pub const fn error(&self) -> Option<&'a VerifyError> {
-        self.error
+        match self.rejected {
+            Some(rejected) => rejected.error.as_ref(),
+            None => None,
+        }
+    }
+
+    /// More about a rejection, for the operator's eyes: why the token is malformed, or that a debug token is unknown,
+    /// of which the client learns nothing. `None` where the outcome says it all.
+    #[must_use]
+    pub const fn reason(&self) -> Option<&'static str> {
+        match self.rejected {
+            Some(rejected) => rejected.reason,
+            None => None,
+        }
     }
 
     /// Whether a rejection keeps the request from the inner service.
@@ -182,17 +214,40 @@ impl<'a> Event<'a> {
     }
 }
 
+/// An outage begins or is over. Observers hear of both once, whatever number of requests is rejected in between.
+///
+/// It begins with a request that is rejected as [`Unavailable`](crate::Rejection::Unavailable),
+/// [`Throttled`](crate::Rejection::Throttled) or [`Misconfigured`](crate::Rejection::Misconfigured), and is over with the
+/// next answer about a credential that was not remembered. Where such rejections and answers take turns, one beginning
+/// in 10 seconds is told.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Outage<'a> {
+    /// This request was rejected. If an outage becomes a fault of our own, `Misconfigured`, there is one more of these.
+    Begins(Event<'a>),
+    /// There is a verdict again.
+    #[non_exhaustive]
+    Over {
+        /// How many requests were rejected.
+        rejections: u64,
+        /// The time from the first of them to now.
+        lasted: Duration,
+    },
+}
+
 /// The default observer: `tracing` events under the target `tower_devicecheck`.
 ///
 /// | level | what |
 /// |---|---|
-/// | error | a request rejected because Apple does not accept our credentials, or the layer is put together wrongly |
-/// | warn | a request rejected because there is no verdict; an admission by a debug token |
-/// | debug | every other admission and rejection: the client's doing, and not to fill our logs with; each failure of the cache, which logs its incidents itself, once each |
+/// | error | an outage begins: a request rejected because Apple does not accept our credentials, or the layer is put together wrongly |
+/// | warn | an outage begins: a request rejected because there is no verdict; an admission by a debug token |
+/// | info | an outage is over |
+/// | debug | every other admission and rejection, the other ones of an outage too: not to fill our logs with; each failure of the cache, which logs its incidents itself, once each |
 /// | trace | exempt requests |
 ///
-/// Fields: `outcome`, `environment`, `evidence`, `digest`, `latency_us` (microseconds), `error` with its causes,
-/// and `enforced`, which is false where the layer only monitors and lets rejected requests through.
+/// Fields of decisions: `outcome`, `environment`, `evidence`, `digest`, `latency_us` (microseconds), `reason` where the
+/// outcome does not say it all, `error` with its causes, and `enforced`, which is false where the layer only monitors and
+/// lets rejected requests through. Fields of the end of an [`Outage`]: `rejections` and `seconds`.
 #[derive(Clone, Copy, Debug, Default)]
 #[allow(clippy::exhaustive_structs, reason = "a unit struct, to be named as a value")]
 pub struct TracingObserver;
@@ -200,41 +255,54 @@ pub struct TracingObserver;
 /// The target of every `tracing` event of this crate.
 pub(crate) const TARGET: &str = "tower_devicecheck";
 
+// A level is fixed at its call site, hence a macro.
+macro_rules! decision {
+    ($event:expr, $level:expr, $message:literal) => {{
+        let event: &Event<'_> = $event;
+        event!(
+            target: TARGET,
+            $level,
+            outcome = event.outcome.as_str(),
+            environment = event.environment.map(Environment::as_str),
+            evidence = event.evidence().map(tracing::field::display),
+            digest = event.digest.map(tracing::field::display),
+            reason = event.reason(),
+            error = event.error().map(|error| tracing::field::display(Chain(error))),
+            enforced = event.enforcement == Enforcement::Enforce,
+            latency_us = u64::try_from(event.latency().as_micros()).unwrap_or(u64::MAX),
+            $message
+        )
+    }};
+}
+
 impl Observer for TracingObserver {
     fn decision(&self, event: &Event<'_>) {
-        // A level is fixed at its call site, hence a macro.
-        macro_rules! decision {
-            ($level:expr, $message:literal) => {
-                event!(
-                    target: TARGET,
-                    $level,
-                    outcome = event.outcome.as_str(),
-                    environment = event.environment.map(Environment::as_str),
-                    evidence = event.evidence().map(tracing::field::display),
-                    digest = event.digest.map(tracing::field::display),
-                    error = event.error.map(|error| tracing::field::display(Chain(error))),
-                    enforced = event.enforcement == Enforcement::Enforce,
-                    latency_us = u64::try_from(event.latency().as_micros()).unwrap_or(u64::MAX),
-                    $message
-                )
-            };
-        }
         match event.outcome {
             Outcome::Exempt => event!(target: TARGET, Level::TRACE, outcome = "exempt", "request is exempt"),
             Outcome::Verified(device) if device.evidence().is_stand_in() => {
-                decision!(Level::WARN, "debug token admitted");
+                decision!(event, Level::WARN, "debug token admitted");
             }
-            Outcome::Verified(_) => decision!(Level::DEBUG, "device verified"),
-            Outcome::Rejected(Rejection::Misconfigured) => {
+            Outcome::Verified(_) => decision!(event, Level::DEBUG, "device verified"),
+            Outcome::Rejected(_) => decision!(event, Level::DEBUG, "request rejected"),
+        }
+    }
+
+    fn outage(&self, outage: &Outage<'_>) {
+        match outage {
+            Outage::Begins(event) if matches!(event.outcome, Outcome::Rejected(Rejection::Misconfigured)) => {
                 decision!(
+                    event,
                     Level::ERROR,
-                    "request rejected: Apple does not accept our credentials, or the layer is put together wrongly"
-                );
+                    "request rejected: Apple does not accept our credentials, or the layer is put together wrongly (more of \
+                     these at level debug)"
+                )
             }
-            Outcome::Rejected(Rejection::Throttled { .. } | Rejection::Unavailable { .. }) => {
-                decision!(Level::WARN, "request rejected: no verdict");
+            Outage::Begins(event) => {
+                decision!(event, Level::WARN, "request rejected: no verdict (more of these at level debug)")
             }
-            Outcome::Rejected(_) => decision!(Level::DEBUG, "request rejected"),
+            Outage::Over { rejections, lasted } => {
+                event!(target: TARGET, Level::INFO, rejections, seconds = lasted.as_secs(), "there are verdicts again");
+            }
         }
     }
 

@@ -1,10 +1,10 @@
-//! A row of a table of rejections, written as HTTP problem details or as a gRPC status.
+//! A row of a table of rejections, written as HTTP problem details, as a gRPC status or as an error of Connect.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
+use http::{HeaderName, HeaderValue, Method, Response, StatusCode, request};
 
 /// The answer to one kind of rejection. The texts are literals of this crate that need no escaping, neither
 /// in JSON nor in headers.
@@ -61,22 +61,21 @@ macro_rules! row_accessors {
 }
 pub(crate) use row_accessors;
 
+/// The header with the code of a rejection, in every answer; gRPC clients find it in the metadata.
+const CODE: HeaderName = HeaderName::from_static("x-devicecheck-code");
+
 impl Row {
-    /// The response to a request with these headers: their content type tells gRPC from the rest.
-    pub(crate) fn response(&self, request: &HeaderMap) -> Response<Bytes> {
-        let mut response = match grpc_content_type(request) {
-            Some(content_type) => self.grpc(content_type.clone()),
-            None => self.json(),
-        };
-        let headers = response.headers_mut();
-        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if let Some(retry_after) = self.retry_after {
-            headers.insert(RETRY_AFTER, retry_after.as_secs().into());
+    /// The response in the words of the protocol that the request speaks.
+    pub(crate) fn response(&self, request: &request::Parts) -> Response<Bytes> {
+        match grpc_content_type(request) {
+            Some(content_type) => self.finish(self.grpc(content_type.clone())),
+            None if is_unary_connect(request) => self.finish(self.connect()),
+            None => self.problem(),
         }
-        response
     }
 
-    fn json(&self) -> Response<Bytes> {
+    /// Problem details with the table's HTTP status, whatever the client speaks.
+    pub(crate) fn problem(&self) -> Response<Bytes> {
         let Self { page, variant, code, title, .. } = self;
         let detail = match self.detail {
             Some(detail) => format!(r#","detail":"{detail}""#),
@@ -86,11 +85,30 @@ impl Row {
             r#"{{"type":"https://docs.rs/tower-devicecheck/latest/tower_devicecheck/{page}#variant.{variant}","title":"{title}","status":{status},"code":"{code}"{detail}}}"#,
             status = self.status.as_u16(),
         );
+        self.finish(self.json(self.status, "application/problem+json", body))
+    }
+
+    /// An error of the Connect protocol, which has a status of its own for each code.
+    fn connect(&self) -> Response<Bytes> {
+        let (code, status) = match self.grpc_status {
+            4 => ("deadline_exceeded", StatusCode::GATEWAY_TIMEOUT),
+            7 => ("permission_denied", StatusCode::FORBIDDEN),
+            8 => ("resource_exhausted", StatusCode::TOO_MANY_REQUESTS),
+            13 => ("internal", StatusCode::INTERNAL_SERVER_ERROR),
+            14 => ("unavailable", StatusCode::SERVICE_UNAVAILABLE),
+            16 => ("unauthenticated", StatusCode::UNAUTHORIZED),
+            _ => ("unknown", StatusCode::INTERNAL_SERVER_ERROR),
+        };
+        let body = format!(r#"{{"code":"{code}","message":"{}"}}"#, self.title);
+        self.json(status, "application/json", body)
+    }
+
+    fn json(&self, status: StatusCode, content_type: &'static str, body: String) -> Response<Bytes> {
         let mut response = Response::new(Bytes::from(body));
-        *response.status_mut() = self.status;
+        *response.status_mut() = status;
         let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        if self.status == StatusCode::UNAUTHORIZED {
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        if status == StatusCode::UNAUTHORIZED {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(self.challenge));
         }
         response
@@ -104,11 +122,56 @@ impl Row {
         headers.insert(HeaderName::from_static("grpc-message"), HeaderValue::from_static(self.title));
         response
     }
+
+    fn finish(&self, mut response: Response<Bytes>) -> Response<Bytes> {
+        let headers = response.headers_mut();
+        headers.insert(CODE, HeaderValue::from_static(self.code));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if let Some(retry_after) = self.retry_after {
+            headers.insert(RETRY_AFTER, retry_after.as_secs().into());
+        }
+        response
+    }
 }
 
-fn grpc_content_type(headers: &HeaderMap) -> Option<&HeaderValue> {
-    headers.get(CONTENT_TYPE).filter(|value| {
-        let prefix = b"application/grpc";
-        value.as_bytes().get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+/// The content type of a call of gRPC. Its answer has HTTP status 200, so nothing else may pass for one: a proxy that
+/// asks the gate about requests takes a 200 for "let it through".
+fn grpc_content_type(request: &request::Parts) -> Option<&HeaderValue> {
+    const TYPES: [&str; 3] = ["application/grpc", "application/grpc-web", "application/grpc-web-text"];
+    let value = only_content_type(request).filter(|_| request.method == Method::POST)?;
+    TYPES.iter().any(|name| is_media_type(value, name, b"+")).then_some(value)
+}
+
+/// Whether the request is a unary call of Connect. Its streams have another content type; their clients read the
+/// status of an HTTP answer.
+fn is_unary_connect(request: &request::Parts) -> bool {
+    let is_version_1 = |value: &HeaderValue| value == "1";
+    match request.method {
+        Method::POST => {
+            request.headers.get("connect-protocol-version").is_some_and(is_version_1)
+                && only_content_type(request).is_some_and(|value| {
+                    ["application/proto", "application/json"]
+                        .iter()
+                        .any(|name| is_media_type(value, name, b""))
+                })
+        }
+        Method::GET => {
+            request.uri.query().is_some_and(|query| query.split('&').any(|pair| pair == "connect=v1"))
+        }
+        _ => false,
+    }
+}
+
+fn only_content_type(request: &request::Parts) -> Option<&HeaderValue> {
+    let mut values = request.headers.get_all(CONTENT_TYPE).iter();
+    values.next().filter(|_| values.next().is_none())
+}
+
+/// Whether `value` is this media type, with or without parameters, or with a suffix after one of these characters.
+fn is_media_type(value: &HeaderValue, name: &str, suffix: &[u8]) -> bool {
+    value.as_bytes().split_at_checked(name.len()).is_some_and(|(start, rest)| {
+        start.eq_ignore_ascii_case(name.as_bytes())
+            && (rest.first().is_some_and(|next| suffix.contains(next))
+                || matches!(rest.trim_ascii_start().first(), None | Some(b';')))
     })
 }

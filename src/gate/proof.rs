@@ -62,7 +62,8 @@ pub trait Proof: Send + Sync + 'static {
     /// A 401 without any credential names it in `WWW-Authenticate`.
     fn scheme(&self) -> &'static str;
 
-    /// Takes the credential out of the head of a request and judges it. Must not block.
+    /// Takes the credential out of the head of a request and judges it. Must not block, and must not panic: the gate
+    /// catches the panics of what is asked, not of this.
     ///
     /// [`Step::absent`] leaves the head untouched. A part of a credential without the rest is not absent, it is
     /// [malformed](crate::Rejection::MalformedToken).
@@ -172,7 +173,9 @@ impl Step {
     /// The proof must ask somebody. The step at the end of the future takes this one's place; it cannot be
     /// [`absent`](Self::absent).
     ///
-    /// When the client goes away, the future is dropped. It must end by itself: the gate sets no deadline.
+    /// When the client goes away, the future is dropped, and also at the gate's
+    /// [deadline](crate::DeviceCheckLayer::with_deadline): the request is then
+    /// [`Unavailable`](crate::Rejection::Unavailable), as after a panic in the future.
     pub fn ask(answer: impl Future<Output = Self> + Send + 'static) -> Self {
         Self(Next::Ask(Box::pin(answer)))
     }

@@ -7,6 +7,7 @@ use http::{Response, StatusCode, request};
 
 use crate::gate::error::{VerifyError, VerifyErrorKind, impl_error};
 use crate::gate::problem::{Row, row_accessors};
+use crate::runtime::spread;
 
 /// The reason why a request did not reach the inner service. The response has it in its extensions.
 ///
@@ -123,6 +124,16 @@ impl Rejection {
     }
 }
 
+#[cfg(feature = "axum")]
+impl Rejection {
+    /// The answer of a handler that takes a device, to a request that the layer let through in monitor mode.
+    pub(super) fn monitored(&self) -> Response<Bytes> {
+        let detail =
+            "in monitor mode the layer lets the request through, but the handler takes a verified device";
+        Row { detail: Some(detail), ..self.row() }.problem()
+    }
+}
+
 impl Error for Rejection {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
@@ -138,23 +149,32 @@ impl From<MalformedToken> for Rejection {
     }
 }
 
-/// The rejection for a missing verdict. The waiting time that the error names is clamped to the bounds of the
-/// table; without one, it is 5 seconds.
+/// The rejection for a missing verdict. Its waiting time differs from request to request, so that clients do not all
+/// come back at the same moment.
+///
+/// It is not shorter than the one that the error names, and up to half as long again, within the bounds of the table:
+/// 1 to 300 seconds where the other side is asked too often, and 1 to 5 seconds otherwise. Where the error names none,
+/// it is 5 to 7 and 1 to 5 seconds. Where it names a longer one than the table has, the longest one of the table, or
+/// 3 to 5 seconds.
 impl From<&VerifyError> for Rejection {
     fn from(error: &VerifyError) -> Self {
-        let retry_after = |longest| {
-            let seconds = error.retry_after().map_or(5, |asked| asked.as_secs());
-            Duration::from_secs(seconds.clamp(1, longest))
-        };
+        let asked = error.retry_after().map(|time| time.as_secs());
         match error.kind() {
-            VerifyErrorKind::Throttled => Self::Throttled { retry_after: retry_after(300) },
-            VerifyErrorKind::Unavailable => Self::Unavailable { retry_after: retry_after(5) },
+            VerifyErrorKind::Throttled => {
+                let soonest = asked.unwrap_or(5).clamp(1, 300);
+                let retry_after = spread(soonest, (soonest + soonest / 2).min(300));
+                Self::Throttled { retry_after: Duration::from_secs(retry_after) }
+            }
+            VerifyErrorKind::Unavailable => {
+                let soonest = asked.map_or(1, |asked| if asked > 5 { 3 } else { asked.max(1) });
+                Self::Unavailable { retry_after: Duration::from_secs(spread(soonest, 5)) }
+            }
             VerifyErrorKind::Misconfigured => Self::Misconfigured,
         }
     }
 }
 
-/// Makes the response to a rejected request. Implemented by [`ProblemDetails`] and by closures:
+/// Makes the response to a rejected request. Implemented by [`ProblemDetails`], [`HttpProblemDetails`] and by closures:
 ///
 /// ```
 /// use bytes::Bytes;
@@ -189,20 +209,41 @@ where
     }
 }
 
-/// The default response: problem details (RFC 9457), or a gRPC status where the request's content type
-/// begins with `application/grpc`.
+/// The default response, in the words of the protocol that the client speaks.
 ///
-/// The problem has the members `type`, `title`, `status`, `code` ([`Rejection::code`]) and, for a malformed
-/// token, `detail`. The gRPC status is a header of a response without a body ("trailers-only") and with the
-/// content type of the request. gRPC-Web clients understand it, too. Both tell the class of the rejection,
-/// and nothing of Apple's answer.
+/// * Problem details (RFC 9457) with the members `type`, `title`, `status`, `code` ([`Rejection::code`]) and, for
+///   a malformed token, `detail`.
+/// * A gRPC status for gRPC and gRPC-Web: a `POST` with one content type, which is `application/grpc`,
+///   `application/grpc-web` or `application/grpc-web-text`, alone or followed by `+` or `;`. It is a header of a
+///   response without a body ("trailers-only"), with HTTP status 200 and the content type of the request.
+/// * An error of Connect for its unary calls: a `POST` of `application/json` or `application/proto` with
+///   `Connect-Protocol-Version: 1`, or a `GET` with `connect=v1` in its query. Its HTTP status is the one that
+///   Connect has for the code, which for some is not the table's. Streams of Connect get problem details, of which
+///   their clients read the status.
+///
+/// All have the header `x-devicecheck-code` with the same code, which gRPC clients find in the metadata. They tell
+/// the class of the rejection, and nothing of Apple's answer.
+///
+/// Where another server asks this one whether to let a request through, as nginx's `auth_request` does, a 200 means
+/// that it may: use [`HttpProblemDetails`] there.
 #[derive(Clone, Copy, Debug, Default)]
 #[allow(clippy::exhaustive_structs, reason = "a unit struct, to be named as a value")]
 pub struct ProblemDetails;
 
 impl RejectionResponse for ProblemDetails {
     fn response(&self, rejection: &Rejection, head: &request::Parts) -> Response<Bytes> {
-        rejection.row().response(&head.headers)
+        rejection.row().response(head)
+    }
+}
+
+/// Problem details as [`ProblemDetails`] makes them, for every client: the HTTP status is always the table's.
+#[derive(Clone, Copy, Debug, Default)]
+#[allow(clippy::exhaustive_structs, reason = "a unit struct, to be named as a value")]
+pub struct HttpProblemDetails;
+
+impl RejectionResponse for HttpProblemDetails {
+    fn response(&self, rejection: &Rejection, _: &request::Parts) -> Response<Bytes> {
+        rejection.row().problem()
     }
 }
 
@@ -216,28 +257,29 @@ mod tests {
     use super::*;
 
     fn head(content_type: &str) -> request::Parts {
-        Request::builder().header(CONTENT_TYPE, content_type).body(()).unwrap().into_parts().0
+        Request::post("/").header(CONTENT_TYPE, content_type).body(()).unwrap().into_parts().0
     }
 
     #[test]
     fn the_table() {
         let seconds = Duration::from_secs;
         let error = |error: VerifyError| Rejection::from(&error);
-        let cases: &[(Rejection, u16, u8, Option<u64>, &str)] = &[
+        type Case = (Rejection, u16, u8, Option<(u64, u64)>, &'static str);
+        let cases: &[Case] = &[
             (Rejection::MissingToken, 401, 16, None, "missing_token"),
             (MalformedToken::Empty.into(), 401, 16, None, "malformed_token"),
             (Rejection::RefusedToken, 401, 16, None, "refused_token"),
             (Rejection::ReusedToken, 401, 16, None, "reused_token"),
-            (error(VerifyError::throttled(None, "x")), 503, 14, Some(5), "throttled"),
-            (error(VerifyError::throttled(Some(seconds(0)), "x")), 503, 14, Some(1), "throttled"),
-            (error(VerifyError::throttled(Some(seconds(60)), "x")), 503, 14, Some(60), "throttled"),
-            (error(VerifyError::throttled(Some(Duration::MAX), "x")), 503, 14, Some(300), "throttled"),
-            (error(VerifyError::unavailable("x")), 503, 14, Some(5), "unavailable"),
+            (error(VerifyError::throttled(None, "x")), 503, 14, Some((5, 7)), "throttled"),
+            (error(VerifyError::throttled(Some(seconds(0)), "x")), 503, 14, Some((1, 1)), "throttled"),
+            (error(VerifyError::throttled(Some(seconds(60)), "x")), 503, 14, Some((60, 90)), "throttled"),
+            (error(VerifyError::throttled(Some(Duration::MAX), "x")), 503, 14, Some((300, 300)), "throttled"),
+            (error(VerifyError::unavailable("x")), 503, 14, Some((1, 5)), "unavailable"),
             (
                 error(VerifyError::unavailable("x").with_retry_after(Some(seconds(60)))),
                 503,
                 14,
-                Some(5),
+                Some((3, 5)),
                 "unavailable",
             ),
             (Rejection::TooLarge, 413, 8, None, "too_large"),
@@ -247,13 +289,15 @@ mod tests {
         for (rejection, status, grpc, retry_after, code) in cases {
             let name = format!("{rejection:?}");
             assert_eq!(rejection.code(), *code, "{name}");
-            assert_eq!(rejection.retry_after().map(|time| time.as_secs()), *retry_after, "{name}");
+            let seconds = rejection.retry_after().map(|time| time.as_secs());
+            assert_eq!(seconds.is_some(), retry_after.is_some(), "{name}");
+            assert!(seconds.zip(*retry_after).is_none_or(|(s, (low, high))| low <= s && s <= high), "{name}");
 
             let response = ProblemDetails.response(rejection, &head("application/json"));
             let header = |name| response.headers().get(name).map(|value| value.to_str().unwrap());
             assert_eq!(response.status().as_u16(), *status, "{name}");
             assert_eq!(header(WWW_AUTHENTICATE), (*status == 401).then_some("DeviceCheck"), "{name}");
-            assert_eq!(header(RETRY_AFTER), retry_after.map(|s| s.to_string()).as_deref(), "{name}");
+            assert_eq!(header(RETRY_AFTER), seconds.map(|s| s.to_string()).as_deref(), "{name}");
             assert_eq!(header(CONTENT_TYPE), Some("application/problem+json"), "{name}");
             let problem: serde_json::Value = serde_json::from_slice(response.body()).unwrap();
             assert_eq!(problem["code"], *code, "{name}");
@@ -264,6 +308,9 @@ mod tests {
                 "{name}"
             );
             assert_eq!(problem.get("detail").is_some(), rejection.source().is_some(), "{name}");
+            let http_only = HttpProblemDetails.response(rejection, &head("application/grpc"));
+            assert_eq!(http_only.status(), response.status(), "{name}");
+            assert_eq!(http_only.body(), response.body(), "{name}");
 
             for content_type in ["application/grpc", "application/grpc-web+proto", "Application/gRPC"] {
                 let response = ProblemDetails.response(rejection, &head(content_type));

@@ -2,8 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use http::header::{ACCESS_CONTROL_REQUEST_METHOD, CONTENT_LENGTH, CONTENT_TYPE, ORIGIN, TRANSFER_ENCODING};
-use http::{HeaderName, HeaderValue, Method, request};
+use http::{HeaderName, request};
 
 use crate::gate::error::impl_error;
 
@@ -180,20 +179,6 @@ impl RoutingPolicy for EnvironmentHeader {
     }
 }
 
-/// A browser sends a CORS preflight without credentials, and nothing but a true one passes without them.
-///
-/// It has no body either (Fetch standard). One that announces a body is meant for a handler that does not look
-/// at the method.
-pub(crate) fn is_preflight(head: &request::Parts) -> bool {
-    let has_length = |value: &HeaderValue| value != "0";
-    head.method == Method::OPTIONS
-        && head.headers.contains_key(ORIGIN)
-        && head.headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD)
-        && !head.headers.contains_key(CONTENT_TYPE)
-        && !head.headers.contains_key(TRANSFER_ENCODING)
-        && !head.headers.get_all(CONTENT_LENGTH).iter().any(has_length)
-}
-
 #[cfg(test)]
 mod tests {
     use http::Request;
@@ -227,32 +212,6 @@ mod tests {
             }
             let head = request.body(()).unwrap().into_parts().0;
             assert_eq!(EnvironmentHeader::default().route(&head), *route, "{name}");
-        }
-    }
-
-    #[test]
-    fn preflight() {
-        let cases: &[(&str, &str, &[&str], bool)] = &[
-            ("a true one", "OPTIONS", &["origin", "access-control-request-method"], true),
-            ("plain OPTIONS", "OPTIONS", &[], false),
-            ("no method asked for", "OPTIONS", &["origin"], false),
-            ("no origin", "OPTIONS", &["access-control-request-method"], false),
-            ("another method", "GET", &["origin", "access-control-request-method"], false),
-            ("of a type", "OPTIONS", &["origin", "access-control-request-method", "content-type"], false),
-            ("of a length", "OPTIONS", &["origin", "access-control-request-method", "content-length"], false),
-            (
-                "in chunks",
-                "OPTIONS",
-                &["origin", "access-control-request-method", "transfer-encoding"],
-                false,
-            ),
-        ];
-        for (name, method, headers, expected) in cases {
-            let mut request = Request::builder().method(*method);
-            for header in *headers {
-                request = request.header(*header, "x");
-            }
-            assert_eq!(is_preflight(&request.body(()).unwrap().into_parts().0), *expected, "{name}");
         }
     }
 }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{Response, StatusCode, request};
 
 use crate::gate::problem::{Row, row_accessors};
-use crate::gate::rejection::ProblemDetails;
+use crate::gate::rejection::{HttpProblemDetails, ProblemDetails};
 use crate::split_key::limits::Limit;
 
 /// The reason why a request did not get its key. The response has it in its extensions.
@@ -17,7 +17,7 @@ use crate::split_key::limits::Limit;
 /// | [`InvalidKey`](Self::InvalidKey) | `invalid_key` | 401 | 16 `UNAUTHENTICATED` | |
 /// | [`LimitNotMet`](Self::LimitNotMet) | `limit_not_met` | 403 | 7 `PERMISSION_DENIED` | |
 /// | [`Blocked`](Self::Blocked) | `key_blocked` | 429 | 8 `RESOURCE_EXHAUSTED` | until the release |
-/// | [`Unavailable`](Self::Unavailable) | `keys_unavailable` | 503 | 14 `UNAVAILABLE` | 5 s |
+/// | [`Unavailable`](Self::Unavailable) | `keys_unavailable` | 503 | 14 `UNAVAILABLE` | 1 to 5 s |
 /// | [`Unverified`](Self::Unverified) | `device_unverified` | 500 | 13 `INTERNAL` | |
 ///
 /// A 401 carries `WWW-Authenticate: SplitKey`.
@@ -88,8 +88,8 @@ impl Error for SplitKeyRejection {
     }
 }
 
-/// Makes the response to a request that did not get its key. Implemented by [`ProblemDetails`] and by
-/// closures `Fn(&SplitKeyRejection, &request::Parts) -> Response<Bytes>`.
+/// Makes the response to a request that did not get its key. Implemented by [`ProblemDetails`],
+/// [`HttpProblemDetails`] and closures `Fn(&SplitKeyRejection, &request::Parts) -> Response<Bytes>`.
 #[diagnostic::on_unimplemented(
     note = "use `ProblemDetails` or a closure `Fn(&SplitKeyRejection, &request::Parts) -> Response<Bytes>`"
 )]
@@ -111,7 +111,13 @@ where
 /// Answers as for a [`Rejection`](crate::Rejection). The `detail` says which limit is not met.
 impl SplitKeyRejectionResponse for ProblemDetails {
     fn response(&self, rejection: &SplitKeyRejection, head: &request::Parts) -> Response<Bytes> {
-        rejection.row().response(&head.headers)
+        rejection.row().response(head)
+    }
+}
+
+impl SplitKeyRejectionResponse for HttpProblemDetails {
+    fn response(&self, rejection: &SplitKeyRejection, _: &request::Parts) -> Response<Bytes> {
+        rejection.row().problem()
     }
 }
 
@@ -143,7 +149,7 @@ mod tests {
         ];
         for (rejection, status, grpc, retry_after, code) in cases {
             let head = |content_type| {
-                let request = Request::builder().header(CONTENT_TYPE, content_type);
+                let request = Request::post("/").header(CONTENT_TYPE, content_type);
                 request.body(()).unwrap().into_parts().0
             };
             let response = ProblemDetails.response(rejection, &head("application/json"));

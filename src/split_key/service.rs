@@ -5,8 +5,9 @@ use std::{fmt, sync::Arc};
 use http::{HeaderName, header::AUTHORIZATION, request};
 
 use crate::gate::future::{Decide, Progress};
-use crate::gate::headers::{Forwarded, after_scheme, is_bearer, take_only};
-use crate::gate::{decision::VerifiedDevice, gate_body::HeadOnly, routing::is_preflight, service::Gated};
+use crate::gate::headers::{Forwarded, PutBack, after_scheme, is_bearer, take_only};
+use crate::gate::preflight::{ExemptPreflight, is_preflight};
+use crate::gate::{decision::VerifiedDevice, gate_body::HeadOnly, service::Gated};
 use crate::runtime::Moment;
 use crate::split_key::audit::event::{SplitKeyEvent, SplitKeyOutcome};
 use crate::split_key::audit::{observer::SplitKeyObserver, suspicion::Watch};
@@ -108,15 +109,25 @@ impl KeyGate {
     }
 
     fn take_credentials(&self, head: &mut request::Parts) -> ShownParts {
-        let take = |head: &mut request::Parts| ShownParts {
-            client_part: self.take_client_part(head),
-            project: self.take_project(head),
+        // In front of a device token that the gate forwards there may be a client part.
+        let mut put_back = head.extensions.remove::<PutBack>();
+        let take = |put_back: &mut Option<PutBack>, head: &mut request::Parts| {
+            if let Some(put_back) = put_back {
+                put_back.take_away(head);
+            }
+            ShownParts { client_part: self.take_client_part(head), project: self.take_project(head) }
         };
-        let forwarded =
-            self.settings.forward_credentials.then(|| Forwarded::of(head, |head| drop(take(head))));
-        let credentials = take(head);
-        if let Some(forwarded) = forwarded {
-            forwarded.put_back(head);
+        let forwarded = self
+            .settings
+            .forward_credentials
+            .then(|| Forwarded::of(head, |head| drop(take(&mut put_back.clone(), head))));
+        let credentials = take(&mut put_back, head);
+        match (forwarded, put_back) {
+            (Some(forwarded), _) => {
+                forwarded.put_back(head);
+            }
+            (None, Some(put_back)) => put_back.give_back(head),
+            (None, None) => {}
         }
         credentials
     }
@@ -184,13 +195,14 @@ impl Decide for KeyGate {
     fn admit(self: &Arc<Self>, head: &mut request::Parts) -> Progress<Self> {
         // No other layer's key counts.
         head.extensions.remove::<ApiKey>();
+        // The gate decides what is exempt, here too.
+        let is_exempt = head.extensions.get::<ExemptPreflight>().is_some() && is_preflight(head);
         let credentials = self.take_credentials(head);
-        // It has no credentials, so it goes on without a key.
-        if is_preflight(head) {
-            return Progress::Forward(None);
-        }
         let device = head.extensions.get().map(VerifiedDevice::digest);
         let client_part = credentials.client_part;
+        if is_exempt && device.is_none() && matches!(client_part, Ok(None)) {
+            return Progress::Forward(None);
+        }
         let mut event = SplitKeyEvent {
             project: credentials.project.as_ref().ok().cloned().flatten(),
             provider: None,
@@ -201,6 +213,8 @@ impl Decide for KeyGate {
             started: Moment::now(),
         };
         event.outcome = match (client_part, credentials.project) {
+            // No preflight: it shows a client part.
+            _ if device.is_none() && is_exempt => SplitKeyOutcome::Malformed,
             _ if device.is_none() && !self.settings.allow_unverified => SplitKeyOutcome::Unverified,
             (Err(Malformed), _) | (_, Err(Malformed)) => SplitKeyOutcome::Malformed,
             (Ok(None), _) | (_, Ok(None)) => SplitKeyOutcome::Missing,

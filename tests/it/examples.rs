@@ -199,6 +199,21 @@ async fn axum_routing() {
 }
 
 #[tokio::test]
+async fn g02_wrong_credentials_stop_an_example_and_an_outage_does_not() {
+    let apple = shared::Apple::fake().await.unwrap();
+    for (reply, starts) in [
+        (Reply::normal(), true),
+        (Reply::status(500), true),
+        (Reply::reset(), true),
+        (Reply::status(401), false),
+        (Reply::status(200), false),
+    ] {
+        apple.as_fake().unwrap().always(reply);
+        assert_eq!(apple.check(Environment::Production).await.is_ok(), starts);
+    }
+}
+
+#[tokio::test]
 async fn axum_monitoring() {
     let apple = Apple::new();
     let app = axum_example::app(apple.layer(), apple.client.clone(), settings("production", "monitor"));

@@ -1,5 +1,5 @@
-//! The real client over real sockets: crowds and outages. That answers come in time is tested where time
-//! stands still, with the other verdicts.
+//! The real client over real sockets: crowds and outages, and the log of those. That answers come in time is tested
+//! where time stands still, with the other verdicts.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use tower_devicecheck::{
     testing::{FakeApple, FakeAppleServer, Reply},
 };
 
-use crate::support::App;
+use crate::support::{App, Apple, Log};
 
 async fn start() -> (FakeAppleServer, App) {
     start_with(|client| client).await
@@ -160,4 +160,59 @@ async fn plug((mut server, app): (FakeAppleServer, App)) {
     server.restart().await.unwrap();
     assert_eq!(app.status(&after).await, StatusCode::OK);
     assert_eq!(apple.calls(), 2);
+}
+
+#[tokio::test]
+async fn g11_an_outage_is_two_lines_in_the_log() {
+    for (reply, level) in
+        [(Reply::status(500), "WARN"), (Reply::status(429), "WARN"), (Reply::status(404), "ERROR")]
+    {
+        let apple = Apple::new();
+        let log = Log::default();
+        let _guard = log.listen(tracing::Level::INFO);
+        let app = App::new(&apple.layer());
+        let known = apple.genuine();
+        assert_eq!(app.status(&known).await, StatusCode::OK);
+        apple.fake.always(reply);
+        for _ in 0..20 {
+            assert!(app.status(&apple.genuine()).await.is_server_error());
+            assert_eq!(app.status(&known).await, StatusCode::OK, "remembered, so it tells nothing");
+        }
+        let logged = log.take();
+        assert_eq!(logged.lines().count(), 1, "{logged}");
+        assert!(logged.contains(level) && logged.contains("error="), "{logged}");
+
+        apple.fake.clear();
+        for _ in 0..3 {
+            assert_eq!(app.status(&apple.genuine()).await, StatusCode::OK);
+        }
+        let logged = log.take();
+        assert_eq!(logged.lines().count(), 1, "{logged}");
+        assert!(logged.contains("INFO") && logged.contains("rejections=20"), "{logged}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn g11_an_apple_that_fails_now_and_then_does_not_fill_the_log() {
+    let apple = Apple::new();
+    let log = Log::default();
+    let _guard = log.listen(tracing::Level::INFO);
+    let app = App::new(&apple.layer());
+    for _ in 0..100 {
+        for reply in [Reply::status(500), Reply::normal()] {
+            apple.fake.always(reply);
+            app.status(&apple.genuine()).await;
+            tokio::time::advance(Duration::from_millis(50)).await;
+        }
+    }
+    let logged = log.take();
+    assert!((2..=4).contains(&logged.lines().count()), "{logged}");
+    // One that lasts is told.
+    apple.fake.always(Reply::status(500));
+    for _ in 0..60 {
+        app.status(&apple.genuine()).await;
+        tokio::time::advance(Duration::from_millis(500)).await;
+    }
+    let logged = log.take();
+    assert_eq!(logged.matches("WARN").count(), 1, "{logged}");
 }

@@ -148,7 +148,11 @@ async fn r34_parts_of_two_keys_projects_or_versions_cannot_be_mixed() {
             assert_eq!(response.extensions().get(), Some(&SplitKeyRejection::InvalidKey), "{name}");
             let mut names: Vec<_> = response.headers().keys().map(HeaderName::as_str).collect();
             names.sort_unstable();
-            assert_eq!(names, ["cache-control", "content-type", "www-authenticate"], "{name}");
+            assert_eq!(
+                names,
+                ["cache-control", "content-type", "www-authenticate", "x-devicecheck-code"],
+                "{name}"
+            );
             let uniform = app.headers("nowhere", "nothing.at-all", &token).await;
             assert_eq!(response.headers(), uniform.headers(), "{name}");
             assert_eq!(response.body(), uniform.body(), "{name}");

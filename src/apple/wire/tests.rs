@@ -10,7 +10,7 @@ fn response(status: u16, headers: &[(&'static str, &str)], body: &str) -> Respon
 }
 
 fn class(status: u16, body: &str) -> Class {
-    look_up(StatusCode::from_u16(status).unwrap(), body.as_bytes()).0
+    look_up(Operation::Validate, &response(status, &[], body)).0
 }
 
 #[test]
@@ -26,7 +26,12 @@ fn every_known_answer() {
             r#"{"responseCode":"400","responseMessage":"Missing or badly formatted device token payload"}"#,
             RefusedDeviceToken,
         ),
+        (400, "Bad device token <br>", Unavailable),
+        (200, "<html>", Misconfigured),
+        (200, "{}", Unavailable),
+        (200, "Bit State Not Found", Unavailable),
         (400, "Bad Authorization Token", RefusedProviderToken),
+        (400, "Bad device token, bad authorization token", RefusedProviderToken),
         (400, "Missing or badly formatted authorization token", RefusedProviderToken),
         (400, "BAD_AUTHENTICATION_TOKEN", RefusedProviderToken),
         (401, "Invalid Authorization Token", RefusedProviderToken),

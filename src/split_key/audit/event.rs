@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::gate::credential::TokenDigest;
-use crate::runtime::{Moment, SystemTime};
+use crate::runtime::{Moment, SystemTime, spread};
 use crate::split_key::metadata::{Metadata, SplitId};
 use crate::split_key::{limits::Limit, rejection::SplitKeyRejection, store::SplitKeyStoreError};
 
@@ -63,8 +63,9 @@ impl SplitKeyOutcome {
         }
     }
 
-    /// The rejection of the request; `None` if it reaches the inner service.
-    pub(crate) const fn rejection(&self) -> Option<SplitKeyRejection> {
+    /// The rejection of the request; `None` if it reaches the inner service. Where the store failed, the time to come
+    /// back differs from call to call.
+    pub(crate) fn rejection(&self) -> Option<SplitKeyRejection> {
         Some(match self {
             Self::Opened | Self::OpenedRetiring => return None,
             Self::Missing => SplitKeyRejection::MissingKey,
@@ -73,7 +74,9 @@ impl SplitKeyOutcome {
             }
             Self::LimitNotMet(limit) => SplitKeyRejection::LimitNotMet(*limit),
             Self::Blocked { retry_after } => SplitKeyRejection::Blocked { retry_after: *retry_after },
-            Self::StoreFailed => SplitKeyRejection::Unavailable { retry_after: Duration::from_secs(5) },
+            Self::StoreFailed => {
+                SplitKeyRejection::Unavailable { retry_after: Duration::from_secs(spread(1, 5)) }
+            }
             Self::Unverified => SplitKeyRejection::Unverified,
         })
     }

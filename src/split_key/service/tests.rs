@@ -188,16 +188,26 @@ async fn a_preflight_passes_without_a_key() {
     assert_eq!(response.status(), StatusCode::OK, "a plain OPTIONS with a key");
     assert_eq!(fixture.outcome(), Some(SplitKeyOutcome::Opened));
 
-    let preflight = Request::options("/v1/chat")
-        .header("origin", "https://example.com")
-        .header("access-control-request-method", "POST")
-        .header("x-ai-key", split.client_part().expose())
-        .extension(opened(&split))
-        .body(NoBody::new());
-    let response = fixture.send(preflight.unwrap()).await;
+    let preflight = |is_exempt: bool, part: Option<&str>| {
+        let mut request = Request::options("/v1/chat")
+            .header("origin", "https://example.com")
+            .header("access-control-request-method", "POST")
+            .extension(opened(&split));
+        if is_exempt {
+            request = request.extension(ExemptPreflight);
+        }
+        if let Some(part) = part {
+            request = request.header("x-ai-key", part);
+        }
+        request.body(NoBody::new()).unwrap()
+    };
+    let response = fixture.send(preflight(true, None)).await;
     assert_eq!(*response.body(), "no key");
-    assert!(!fixture.inner.headers.lock().unwrap().contains_key("x-ai-key"));
     assert_eq!(fixture.outcome(), None);
+    let response = fixture.send(preflight(true, Some(split.client_part().expose()))).await;
+    assert_eq!(response.status(), StatusCode::UNAUTHORIZED, "no browser sends a client part with it");
+    let response = fixture.send(preflight(false, None)).await;
+    assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR, "no gate has exempted it");
 }
 
 /// A verifier that believes every token.

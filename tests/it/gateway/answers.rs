@@ -64,3 +64,54 @@ async fn usage_is_for_the_admin() {
     assert_eq!(health.text().await.unwrap(), "ok");
     assert_eq!(gateway.apple.calls(), 1);
 }
+
+#[tokio::test]
+async fn g09_rejections_have_the_shape_that_the_providers_sdks_read() {
+    let (url, _) = provider(ok).await;
+    let gateway = Gateway::new(&url, Limits { body: 10, ..Limits::default() }).await;
+    let part = gateway.part();
+    let bad_key = format!("x.y.{}", gateway.apple.genuine());
+    let forged = format!("{part}.{}", gateway.apple.fake.forged_token());
+    let good = format!("{part}.{}", gateway.apple.genuine());
+    for (name, header) in
+        [("openai", "authorization"), ("anthropic", "x-api-key"), ("google", "x-goog-api-key")]
+    {
+        for (credentials, body, status, code) in [
+            ("", "{}", 401, "missing_token"),
+            (&*forged, "{}", 401, "refused_token"),
+            (&*bad_key, "{}", 401, "invalid_key"),
+            (&*good, "more than ten bytes", 413, "body_too_large"),
+        ] {
+            for content_type in ["application/json", "application/grpc"] {
+                let mut request = gateway.client.post(format!("{}/v1/{name}/app/x", gateway.url)).body(body);
+                request = request.header("content-type", content_type);
+                if !credentials.is_empty() {
+                    let scheme = if name == "openai" { "Bearer " } else { "" };
+                    request = request.header(header, format!("{scheme}{credentials}"));
+                }
+                let response = request.send().await.unwrap();
+                assert_eq!(response.status().as_u16(), status, "{name} {code}");
+                assert_eq!(response.headers()["content-type"], "application/json", "{name} {code}");
+                assert_eq!(response.headers()["x-devicecheck-code"], code, "{name}");
+                let answer: Value = serde_json::from_str(&response.text().await.unwrap()).unwrap();
+                let error = &answer["error"];
+                assert!(error["message"].as_str().is_some_and(|text| !text.is_empty()), "{name}: {answer}");
+                let found = match name {
+                    "openai" => &error["code"],
+                    "anthropic" => {
+                        assert_eq!(answer["type"], "error");
+                        let kind = error["type"].as_str().unwrap();
+                        assert!(kind.ends_with("_error") || kind == "request_too_large", "{answer}");
+                        &error["code"]
+                    }
+                    _ => {
+                        assert_eq!(error["code"], status);
+                        assert!(error["status"].is_string());
+                        &error["details"][0]["reason"]
+                    }
+                };
+                assert_eq!(found, code, "{name}: {answer}");
+            }
+        }
+    }
+}

@@ -143,6 +143,12 @@ async fn ok(_: Request) -> Response {
 }
 
 async fn code(response: reqwest::Response) -> String {
-    let problem: Value = serde_json::from_str(&response.text().await.unwrap()).unwrap_or_default();
-    problem["code"].as_str().unwrap_or("no problem").to_owned()
+    let code = response.headers().get("x-devicecheck-code").map(|code| code.to_str().unwrap().to_owned());
+    let body: Value = serde_json::from_str(&response.text().await.unwrap()).unwrap_or_default();
+    // As OpenAI and Anthropic have it, Google, and those who know no provider.
+    let error = &body["error"];
+    let in_body =
+        [&error["code"], &error["details"][0]["reason"], &body["code"]].into_iter().find_map(Value::as_str);
+    assert_eq!(in_body, code.as_deref());
+    code.unwrap_or_else(|| "no problem".to_owned())
 }

@@ -1,0 +1,54 @@
+//! Outages: from the first request without a verdict to the next verdict.
+
+use std::{sync::Mutex, time::Duration};
+
+use crate::gate::observer::Outage;
+use crate::runtime::{Instant, lock};
+
+/// The outage of one layer, if there is one.
+#[derive(Debug, Default)]
+pub(super) struct Outages {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    current: Option<Current>,
+    last_told: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Current {
+    since: Instant,
+    rejections: u64,
+    /// The beginning was told, and whether it was told as a fault of our own.
+    told: Option<bool>,
+}
+
+/// The shortest time between two outages that are told.
+const QUIET: Duration = Duration::from_secs(10);
+
+impl Outages {
+    /// Adds a rejection. Returns true if it is the beginning of an outage.
+    pub(super) fn begins(&self, is_our_fault: bool, now: Instant) -> bool {
+        let State { current, last_told } = &mut *lock(&self.state);
+        let current = current.get_or_insert(Current { since: now, rejections: 0, told: None });
+        current.rejections += 1;
+        let begins = match current.told {
+            None => last_told.is_none_or(|told| now.saturating_duration_since(told) >= QUIET),
+            Some(as_our_fault) => is_our_fault && !as_our_fault,
+        };
+        if begins {
+            current.told = Some(is_our_fault);
+            *last_told = Some(now);
+        }
+        begins
+    }
+
+    /// There is a verdict. The end of an outage, if one was told.
+    pub(super) fn ends(&self, now: Instant) -> Option<Outage<'static>> {
+        let over = lock(&self.state).current.take_if(|current| current.told.is_some())?;
+        let lasted = now.saturating_duration_since(over.since);
+        Some(Outage::Over { rejections: over.rejections, lasted })
+    }
+}
