@@ -20,6 +20,12 @@ impl fmt::Display for Quoted<'_> {
     }
 }
 
+/// An id for logs. A text that does not have the length of Apple's ids may be a secret in the wrong variable.
+#[cfg(feature = "_apple")]
+pub(crate) const fn shown_id(id: &str) -> &str {
+    if id.len() == 10 { id } else { "(not shown)" }
+}
+
 /// Whether a text is long, more than a line, a URL with a user or a query, or has a run of letters and digits such as
 /// keys and tokens have. Paths, names, ids and UUIDs have none.
 pub(crate) fn may_hold_secret(text: &str) -> bool {

@@ -10,7 +10,7 @@ use crate::apple::credentials::{Credentials, CredentialsError};
 use crate::apple::token::{DeviceToken, Verdict};
 use crate::apple::{call::Caller, wire::Operation};
 use crate::gate::{decision::VerifiedDevice, error::VerifyError, observer::TARGET, routing::Environment};
-use crate::quote::quoted;
+use crate::quote::{quoted, shown_id};
 use crate::runtime::lock;
 
 /// A client for Apple's DeviceCheck server.
@@ -176,7 +176,7 @@ impl AppleClient {
         if credentials.team_id() != &*self.caller.team_id {
             return Err(CredentialsError::other_team(&self.caller.team_id, credentials.team_id()));
         }
-        event!(target: TARGET, Level::DEBUG, key_id = credentials.key_id(), "credentials rotated");
+        event!(target: TARGET, Level::DEBUG, key_id = shown_id(credentials.key_id()), "credentials rotated");
         *lock(&self.caller.credentials) = credentials;
         self.caller.refusals.forget();
         Ok(())

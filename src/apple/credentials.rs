@@ -10,7 +10,7 @@ use crate::BoxError;
 use crate::apple::pem::{self, KeyFault};
 use crate::apple::provider_token::{ProviderTokens, Signer};
 use crate::gate::{error::impl_error, observer::TARGET};
-use crate::quote::{may_hold_secret, quoted};
+use crate::quote::{may_hold_secret, quoted, shown_id};
 
 /// The credentials that identify this server to Apple: the team id, and a private key with its id.
 ///
@@ -144,7 +144,11 @@ impl Credentials {
         mut names: InputNames,
     ) -> Result<Self, CredentialsError> {
         let shown = path.to_string_lossy();
-        names.key = format!("{} {}", names.key, quoted(&shown)).into();
+        // A text without any separator is hardly a path, and may be a secret that was meant for another variable.
+        let is_hidden = may_hold_secret(&shown) || !shown.contains(['/', '\\', '.']);
+        if !is_hidden {
+            names.key = format!("{} {}", names.key, quoted(&shown)).into();
+        }
         let fail = |reason| CredentialsError::new(names.key.clone(), reason);
         // Room for the whole file at once: growing would leave copies of the key behind.
         let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_FILE_LENGTH + 1));
@@ -152,7 +156,7 @@ impl Credentials {
             .and_then(|file| file.take(MAX_FILE_LENGTH as u64 + 1).read_to_end(&mut bytes))
             .map_err(|error| CredentialsError {
                 source: Some(error.into()),
-                ..fail(if may_hold_secret(&shown) {
+                ..fail(if is_hidden {
                     "the file cannot be read: if this is the key itself, give it as APPLE_JWT_PRIVATE_KEY or to \
                      `from_pem`"
                 } else {
@@ -181,7 +185,7 @@ impl Credentials {
                 target: TARGET,
                 Level::WARN,
                 file = %quoted(&shown),
-                key_id = credentials.key_id(),
+                key_id = shown_id(credentials.key_id()),
                 "{warning}"
             );
         }
@@ -206,13 +210,13 @@ impl Credentials {
         signer.sign(0).map_err(damaged)?;
         for (id, name) in [(team_id, names.team_id), (key_id, names.key_id)] {
             if id.len() != 10 {
-                event!(target: TARGET, Level::WARN, id, "{name} has not 10 characters, as Apple's ids have");
+                event!(target: TARGET, Level::WARN, length = id.len(), "{name} has not 10 characters, as Apple's ids have");
             } else if id.contains(|letter: char| letter.is_ascii_lowercase()) {
-                event!(target: TARGET, Level::WARN, id, "{name} has small letters, and Apple's ids have capitals");
+                event!(target: TARGET, Level::WARN, "{name} has small letters, and Apple's ids have capitals");
             }
         }
         if team_id == key_id {
-            event!(target: TARGET, Level::WARN, id = team_id, "team id and key id are the same");
+            event!(target: TARGET, Level::WARN, "team id and key id are the same");
         }
         Ok(Self { provider_tokens: ProviderTokens::shared(signer, der) })
     }
@@ -244,8 +248,8 @@ impl fmt::Debug for Credentials {
     // Without the key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Credentials")
-            .field("team_id", &self.team_id())
-            .field("key_id", &self.key_id())
+            .field("team_id", &shown_id(self.team_id()))
+            .field("key_id", &shown_id(self.key_id()))
             .finish_non_exhaustive()
     }
 }

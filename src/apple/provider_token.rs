@@ -16,6 +16,7 @@ use zeroize::Zeroizing;
 use crate::BoxError;
 use crate::apple::es256::SigningKey;
 use crate::gate::{credential::BEARER, error::impl_error, observer::TARGET};
+use crate::quote::shown_id;
 use crate::runtime::{Moment, SystemTime, lock, since_epoch};
 
 /// The age at which Apple refuses a token, as documented for APNs, to which DeviceCheck refers.
@@ -196,7 +197,7 @@ impl ProviderTokens {
                 event!(
                     target: TARGET,
                     Level::WARN,
-                    key_id = self.signer.key_id(),
+                    key_id = shown_id(self.signer.key_id()),
                     error = %error.source,
                     "the provider token could not be renewed: keeping the old one"
                 );
@@ -215,7 +216,7 @@ impl ProviderTokens {
         let previous = current.as_ref().map(|token| token.0.issued_at);
         let issued_at = issued_at(now.wall, previous);
         let header = self.signer.sign(issued_at)?;
-        event!(target: TARGET, Level::DEBUG, key_id = self.signer.key_id(), forced, "provider token signed");
+        event!(target: TARGET, Level::DEBUG, key_id = shown_id(self.signer.key_id()), forced, "provider token signed");
         let token = ProviderToken(Arc::new(Issued { header, issued_at, at: now, forced }));
         *current = Some(token.clone());
         Ok(token)

@@ -43,7 +43,7 @@
 //! As a server on the loopback interface, it answers any HTTP client, and it can be unplugged:
 //!
 //! ```
-//! use tower_devicecheck::testing::{FakeApple, Reply};
+//! use tower_devicecheck::{Environment, testing::{FakeApple, Reply}};
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> std::io::Result<()> {

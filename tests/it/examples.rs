@@ -291,8 +291,9 @@ async fn axum_bits() {
     for (name, reply, status, code) in [
         ("an outage", Reply::status(500), 503, "unavailable"),
         ("too often", Reply::status(429), 503, "throttled"),
-        ("our credentials", Reply::status(403), 500, "misconfigured"),
         ("an expired token", Reply::status(400).body("Bad Device Token"), 401, "refused_token"),
+        // Last, for the client leaves Apple alone for a while after it.
+        ("our credentials", Reply::status(403), 500, "misconfigured"),
     ] {
         apple.fake.always(reply);
         for request in [query(), update(r#"{"bit0": true, "bit1": true}"#)] {

@@ -75,6 +75,8 @@ async fn w05_credentials_anywhere_else_in_the_url_are_refused_unasked() {
     let (url, seen) = provider(ok).await;
     let gateway = Gateway::new(&url, Limits::default()).await;
     let both = gateway.credential();
+    // A path with two slashes in a row can be read in two ways, which is another refusal.
+    let in_path = both.replace('/', "_");
     let part = gateway.part();
     let all = encoded(part);
     let log = Log::default();
@@ -104,11 +106,11 @@ async fn w05_credentials_anywhere_else_in_the_url_are_refused_unasked() {
         ("credential_in_url", format!("{CHAT}?limit={both}")),
         ("credential_in_url", format!("{CHAT}?key={both}&limit={part}")),
         ("credential_in_url", format!("{CHAT}?after={all}")),
-        ("credential_in_url", format!("/v1/openai/{both}/chat/completions")),
+        ("credential_in_url", format!("/v1/openai/{in_path}/chat/completions")),
         ("credential_in_url", format!("/v1/openai/app/{part}")),
         ("credential_in_url", format!("/v1/openai/app/files/{}", all.replace("%2E", "."))),
-        ("credential_in_url", format!("/v1/openai/app/models;key={both}/x")),
-        ("credential_in_url", format!("/v1/openai/app/models/key={both}")),
+        ("credential_in_url", format!("/v1/openai/app/models;key={in_path}/x")),
+        ("credential_in_url", format!("/v1/openai/app/models/key={in_path}")),
     ] {
         let response = gateway.post(&path).send().await.unwrap();
         assert_eq!(response.status(), StatusCode::BAD_REQUEST, "{path}");

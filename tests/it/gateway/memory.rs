@@ -80,12 +80,12 @@ fn occurrences(bytes: &[u8], text: &[u8]) -> usize {
     starts.filter(|(at, _)| bytes[*at..].starts_with(text)).count()
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_whole_key_is_left_in_the_memory_after_a_request() {
     memory_after_requests("0", 0).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_that_is_kept_keeps_one_copy_of_the_key() {
     // The last request, in the HTTP client's write buffer. Not ours to wipe, and why none is kept by default.
     memory_after_requests("1", 1).await;

@@ -117,7 +117,7 @@ async fn a_proof_that_needs_bodies_is_not_added_to_a_layer_that_reads_none() {
 #[tokio::test]
 async fn proofs_that_break_the_rules_are_the_operators_fault() {
     let log = Log::default();
-    let _guard = log.listen(tracing::Level::ERROR);
+    let _guard = log.listen(tracing::Level::DEBUG);
     let resumed = Counter::default();
     let needs_body = |resumed: &Counter| {
         let resumed = resumed.clone();
@@ -146,7 +146,9 @@ async fn proofs_that_break_the_rules_are_the_operators_fault() {
                 assert_eq!(rejection(&response), Rejection::Misconfigured);
             }
             let logged = log.take();
-            assert!(logged.contains("ERROR") && logged.contains("needs the body"), "{logged}");
+            assert!(logged.contains("needs the body"), "{logged}");
+            // The incident is told once for both.
+            assert_eq!(logged.contains("ERROR"), status == 500, "{logged}");
         }
     }
     assert_eq!((resumed.get(), apple.calls()), (0, 0));
@@ -201,16 +203,17 @@ async fn an_error_of_a_proof_is_the_rejection_of_the_table() {
     });
     let app = App::new(&apple.layer().add_proof_before(proof).unwrap());
     for (value, status, retry_after, message) in [
-        ("busy", 503, Some("7"), "the store is busy"),
-        ("down", 503, Some("5"), "the store is down"),
-        ("shut", 500, None, "the store has another password"),
+        ("busy", 503, 7..=10, "the store is busy"),
+        ("down", 503, 1..=5, "the store is down"),
+        ("shut", 500, 0..=0, "the store has another password"),
     ] {
         let mut request = plain();
         request.headers_mut().insert("x-key", value.parse().unwrap());
         let response = app.send(request).await;
         assert_eq!(response.status(), status, "{value}");
         let found = response.headers().get("retry-after").map(|value| value.to_str().unwrap());
-        assert_eq!(found, retry_after, "{value}");
+        let found: u64 = found.map_or(0, |seconds| seconds.parse().unwrap());
+        assert!(retry_after.contains(&found), "{value}: {found}");
         assert!(log.take().contains(message), "{value}");
     }
     assert_eq!((app.inner.calls(), apple.calls()), (0, 0));
