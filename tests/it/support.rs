@@ -32,6 +32,7 @@ pub(crate) struct Apple {
 
 impl Apple {
     pub(crate) fn new() -> Self {
+        keep_events_enabled();
         let fake = FakeApple::new();
         let client = AppleClient::builder(fake.credentials()).transport(fake.transport()).build().unwrap();
         Self { fake, client }
@@ -196,6 +197,19 @@ pub(crate) fn example(name: &str) -> PathBuf {
     folder.join("examples").join(name)
 }
 
+/// Keeps a subscriber alive that is interested in every event and hears none.
+///
+/// `tracing` remembers for each event whether any subscriber wants it, and can miss one that comes at the same
+/// moment on another thread. With this one it never remembers that none does.
+pub(crate) fn keep_events_enabled() {
+    static INTERESTED: std::sync::OnceLock<tracing::Dispatch> = std::sync::OnceLock::new();
+    INTERESTED.get_or_init(|| {
+        let subscriber =
+            tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(io::sink);
+        tracing::Dispatch::new(subscriber.finish())
+    });
+}
+
 /// Everything that `tracing` says, as text.
 #[derive(Clone, Default)]
 pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
@@ -214,6 +228,7 @@ impl io::Write for Log {
 impl Log {
     /// Listens on this thread, until the guard is dropped.
     pub(crate) fn listen(&self, level: tracing::Level) -> tracing::subscriber::DefaultGuard {
+        keep_events_enabled();
         let log = self.clone();
         let subscriber = tracing_subscriber::fmt()
             .with_max_level(level)
