@@ -185,8 +185,8 @@ impl<M: BodyMode> DeviceCheckLayer<M> {
     /// docs](crate::replay).
     ///
     /// A guard and a cache exclude each other, because a remembered verdict admits the second request that the
-    /// guard refuses: the later call of this, [`with_cache`](Self::with_cache) and
-    /// [`without_cache`](Self::without_cache) counts. Give routes with different needs a layer each.
+    /// guard refuses: of the calls to this, [`with_cache`](Self::with_cache) and
+    /// [`without_cache`](Self::without_cache), the last one counts. Give routes with different needs a layer each.
     pub fn with_single_use(self, guard: impl ReplayGuard) -> Self {
         self.with_settings(|settings| settings.reuse = Reuse::Once(Arc::new(guard)))
     }

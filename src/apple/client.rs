@@ -23,8 +23,8 @@ use crate::runtime::lock;
 /// goes on without its caller, and keeps its slot until Apple has answered or its deadline is over; where no tokio
 /// runtime runs, dropping it ends it.
 ///
-/// While Apple refuses the credentials, calls fail at once with Apple's last answer, except for one now and then, at
-/// most every second at first, and after half a minute later. Accepted credentials end that by themselves.
+/// While Apple refuses the credentials, calls fail at once with Apple's last answer. Apple still gets a few:
+/// at most one a second at first, later one each half minute. This ends once Apple accepts the credentials.
 ///
 /// Several tokio runtimes may share a client. Each has connections of its own, and each must keep running while its
 /// calls are under way, or be dropped: a runtime that stands still keeps the slots of its calls.
@@ -151,7 +151,7 @@ impl AppleClient {
     /// # Errors
     ///
     /// [`Misconfigured`](crate::VerifyErrorKind::Misconfigured) if Apple does not accept the credentials, or if the
-    /// token is called genuine: what says so is not Apple, and it would let everybody in. Any other kind says nothing
+    /// server calls the token genuine: it is not Apple, and would let everybody in. Any other kind says nothing
     /// about the credentials.
     pub async fn check_credentials(&self, environment: Environment) -> Result<(), VerifyError> {
         let bogus: DeviceToken = "bm90IGEgZGV2aWNlIHRva2Vu".parse().map_err(VerifyError::unavailable)?;

@@ -31,8 +31,8 @@ impl AppleClientBuilder {
     /// | variable | value |
     /// |---|---|
     /// | `APPLE_JWT_ISS`, `APPLE_JWT_KID`, `APPLE_JWT_PRIVATE_KEY` or `APPLE_JWT_PRIVATE_KEY_FILE` | the credentials, see [`Credentials::from_env`] |
-    /// | `DEVICECHECK_PRODUCTION_URL` | the base URL that is asked in the place of Apple's production server |
-    /// | `DEVICECHECK_DEVELOPMENT_URL` | the base URL that is asked in the place of Apple's development server |
+    /// | `DEVICECHECK_PRODUCTION_URL` | the base URL that is asked instead of Apple's production server |
+    /// | `DEVICECHECK_DEVELOPMENT_URL` | the base URL that is asked instead of Apple's development server |
     ///
     /// A base URL is `https`, or `http` to a loopback address, as for [`base_url`](Self::base_url). A variable with
     /// nothing but white space in it counts as not set. A line in the log names the host that is asked in Apple's
@@ -45,7 +45,7 @@ impl AppleClientBuilder {
     ///
     /// # Danger
     ///
-    /// A server in Apple's place decides who is genuine. Whoever sets the variables of the process can name one.
+    /// A server in Apple's place decides who is genuine. Anyone who sets the variables of the process can name one.
     pub fn from_env() -> Result<Self, ClientError> {
         Self::from_lookup(|name| env::var(name))
     }

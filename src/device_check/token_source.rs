@@ -70,7 +70,7 @@ impl TokenSource for HeaderToken {
     }
 }
 
-/// The device token is what follows the last dot of a bearer token, as in
+/// The device token is the text after the last dot of a bearer token, as in
 /// `Authorization: Bearer <client part>.<device token>`, or all of it where there is no dot.
 ///
 /// The inner service finds `Authorization: Bearer <client part>`, or no such header where nothing is left.

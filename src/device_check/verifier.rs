@@ -35,8 +35,8 @@ pub trait DeviceVerifier: Send + Sync + 'static {
     /// Asks about one token.
     ///
     /// The layer asks once for all concurrent requests with the same token. When the last of them goes away, the
-    /// future is dropped; when it panics, all of them get [`Unavailable`](crate::Rejection::Unavailable), and
-    /// so does each at the layer's [deadline](crate::DeviceCheckLayer::with_deadline).
+    /// future is dropped. If it panics, all of them get [`Unavailable`](crate::Rejection::Unavailable). A request
+    /// gets the same at the layer's [deadline](crate::DeviceCheckLayer::with_deadline).
     ///
     /// # Errors
     ///

@@ -243,7 +243,7 @@ impl VerifiedDevice {
     }
 }
 
-/// A rejection, and what only observers and logs may see of it.
+/// A rejection, with details that only observers and logs may see.
 #[derive(Clone, Debug)]
 pub struct Rejected {
     pub(super) rejection: Rejection,

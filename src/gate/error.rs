@@ -26,7 +26,7 @@ macro_rules! impl_error {
 }
 pub(crate) use impl_error;
 
-/// Why there is no verdict. Never the client's fault.
+/// The reason for a missing verdict. It is never the client's fault.
 ///
 /// Cloning is cheap: all requests that waited for one answer get the same error.
 #[derive(Clone, Debug)]
@@ -49,7 +49,7 @@ pub enum VerifyErrorKind {
 }
 
 impl VerifyError {
-    /// Apple answers that it is asked too often; `retry_after` is what it says about when to come back.
+    /// Apple answers that it is asked too often; `retry_after` is the waiting time that Apple names.
     pub fn throttled(retry_after: Option<Duration>, source: impl Into<BoxError>) -> Self {
         Self::new(VerifyErrorKind::Throttled, retry_after, source.into())
     }

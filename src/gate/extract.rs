@@ -47,7 +47,7 @@ pub struct MissingDevice {
 }
 
 impl MissingDevice {
-    /// The rejection that a layer which only monitors has left out; `None` if no layer has looked at the request.
+    /// The rejection that a monitoring layer did not enforce; `None` if no layer has looked at the request.
     #[must_use]
     pub const fn monitored(&self) -> Option<Rejection> {
         self.monitored

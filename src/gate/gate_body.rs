@@ -234,8 +234,8 @@ pin_project! {
     /// A request's body behind a layer that [reads bodies](ReadBodies): as it came, or, where a proof needed it,
     /// rebuilt from the bytes that were read, trailers included.
     ///
-    /// Where the layer only monitors, a body that could not be read whole goes on as well: the bytes that were
-    /// read, and then the rest, or its error.
+    /// If the layer only monitors, a body that could not be read whole also reaches the inner service: first
+    /// the bytes that were read, then the rest or its error.
     pub struct GateBody<B: Body> {
         #[pin]
         kind: GateBodyKind<B>,

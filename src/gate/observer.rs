@@ -11,7 +11,7 @@ use crate::{BoxError, runtime::Instant};
 
 /// Is told about every decision, and about every failure of a cache.
 ///
-/// Called on the task that serves the request: it must not block. A request that its client abandons before
+/// The gate calls it on the request's task, so it must not block. A request that its client abandons before
 /// the decision is not reported. [`TracingObserver`] is the default; to keep it beside another one, give the
 /// layer both: `with_observer((TracingObserver, mine))`.
 ///
@@ -170,7 +170,7 @@ impl<'a> Event<'a> {
         }
     }
 
-    /// Which of Apple's servers answered last, or would have been asked first; `None` for exempt requests.
+    /// The environment whose server answered last, or would have been asked first; `None` for exempt requests.
     #[must_use]
     pub const fn environment(&self) -> Option<Environment> {
         self.environment
@@ -182,7 +182,7 @@ impl<'a> Event<'a> {
         self.digest
     }
 
-    /// Why there was no verdict, for the operator's eyes; `None` where there was one or none was needed.
+    /// The reason for a missing verdict, for the operator's eyes; `None` if a verdict is there or not needed.
     #[must_use]
     pub const fn error(&self) -> Option<&'a VerifyError> {
         match self.rejected {
@@ -214,12 +214,12 @@ impl<'a> Event<'a> {
     }
 }
 
-/// An outage begins or is over. Observers hear of both once, whatever number of requests is rejected in between.
+/// An outage begins or is over. Observers hear of each once, however many requests are rejected in between.
 ///
 /// It begins with a request that is rejected as [`Unavailable`](crate::Rejection::Unavailable),
 /// [`Throttled`](crate::Rejection::Throttled) or [`Misconfigured`](crate::Rejection::Misconfigured), and is over with the
-/// next answer about a credential that was not remembered. Where such rejections and answers take turns, one beginning
-/// in 10 seconds is told.
+/// next answer about a credential that was not remembered. If such rejections and answers alternate, observers
+/// hear of one beginning in 10 seconds.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Outage<'a> {
@@ -311,7 +311,7 @@ impl Observer for TracingObserver {
     }
 }
 
-/// A cache could not say or could not keep.
+/// The error of a cache that could not look up or could not keep a verdict.
 ///
 /// Observers get one for each failure, [`TracingObserver`](crate::TracingObserver) logs it at level debug: a cache
 /// that goes down would fill the log with one line for each request. A cache logs the beginning and the end of an

@@ -74,7 +74,7 @@ pub trait Proof: Send + Sync + 'static {
     /// Takes the credential out of the head of a request without looking at it: a proof before this one decided.
     ///
     /// In a layer that [forwards credentials](crate::DeviceCheckLayer::with_forwarded_credentials), it also tells
-    /// which they are: called on a copy, before [`judge`](Self::judge).
+    /// which they are: the gate calls it on a copy, before [`judge`](Self::judge).
     fn strip(&self, head: &mut request::Parts);
 
     /// Headers for the response to an admitted request. Default: none.
@@ -173,7 +173,7 @@ impl Step {
     /// The proof must ask somebody. The step at the end of the future takes this one's place; it cannot be
     /// [`absent`](Self::absent).
     ///
-    /// When the client goes away, the future is dropped, and also at the gate's
+    /// The future is dropped when the client goes away, and at the gate's
     /// [deadline](crate::DeviceCheckLayer::with_deadline): the request is then
     /// [`Unavailable`](crate::Rejection::Unavailable), as after a panic in the future.
     pub fn ask(answer: impl Future<Output = Self> + Send + 'static) -> Self {

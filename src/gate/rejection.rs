@@ -224,8 +224,8 @@ where
 /// All have the header `x-devicecheck-code` with the same code, which gRPC clients find in the metadata. They tell
 /// the class of the rejection, and nothing of Apple's answer.
 ///
-/// Where another server asks this one whether to let a request through, as nginx's `auth_request` does, a 200 means
-/// that it may: use [`HttpProblemDetails`] there.
+/// If another server asks this one whether to admit a request, as nginx's `auth_request` does, it takes a
+/// 200 for yes: use [`HttpProblemDetails`] there.
 #[derive(Clone, Copy, Debug, Default)]
 #[allow(clippy::exhaustive_structs, reason = "a unit struct, to be named as a value")]
 pub struct ProblemDetails;

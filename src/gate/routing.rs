@@ -6,7 +6,7 @@ use http::{HeaderName, request};
 
 use crate::gate::error::impl_error;
 
-/// Which of Apple's two hosts knows a device token.
+/// The environment of a device token: the one of Apple's two hosts that knows it.
 ///
 /// Builds from the App Store and TestFlight make tokens for production, builds signed for development make
 /// them for development. Apple answers a token of the other environment like a fake one.
@@ -147,7 +147,7 @@ where
 ///
 /// # Danger
 ///
-/// Anyone can send the header. Whoever can sign development builds for your team can then use your
+/// Anyone can send the header. Anyone who can sign development builds for your team can then use your
 /// production service with them, and a token that production refuses is as good as one that it accepts if
 /// development accepts it. Use it where development builds must reach the same server, and nowhere else.
 #[derive(Clone, Debug)]

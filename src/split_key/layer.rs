@@ -13,7 +13,7 @@ use crate::split_key::{
     provider::Providers, rejection::SplitKeyRejectionResponse, sealed, store::SplitKeyStore,
 };
 
-/// Gives requests from verified devices the API key of which they bring a part.
+/// Gives a request from a verified device the API key, if the request brings the client part of it.
 ///
 /// See the [module's docs](crate::split_key) for an example. Clones, and all services made by them, count
 /// suspicious uses together. A clone that is changed by a `with_*` method counts for itself.

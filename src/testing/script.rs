@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use crate::{gate::routing::Environment, testing::endpoint::Endpoint};
 
-/// How a [`FakeApple`](crate::testing::FakeApple) answers one call.
+/// The answer of a [`FakeApple`](crate::testing::FakeApple) to one call.
 ///
 /// A reply begins as Apple's own answer ([`normal`](Self::normal)), as another answer
 /// ([`status`](Self::status), [`oversized`](Self::oversized)) or without an answer ([`reset`](Self::reset),

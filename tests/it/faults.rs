@@ -137,7 +137,7 @@ async fn g06_forwarded_credentials_and_split_keys_go_together() {
     let bearer = format!("Bearer {part}.{token}");
     let part_alone = format!("Bearer {part}");
     let token_alone = format!("Bearer {token}");
-    // What the inner service gets of the bearer form, for the switches of the gate and of the split keys.
+    // The part of the bearer form that the inner service gets, for the switches of the gate and of the split keys.
     for (gate, keys, left) in [
         (false, false, None),
         (false, true, Some(&part_alone)),

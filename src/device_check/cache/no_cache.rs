@@ -5,7 +5,7 @@ use crate::device_check::cache::{
 };
 use crate::gate::observer::CacheError;
 
-/// Keeps nothing: every token that no other request is asking about is asked about.
+/// Keeps nothing: the layer asks about every token, unless another request is asking about it already.
 pub(crate) struct NoCache;
 
 impl VerdictCache for NoCache {
