@@ -24,14 +24,14 @@ pub(crate) const REQUESTS_MAY_AWAIT_EACH_OTHER: bool = cfg!(not(target_arch = "w
 
 /// One reading of both clocks. Decisions about time take it as an argument, which makes them pure.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Moment {
+pub(crate) struct Timestamp {
     /// For durations: never jumps.
     pub(crate) monotonic: Instant,
     /// For what others see: may jump.
     pub(crate) wall: SystemTime,
 }
 
-impl Moment {
+impl Timestamp {
     pub(crate) fn now() -> Self {
         Self { monotonic: Instant::now(), wall: wall_clock() }
     }

@@ -17,7 +17,7 @@ use crate::apple::{
 };
 use crate::gate::error::{VerifyError, impl_error};
 use crate::gate::{observer::TARGET, routing::Environment};
-use crate::runtime::{Instant, Moment, SystemTime, lock, within};
+use crate::runtime::{Instant, SystemTime, Timestamp, lock, within};
 
 /// Everything that a call needs. All clones of an [`AppleClient`](crate::AppleClient) share one.
 pub(super) struct Caller {
@@ -91,7 +91,7 @@ impl Caller {
         let mut may_retry = self.retry;
         let mut may_renew = true;
         loop {
-            let now = Moment::now();
+            let now = Timestamp::now();
             let provider_token = match renewed.take() {
                 Some(provider_token) => provider_token,
                 None => self.provider_token(now)?,
@@ -121,7 +121,7 @@ impl Caller {
             };
             if answer.class == Class::RefusedProviderToken {
                 if std::mem::take(&mut may_renew) {
-                    renewed = self.replace(&provider_token, &answer, Moment::now())?;
+                    renewed = self.replace(&provider_token, &answer, Timestamp::now())?;
                     if renewed.is_some() && may_go_on {
                         continue;
                     }
@@ -164,7 +164,7 @@ impl Caller {
         lock(&self.credentials).clone()
     }
 
-    fn provider_token(&self, now: Moment) -> Result<ProviderToken, VerifyError> {
+    fn provider_token(&self, now: Timestamp) -> Result<ProviderToken, VerifyError> {
         self.credentials().provider_tokens().token(now).map_err(VerifyError::misconfigured)
     }
 
@@ -172,7 +172,7 @@ impl Caller {
         &self,
         refused: &ProviderToken,
         answer: &Answer,
-        now: Moment,
+        now: Timestamp,
     ) -> Result<Option<ProviderToken>, VerifyError> {
         let credentials = self.credentials();
         let replaced = credentials.provider_tokens().replace(refused, now);

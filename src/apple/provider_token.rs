@@ -17,7 +17,7 @@ use crate::BoxError;
 use crate::apple::es256::SigningKey;
 use crate::gate::{credential::BEARER, error::impl_error, observer::TARGET};
 use crate::quote::shown_id;
-use crate::runtime::{Moment, SystemTime, lock, since_epoch};
+use crate::runtime::{SystemTime, Timestamp, lock, since_epoch};
 
 /// The age at which Apple refuses a token, as documented for APNs, to which DeviceCheck refers.
 pub(super) const PROVIDER_TOKEN_LIFETIME: Duration = Duration::from_secs(60 * 60);
@@ -108,7 +108,7 @@ struct Issued {
     header: HeaderValue,
     /// The claim `iat`, in seconds since the Unix epoch.
     issued_at: u64,
-    at: Moment,
+    at: Timestamp,
     /// Whether this token replaced one that Apple had refused.
     forced: bool,
 }
@@ -157,7 +157,7 @@ impl ProviderTokens {
     }
 
     /// The token to use now, signed anew if it is due.
-    pub(super) fn token(&self, now: Moment) -> Result<ProviderToken, SignError> {
+    pub(super) fn token(&self, now: Timestamp) -> Result<ProviderToken, SignError> {
         let mut current = lock(&self.current);
         self.current_or_new(&mut current, now)
     }
@@ -166,7 +166,7 @@ impl ProviderTokens {
     pub(super) fn replace(
         &self,
         refused: &ProviderToken,
-        now: Moment,
+        now: Timestamp,
     ) -> Result<Option<ProviderToken>, SignError> {
         let mut current = lock(&self.current);
         match &*current {
@@ -184,7 +184,7 @@ impl ProviderTokens {
     fn current_or_new(
         &self,
         current: &mut Option<ProviderToken>,
-        now: Moment,
+        now: Timestamp,
     ) -> Result<ProviderToken, SignError> {
         let Some(token) = current.clone() else {
             return self.sign(current, now, false);
@@ -210,7 +210,7 @@ impl ProviderTokens {
     fn sign(
         &self,
         current: &mut Option<ProviderToken>,
-        now: Moment,
+        now: Timestamp,
         forced: bool,
     ) -> Result<ProviderToken, SignError> {
         let previous = current.as_ref().map(|token| token.0.issued_at);
@@ -242,13 +242,13 @@ fn issued_at(now: SystemTime, previous: Option<u64>) -> u64 {
 }
 
 /// The age of the token by the monotonic clock, which no change of the wall clock affects.
-fn age(issued: &Issued, now: Moment) -> Duration {
+fn age(issued: &Issued, now: Timestamp) -> Duration {
     now.monotonic.saturating_duration_since(issued.at.monotonic)
 }
 
 /// Whether the token is too old, or from the future, by the wall clock, which resembles Apple's. That happens when
 /// the wall clock is set, and when the machine sleeps, because the monotonic clock may stand still meanwhile.
-fn is_stale_by_wall(issued: &Issued, now: Moment) -> bool {
+fn is_stale_by_wall(issued: &Issued, now: Timestamp) -> bool {
     match now.wall.duration_since(issued.at.wall) {
         Ok(age) => age >= RENEW_AFTER,
         Err(_) => issued.at.wall.duration_since(now.wall).is_ok_and(|ahead| ahead > CLOCK_TOLERANCE),
@@ -256,14 +256,14 @@ fn is_stale_by_wall(issued: &Issued, now: Moment) -> bool {
 }
 
 /// Whether to renew a token that Apple has not refused.
-fn is_due(issued: &Issued, now: Moment) -> bool {
+fn is_due(issued: &Issued, now: Timestamp) -> bool {
     let age = age(issued, now);
     age >= RENEW_AFTER || (age >= RENEW_AT_MOST_EVERY && is_stale_by_wall(issued, now))
 }
 
 /// Whether to replace a token that Apple has refused. A token that replaced a refused one stays until
 /// [`RENEW_AT_MOST_EVERY`] is over, unless the wall clock explains the refusal.
-fn may_force(issued: &Issued, now: Moment) -> bool {
+fn may_force(issued: &Issued, now: Timestamp) -> bool {
     !issued.forced || age(issued, now) >= RENEW_AT_MOST_EVERY || is_stale_by_wall(issued, now)
 }
 

@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 use crate::apple::provider_token::{BACKDATING, PROVIDER_TOKEN_LIFETIME, ProviderToken, RENEW_AFTER};
 use crate::apple::token::DeviceToken;
 use crate::gate::{error::VerifyError, routing::Environment};
-use crate::runtime::{Moment, SystemTime, since_epoch};
+use crate::runtime::{SystemTime, Timestamp, since_epoch};
 
 /// The longest answer that is read. Apple's answers are far shorter.
 pub(super) const MAX_ANSWER_LENGTH: usize = 4 * 1024;
@@ -41,7 +41,7 @@ impl Operation {
         uri: Uri,
         provider_token: &ProviderToken,
         token: &DeviceToken,
-        now: Moment,
+        now: Timestamp,
     ) -> Request<Bytes> {
         let mut request = Request::new(self.body(token, Uuid::new_v4(), now));
         *request.method_mut() = Method::POST;
@@ -53,7 +53,7 @@ impl Operation {
     }
 
     /// The body, whose memory is wiped when the transport drops it. Base64, UUIDs and numbers need no escaping.
-    fn body(self, token: &DeviceToken, transaction_id: Uuid, now: Moment) -> Bytes {
+    fn body(self, token: &DeviceToken, transaction_id: Uuid, now: Timestamp) -> Bytes {
         let unpadded = token.as_bytes();
         let padding: &[u8] = match unpadded.len() % 4 {
             2 => b"==",

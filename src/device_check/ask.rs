@@ -16,7 +16,7 @@ use crate::gate::decision::{Evidence, Rejected, VerifiedDevice};
 use crate::gate::proof::{Facts, Step};
 use crate::gate::{credential::TokenDigest, error::VerifyError, rejection::Rejection, routing::Environment};
 use crate::replay::{Claim, Claimed, ErasedReplayGuard, GuardError, ReplayKey, Retry, owner::Owner};
-use crate::runtime::{Instant, Moment, SystemTime, patiently, pause, spawn, wall_clock, within};
+use crate::runtime::{Instant, SystemTime, Timestamp, patiently, pause, spawn, wall_clock, within};
 
 /// A step of a guard that takes longer has failed, and the token is withheld.
 const GUARD_DEADLINE: Duration = Duration::from_secs(1);
@@ -171,7 +171,7 @@ impl Checks {
         {
             return Ok(cached.into());
         }
-        let started = Moment::now();
+        let started = Timestamp::now();
         let verdict = settings.verifier.verify(TokenQuestion::new(&token, environment)).await;
         if let Ok(verdict) = verdict {
             // Apple's answer describes the token as it was when it was sent.

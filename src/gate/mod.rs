@@ -48,7 +48,7 @@ use self::{
     routing::{Route, RoutingPolicy},
     service::Gated,
 };
-use crate::runtime::{Instant, Moment, within};
+use crate::runtime::{Instant, Timestamp, within};
 
 /// Lets only requests from genuine devices through to `S`. With [`ReadBodies`](crate::ReadBodies) as `M`, `S` takes requests with a
 /// [`GateBody`](crate::GateBody).
@@ -263,7 +263,7 @@ impl<M: BodyMode> Gate<M> {
             self.observer.decision(&Event::exempt(self.enforcement));
             return Progress::Forward(None);
         }
-        let facts = Facts::new(route, Moment::now());
+        let facts = Facts::new(route, Timestamp::now());
         let forwarded = self.forward_credentials.then(|| Forwarded::of(head, |head| self.strip(head, 0)));
         let step = self.judge(head, &facts);
         if let Some(forwarded) = forwarded {

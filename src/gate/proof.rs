@@ -8,7 +8,7 @@ use http::{HeaderMap, request};
 use crate::gate::credential::TokenDigest;
 use crate::gate::decision::{Evidence, Rejected, VerifiedDevice};
 use crate::gate::routing::{Environment, Route};
-use crate::runtime::{Moment, SystemTime};
+use crate::runtime::{SystemTime, Timestamp};
 
 /// One way for a request to show that it comes from a genuine device.
 ///
@@ -101,11 +101,11 @@ pub trait Proof: Send + Sync + 'static {
 #[derive(Clone, Debug)]
 pub struct Facts {
     route: Route,
-    now: Moment,
+    now: Timestamp,
 }
 
 impl Facts {
-    pub(crate) const fn new(route: Route, now: Moment) -> Self {
+    pub(crate) const fn new(route: Route, now: Timestamp) -> Self {
         Self { route, now }
     }
 
@@ -121,13 +121,13 @@ impl Facts {
         self.now.wall
     }
 
-    pub(crate) const fn moment(&self) -> Moment {
+    pub(crate) const fn moment(&self) -> Timestamp {
         self.now
     }
 
     /// The same facts about the same request, now.
     pub(super) fn renewed(&self) -> Self {
-        Self { now: Moment::now(), ..self.clone() }
+        Self { now: Timestamp::now(), ..self.clone() }
     }
 
     /// The first environment that the route admits.

@@ -8,7 +8,7 @@ use tower_layer::Layer;
 use crate::gate::{rejection::ProblemDetails, service::Gated};
 use crate::split_key::audit::observer::{SplitKeyObserver, TracingSplitKeyObserver};
 use crate::split_key::audit::suspicion::{Suspicion, Watch};
-use crate::split_key::service::{KeyGate, Settings, SplitKey};
+use crate::split_key::service::{KeyGate, SplitKey, SplitKeySettings};
 use crate::split_key::{
     provider::Providers, rejection::SplitKeyRejectionResponse, sealed, store::SplitKeyStore,
 };
@@ -26,7 +26,7 @@ pub struct SplitKeyLayer {
 impl SplitKeyLayer {
     /// A layer that looks keys up in `store`, and has every default of the other methods.
     pub fn new(store: impl SplitKeyStore) -> Self {
-        let settings = Settings {
+        let settings = SplitKeySettings {
             store: Arc::new(store),
             providers: Arc::default(),
             key_headers: vec![HeaderName::from_static("x-ai-key")],
@@ -39,11 +39,11 @@ impl SplitKeyLayer {
         Self::from_parts(settings, Suspicion::new())
     }
 
-    fn from_parts(settings: Settings, suspicion: Suspicion) -> Self {
+    fn from_parts(settings: SplitKeySettings, suspicion: Suspicion) -> Self {
         Self { gate: Arc::new(KeyGate { settings, watch: Watch::new(suspicion), decoy: sealed::decoy() }) }
     }
 
-    fn configure(self, change: impl FnOnce(&mut Settings)) -> Self {
+    fn configure(self, change: impl FnOnce(&mut SplitKeySettings)) -> Self {
         let mut settings = self.gate.settings.clone();
         change(&mut settings);
         Self::from_parts(settings, self.gate.watch.rules().clone())

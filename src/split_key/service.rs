@@ -8,7 +8,7 @@ use crate::gate::future::{Decide, Progress};
 use crate::gate::headers::{Forwarded, PutBack, after_scheme, is_bearer, take_only};
 use crate::gate::preflight::{ExemptPreflight, is_preflight};
 use crate::gate::{decision::VerifiedDevice, gate_body::HeadOnly, service::Gated};
-use crate::runtime::Moment;
+use crate::runtime::Timestamp;
 use crate::split_key::audit::event::{SplitKeyEvent, SplitKeyOutcome};
 use crate::split_key::audit::{observer::SplitKeyObserver, suspicion::Watch};
 use crate::split_key::parts::{ClientPart, ServerPart};
@@ -28,14 +28,14 @@ pub type SplitKey<S> = Gated<S, KeyGate>;
 /// The rules by which a [`SplitKey`] gives out keys. A [`SplitKeyLayer`](crate::split_key::SplitKeyLayer) makes
 /// them.
 pub struct KeyGate {
-    pub(super) settings: Settings,
+    pub(super) settings: SplitKeySettings,
     pub(super) watch: Watch,
     /// A server part that no client part opens.
     pub(super) decoy: ServerPart,
 }
 
 #[derive(Clone)]
-pub(super) struct Settings {
+pub(super) struct SplitKeySettings {
     pub(super) store: Arc<dyn ErasedSplitKeyStore>,
     pub(super) providers: Arc<Providers>,
     pub(super) key_headers: Vec<HeaderName>,
@@ -210,7 +210,7 @@ impl Decide for KeyGate {
             device,
             outcome: SplitKeyOutcome::Missing,
             error: None,
-            started: Moment::now(),
+            started: Timestamp::now(),
         };
         event.outcome = match (client_part, credentials.project) {
             // No preflight: it shows a client part.

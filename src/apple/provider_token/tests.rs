@@ -16,8 +16,8 @@ fn tokens() -> ProviderTokens {
     ProviderTokens::new(Signer::new("TEAM123456", "KEY1234567", der.as_bytes()).unwrap())
 }
 
-fn later(moment: Moment, by: Duration) -> Moment {
-    Moment { monotonic: moment.monotonic + by, wall: moment.wall + by }
+fn later(moment: Timestamp, by: Duration) -> Timestamp {
+    Timestamp { monotonic: moment.monotonic + by, wall: moment.wall + by }
 }
 
 #[test]
@@ -67,9 +67,9 @@ fn no_two_tokens_in_a_row_are_the_same() {
 
 #[test]
 fn when_a_token_is_renewed() {
-    let at = later(Moment::now(), HOUR);
+    let at = later(Timestamp::now(), HOUR);
     let minutes = |minutes: u32| MINUTE * minutes;
-    let cases: &[(&str, bool, Moment, bool, bool)] = &[
+    let cases: &[(&str, bool, Timestamp, bool, bool)] = &[
         // name, forced, now, due, may be forced
         ("new", false, at, false, true),
         ("new, forced", true, at, false, false),
@@ -82,51 +82,57 @@ fn when_a_token_is_renewed() {
         (
             "wall clock put forward",
             false,
-            Moment { wall: at.wall + HOUR, ..later(at, minutes(1)) },
+            Timestamp { wall: at.wall + HOUR, ..later(at, minutes(1)) },
             false,
             true,
         ),
         (
             "wall clock put forward, forced",
             true,
-            Moment { wall: at.wall + HOUR, ..later(at, minutes(1)) },
+            Timestamp { wall: at.wall + HOUR, ..later(at, minutes(1)) },
             false,
             true,
         ),
         (
             "wall clock put forward, twenty minutes",
             false,
-            Moment { wall: at.wall + HOUR, ..later(at, minutes(20)) },
+            Timestamp { wall: at.wall + HOUR, ..later(at, minutes(20)) },
             true,
             true,
         ),
-        ("wall clock put back", true, Moment { wall: at.wall - HOUR, ..later(at, minutes(1)) }, false, true),
+        (
+            "wall clock put back",
+            true,
+            Timestamp { wall: at.wall - HOUR, ..later(at, minutes(1)) },
+            false,
+            true,
+        ),
         (
             "wall clock put back, twenty minutes",
             false,
-            Moment { wall: at.wall - HOUR, ..later(at, minutes(20)) },
+            Timestamp { wall: at.wall - HOUR, ..later(at, minutes(20)) },
             true,
             true,
         ),
         (
             "wall clock put back a little",
             true,
-            Moment { wall: at.wall - MINUTE, ..later(at, minutes(19)) },
+            Timestamp { wall: at.wall - MINUTE, ..later(at, minutes(19)) },
             false,
             false,
         ),
         (
             "wall clock at the beginning of time",
             false,
-            Moment { wall: SystemTime::UNIX_EPOCH, ..later(at, minutes(40)) },
+            Timestamp { wall: SystemTime::UNIX_EPOCH, ..later(at, minutes(40)) },
             true,
             true,
         ),
-        ("wall clock stands still", false, Moment { wall: at.wall, ..later(at, minutes(40)) }, true, true),
+        ("wall clock stands still", false, Timestamp { wall: at.wall, ..later(at, minutes(40)) }, true, true),
         (
             "monotonic clock goes back",
             true,
-            Moment { monotonic: at.monotonic - HOUR, wall: at.wall },
+            Timestamp { monotonic: at.monotonic - HOUR, wall: at.wall },
             false,
             false,
         ),
@@ -141,7 +147,7 @@ fn when_a_token_is_renewed() {
 #[test]
 fn each_token_is_replaced_once_and_its_replacement_not_at_all_for_a_while() {
     let tokens = tokens();
-    let now = Moment::now();
+    let now = Timestamp::now();
     let same = |a: &ProviderToken, b: &ProviderToken| Arc::ptr_eq(&a.0, &b.0);
     let first = tokens.token(now).unwrap();
     assert!(same(&first, &tokens.token(later(now, 39 * MINUTE)).unwrap()));
@@ -164,7 +170,7 @@ fn each_token_is_replaced_once_and_its_replacement_not_at_all_for_a_while() {
 #[test]
 fn a_token_that_cannot_be_renewed_stays_in_use_while_it_is_good() {
     let mut tokens = tokens();
-    let now = Moment::now();
+    let now = Timestamp::now();
     let first = tokens.token(now).unwrap();
     tokens.signer.is_broken = true;
     let kept = tokens.token(later(now, 54 * MINUTE)).unwrap();
@@ -176,7 +182,7 @@ fn a_token_that_cannot_be_renewed_stays_in_use_while_it_is_good() {
 #[test]
 fn many_threads_cause_one_signature() {
     let tokens = tokens();
-    let now = Moment::now();
+    let now = Timestamp::now();
     let all: Vec<ProviderToken> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..64).map(|_| scope.spawn(|| tokens.token(now).unwrap())).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()

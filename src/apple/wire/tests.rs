@@ -135,7 +135,7 @@ fn when_to_come_back() {
 
 #[test]
 fn bodies() {
-    let now = Moment { wall: UNIX_EPOCH + Duration::from_millis(1_700_000_000_123), ..Moment::now() };
+    let now = Timestamp { wall: UNIX_EPOCH + Duration::from_millis(1_700_000_000_123), ..Timestamp::now() };
     let id = Uuid::nil();
     let cases: &[(Operation, &str, &str, &str)] = &[
         (Operation::Validate, "AgAA", "AgAA", ""),

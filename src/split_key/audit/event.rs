@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::gate::credential::TokenDigest;
-use crate::runtime::{Moment, SystemTime, spread};
+use crate::runtime::{SystemTime, Timestamp, spread};
 use crate::split_key::metadata::{Metadata, SplitId};
 use crate::split_key::{limits::Limit, rejection::SplitKeyRejection, store::SplitKeyStoreError};
 
@@ -91,7 +91,7 @@ pub struct SplitKeyEvent {
     pub(crate) device: Option<TokenDigest>,
     pub(crate) outcome: SplitKeyOutcome,
     pub(crate) error: Option<SplitKeyStoreError>,
-    pub(crate) started: Moment,
+    pub(crate) started: Timestamp,
 }
 
 impl SplitKeyEvent {
