@@ -299,3 +299,7 @@ impl fmt::Display for LayerError {
 }
 
 impl Error for LayerError {}
+
+#[cfg(feature = "memory-cache")]
+#[cfg(test)]
+mod tests;

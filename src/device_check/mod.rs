@@ -12,7 +12,3 @@ pub(crate) mod settings;
 mod single_flight;
 pub(crate) mod token_source;
 pub(crate) mod verifier;
-
-#[cfg(feature = "memory-cache")]
-#[cfg(test)]
-mod tests;
