@@ -37,7 +37,7 @@ impl Timestamp {
     }
 }
 
-/// The wall clock. A unit test can set this thread's with [`set_wall_clock`]; the monotonic clock stands still and
+/// The wall clock. A unit test can set this thread's with `set_wall_clock`; the monotonic clock stands still and
 /// moves with tokio's paused time.
 pub(crate) fn wall_clock() -> SystemTime {
     #[cfg(test)]

@@ -313,7 +313,7 @@ impl Observer for TracingObserver {
 
 /// The error of a cache that could not look up or could not keep a verdict.
 ///
-/// Observers get one for each failure, [`TracingObserver`](crate::TracingObserver) logs it at level debug: a cache
+/// Observers get one for each failure, [`TracingObserver`] logs it at level debug: a cache
 /// that goes down would fill the log with one line for each request. A cache logs the beginning and the end of an
 /// incident itself, as `RedisCache` does.
 #[derive(Debug)]
