@@ -171,7 +171,7 @@ fn in_process(runtime: &Runtime) -> Vec<Bound> {
         }
     }
     vec![
-        Bound::new("hit, ours / the afternoon layer's, both over bare", ratios[0], 0.4),
+        Bound::new("hit, ours / the afternoon layer's, both over bare", ratios[0], 0.3),
         Bound::new("exempt request over bare, ns", rows[0].1.nanoseconds() - bare, 60.0),
     ]
 }
@@ -219,8 +219,8 @@ fn over_loopback(runtime: &Runtime) -> Vec<Bound> {
             "| {concurrency} | {:.1} | {:.1} | {:.1} | {:.1} | {:.1} | {ratio:.2} | {hyper_util_ratio:.2} |",
             our.0, hyper_util.0, their.0, over_http1.0, alone.0,
         );
-        bounds.push(Bound::new(name, ratio, 0.9));
-        bounds.push(Bound::new(WITH_HYPER_UTIL, hyper_util_ratio, 0.9));
+        bounds.push(Bound::new(name, ratio, 1.0));
+        bounds.push(Bound::new(WITH_HYPER_UTIL, hyper_util_ratio, 0.8));
     }
     bounds
 }
@@ -257,9 +257,9 @@ fn crowds(runtime: &Runtime) -> [Bound; 5] {
         Bound::new(
             "CPU a miss over loopback, ours / the afternoon layer's: 500 new tokens at once",
             our_many.cpu / their_many.cpu,
-            0.9,
+            1.0,
         ),
-        Bound::new(WITH_HYPER_UTIL, hyper_util.cpu / their_many.cpu, 0.9),
+        Bound::new(WITH_HYPER_UTIL, hyper_util.cpu / their_many.cpu, 0.8),
     ]
 }
 
