@@ -25,6 +25,7 @@ use tower_devicecheck::{
     testing::{FakeApple, PrivateKey, Reply, realistic_token},
 };
 
+use crate::captured::Fails as _;
 use crate::support::{App, Counter, Log};
 
 const PRODUCTION: Environment = Environment::Production;
@@ -190,7 +191,7 @@ async fn a03_error_and_log_say_how_far_the_clocks_are_apart() {
         [(-300_i64, ["300 s ahead", "301 s ahead"]), (7200, ["7200 s behind", "7199 s behind"])]
     {
         let client = apple_with_clock(offset, &Counter::default()).build().unwrap();
-        let error = client.validate(&token(), PRODUCTION).await.unwrap_err();
+        let error = client.validate(&token(), PRODUCTION).await.failure();
         for text in [causes(&error), log.take()] {
             assert!(expected.iter().any(|expected| text.contains(expected)), "{expected:?}: {text}");
         }
@@ -377,7 +378,7 @@ fn a15_one_client_serves_two_runtimes() {
 fn a16_root_certificates_that_cannot_be_read_stop_the_server() {
     const SELF: &str = "apple_client::a16_root_certificates_that_cannot_be_read_stop_the_server";
     if std::env::var_os("SSL_CERT_FILE").is_some_and(|file| file.to_string_lossy().contains("a16-")) {
-        let error = AppleClient::new(FakeApple::new().credentials()).unwrap_err().to_string();
+        let error = AppleClient::new(FakeApple::new().credentials()).failure().to_string();
         assert!(error.contains("SSL_CERT_FILE"), "{error}");
         return;
     }
@@ -415,7 +416,7 @@ async fn a21_refused_credentials_are_not_shown_to_apple_again_and_again() {
     let calls = Counter::default();
     let client = apple_with_clock(-300, &calls).build().unwrap();
     for _ in 0..20 {
-        let error = client.validate(&token(), PRODUCTION).await.unwrap_err();
+        let error = client.validate(&token(), PRODUCTION).await.failure();
         assert_eq!(error.kind(), tower_devicecheck::VerifyErrorKind::Misconfigured);
         assert!(causes(&error).contains("ahead"), "{error:?}");
     }
@@ -546,7 +547,7 @@ async fn a16_a_client_that_follows_redirects_is_found_out() {
         .base_url(PRODUCTION, server.url(PRODUCTION))
         .build()
         .unwrap();
-    let error = client.validate(&token(), PRODUCTION).await.unwrap_err();
+    let error = client.validate(&token(), PRODUCTION).await.failure();
     assert!(causes(&error).contains("redirect") || format!("{error:?}").contains("redirect"), "{error:?}");
 }
 

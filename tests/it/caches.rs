@@ -12,6 +12,7 @@ use tower_devicecheck::{
     testing::{FakeApple, Reply},
 };
 
+use crate::captured;
 use crate::support::{App, Apple, Counter, get};
 
 /// Believes tokens that begin with `AgAAAgen`. Counts.
@@ -128,9 +129,12 @@ impl VerdictCache for Broken {
 struct CacheErrors(Counter);
 
 impl Observer for CacheErrors {
-    fn decision(&self, _: &tower_devicecheck::Event<'_>) {}
+    fn decision(&self, event: &tower_devicecheck::Event<'_>) {
+        captured::shown(event);
+    }
 
-    fn cache_error(&self, _: &CacheError) {
+    fn cache_error(&self, error: &CacheError) {
+        captured::shown(error);
         self.0.add();
     }
 }

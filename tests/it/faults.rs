@@ -21,6 +21,7 @@ use tower_devicecheck::{
     testing::Reply,
 };
 
+use crate::captured::Fails as _;
 use crate::{
     split_key::KEYS,
     support::{App, Apple, Counter, Log, Stub, TOKEN_HEADER, get, plain, rejection},
@@ -38,7 +39,7 @@ async fn g02_an_upstream_that_answers_200_to_everything_is_not_apple() {
     ] {
         let apple = Apple::new();
         apple.fake.always(reply);
-        let error = apple.client.check_credentials(Environment::Production).await.unwrap_err();
+        let error = apple.client.check_credentials(Environment::Production).await.failure();
         if name == "nothing" {
             assert_eq!(error.kind(), VerifyErrorKind::Misconfigured);
             let cause = std::error::Error::source(&error).unwrap().to_string();

@@ -11,6 +11,7 @@ mod apple_client;
 mod attacks;
 mod cache_contract;
 mod caches;
+mod captured;
 mod examples;
 mod extremes;
 mod faults;

@@ -19,6 +19,7 @@ use tower_devicecheck::{
     },
 };
 
+use crate::captured::Fails as _;
 use crate::{
     redis_server::RedisServer,
     support::{Apple, TOKEN_HEADER},
@@ -67,7 +68,7 @@ async fn all_records_or_none() {
         ("changed twice", vec![revoked(&revoked(&one))]),
     ];
     for (name, records) in conflicts {
-        assert!(store.put(records).await.unwrap_err().is_conflict(), "{name}");
+        assert!(store.put(records).await.failure().is_conflict(), "{name}");
         let records = store.list().await.unwrap();
         assert_eq!((records.len(), records[0].revision()), (1, 0), "{name}");
     }
@@ -97,7 +98,7 @@ async fn rubbish_and_outages_are_errors() {
         assert!(store.list().await.is_err());
     }
     server.kill();
-    assert!(!store.get("project", record.split()).await.unwrap_err().is_conflict());
+    assert!(!store.get("project", record.split()).await.failure().is_conflict());
 }
 
 #[tokio::test]

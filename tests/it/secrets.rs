@@ -10,6 +10,7 @@ use tower_devicecheck::{
     testing::{FakeApple, Reply},
 };
 
+use crate::captured::Fails as _;
 use crate::support::{App, Apple, Log, TOKEN_HEADER, get, plain, rejection};
 
 const DEBUG_SECRET: &str = "debug-secret-7d9f1c6e";
@@ -132,7 +133,7 @@ async fn r29_nothing_that_is_printed_holds_a_secret() {
     // How every JWT begins.
     secrets.push("eyJ".to_owned());
     let device_token: DeviceToken = token.parse().unwrap();
-    let bad_key = Credentials::from_pem("TEAM123456", "KEY1234567", &pem[..pem.len() / 2]).unwrap_err();
+    let bad_key = Credentials::from_pem("TEAM123456", "KEY1234567", &pem[..pem.len() / 2]).failure();
     let error = apple.client.validate(&device_token, Environment::Production).await;
     printed.push(format!(
         "{:?} {:?} {device_token:?} {bad_key:?} {bad_key} {error:?}",
@@ -169,7 +170,7 @@ async fn r30_debug_tokens_are_visible_expire_and_never_win_over_a_device_token()
         assert_eq!(app.send(request).await.status(), StatusCode::OK);
         assert_eq!(app.evidence(), Evidence::debug_token("ci"));
         assert_eq!(app.evidence().to_string(), "debug-token:ci");
-        let error = apple.client.query_bits(&app.device()).await.unwrap_err();
+        let error = apple.client.query_bits(&app.device()).await.failure();
         assert_eq!(error.kind(), tower_devicecheck::BitsErrorKind::NoDeviceToken);
     }
     for secret in ["an-expired-debug-token", "debug-secret-7d9f1c6f", "", "ci"] {

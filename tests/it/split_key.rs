@@ -14,6 +14,7 @@ use tower_devicecheck::{
     },
 };
 
+use crate::captured;
 use crate::support::Apple;
 
 pub(crate) const KEYS: [(&str, &str); 4] = [
@@ -45,7 +46,10 @@ impl App {
 
     async fn issue(&self, project: &str, version: Version, key: &str) -> Split {
         let splitter = Splitter::new().with_version(version);
-        splitter.issue(&self.store, project, "openai", key, Limits::none()).await.unwrap()
+        let split = splitter.issue(&self.store, project, "openai", key, Limits::none()).await.unwrap();
+        captured::secret(split.client_part().expose());
+        captured::shown(&(&splitter, &split, &self.store, &self.gate, &self.split_keys));
+        split
     }
 
     async fn send(&self, headers: &[(&str, &str)]) -> Response<Bytes> {
@@ -55,6 +59,7 @@ impl App {
             assert!([Evidence::APPLE, Evidence::CACHE].contains(device.evidence()));
             assert!(request.headers().is_empty(), "credentials are left: {:?}", request.headers());
             let key = request.extensions().get::<ApiKey>().unwrap();
+            captured::shown(key);
             Ok::<_, Infallible>(Response::new(Full::from(key.expose().to_owned())))
         });
         let mut request = Request::post("/v1/chat");

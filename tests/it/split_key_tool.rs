@@ -59,7 +59,9 @@ impl Tool {
         let Output { status, stdout, stderr } = self.run(arguments, stdin);
         assert_eq!(status.code(), Some(1), "{arguments}");
         assert!(stdout.is_empty(), "{arguments}: {}", String::from_utf8_lossy(&stdout));
-        String::from_utf8(stderr).unwrap()
+        let text = String::from_utf8(stderr).unwrap();
+        crate::captured::printed(&text);
+        text
     }
 }
 

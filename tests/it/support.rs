@@ -17,9 +17,11 @@ use http::{Request, Response, StatusCode, request};
 use http_body_util::{BodyExt, Empty, Full};
 use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
 use tower_devicecheck::{
-    AppleClient, DeviceCheckLayer, DeviceVerifier, Environment, Evidence, Rejection, ResponseBody,
-    TokenQuestion, Verdict, VerifiedDevice, VerifyError, testing::FakeApple,
+    AppleClient, DeviceCheckLayer, DeviceOutcome, DeviceVerifier, Environment, Evidence, Rejection,
+    ResponseBody, TokenQuestion, Verdict, VerifiedDevice, VerifyError, testing::FakeApple,
 };
+
+use crate::captured::{self, Tee};
 
 pub(crate) const TOKEN_HEADER: &str = "x-apple-device-token";
 
@@ -35,6 +37,8 @@ impl Apple {
         keep_events_enabled();
         let fake = FakeApple::new();
         let client = AppleClient::builder(fake.credentials()).transport(fake.transport()).build().unwrap();
+        captured::secret(&fake.private_key().to_pem());
+        captured::shown(&(&fake, &client, fake.credentials()));
         Self { fake, client }
     }
 
@@ -77,7 +81,10 @@ impl Service<Request<Full<Bytes>>> for Inner {
     }
 
     fn call(&mut self, request: Request<Full<Bytes>>) -> Self::Future {
-        self.seen.lock().unwrap().push(request.into_parts().0);
+        let head = request.into_parts().0;
+        captured::shown(&head.extensions.get::<VerifiedDevice>());
+        captured::shown(&head.extensions.get::<DeviceOutcome>());
+        self.seen.lock().unwrap().push(head);
         std::future::ready(Ok(Response::new(Empty::new())))
     }
 }
@@ -91,6 +98,7 @@ pub(crate) struct App {
 
 impl App {
     pub(crate) fn new(layer: &DeviceCheckLayer) -> Self {
+        captured::shown(layer);
         let inner = Inner::default();
         let service =
             layer.layer(inner.clone()).and_then(|response: Response<ResponseBody<Empty<Bytes>>>| async {
@@ -102,7 +110,9 @@ impl App {
     }
 
     pub(crate) async fn send(&self, request: Request<Full<Bytes>>) -> Response<Bytes> {
-        self.service.clone().oneshot(request).await.unwrap()
+        let response = self.service.clone().oneshot(request).await.unwrap();
+        captured::shown(&response);
+        response
     }
 
     pub(crate) async fn get(&self, token: &str) -> Response<Bytes> {
@@ -204,9 +214,12 @@ pub(crate) fn example(name: &str) -> PathBuf {
 pub(crate) fn keep_events_enabled() {
     static INTERESTED: std::sync::OnceLock<tracing::Dispatch> = std::sync::OnceLock::new();
     INTERESTED.get_or_init(|| {
-        let subscriber =
-            tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(io::sink);
-        tracing::Dispatch::new(subscriber.finish())
+        let subscriber = tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_ansi(false);
+        let dispatch = tracing::Dispatch::new(subscriber.with_writer(Tee::new(None)).finish());
+        if captured::is_on() {
+            tracing::dispatcher::set_global_default(dispatch.clone()).expect("the only global one");
+        }
+        dispatch
     });
 }
 
@@ -229,13 +242,9 @@ impl Log {
     /// Listens on this thread, until the guard is dropped.
     pub(crate) fn listen(&self, level: tracing::Level) -> tracing::subscriber::DefaultGuard {
         keep_events_enabled();
-        let log = self.clone();
-        let subscriber = tracing_subscriber::fmt()
-            .with_max_level(level)
-            .with_ansi(false)
-            .with_writer(move || log.clone())
-            .finish();
-        tracing::subscriber::set_default(subscriber)
+        let tee = Tee::new(Some((self.clone(), level)));
+        let subscriber = tracing_subscriber::fmt().with_max_level(tee.level()).with_ansi(false);
+        tracing::subscriber::set_default(subscriber.with_writer(tee).finish())
     }
 
     /// The text since the last call.

@@ -9,6 +9,7 @@ use tower_devicecheck::{
     DeviceOutcome, Enforcement, Environment, Evidence, Rejection, Route, VerifiedDevice, testing::Reply,
 };
 
+use crate::captured::Fails as _;
 use crate::support::{App, Apple, TOKEN_HEADER, get, plain, rejection};
 
 #[tokio::test]
@@ -308,7 +309,7 @@ async fn credentials_are_told_from_bad_ones_without_a_device() {
     }
     assert_eq!(apple.calls(), 2);
     apple.fake.always(Reply::status(401).body("Unable to verify authorization token"));
-    let error = apple.client.check_credentials(Environment::Production).await.unwrap_err();
+    let error = apple.client.check_credentials(Environment::Production).await.failure();
     assert_eq!(error.kind(), tower_devicecheck::VerifyErrorKind::Misconfigured);
     assert_eq!(apple.calls(), 4, "asked again once with a new provider token");
 }

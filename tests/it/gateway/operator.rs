@@ -246,6 +246,7 @@ fn refused(program: &str, variables: &[(&str, &str)], named: &str, secret: &str)
     let output = start(program, &all).output().unwrap();
     let text =
         format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    crate::captured::printed(&text);
     assert!(!output.status.success(), "{variables:?}: {text}");
     assert!(text.contains(named), "{variables:?}: {text}");
     assert!(!text.contains(secret), "{variables:?}: {text}");
@@ -290,6 +291,7 @@ fn w16_a_url_in_apples_place_is_logged_without_what_is_refused_later() {
     .output()
     .unwrap();
     let text = String::from_utf8_lossy(&output.stderr);
+    crate::captured::printed(&text);
     assert!(!output.status.success() && !text.contains("hidden"), "{text}");
     assert!(text.contains("DEVICECHECK_PRODUCTION_URL"), "{text}");
 }

@@ -13,6 +13,7 @@ use tower_devicecheck::{
 };
 
 use super::{BodyApp, Made, Pieces, Reader, data, digest, digested, hex, key, keyed, post, trailers};
+use crate::captured::Fails as _;
 use crate::{
     readiness::ReadinessProbe,
     support::{App, Apple, Counter, Log, plain, rejection},
@@ -100,8 +101,8 @@ async fn a_proof_that_needs_bodies_is_not_added_to_a_layer_that_reads_none() {
         assert!(text.contains("`Digest`") && text.contains("with_bodies"), "{text}");
         assert!(format!("{error:?}").contains("Digest"));
     };
-    is_error(apple.layer().add_proof_before(digest(1)).unwrap_err());
-    is_error(apple.layer().add_proof_after(digest(1)).unwrap_err());
+    is_error(apple.layer().add_proof_before(digest(1)).failure());
+    is_error(apple.layer().add_proof_after(digest(1)).failure());
     let reading = apple.layer().with_bodies(ReadBodies::new());
     let reading = reading.add_proof_before(digest(1)).unwrap().add_proof_after(digest(1)).unwrap();
     // Proofs that were added before, and settings, are kept.

@@ -19,6 +19,7 @@ use tower_devicecheck::{
 };
 
 use super::{Made, Pieces, headers, hex, key};
+use crate::captured::Fails as _;
 use crate::support::{App, Apple, Log, TOKEN_HEADER, get, plain, rejection};
 
 const DEBUG_SECRET: &str = "debug-secret-7d9f1c6e";
@@ -90,7 +91,7 @@ async fn the_inner_service_gets_the_device_that_the_proof_made() {
     assert_eq!(full.clone().value::<PrivateValue>(), full.value());
 
     // A device of another proof has no device token.
-    let error = apple.client.query_bits(&full).await.unwrap_err();
+    let error = apple.client.query_bits(&full).await.failure();
     assert_eq!(error.kind(), tower_devicecheck::BitsErrorKind::NoDeviceToken);
     assert_eq!(apple.calls(), 0);
     let from_apple = App::new(&layer);

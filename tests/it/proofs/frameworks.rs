@@ -22,6 +22,7 @@ use tower::{Layer, ServiceExt, service_fn};
 use tower_devicecheck::{DeviceCheckLayer, GateBody, ReadBodies, VerifiedDevice};
 
 use super::{BodyApp, Pieces, data, digest, hex, trailers};
+use crate::captured::Fails as _;
 use crate::{
     examples::tonic_example::{
         self,
@@ -113,7 +114,7 @@ async fn under_tonic_a_method_gets_the_message_that_was_checked() {
         ("Ann", Some(hex(&framed("Bob"))), Code::Unauthenticated),
         (&*long, Some(hex(&framed(&long))), Code::ResourceExhausted),
     ] {
-        assert_eq!(greet(name, digest).await.unwrap_err().code(), code, "{name}");
+        assert_eq!(greet(name, digest).await.failure().code(), code, "{name}");
     }
     assert_eq!(apple.calls(), 0);
 }
