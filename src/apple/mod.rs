@@ -24,10 +24,10 @@ mod from_env;
 mod http_transport;
 #[cfg(feature = "_apple")]
 mod limit;
-#[cfg(all(feature = "_apple", feature = "reqwest", not(target_arch = "wasm32")))]
-mod links;
 #[cfg(feature = "_apple")]
 mod pem;
+#[cfg(all(feature = "_apple", feature = "reqwest", not(target_arch = "wasm32")))]
+mod pools;
 #[cfg(feature = "_apple")]
 mod provider_token;
 #[cfg(feature = "_apple")]

@@ -14,7 +14,7 @@ use reqwest::{Certificate, redirect::Policy};
 use tower_service::Service;
 
 use crate::BoxError;
-use crate::apple::links::{Links, Sent};
+use crate::apple::pools::{Pools, Sent};
 use crate::apple::transport::{TransportError, chain, is_turned_away};
 use crate::apple::{error::ClientError, task::Interest, wire::MAX_ANSWER_LENGTH};
 
@@ -37,7 +37,7 @@ struct Shared {
     /// Made at start, where an error can stop the server. They stand in for one that cannot be made later.
     https: reqwest::Client,
     http: reqwest::Client,
-    links: Links,
+    pools: Pools,
 }
 
 /// Makes a client with connections of its own, for `https` or else for `http`.
@@ -102,7 +102,7 @@ impl ReqwestTransport {
             .with_source::<BoxError>(error)
         };
         let (https, http) = (make(true).map_err(fail)?, make(false).map_err(fail)?);
-        Ok(Self(Arc::new(Shared { make, https, http, links: Links::default() })))
+        Ok(Self(Arc::new(Shared { make, https, http, pools: Pools::default() })))
     }
 }
 
@@ -226,17 +226,17 @@ impl Service<Request<Bytes>> for ReqwestTransport {
                 .map_err(|error| TransportError::other(error.without_url()))?;
             let url = request.url().clone();
             let is_https = url.scheme() == "https";
-            let link = shared.links.at(runtime.id(), url.origin().ascii_serialization(), || {
+            let pool = shared.pools.at(runtime.id(), url.origin().ascii_serialization(), || {
                 let first = if is_https { &shared.https } else { &shared.http };
                 (shared.make)(is_https).unwrap_or_else(|_| first.clone())
             });
-            let _turn = link.turn().await;
+            let _turn = pool.turn().await;
             if interest.is_some_and(|interest| !interest.is_there()) {
                 return Err(TransportError::other("the caller left before its turn"));
             }
-            let is_reused = link.is_warm();
-            let sent = Sent::new(&shared.links, &link);
-            let answer = match link.client.execute(request).await {
+            let is_reused = pool.is_warm();
+            let sent = Sent::new(&shared.pools, &pool);
+            let answer = match pool.client.execute(request).await {
                 Ok(response) if *response.url() != url => {
                     Err(TransportError::other("the client followed a redirect"))
                 }
@@ -274,7 +274,7 @@ async fn read(mut response: reqwest::Response, is_reused: bool) -> Result<Respon
     Ok(answer)
 }
 
-/// `is_reused` says that the server has answered over this link before.
+/// `is_reused` says that the server has answered over this pool before.
 fn failure(error: reqwest::Error, is_reused: bool) -> TransportError {
     // Without the URL: the caller's error names the operation and the environment.
     let error = error.without_url();

@@ -7,7 +7,7 @@ use redis::{FromRedisValue, IntoConnectionInfo, RedisResult, aio::ConnectionLike
 use crate::redis::connection::{Commands, SharedConnection};
 use crate::redis::failure::RedisFailure;
 use crate::redis::health::{Access, RedisHealth};
-use crate::redis::link::{Link, Server};
+use crate::redis::replaced_connection::{ReplacedConnection, Server};
 use crate::runtime::{Elapsed, Instant, patiently, within};
 
 /// One Redis or Valkey server for everything that replicas share: a [`RedisCache`](crate::cache::RedisCache),
@@ -130,8 +130,8 @@ impl Redis {
 
     async fn connect_to(server: Server) -> RedisResult<Self> {
         let sent = Instant::now();
-        let (link, reached) = Link::connect(server).await?;
-        let redis = Self { is_checked: true, ..Self::with(Arc::new(link)) };
+        let (connection, reached) = ReplacedConnection::connect(server).await?;
+        let redis = Self { is_checked: true, ..Self::with(Arc::new(connection)) };
         match reached {
             Ok(()) => redis.health.succeeded(Access::ReadVerdict, sent),
             Err(error) => redis.failed(Access::ReadVerdict, &RedisFailure::Redis(error), sent),

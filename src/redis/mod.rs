@@ -7,7 +7,7 @@ mod connection;
 mod failure;
 mod handle;
 mod health;
-mod link;
+mod replaced_connection;
 #[cfg(test)]
 mod tests;
 

@@ -30,11 +30,11 @@ const MAX_PAUSE: Duration = Duration::from_millis(200);
 /// The commands that may wait to be written. Fewer would make a burst of requests wait for each other in turn.
 const WRITE_QUEUE: usize = 4_096;
 
-/// The way to one Redis, over one connection at a time.
+/// One connection to Redis at a time.
 #[derive(Clone)]
-pub(super) struct Link(Arc<LinkState>);
+pub(super) struct ReplacedConnection(Arc<State>);
 
-struct LinkState {
+struct State {
     server: Server,
     runtime: Handle,
     current: watch::Sender<Connected>,
@@ -119,7 +119,7 @@ fn choose_crypto() {
     }
 }
 
-impl Link {
+impl ReplacedConnection {
     /// Connects, and goes on trying if the server cannot be reached now. Returns that error, too.
     ///
     /// # Errors
@@ -133,11 +133,11 @@ impl Link {
             Ok(line) => (Connected::Up(line), Ok(())),
             Err(error) => (Connected::Failing(error.clone()), Err(error)),
         };
-        let link = Self(Arc::new(LinkState { server, runtime, current: watch::Sender::new(connected) }));
+        let connection = Self(Arc::new(State { server, runtime, current: watch::Sender::new(connected) }));
         if reached.is_err() {
-            link.0.runtime.spawn(connect_again(Arc::downgrade(&link.0)));
+            connection.0.runtime.spawn(connect_again(Arc::downgrade(&connection.0)));
         }
-        Ok((link, reached))
+        Ok((connection, reached))
     }
 
     /// The connection, as soon as a try to connect has ended.
@@ -166,17 +166,17 @@ impl Link {
 
     async fn send_on(&self, line: &Arc<Line>, commands: &Commands) -> RedisResult<Value> {
         lock(&line.silent_since).get_or_insert_with(Instant::now);
-        let mut waiting = Waiting { link: self, line, is_answered: false };
+        let mut waiting = Waiting { connection: self, line, is_answered: false };
         let answer = commands.on(line.connection.clone()).await;
         waiting.is_answered = true;
         answer
     }
 }
 
-/// Tries until it succeeds or nobody uses the link any more.
-async fn connect_again(link: Weak<LinkState>) {
+/// Tries until it succeeds or nobody uses the connection any more.
+async fn connect_again(connection: Weak<State>) {
     let mut time = Duration::from_millis(25);
-    while let Some(state) = link.upgrade() {
+    while let Some(state) = connection.upgrade() {
         match state.server.connect().await {
             Ok(line) => {
                 state.current.send_replace(Connected::Up(line));
@@ -192,7 +192,7 @@ async fn connect_again(link: Weak<LinkState>) {
 
 /// A command without an answer.
 struct Waiting<'a> {
-    link: &'a Link,
+    connection: &'a ReplacedConnection,
     line: &'a Arc<Line>,
     is_answered: bool,
 }
@@ -203,27 +203,27 @@ impl Drop for Waiting<'_> {
         if self.is_answered {
             *silent_since = None;
         } else if silent_since.is_some_and(|since| since.elapsed() >= SILENCE) {
-            self.link.replace(self.line);
+            self.connection.replace(self.line);
         }
     }
 }
 
-impl SharedConnection for Link {
+impl SharedConnection for ReplacedConnection {
     fn send(&self, commands: Commands) -> BoxFuture<'static, RedisResult<Value>> {
-        let link = self.clone();
+        let connection = self.clone();
         Box::pin(async move {
-            let line = link.line().await?;
-            let answer = link.send_on(&line, &commands).await;
+            let line = connection.line().await?;
+            let answer = connection.send_on(&line, &commands).await;
             let Err(error) = &answer else { return answer };
             let is_lost = error.is_unrecoverable_error();
             let is_demoted = is_read_only(error) && line.since.elapsed() >= READ_ONLY_KEPT;
             if is_lost || is_demoted {
-                link.replace(&line);
+                connection.replace(&line);
             }
             // A server that is read-only has done nothing.
             if is_demoted || is_lost && commands.may_repeat {
-                let line = link.line().await?;
-                return link.send_on(&line, &commands).await;
+                let line = connection.line().await?;
+                return connection.send_on(&line, &commands).await;
             }
             answer
         })

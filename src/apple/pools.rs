@@ -15,37 +15,37 @@ use tokio::runtime::Id;
 
 use crate::runtime::{Instant, lock, within};
 
-/// The links in use, the one used last at the end.
+/// The pools in use, the one used last at the end.
 #[derive(Default)]
-pub(super) struct Links(Mutex<Vec<(Id, String, Arc<Link>)>>);
+pub(super) struct Pools(Mutex<Vec<(Id, String, Arc<Pool>)>>);
 
-impl Links {
+impl Pools {
     /// More than there are servers and runtimes. Beyond it, the one that was not used for longest makes room.
     const KEPT: usize = 16;
 
-    /// The link from this runtime to this server. A connection only works while the runtime that opened it runs.
+    /// The pool of this runtime and this server. A connection only works while the runtime that opened it runs.
     pub(super) fn at(
         &self,
         runtime: Id,
         origin: String,
         client: impl FnOnce() -> reqwest::Client,
-    ) -> Arc<Link> {
+    ) -> Arc<Pool> {
         let mut kept = lock(&self.0);
         let found = kept.iter().position(|(id, server, _)| *id == runtime && *server == origin);
         let entry = match found {
             Some(place) => kept.remove(place),
-            None => (runtime, origin, Arc::new(Link::new(client()))),
+            None => (runtime, origin, Arc::new(Pool::new(client()))),
         };
-        let link = Arc::clone(&entry.2);
+        let pool = Arc::clone(&entry.2);
         if kept.len() >= Self::KEPT {
             kept.remove(0);
         }
         kept.push(entry);
-        link
+        pool
     }
 
-    fn retire(&self, link: &Arc<Link>) {
-        lock(&self.0).retain(|(_, _, kept)| !Arc::ptr_eq(kept, link));
+    fn retire(&self, pool: &Arc<Pool>) {
+        lock(&self.0).retain(|(_, _, kept)| !Arc::ptr_eq(kept, pool));
     }
 }
 
@@ -53,14 +53,14 @@ impl Links {
 ///
 /// The first request to a cold server goes alone. All requests share a connection if the server speaks HTTP/2, which
 /// is known once the first connection is up. A crowd that arrives earlier would open one connection for each request.
-pub(super) struct Link {
+pub(super) struct Pool {
     pub(super) client: reqwest::Client,
     answers: AtomicUsize,
     /// Held by the request that goes first.
     first: async_lock::Mutex<()>,
 }
 
-impl Link {
+impl Pool {
     /// The time to wait for the first request to a cold server: longer than most answers take, well under the
     /// timeout of an attempt.
     const PATIENCE: Duration = Duration::from_millis(500);
@@ -89,10 +89,10 @@ impl Link {
     }
 }
 
-/// A request that was sent over a link. Dropped without an end, it ran out of time.
+/// A request that was sent over one of a pool's connections. Dropped without an end, it ran out of time.
 pub(super) struct Sent<'a> {
-    links: &'a Links,
-    link: &'a Arc<Link>,
+    pools: &'a Pools,
+    pool: &'a Arc<Pool>,
     at: Instant,
     answers: usize,
     has_ended: bool,
@@ -103,29 +103,29 @@ impl<'a> Sent<'a> {
     /// the usual deadline is longer, and what is left of it for a late attempt may be shorter.
     const SUSPECT_AFTER: Duration = Duration::from_secs(1);
 
-    pub(super) fn new(links: &'a Links, link: &'a Arc<Link>) -> Self {
-        Self { links, link, at: Instant::now(), answers: link.answers(), has_ended: false }
+    pub(super) fn new(pools: &'a Pools, pool: &'a Arc<Pool>) -> Self {
+        Self { pools, pool, at: Instant::now(), answers: pool.answers(), has_ended: false }
     }
 
     pub(super) fn answered(mut self) {
         self.has_ended = true;
-        self.link.answers.fetch_add(1, Ordering::Relaxed);
+        self.pool.answers.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The connection has failed, or there was none. A cold link is kept: it holds no connection yet.
+    /// The connection has failed, or there was none. A cold pool is kept: it holds no connection yet.
     pub(super) fn failed(mut self, connection_is_over: bool) {
         self.has_ended = true;
-        if connection_is_over && self.link.is_warm() {
-            self.links.retire(self.link);
+        if connection_is_over && self.pool.is_warm() {
+            self.pools.retire(self.pool);
         }
     }
 }
 
 impl Drop for Sent<'_> {
     fn drop(&mut self) {
-        let was_silent = self.link.answers() == self.answers;
+        let was_silent = self.pool.answers() == self.answers;
         if !self.has_ended && (was_silent || self.at.elapsed() >= Self::SUSPECT_AFTER) {
-            self.links.retire(self.link);
+            self.pools.retire(self.pool);
         }
     }
 }
@@ -136,27 +136,27 @@ mod tests {
 
     use super::*;
 
-    fn at(links: &Links, origin: &str) -> Arc<Link> {
-        links.at(tokio::runtime::Handle::current().id(), origin.to_owned(), reqwest::Client::new)
+    fn at(pools: &Pools, origin: &str) -> Arc<Pool> {
+        pools.at(tokio::runtime::Handle::current().id(), origin.to_owned(), reqwest::Client::new)
     }
 
     #[tokio::test]
     async fn a_link_is_kept_for_each_of_a_few_servers() {
-        let links = Links::default();
-        let first = at(&links, "https://host");
-        assert!(Arc::ptr_eq(&first, &at(&links, "https://host")));
-        for n in 1..2 * Links::KEPT {
-            assert!(!Arc::ptr_eq(&first, &at(&links, &format!("https://host{n}"))));
-            assert!(Arc::ptr_eq(&first, &at(&links, "https://host")), "in use");
+        let pools = Pools::default();
+        let first = at(&pools, "https://host");
+        assert!(Arc::ptr_eq(&first, &at(&pools, "https://host")));
+        for n in 1..2 * Pools::KEPT {
+            assert!(!Arc::ptr_eq(&first, &at(&pools, &format!("https://host{n}"))));
+            assert!(Arc::ptr_eq(&first, &at(&pools, "https://host")), "in use");
         }
-        assert_eq!(links.0.lock().unwrap().len(), Links::KEPT);
+        assert_eq!(pools.0.lock().unwrap().len(), Pools::KEPT);
     }
 
     #[tokio::test(start_paused = true)]
     async fn when_a_link_is_replaced() {
         type Case = (&'static str, bool, fn(Sent<'_>), bool);
         let cases: &[Case] = &[
-            // name, whether another request was answered meanwhile, end, whether the link is replaced
+            // name, whether another request was answered meanwhile, end, whether the pool is replaced
             ("answered", false, |sent| sent.answered(), false),
             ("out of time", false, |sent| drop(sent), true),
             ("out of time, but others were answered", true, |sent| drop(sent), false),
@@ -165,41 +165,41 @@ mod tests {
             ("another failure", true, |sent| sent.failed(false), false),
         ];
         for (name, answered, end, replaced) in cases {
-            let links = Links::default();
-            let link = at(&links, "https://host");
-            let sent = Sent::new(&links, &link);
+            let pools = Pools::default();
+            let pool = at(&pools, "https://host");
+            let sent = Sent::new(&pools, &pool);
             if *answered {
-                Sent::new(&links, &link).answered();
+                Sent::new(&pools, &pool).answered();
             }
             end(sent);
-            assert_eq!(!Arc::ptr_eq(&link, &at(&links, "https://host")), *replaced, "{name}");
+            assert_eq!(!Arc::ptr_eq(&pool, &at(&pools, "https://host")), *replaced, "{name}");
         }
-        let links = Links::default();
-        let link = at(&links, "https://host");
-        let sent = Sent::new(&links, &link);
-        Sent::new(&links, &link).answered();
+        let pools = Pools::default();
+        let pool = at(&pools, "https://host");
+        let sent = Sent::new(&pools, &pool);
+        Sent::new(&pools, &pool).answered();
         tokio::time::advance(Sent::SUSPECT_AFTER).await;
         drop(sent);
-        assert!(!Arc::ptr_eq(&link, &at(&links, "https://host")), "out of time for a second");
+        assert!(!Arc::ptr_eq(&pool, &at(&pools, "https://host")), "out of time for a second");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_crowd_waits_for_one_answer_and_not_for_long() {
-        let links = Links::default();
-        let apple = at(&links, "https://apple");
+        let pools = Pools::default();
+        let apple = at(&pools, "https://apple");
         let first = apple.turn().now_or_never().unwrap();
         assert!(first.is_some());
-        let other = at(&links, "https://other");
+        let other = at(&pools, "https://other");
         assert!(other.turn().now_or_never().unwrap().is_some(), "another server");
 
         let started = tokio::time::Instant::now();
         let crowd = join_all((0..100).map(|_| apple.turn())).await;
-        assert_eq!(started.elapsed(), Link::PATIENCE);
+        assert_eq!(started.elapsed(), Pool::PATIENCE);
         assert!(crowd.iter().all(Option::is_none));
 
         let mut waits = Box::pin(apple.turn());
         assert!(waits.as_mut().now_or_never().is_none());
-        Sent::new(&links, &apple).answered();
+        Sent::new(&pools, &apple).answered();
         drop(first);
         assert!(waits.now_or_never().unwrap().is_none(), "the server is warm");
     }
