@@ -273,7 +273,7 @@ async fn a04_clients_that_leave_cost_no_genuine_device_its_connection() {
     let client = http2(&FakeApple::new(), &url).build().unwrap();
     let app = App::new(&DeviceCheckLayer::new(client));
     let leave = async {
-        for _ in 0..750 {
+        for _ in 0..1_500 {
             let (app, token) = (app.clone(), realistic_token());
             tokio::spawn(async move { timeout(Duration::from_millis(2), app.status(&token)).await });
             sleep(Duration::from_millis(4)).await;
@@ -281,7 +281,7 @@ async fn a04_clients_that_leave_cost_no_genuine_device_its_connection() {
     };
     let stay = async {
         let mut devices = Vec::new();
-        for _ in 0..160 {
+        for _ in 0..240 {
             let (app, token) = (app.clone(), realistic_token());
             devices.push(tokio::spawn(async move { app.status(&token).await }));
             sleep(Duration::from_millis(25)).await;
