@@ -74,7 +74,8 @@ impl<M: BodyMode> DeviceCheckLayer<M> {
     ///
     /// # Errors
     ///
-    /// If the proof [needs bodies](Proof::reads_body) and the layer does not [read them](Self::with_bodies).
+    /// Returns an error if the proof [needs bodies](Proof::reads_body) and the layer does not [read
+    /// them](Self::with_bodies).
     pub fn add_proof_before(self, proof: impl Proof) -> Result<Self, LayerError> {
         let place = self.place;
         Ok(Self { place: place + 1, ..self.add_proof(place, proof)? })
@@ -84,7 +85,7 @@ impl<M: BodyMode> DeviceCheckLayer<M> {
     ///
     /// # Errors
     ///
-    /// As for [`add_proof_before`](Self::add_proof_before).
+    /// The same as for [`add_proof_before`](Self::add_proof_before).
     pub fn add_proof_after(self, proof: impl Proof) -> Result<Self, LayerError> {
         let place = self.gate.proofs.len();
         self.add_proof(place, proof)
@@ -106,12 +107,12 @@ impl<M: BodyMode> DeviceCheckLayer<M> {
         self.with_gate(|gate| gate.routing = Arc::new(policy))
     }
 
-    /// Exempts true CORS preflights, from this layer and from a `SplitKeyLayer` inside of it. Default: `true`.
+    /// Exempts true CORS preflights, from this layer and from a `SplitKeyLayer` inside it. Default: `true`.
     ///
     /// A true one is an `OPTIONS` request over HTTP/1 with one `Origin` and one `Access-Control-Request-Method`, no
     /// credentials, nothing that announces a body, and no other header that browsers never send with it. Over HTTP/2
     /// and 3 a body need not be announced: there no preflight is exempt by itself, lest its body reach the inner
-    /// service. **Put the CORS layer outside of this one**, where it answers them all; or exempt `OPTIONS` by the
+    /// service. **Put the CORS layer outside this one**, where it answers them all; or exempt `OPTIONS` by the
     /// [policy](Self::with_routing) if everything inside looks at the method.
     ///
     /// # Danger
@@ -235,7 +236,7 @@ impl<M: BodyMode> DeviceCheckLayer<M> {
     /// Leaves the credentials of all proofs in the request that the inner service gets, its headers marked
     /// sensitive. Default: `false`, the layer removes them.
     ///
-    /// The layer does not search exempt requests for credentials. A `SplitKeyLayer` inside of this one finds its client
+    /// The layer does not search exempt requests for credentials. A `SplitKeyLayer` inside this one finds its client
     /// part in front of a forwarded device token.
     ///
     /// # Danger
@@ -249,7 +250,7 @@ impl<M: BodyMode> DeviceCheckLayer<M> {
     /// an `AppleClient` takes. A request without an answer by then is [`Unavailable`](crate::Rejection::Unavailable).
     ///
     /// It keeps a verifier that does not end, or asks through the very layer that it serves, from holding requests for
-    /// ever. Holds inside of a tokio runtime, with the feature `tokio`.
+    /// ever. Holds inside a tokio runtime, with the feature `tokio`.
     pub fn with_deadline(self, deadline: Duration) -> Self {
         self.with_gate(|gate| gate.deadline = deadline)
     }

@@ -20,7 +20,7 @@ impl AppleClient {
     ///
     /// # Errors
     ///
-    /// If the transport cannot be set up.
+    /// Returns an error if the transport cannot be set up.
     #[cfg(all(feature = "reqwest", not(target_arch = "wasm32")))]
     pub fn new(credentials: Credentials) -> Result<Self, ClientError> {
         Self::builder(credentials).build()
@@ -133,7 +133,8 @@ impl AppleClientBuilder {
     ///
     /// # Errors
     ///
-    /// If a base URL cannot be used, if a timeout or the in-flight limit is zero, or if there is no transport.
+    /// Returns an error if a base URL cannot be used, if a timeout or the in-flight limit is zero, or if there is no
+    /// transport.
     pub fn build(self) -> Result<AppleClient, ClientError> {
         let zero = [
             (self.attempt_timeout.is_zero(), "attempt timeout"),

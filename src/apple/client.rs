@@ -79,7 +79,7 @@ impl AppleClient {
     ///
     /// # Errors
     ///
-    /// If Apple gives no verdict. A refused token is a verdict, not an error.
+    /// Returns an error if Apple gives no verdict. A refused token is a verdict, not an error.
     pub async fn validate(
         &self,
         token: &DeviceToken,
@@ -103,7 +103,7 @@ impl AppleClient {
     ///
     /// # Errors
     ///
-    /// If Apple refuses the token or gives no answer, or if the device was admitted by a debug token.
+    /// Returns an error if Apple refuses the token or gives no answer, or if the device was admitted by a debug token.
     pub async fn query_bits(&self, device: &VerifiedDevice) -> Result<Bits, BitsError> {
         let body = self.ask_about(Operation::QueryBits, device).await?;
         Bits::read(&body)
@@ -119,7 +119,7 @@ impl AppleClient {
     ///
     /// # Errors
     ///
-    /// As for [`query_bits`](Self::query_bits). Without an answer, the bits may or may not be set.
+    /// The same as for [`query_bits`](Self::query_bits). Without an answer, the bits may or may not be set.
     pub async fn update_bits(
         &self,
         device: &VerifiedDevice,
@@ -171,7 +171,7 @@ impl AppleClient {
     ///
     /// # Errors
     ///
-    /// If the credentials are of another team: the team id is part of every cache key.
+    /// Returns an error if the credentials are of another team: the team id is part of every cache key.
     pub fn rotate_credentials(&self, credentials: Credentials) -> Result<(), CredentialsError> {
         if credentials.team_id() != &*self.caller.team_id {
             return Err(CredentialsError::other_team(&self.caller.team_id, credentials.team_id()));

@@ -33,7 +33,7 @@ impl Credentials {
     ///
     /// # Errors
     ///
-    /// If an id is empty or clearly something else, or if the text is not an unencrypted P-256 key in
+    /// Returns an error if an id is empty or clearly something else, or if the text is not an unencrypted P-256 key in
     /// PKCS#8 form. The error names the cause and the cure.
     pub fn from_pem(team_id: &str, key_id: &str, pem: &str) -> Result<Self, CredentialsError> {
         Self::from_text(team_id, key_id, pem, &InputNames::ARGUMENTS)
@@ -43,7 +43,7 @@ impl Credentials {
     ///
     /// # Errors
     ///
-    /// As for [`from_pem`](Self::from_pem).
+    /// The same as for [`from_pem`](Self::from_pem).
     pub fn from_der(team_id: &str, key_id: &str, pkcs8_der: &[u8]) -> Result<Self, CredentialsError> {
         let names = InputNames::ARGUMENTS;
         pem::check_der(pkcs8_der).map_err(|fault| CredentialsError::key(&names, fault))?;
@@ -54,7 +54,7 @@ impl Credentials {
     ///
     /// # Errors
     ///
-    /// If the file cannot be read, and as for [`from_pem`](Self::from_pem).
+    /// Returns an error if the file cannot be read, and as for [`from_pem`](Self::from_pem).
     pub fn from_pem_file(
         team_id: &str,
         key_id: &str,
@@ -76,8 +76,8 @@ impl Credentials {
     ///
     /// # Errors
     ///
-    /// If a variable is not set, if both of the last two are, and as for [`from_pem`](Self::from_pem) and
-    /// [`from_pem_file`](Self::from_pem_file).
+    /// Returns an error if a variable is not set, if both of the last two are, and as for [`from_pem`](Self::from_pem)
+    /// and [`from_pem_file`](Self::from_pem_file).
     pub fn from_env() -> Result<Self, CredentialsError> {
         Self::from_lookup(|name| env::var(name))
     }

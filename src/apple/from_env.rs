@@ -18,8 +18,8 @@ impl AppleClient {
     ///
     /// # Errors
     ///
-    /// If a variable is missing or bad, or if the transport cannot be set up. The error's text names the variable
-    /// and the cure.
+    /// Returns an error if a variable is missing or bad, or if the transport cannot be set up. The error's text names
+    /// the variable and the cure.
     pub fn from_env() -> Result<Self, ClientError> {
         AppleClientBuilder::from_env()?.build()
     }
@@ -40,8 +40,8 @@ impl AppleClientBuilder {
     ///
     /// # Errors
     ///
-    /// If a variable of the credentials is missing, or if a variable is bad. The error's text names the variable and
-    /// the cure.
+    /// Returns an error if a variable of the credentials is missing, or if a variable is bad. The error's text names
+    /// the variable and the cure.
     ///
     /// # Danger
     ///

@@ -27,8 +27,8 @@ use crate::apple::{transport::TransportError, wire::MAX_ANSWER_LENGTH};
 /// HTTP/2 connection until its own pings find it dead, so set them short; a `ReqwestTransport` replaces it at once.
 ///
 /// hyper-util's client takes a seventh to a fifth less processor time than a `ReqwestTransport`
-/// (`docs/performance.md`). It does not support proxies, and its connector panics outside of a tokio runtime. This
-/// sets it up like `ReqwestTransport`:
+/// (`docs/performance.md`). It does not support proxies, and its connector panics outside a tokio runtime. This sets it
+/// up like `ReqwestTransport`:
 ///
 /// ```
 /// use http::Request;

@@ -52,7 +52,7 @@ impl ReqwestTransport {
     ///
     /// # Errors
     ///
-    /// If TLS cannot be set up, for example because there are no root certificates.
+    /// Returns an error if TLS cannot be set up, for example because there are no root certificates.
     pub fn new() -> Result<Self, ClientError> {
         Self::builder().build()
     }
@@ -62,7 +62,7 @@ impl ReqwestTransport {
     ///
     /// # Errors
     ///
-    /// As for [`new`](Self::new).
+    /// The same as for [`new`](Self::new).
     pub fn http2_prior_knowledge() -> Result<Self, ClientError> {
         Self::builder().http2_prior_knowledge().build()
     }
@@ -86,7 +86,7 @@ impl ReqwestTransport {
     ///
     /// # Errors
     ///
-    /// If `make` fails. A later failure keeps the client that was made first.
+    /// Returns an error if `make` fails. A later failure keeps the client that was made first.
     pub fn from_clients<E: Into<BoxError>>(
         make: impl Fn() -> Result<reqwest::Client, E> + Send + Sync + 'static,
     ) -> Result<Self, ClientError> {
@@ -120,7 +120,7 @@ impl ReqwestTransportBuilder {
     ///
     /// # Errors
     ///
-    /// If there is no certificate in it.
+    /// Returns an error if there is no certificate in it.
     pub fn add_root_certificate(mut self, pem: impl AsRef<[u8]>) -> Result<Self, ClientError> {
         self.roots.extend(certificates(pem.as_ref()).map_err(|error| {
             ClientError::new("root certificate: it is not in PEM form, from `-----BEGIN CERTIFICATE-----` on")
@@ -139,8 +139,8 @@ impl ReqwestTransportBuilder {
     ///
     /// # Errors
     ///
-    /// If TLS cannot be set up: there are no root certificates, a given one cannot be read, or `SSL_CERT_FILE` or
-    /// `SSL_CERT_DIR` names something without any.
+    /// Returns an error if TLS cannot be set up: there are no root certificates, a given one cannot be read, or
+    /// `SSL_CERT_FILE` or `SSL_CERT_DIR` names something without any.
     pub fn build(self) -> Result<ReqwestTransport, ClientError> {
         check_environment()?;
         ReqwestTransport::from_make(Box::new(move |is_https| Ok(self.client(is_https)?)))
@@ -218,7 +218,7 @@ impl Service<Request<Bytes>> for ReqwestTransport {
         let interest = request.extensions_mut().remove::<Interest>();
         let shared = Arc::clone(&self.0);
         Box::pin(async move {
-            // tokio's sockets panic outside of a runtime.
+            // tokio's sockets panic outside a runtime.
             let Ok(runtime) = tokio::runtime::Handle::try_current() else {
                 return Err(TransportError::other("the reqwest transport needs a tokio runtime"));
             };

@@ -38,7 +38,7 @@ impl AppleClient {
     ///
     /// # Errors
     ///
-    /// Outside of a tokio runtime, and if the interval is zero.
+    /// Returns an error outside a tokio runtime, and if the interval is zero.
     pub fn watch_credentials<E: Into<BoxError>>(
         &self,
         interval: Duration,

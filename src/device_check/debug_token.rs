@@ -62,7 +62,7 @@ impl DebugTokens {
     ///
     /// # Errors
     ///
-    /// If the secret has not between 16 and 256 visible ASCII characters, or if the name is taken.
+    /// Returns an error if the secret has not between 16 and 256 visible ASCII characters, or if the name is taken.
     pub fn add(self, name: &str, secret: &str) -> Result<Self, DebugTokenError> {
         self.push(name, secret, None)
     }
@@ -71,7 +71,7 @@ impl DebugTokens {
     ///
     /// # Errors
     ///
-    /// As for [`add`](Self::add).
+    /// The same as for [`add`](Self::add).
     pub fn add_expiring(
         self,
         name: &str,

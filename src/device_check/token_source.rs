@@ -28,7 +28,7 @@ pub trait TokenSource: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// If there is something that cannot be a device token, which is rejected as
+    /// Returns an error if there is something that cannot be a device token, which is rejected as
     /// [`MalformedToken`](crate::Rejection::MalformedToken).
     fn take(&self, head: &mut request::Parts) -> Result<Option<Candidate>, MalformedToken>;
 }

@@ -40,7 +40,7 @@ pub trait DeviceVerifier: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// If there is no verdict. Never for a token that was refused.
+    /// Returns an error if there is no verdict. Never for a token that was refused.
     fn verify(
         &self,
         question: TokenQuestion<'_>,

@@ -25,8 +25,7 @@ impl Candidate {
         Self::part(value, range)
     }
 
-    /// The bytes of `value` in `range`, without white space around them. What lies outside of `value` counts
-    /// as empty.
+    /// The bytes of `value` in `range`, without white space around them. What lies outside `value` counts as empty.
     #[must_use]
     pub fn part(value: HeaderValue, range: Range<usize>) -> Self {
         let end = range.end.min(value.len());

@@ -86,7 +86,7 @@ impl Forwarded {
     }
 }
 
-/// The gate's note about credentials that it has put back, for a layer inside of it that reads others from the same
+/// The gate's note about credentials that it has put back, for a layer inside it that reads others from the same
 /// headers.
 #[derive(Clone)]
 #[cfg_attr(not(feature = "split-key"), allow(dead_code))]

@@ -6,7 +6,7 @@ use http::{
     request,
 };
 
-/// The gate's mark in a preflight that it has let through. Layers inside of it believe it.
+/// The gate's mark in a preflight that it has let through. Layers inside it believe it.
 #[derive(Clone, Copy)]
 pub(crate) struct ExemptPreflight;
 

@@ -100,7 +100,7 @@ impl Redis {
     ///
     /// # Errors
     ///
-    /// If the address cannot be understood, or outside of a tokio runtime.
+    /// Returns an error if the address cannot be understood, or outside a tokio runtime.
     pub async fn connect(server: impl IntoConnectionInfo + Send) -> RedisResult<Self> {
         Self::connect_to(Server::at(server)?).await
     }
@@ -121,7 +121,7 @@ impl Redis {
     ///
     /// # Errors
     ///
-    /// Outside of a tokio runtime.
+    /// Returns an error outside a tokio runtime.
     #[cfg(feature = "redis-sentinel")]
     #[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "redis-sentinel")))]
     pub async fn connect_sentinel(sentinels: redis::sentinel::SentinelClient) -> RedisResult<Self> {

@@ -66,7 +66,7 @@ struct Line {
 impl Server {
     /// # Errors
     ///
-    /// If the address cannot be understood, or needs a feature that is not on.
+    /// Returns an error if the address cannot be understood, or needs a feature that is not on.
     pub(super) fn at(address: impl IntoConnectionInfo) -> RedisResult<Self> {
         let tcp = TcpSettings::default().set_nodelay(true);
         // The kernel gives up a server that vanished without a word after this time, not after a quarter of
@@ -124,7 +124,7 @@ impl Link {
     ///
     /// # Errors
     ///
-    /// Outside of a tokio runtime.
+    /// Returns an error outside a tokio runtime.
     pub(super) async fn connect(server: Server) -> RedisResult<(Self, RedisResult<()>)> {
         let Ok(runtime) = Handle::try_current() else {
             return Err((ErrorKind::Client, "must be called in a tokio runtime").into());

@@ -64,7 +64,7 @@ pub trait ReplayGuard: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// If the guard does not know. The request is answered with
+    /// Returns an error if the guard does not know. The request is answered with
     /// [`Unavailable`](crate::Rejection::Unavailable).
     fn reserve(
         &self,
@@ -79,7 +79,7 @@ pub trait ReplayGuard: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// If the guard does not know whether the token is now spent. The request is answered with
+    /// Returns an error if the guard does not know whether the token is now spent. The request is answered with
     /// [`Unavailable`](crate::Rejection::Unavailable), and its claim is [withdrawn](Self::withdraw).
     fn confirm(
         &self,
@@ -91,7 +91,7 @@ pub trait ReplayGuard: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// If the guard could not free it. The reservation then lapses by itself.
+    /// Returns an error if the guard could not free it. The reservation then lapses by itself.
     fn release(
         &self,
         key: &ReplayKey<'_>,
@@ -108,7 +108,7 @@ pub trait ReplayGuard: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// If the guard does not know whether it is undone.
+    /// Returns an error if the guard does not know whether it is undone.
     fn withdraw(
         &self,
         key: &ReplayKey<'_>,

@@ -71,7 +71,7 @@ impl FileSplitKeyStore {
     ///
     /// # Errors
     ///
-    /// If the file cannot be read or holds anything but records.
+    /// Returns an error if the file cannot be read or holds anything but records.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, SplitKeyStoreError> {
         let path = path.into();
         let (records, stamp) = read(&path).map_err(SplitKeyStoreError::unavailable)?;
@@ -86,7 +86,7 @@ impl FileSplitKeyStore {
     ///
     /// # Errors
     ///
-    /// If the file can be neither read nor made, or if it holds anything but records.
+    /// Returns an error if the file can be neither read nor made, or if it holds anything but records.
     pub fn open_or_create(path: impl Into<PathBuf>) -> Result<Self, SplitKeyStoreError> {
         let path = path.into();
         let create = || {

@@ -1,9 +1,9 @@
 //! API keys in two parts, put together for verified devices only (feature `split-key`).
 //!
-//! An app talks to an AI provider through your server. The provider's API key is split: the app holds the
-//! [client part](ClientPart), your database the [server part](ServerPart). [`SplitKeyLayer`] puts the key
-//! together for one request at a time, and only for a [`VerifiedDevice`](crate::VerifiedDevice): the layer
-//! belongs inside of [`DeviceCheckLayer`](crate::DeviceCheckLayer).
+//! An app talks to an AI provider through your server. The provider's API key is split: the app holds the [client
+//! part](ClientPart), your database the [server part](ServerPart). [`SplitKeyLayer`] puts the key together for one
+//! request at a time, and only for a [`VerifiedDevice`](crate::VerifiedDevice): the layer belongs inside
+//! [`DeviceCheckLayer`](crate::DeviceCheckLayer).
 //!
 //! ```
 //! use http::{HeaderName, Request};

@@ -103,7 +103,7 @@ impl ServerPart {
     ///
     /// # Errors
     ///
-    /// If the text is empty, longer than any server part, or holds more than visible ASCII characters.
+    /// Returns an error if the text is empty, longer than any server part, or holds more than visible ASCII characters.
     pub(super) fn new(text: String) -> Result<Self, SplitKeyError> {
         let text = Zeroizing::new(text);
         if text.is_empty() || text.len() > MAX_SERVER_PART || !is_visible(&text) {

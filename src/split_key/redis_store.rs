@@ -154,7 +154,7 @@ impl RedisUsageLog {
     ///
     /// # Errors
     ///
-    /// If Redis does not answer within 5 seconds, or its answer is not counts.
+    /// Returns an error if Redis does not answer within 5 seconds, or its answer is not counts.
     pub async fn day(&self, day: SystemTime) -> Result<Vec<UseCount>, SplitKeyStoreError> {
         all(&self.redis, self.hash(day), use_count).await
     }

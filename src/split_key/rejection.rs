@@ -44,8 +44,8 @@ pub enum SplitKeyRejection {
         /// When the client may come back.
         retry_after: Duration,
     },
-    /// The request has no verified device: there is no [`DeviceCheckLayer`](crate::DeviceCheckLayer) outside
-    /// of this layer, the route is exempt, or that layer only monitors. The operator must act.
+    /// The request has no verified device: there is no [`DeviceCheckLayer`](crate::DeviceCheckLayer) outside this
+    /// layer, the route is exempt, or that layer only monitors. The operator must act.
     Unverified,
 }
 

@@ -90,8 +90,8 @@ impl Splitter {
     ///
     /// # Errors
     ///
-    /// If the project id, the provider or the key is invalid, if the key is too short to be cut (version 1),
-    /// or if the operating system gives no random bytes.
+    /// Returns an error if the project id, the provider or the key is invalid, if the key is too short to be cut
+    /// (version 1), or if the operating system gives no random bytes.
     pub fn split(&self, project: &str, provider: &str, api_key: &str) -> Result<Split, SplitKeyError> {
         self.split_at(project, provider, api_key, SystemTime::now(), &mut OsRandom)
     }
@@ -131,7 +131,7 @@ impl Splitter {
     ///
     /// # Errors
     ///
-    /// As for [`split`](Self::split), or if the store fails.
+    /// The same as for [`split`](Self::split), or if the store fails.
     pub async fn issue(
         &self,
         store: &impl SplitKeyStore,

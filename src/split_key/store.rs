@@ -48,7 +48,7 @@ pub trait SplitKeyStore: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// If the store failed. The request is answered with
+    /// Returns an error if the store failed. The request is answered with
     /// [`Unavailable`](crate::split_key::SplitKeyRejection::Unavailable).
     fn get(
         &self,
@@ -74,7 +74,7 @@ pub trait SplitKeyStore: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// If the store failed.
+    /// Returns an error if the store failed.
     fn list(&self) -> impl Future<Output = Result<Vec<SplitKeyRecord>, SplitKeyStoreError>> + Send;
 }
 

@@ -37,7 +37,7 @@ impl FakeApple {
     ///
     /// # Panics
     ///
-    /// If the operating system gives no random bytes.
+    /// Panics if the operating system gives no random bytes.
     #[must_use]
     pub fn new() -> Self {
         Self::with_key(&PrivateKey::generate(), "TEAM123456", "KEY1234567")
@@ -91,8 +91,7 @@ impl FakeApple {
     ///
     /// # Panics
     ///
-    /// If the team id or the key id given to [`with_key`](Self::with_key) is not one that Apple could have
-    /// made.
+    /// Panics if the team id or the key id given to [`with_key`](Self::with_key) is not one that Apple could have made.
     #[must_use]
     pub fn credentials(&self) -> Credentials {
         #[allow(clippy::expect_used, reason = "see Panics")]
@@ -117,7 +116,7 @@ impl FakeApple {
     ///
     /// # Panics
     ///
-    /// If the operating system gives no random bytes.
+    /// Panics if the operating system gives no random bytes.
     #[must_use]
     pub fn genuine_token(&self, environment: Environment) -> String {
         let token = self.forged_token();
@@ -132,7 +131,7 @@ impl FakeApple {
     ///
     /// # Panics
     ///
-    /// If the operating system gives no random bytes.
+    /// Panics if the operating system gives no random bytes.
     #[must_use]
     pub fn genuine_token_of(&self, device: &str, environment: Environment) -> String {
         let token = self.forged_token();
@@ -152,7 +151,7 @@ impl FakeApple {
     ///
     /// # Panics
     ///
-    /// If the operating system gives no random bytes.
+    /// Panics if the operating system gives no random bytes.
     #[must_use]
     pub fn forged_token(&self) -> String {
         let length = self.state().next_token_length();

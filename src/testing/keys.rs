@@ -22,7 +22,7 @@ impl PrivateKey {
     ///
     /// # Panics
     ///
-    /// If the operating system gives no random bytes.
+    /// Panics if the operating system gives no random bytes.
     #[must_use]
     pub fn generate() -> Self {
         let mut bytes = Zeroizing::new([0; 32]);
@@ -40,7 +40,7 @@ impl PrivateKey {
     ///
     /// # Errors
     ///
-    /// If the text is not PKCS#8 in PEM, or if the key is not of the curve P-256.
+    /// Returns an error if the text is not PKCS#8 in PEM, or if the key is not of the curve P-256.
     pub fn from_pem(pem: &str) -> Result<Self, InvalidKey> {
         SecretKey::from_pkcs8_pem(pem).map(Self).map_err(InvalidKey)
     }

@@ -63,7 +63,7 @@ impl Reply {
     ///
     /// # Panics
     ///
-    /// If `status` is not between 200 and 999, the statuses that an answer can have.
+    /// Panics if `status` is not between 200 and 999, the statuses that an answer can have.
     #[track_caller]
     pub fn status(status: u16) -> Self {
         assert!((200..1000).contains(&status), "{status} is not the status of an answer");
@@ -104,7 +104,7 @@ impl Reply {
     ///
     /// # Panics
     ///
-    /// If the name or the value is not that of a header.
+    /// Panics if the name or the value is not that of a header.
     #[track_caller]
     pub fn header(mut self, name: &str, value: &str) -> Self {
         let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) else {

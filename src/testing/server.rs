@@ -56,7 +56,7 @@ impl FakeApple {
     ///
     /// # Errors
     ///
-    /// If no port can be bound.
+    /// Returns an error if no port can be bound.
     pub async fn serve(&self) -> io::Result<FakeAppleServer> {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         self.serve_on(any, any).await
@@ -67,7 +67,7 @@ impl FakeApple {
     ///
     /// # Errors
     ///
-    /// If an address cannot be bound.
+    /// Returns an error if an address cannot be bound.
     pub async fn serve_on(
         &self,
         production: SocketAddr,
@@ -130,7 +130,7 @@ impl FakeAppleServer {
     ///
     /// # Errors
     ///
-    /// If another process has taken a port meanwhile.
+    /// Returns an error if another process has taken a port meanwhile.
     pub async fn restart(&mut self) -> io::Result<()> {
         for port in [&mut self.production, &mut self.development] {
             if port.running.is_none() {

@@ -23,7 +23,7 @@ pub(super) const SHORT: usize = 2_200;
 ///
 /// # Panics
 ///
-/// If the operating system gives no random bytes.
+/// Panics if the operating system gives no random bytes.
 #[must_use]
 pub fn realistic_token() -> String {
     token_of_length(LONG)
@@ -34,7 +34,7 @@ pub fn realistic_token() -> String {
 ///
 /// # Panics
 ///
-/// If the operating system gives no random bytes.
+/// Panics if the operating system gives no random bytes.
 #[must_use]
 pub fn token_of_length(bytes: usize) -> String {
     let mut token = vec![0; bytes.max(ENVELOPE)];

@@ -23,7 +23,7 @@ impl HashSecret {
     ///
     /// # Panics
     ///
-    /// If the operating system has no randomness to give, which no server survives.
+    /// Panics if the operating system has no randomness to give, which no server survives.
     pub(super) fn random() -> Self {
         let mut key = [0; 16];
         #[allow(clippy::expect_used, reason = "see Panics")]

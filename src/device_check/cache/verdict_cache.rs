@@ -71,7 +71,7 @@ pub trait VerdictCache: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// If the cache does not know. The request goes on as if the cache were empty.
+    /// Returns an error if the cache does not know. The request goes on as if the cache were empty.
     fn get(
         &self,
         key: &VerdictKey<'_>,
@@ -83,7 +83,7 @@ pub trait VerdictCache: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// If the verdict could not be kept. The request goes on.
+    /// Returns an error if the verdict could not be kept. The request goes on.
     fn put(
         &self,
         key: &VerdictKey<'_>,
