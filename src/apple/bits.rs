@@ -159,7 +159,7 @@ impl_error!(
         BitsErrorKind::RefusedToken => "Apple refused the device token",
         BitsErrorKind::NoDeviceToken => "the device was admitted by a debug token and has no bits",
         BitsErrorKind::Throttled => "Apple is asked too often",
-        BitsErrorKind::Unavailable => "no answer to be had",
+        BitsErrorKind::Unavailable => "no answer available",
         BitsErrorKind::Misconfigured => "credentials or request not accepted",
     }
 );

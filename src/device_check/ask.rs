@@ -98,7 +98,7 @@ impl Checks {
         let claim = Claim::new(Owner::random()).with(unknown.retry);
         let scope = self.settings.scope();
         let key = ReplayKey::new(scope, digest);
-        // The guard object also gives back a reservation that is made while this future is dropped.
+        // `reservation` also withdraws a claim that the guard reserves while this future is dropped.
         let mut reservation = Reservation { guard, scope, digest, claim: &claim, armed: true };
         match in_time(|| guard.reserve(&key, &claim)).await {
             Ok(Claimed::Yours) => {}

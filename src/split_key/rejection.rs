@@ -35,13 +35,13 @@ pub enum SplitKeyRejection {
     /// The key is blocked for a while because its use is suspicious.
     #[non_exhaustive]
     Blocked {
-        /// When the client may come back.
+        /// The time to wait before a retry.
         retry_after: Duration,
     },
     /// The key store failed.
     #[non_exhaustive]
     Unavailable {
-        /// When the client may come back.
+        /// The time to wait before a retry.
         retry_after: Duration,
     },
     /// The request has no verified device: there is no [`DeviceCheckLayer`](crate::DeviceCheckLayer) outside this
