@@ -85,7 +85,7 @@ const DEFAULT_PREFIX: &str = "tower-devicecheck";
 /// The default deadline of commands that a request can do without.
 pub(super) const DEFAULT_DEADLINE: Duration = Duration::from_millis(50);
 
-/// The default deadline of commands that a request needs.
+/// The default deadline of all other commands.
 const PATIENT_DEADLINE: Duration = Duration::from_secs(1);
 
 /// The deadline of operators' commands.
@@ -164,8 +164,8 @@ impl Redis {
         self
     }
 
-    /// Sets the deadline of one command. Default: 50 ms for a cache and a usage log, which a request can do without; 1
-    /// second for a guard and a key store, which a request needs.
+    /// Sets the deadline of one command. Default: 50 ms for a cache, which a request can do without; 1 second for a
+    /// guard and a key store, which a request needs, and for a usage log, which no request waits for.
     ///
     /// A request waits for a `RedisCache` for this time at most, before and after the call to Apple together. It waits
     /// for each step of a `RedisReplayGuard` for this time, but at most 1 second; time in which the process was too
