@@ -141,7 +141,7 @@ impl Caller {
                 Ok(Ok(response)) => return Ok(response),
                 Ok(Err(error)) => ("the transport failed", Some(error)),
                 Err(_elapsed) if left < self.attempt_timeout => (TOO_LATE, None),
-                Err(_elapsed) => ("no answer in the time for one attempt", None),
+                Err(_elapsed) => ("no answer within the attempt timeout", None),
             };
         let is_worth_repeating =
             source.as_ref().is_none_or(|source| transport::is_worth_repeating(&**source));
@@ -189,7 +189,7 @@ impl Caller {
     }
 }
 
-const TOO_LATE: &str = "no answer in time, that for a free slot included";
+const TOO_LATE: &str = "no answer in time, including the wait for a free slot";
 
 /// A failed attempt.
 enum Failure {

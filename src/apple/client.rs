@@ -27,7 +27,7 @@ use crate::runtime::lock;
 /// most one per second at first, later one every half minute. The back-off ends once Apple accepts the credentials.
 ///
 /// Several tokio runtimes may share a client; each has its own connections. A runtime must keep running while its calls
-/// are in flight, or be dropped: a runtime that is no longer driven keeps the slots of its calls.
+/// are in flight, or be dropped: the calls of a stalled runtime keep their slots.
 ///
 /// [`AppleClientBuilder`]: crate::AppleClientBuilder
 ///
@@ -107,7 +107,7 @@ impl AppleClient {
     pub async fn query_bits(&self, device: &VerifiedDevice) -> Result<Bits, BitsError> {
         let body = self.ask_about(Operation::QueryBits, device).await?;
         Bits::read(&body)
-            .ok_or_else(|| VerifyError::unavailable("the answer to a query of bits is not understood").into())
+            .ok_or_else(|| VerifyError::unavailable("the answer to a query of bits cannot be parsed").into())
     }
 
     /// Sets one or both bits of a device. `None` leaves a bit out of the update. If both are `None`, the client does
@@ -151,16 +151,16 @@ impl AppleClient {
     ///
     /// # Errors
     ///
-    /// [`Misconfigured`](crate::VerifyErrorKind::Misconfigured) if Apple does not accept the credentials, or if the
-    /// server calls the made-up token genuine. Such a server is not Apple's, and would admit everyone. An error of any
-    /// other kind says nothing about the credentials.
+    /// Returns [`Misconfigured`](crate::VerifyErrorKind::Misconfigured) if Apple does not accept the credentials, or if
+    /// the server calls the made-up token genuine. Such a server is not Apple's, and would admit everyone. An error of
+    /// any other kind says nothing about the credentials.
     pub async fn check_credentials(&self, environment: Environment) -> Result<(), VerifyError> {
         let bogus: DeviceToken = "bm90IGEgZGV2aWNlIHRva2Vu".parse().map_err(VerifyError::unavailable)?;
         match self.validate(&bogus, environment).await? {
             Verdict::Refused => Ok(()),
             Verdict::Genuine => Err(VerifyError::misconfigured(
-                "a made-up token was called genuine: what answers is not Apple, and would let everybody in (check \
-                 the base URL, and proxies in between)",
+                "a made-up token was called genuine: the server is not Apple, and would admit everyone (check the \
+                 base URL, and proxies in between)",
             )),
         }
     }

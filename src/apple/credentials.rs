@@ -210,7 +210,7 @@ impl Credentials {
         signer.sign(0).map_err(damaged)?;
         for (id, name) in [(team_id, names.team_id), (key_id, names.key_id)] {
             if id.len() != 10 {
-                event!(target: TARGET, Level::WARN, length = id.len(), "{name} has not 10 characters, as Apple's ids have");
+                event!(target: TARGET, Level::WARN, length = id.len(), "{name} does not have 10 characters, as Apple's ids do");
             } else if id.contains(|letter: char| letter.is_ascii_lowercase()) {
                 event!(target: TARGET, Level::WARN, "{name} has small letters, and Apple's ids have capitals");
             }

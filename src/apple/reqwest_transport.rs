@@ -185,10 +185,8 @@ fn check_environment() -> Result<(), ClientError> {
     const READS_THEM: bool = cfg!(all(unix, not(target_vendor = "apple"), not(target_os = "android")));
     let set = |name| std::env::var_os(name).filter(|value| READS_THEM && !value.is_empty());
     let fail = |name, error| {
-        ClientError::new(format!(
-            "{name}: there are no root certificates to be read: set it right, or unset it"
-        ))
-        .with_source::<BoxError>(error)
+        ClientError::new(format!("{name}: no root certificates can be read from it: correct it, or unset it"))
+            .with_source::<BoxError>(error)
     };
     if let Some(file) = set("SSL_CERT_FILE") {
         let pem = std::fs::read(file).map_err(|error| fail("SSL_CERT_FILE", error.into()))?;

@@ -42,7 +42,7 @@ pub struct VerifyError {
 pub enum VerifyErrorKind {
     /// Apple throttles this server (status 429).
     Throttled,
-    /// There is no answer, or one that says nothing about the credential.
+    /// Apple, or another server that a proof asked, gave no answer, or one that says nothing about the credential.
     Unavailable,
     /// Apple does not accept the server's credentials or its request, or the layer is set up incorrectly.
     Misconfigured,

@@ -58,7 +58,7 @@ pub enum Rejection {
     Misconfigured,
 }
 
-/// The reason why a text is not a device token. Apple is not asked about it.
+/// The reason why a text is not a device token. The layer does not ask Apple about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum MalformedToken {
@@ -154,8 +154,8 @@ impl From<MalformedToken> for Rejection {
 ///
 /// * [`Throttled`](Rejection::Throttled): from the time that the error names, at least 1 second, to half as much again,
 ///   but at most 300 seconds. If the error names no time, 5 to 7 seconds.
-/// * [`Unavailable`](Rejection::Unavailable): from the time that the error names, at least 1 second, to 5 seconds. If the
-///   error names no time, 1 to 5 seconds. If it names more than 5 seconds, 3 to 5 seconds.
+/// * [`Unavailable`](Rejection::Unavailable): from the time that the error names, at least 1 second, to 5 seconds. If
+///   the error names no time, 1 to 5 seconds. If it names more than 5 seconds, 3 to 5 seconds.
 impl From<&VerifyError> for Rejection {
     fn from(error: &VerifyError) -> Self {
         let asked = error.retry_after().map(|time| time.as_secs());

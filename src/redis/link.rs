@@ -1,4 +1,4 @@
-//! A connection that is replaced when it is lost or silent, or when its server is no longer a primary.
+//! A self-replacing connection: it is replaced when it is lost or silent, or when its server is no longer a primary.
 
 use std::{
     sync::{Arc, Mutex, Weak},
@@ -81,7 +81,7 @@ impl Server {
     async fn connect(&self) -> RedisResult<Arc<Line>> {
         #[cfg(feature = "redis-tls")]
         choose_crypto();
-        // Each command has a deadline of its own.
+        // The handle sets the deadline of each command, so the connection sets none.
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_LIMIT))
             .set_response_timeout(None)

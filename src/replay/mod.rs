@@ -27,8 +27,8 @@
 //! | the client disconnects first | frees the token if possible; otherwise the reservation lapses | is checked |
 //! | the process dies | nothing: the reservation lapses | is checked once the reservation has lapsed |
 //!
-//! Of any number of concurrent requests with one genuine token, exactly one is admitted. A token that is spent in one
-//! of Apple's environments is spent in the other, too.
+//! If any number of concurrent requests hold the same genuine token, exactly one is admitted. A token that is spent in
+//! one of Apple's environments is spent in the other, too.
 //!
 //! A guard can only refuse requests: no answer of a guard admits a request whose token Apple has not found genuine.
 //!

@@ -103,7 +103,7 @@ impl CutLint {
 ///
 /// # Errors
 ///
-/// [`NotOpened`](SplitKeyErrorKind::NotOpened) if the parts do not belong together or do not form a key of this
+/// Returns [`NotOpened`](SplitKeyErrorKind::NotOpened) if the parts do not belong together or do not form a key of this
 /// provider; [`Malformed`](SplitKeyErrorKind::Malformed) if the client part is not of version 1.
 pub fn lint(server: &ServerPart, client: &ClientPart, provider: &Provider) -> Result<CutLint, SplitKeyError> {
     if client.metadata().version() != Version::Cut {

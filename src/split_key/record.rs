@@ -52,7 +52,7 @@ impl SplitKeyRecord {
     ///
     /// # Errors
     ///
-    /// [`InvalidProject`](SplitKeyErrorKind::InvalidProject) unless the project id has 1 to 128 visible ASCII
+    /// Returns [`InvalidProject`](SplitKeyErrorKind::InvalidProject) unless the project id has 1 to 128 visible ASCII
     /// characters.
     pub fn new(
         project: &str,

@@ -122,7 +122,7 @@ impl Splitter {
     ///
     /// # Errors
     ///
-    /// [`NotOpened`](SplitKeyErrorKind::NotOpened) if the parts do not belong together.
+    /// Returns [`NotOpened`](SplitKeyErrorKind::NotOpened) if the parts do not belong together.
     pub fn open(&self, record: &SplitKeyRecord, client_part: &ClientPart) -> Result<ApiKey, SplitKeyError> {
         open_record(&self.providers, record, client_part)
     }
@@ -157,8 +157,8 @@ impl Splitter {
     ///
     /// # Errors
     ///
-    /// [`NotFound`](SplitKeyErrorKind::NotFound) if there is no old split; otherwise as for
-    /// [`issue`](Self::issue). An error leaves the old split as it was.
+    /// Returns [`NotFound`](SplitKeyErrorKind::NotFound) if there is no old split. Further errors are those of
+    /// [`issue`](Self::issue). An error leaves the old split unchanged.
     pub async fn rotate(
         &self,
         store: &impl SplitKeyStore,
@@ -191,8 +191,8 @@ impl Split {
 ///
 /// # Errors
 ///
-/// [`NotFound`](SplitKeyErrorKind::NotFound) if there is no such key, [`Revoked`](SplitKeyErrorKind::Revoked)
-/// if it is revoked, or if the store fails.
+/// Returns [`NotFound`](SplitKeyErrorKind::NotFound) if there is no such key, [`Revoked`](SplitKeyErrorKind::Revoked)
+/// if the key is revoked, and another error if the store fails.
 pub async fn retire(
     store: &impl SplitKeyStore,
     project: &str,
@@ -210,7 +210,7 @@ pub async fn retire(
 ///
 /// # Errors
 ///
-/// [`NotFound`](SplitKeyErrorKind::NotFound) if there is no such key, or if the store fails.
+/// Returns [`NotFound`](SplitKeyErrorKind::NotFound) if there is no such key, and another error if the store fails.
 pub async fn revoke(
     store: &impl SplitKeyStore,
     project: &str,
@@ -238,7 +238,7 @@ async fn change(
     .await
 }
 
-/// Makes the record that retires earlier. Returns `None` if this is no change.
+/// Returns the changed record, or `None` if the key is revoked or already retires earlier.
 fn retiring(record: &SplitKeyRecord, until: SystemTime) -> Option<SplitKeyRecord> {
     match record.state() {
         SplitKeyState::Revoked => None,

@@ -63,8 +63,8 @@ pub trait SplitKeyStore: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`SplitKeyStoreError::conflict`] if the store has another revision of one of them; any other error if
-    /// the store failed.
+    /// Returns [`SplitKeyStoreError::conflict`] if the store has another revision of one of the records, and any other
+    /// error if the store failed.
     fn put(
         &self,
         records: Vec<SplitKeyRecord>,
