@@ -1,10 +1,10 @@
-//! Longer texts, for people who run a server with this crate or change the crate. There is nothing to call here.
+//! Guides for operators of servers with this crate, and for contributors. These modules hold only documentation.
 
-/// The layer among CORS, rate limits, tracing and timeouts; `layer` or `route_layer`.
+/// The place of the layer among CORS, rate limits, tracing and timeouts; `layer` or `route_layer`.
 #[doc = include_str!("../docs/ordering.md")]
 pub mod ordering {}
 
-/// The guarantees, the attacks that are held off, and those that are not.
+/// The guarantees, the attacks that the gate stops, and those that it does not.
 #[doc = include_str!("../docs/threat-model.md")]
 pub mod threat_model {}
 
@@ -16,7 +16,7 @@ pub mod operating {}
 #[doc = include_str!("../docs/scaling.md")]
 pub mod scaling {}
 
-/// For users of Bearologics' DeviceCheck, on Workers or Vapor.
+/// Migration from Bearologics' DeviceCheck, on Workers or Vapor.
 #[doc = include_str!("../docs/from-bearologics.md")]
 pub mod from_bearologics {}
 
@@ -24,10 +24,10 @@ pub mod from_bearologics {}
 #[doc = include_str!("../docs/split-keys.md")]
 pub mod split_keys {}
 
-/// For users of Proxed.AI.
+/// Migration from Proxed.AI.
 #[doc = include_str!("../docs/from-proxed.md")]
 pub mod from_proxed {}
 
-/// For people who change this crate: its files, and how a request passes through them.
+/// For contributors: the crate's files, and how a request passes through them.
 #[doc = include_str!("../docs/architecture.md")]
 pub mod architecture {}

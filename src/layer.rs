@@ -1,4 +1,4 @@
-//! The layer: puts a gate and its proofs together, and is the only place that knows all proofs by name.
+//! The layer builds a gate with its proofs. It is the only module that knows all proofs by name.
 
 use std::{error::Error, fmt, sync::Arc, time::Duration};
 
@@ -18,34 +18,33 @@ use crate::gate::{
 };
 use crate::replay::ReplayGuard;
 
-/// Lets only requests from genuine devices through to the inner service.
+/// A tower layer that lets only requests from genuine devices through to the inner service.
 ///
-/// See the [crate's docs](crate) for an example. With [`ReadBodies`] as `M`, the layer has proofs that need the
+/// See the [crate's docs](crate) for an example. With [`ReadBodies`] as `M`, the layer may have proofs that need the
 /// body of a request.
 ///
 /// # Clone
 ///
-/// Clones, and all services made by them, share one cache and ask once for the same token at the same time.
-/// A clone that is changed by a `with_*` method shares the cache, unless that was changed. It asks for itself if
-/// the change is about device tokens.
+/// Clones, and all services made by them, share one cache, and ask once for concurrent requests with the same token. A
+/// clone that a `with_*` method has changed still shares the cache, unless the method sets the cache. If the method
+/// sets something about device tokens, the clone no longer shares calls in flight.
 #[derive(Clone)]
 #[must_use]
 pub struct DeviceCheckLayer<M = HeadOnly> {
     gate: Arc<Gate<M>>,
     tokens: DeviceTokenProof,
-    /// The place of the check with device tokens among the gate's proofs.
+    /// The index of the check with device tokens among the gate's proofs.
     place: usize,
 }
 
 impl DeviceCheckLayer {
-    /// A layer that asks `verifier`, usually an `AppleClient`, and has every default of the `with_*`
-    /// methods.
+    /// Makes a layer that asks `verifier`, usually an `AppleClient`, with the defaults of all `with_*` methods.
     pub fn new(verifier: impl DeviceVerifier) -> Self {
         let tokens = DeviceTokenProof::new(Settings::new(verifier));
         Self { gate: Arc::new(Gate::new(Arc::new(tokens.clone()))), tokens, place: 0 }
     }
 
-    /// Reads the bodies of requests, within these bounds, for proofs that need them. The inner service then
+    /// Makes the layer read request bodies, within these bounds, for proofs that need them. The inner service then
     /// takes requests with a [`GateBody`](crate::GateBody).
     pub fn with_bodies(self, bounds: ReadBodies) -> DeviceCheckLayer<ReadBodies> {
         let Self { gate, tokens, place } = self;
@@ -60,7 +59,7 @@ impl<M: BodyMode> DeviceCheckLayer<M> {
         Self { gate: Arc::new(gate), ..self }
     }
 
-    /// A check that is under way for the old settings must not answer for the new ones, hence a new proof.
+    /// Makes a new proof, because a check in flight under the old settings must not answer for the new ones.
     fn with_settings(self, change: impl FnOnce(&mut Settings)) -> Self {
         let mut settings = self.tokens.settings().clone();
         change(&mut settings);
@@ -69,22 +68,23 @@ impl<M: BodyMode> DeviceCheckLayer<M> {
         Self { tokens, ..self }.with_gate(|gate| gate.proofs[place] = proof)
     }
 
-    /// Looks at `proof` before the check with device tokens, and after the proofs that were added before it so
-    /// far. The first proof that is present in a request decides about it.
+    /// Adds a proof that the layer looks at before the check with device tokens, and after all proofs added by this
+    /// method so far. The first proof that is present in a request decides.
     ///
     /// # Errors
     ///
-    /// If the proof [needs bodies](Proof::reads_body) and the layer does not [read them](Self::with_bodies).
+    /// Returns an error if the proof [needs bodies](Proof::reads_body) and the layer does not [read
+    /// them](Self::with_bodies).
     pub fn add_proof_before(self, proof: impl Proof) -> Result<Self, LayerError> {
         let place = self.place;
         Ok(Self { place: place + 1, ..self.add_proof(place, proof)? })
     }
 
-    /// Looks at `proof` after all proofs so far.
+    /// Adds a proof that the layer looks at after all proofs so far.
     ///
     /// # Errors
     ///
-    /// As for [`add_proof_before`](Self::add_proof_before).
+    /// The same as for [`add_proof_before`](Self::add_proof_before).
     pub fn add_proof_after(self, proof: impl Proof) -> Result<Self, LayerError> {
         let place = self.gate.proofs.len();
         self.add_proof(place, proof)
@@ -97,37 +97,38 @@ impl<M: BodyMode> DeviceCheckLayer<M> {
         Ok(self.with_gate(|gate| gate.proofs.insert(place, Arc::new(proof))))
     }
 
-    /// Sets the policy that decides for each request which of Apple's servers is asked, if any. Default:
+    /// Sets the policy that chooses Apple's server for each request, or exempts the request. Default:
     /// [`Route::Production`](crate::Route::Production).
     ///
-    /// True CORS preflights are exempt whatever the policy says; see
+    /// The policy does not apply to true CORS preflights, which are exempt; see
     /// [`with_exempt_preflights`](Self::with_exempt_preflights).
     pub fn with_routing(self, policy: impl RoutingPolicy) -> Self {
         self.with_gate(|gate| gate.routing = Arc::new(policy))
     }
 
-    /// Exempts true CORS preflights, from this layer and from a `SplitKeyLayer` inside of it. Default: `true`.
+    /// Sets whether true CORS preflights are exempt, from this layer and from a `SplitKeyLayer` inside it. Default:
+    /// `true`.
     ///
-    /// A true one is an `OPTIONS` request over HTTP/1 with one `Origin` and one `Access-Control-Request-Method`, no
-    /// credentials, nothing that announces a body, and no other header that browsers never send with it. Over HTTP/2
-    /// and 3 a body need not be announced: there no preflight is exempt by itself, lest its body reach the inner
-    /// service. **Put the CORS layer outside of this one**, where it answers them all; or exempt `OPTIONS` by the
-    /// [policy](Self::with_routing) if everything inside looks at the method.
+    /// A true preflight is an `OPTIONS` request over HTTP/1 with one `Origin` and one `Access-Control-Request-Method`,
+    /// no credentials, nothing that announces a body, and no other header that browsers never send with a preflight.
+    /// Over HTTP/2 and HTTP/3 a body need not be announced and could reach the inner service unchecked. The layer
+    /// therefore exempts no preflight there. **Put the CORS layer outside this one**, where it answers all preflights.
+    /// Alternatively, if everything inside looks at the method, exempt `OPTIONS` in the [policy](Self::with_routing).
     ///
     /// # Danger
     ///
-    /// Anyone can send a preflight. **Turn this off in front of services that do not look at the method, such
-    /// as tonic's**: to them a preflight is a call like any other.
+    /// Anyone can send a preflight. **Turn this off in front of services that do not look at the method, such as
+    /// tonic's**: they treat a preflight as an ordinary call.
     pub fn with_exempt_preflights(self, exempt: bool) -> Self {
         self.with_gate(|gate| gate.exempt_preflights = exempt)
     }
 
-    /// Finds the URI that the client sent, in the extensions of a request whose path a router has shortened. The
-    /// routing policy and the proofs see that URI; the inner service sees the shortened one. Default: the
-    /// request's own URI.
+    /// Sets how to find the URI that the client sent, if a router has shortened the path of the request. `find` gets
+    /// the extensions of the request. The routing policy and the proofs see the URI that it finds; the inner service
+    /// sees the shortened one. Default: the request's own URI.
     ///
-    /// A parameter that a proof takes from the query is taken from both URIs. Without this, a copy that a router
-    /// keeps still has it.
+    /// If a proof removes a parameter from the query, the layer removes it from both URIs. Without this setting, a
+    /// router's copy of the original URI keeps the parameter.
     ///
     /// ```
     /// use axum::extract::OriginalUri;
@@ -147,71 +148,70 @@ impl<M: BodyMode> DeviceCheckLayer<M> {
         self.with_gate(|gate| gate.original_uri = Some(Arc::new(find)))
     }
 
-    /// Sets the one source of device tokens. Default: [`HeaderToken`](crate::HeaderToken) for
+    /// Sets the source of device tokens, and replaces all others. Default: [`HeaderToken`](crate::HeaderToken) for
     /// `X-Apple-Device-Token`.
     pub fn with_token_source(self, source: impl TokenSource) -> Self {
         self.with_settings(|settings| settings.token_sources = vec![Arc::new(source)])
     }
 
-    /// Adds a source of device tokens. A request in which two sources find different tokens is
+    /// Adds a source of device tokens. If two sources find different tokens in a request, the request is rejected as
     /// [malformed](crate::Rejection::MalformedToken).
     pub fn add_token_source(self, source: impl TokenSource) -> Self {
         self.with_settings(|settings| settings.token_sources.push(Arc::new(source)))
     }
 
-    /// Admits requests with one of these secrets instead of a device token. Default: none.
+    /// Admits requests that hold one of these debug tokens instead of a device token. Default: none.
     ///
     /// # Danger
     ///
-    /// A client that knows a secret needs no device. Each admission is logged at level warn.
+    /// A client that knows a debug token needs no device. The default observer logs each such admission at level warn.
     pub fn with_debug_tokens(self, tokens: DebugTokens) -> Self {
         self.with_settings(|settings| settings.debug_tokens = Some(Arc::new(tokens)))
     }
 
-    /// Remembers verdicts in this cache. It replaces [single use](Self::with_single_use). Default: a
-    /// `MemoryCache` of the layer's own with the feature `memory-cache`, otherwise no cache.
+    /// Sets the cache of verdicts. The cache replaces [single use](Self::with_single_use). Default: the layer's own
+    /// `MemoryCache` with the feature `memory-cache`, otherwise no cache.
     pub fn with_cache(self, cache: impl VerdictCache) -> Self {
         self.with_settings(|settings| settings.reuse = Reuse::Cached(Arc::new(cache)))
     }
 
-    /// Remembers neither verdicts nor tokens. The layer asks Apple about every request, but only once for
-    /// requests with the same token at the same time.
+    /// Turns off both the cache and single use. The layer asks Apple about every request, but only once for concurrent
+    /// requests with the same token.
     pub fn without_cache(self) -> Self {
         self.with_settings(|settings| settings.reuse = Reuse::Cached(Arc::new(NoCache)))
     }
 
-    /// Lets each token admit one request. The next request with it is a
-    /// [`ReusedToken`](crate::Rejection::ReusedToken), and Apple is not asked. See [the module's
-    /// docs](crate::replay).
+    /// Lets each token admit only one request. The layer rejects the next request with the token as a
+    /// [`ReusedToken`](crate::Rejection::ReusedToken), without asking Apple. See [the module's docs](crate::replay).
     ///
-    /// A guard and a cache exclude each other, because a remembered verdict admits the second request that the
-    /// guard refuses: of the calls to this, [`with_cache`](Self::with_cache) and
-    /// [`without_cache`](Self::without_cache), the last one counts. Give routes with different needs a layer each.
+    /// A guard and a cache exclude each other, because a cached verdict would admit the second request that the guard
+    /// must refuse. If you call this method, [`with_cache`](Self::with_cache) or [`without_cache`](Self::without_cache)
+    /// several times, the last call counts. Give routes with different needs separate layers.
     pub fn with_single_use(self, guard: impl ReplayGuard) -> Self {
         self.with_settings(|settings| settings.reuse = Reuse::Once(Arc::new(guard)))
     }
 
-    /// Lets *one* more request with a spent token through, for this long after the token was spent, if both
-    /// requests hold the same idempotency key. Matters to [single use](Self::with_single_use) only. Default:
-    /// zero, no second request is let through.
+    /// Allows *one* retry of a request with a spent token, within this time after the token was spent, if both requests
+    /// hold the same idempotency key. This setting matters only for [single use](Self::with_single_use). Default: zero,
+    /// which allows no retry.
     ///
     /// # Danger
     ///
-    /// An attacker who has captured a request has its idempotency key as well, and can replay it once.
+    /// An attacker who has captured a request also has its idempotency key, and can replay the request once.
     pub fn with_retry_window(self, window: Duration) -> Self {
         self.with_settings(|settings| settings.retry_window = window)
     }
 
-    /// Names the header in which a client sends the idempotency key. Default: `Idempotency-Key`.
+    /// Sets the header in which a client sends the idempotency key. Default: `Idempotency-Key`.
     ///
-    /// The header stays in the request. An empty or repeated one does not count.
+    /// The header stays in the request. An empty or repeated header counts as absent.
     pub fn with_idempotency_header(self, name: HeaderName) -> Self {
         self.with_settings(|settings| settings.idempotency_header = name)
     }
 
-    /// Sets the time for which a verdict is remembered, counted from the start of the check. Zero: not at all.
-    /// Older verdicts in a shared cache do not count, even if another layer put them there. Default: 5 minutes
-    /// for [`Verdict::Genuine`], 30 seconds for [`Verdict::Refused`].
+    /// Sets the time for which the layer remembers a verdict, counted from the start of the check. With zero, it does
+    /// not remember the verdict. The layer ignores older verdicts in a shared cache, even if another layer stored them.
+    /// Default: 5 minutes for [`Verdict::Genuine`], 30 seconds for [`Verdict::Refused`].
     ///
     /// # Danger
     ///
@@ -223,7 +223,8 @@ impl<M: BodyMode> DeviceCheckLayer<M> {
         })
     }
 
-    /// Keeps rejected requests from the inner service, or only reports them. Default: [`Enforcement::Enforce`].
+    /// Sets whether the layer keeps rejected requests from the inner service or only reports them. Default:
+    /// [`Enforcement::Enforce`].
     ///
     /// # Danger
     ///
@@ -232,35 +233,36 @@ impl<M: BodyMode> DeviceCheckLayer<M> {
         self.with_gate(|gate| gate.enforcement = enforcement)
     }
 
-    /// Leaves the credentials of all proofs in the request that the inner service gets, its headers marked
-    /// sensitive. Default: `false`, the layer removes them.
+    /// Sets whether the inner service gets the credentials of all proofs, in headers that are marked sensitive.
+    /// Default: `false`, the layer removes them.
     ///
-    /// The layer does not search exempt requests for credentials. A `SplitKeyLayer` inside of this one finds its client
-    /// part in front of a forwarded device token.
+    /// The layer does not search exempt requests for credentials. A `SplitKeyLayer` inside this one also finds a client
+    /// part that precedes a forwarded device token in the same header.
     ///
     /// # Danger
     ///
-    /// The inner service, and every server that it passes the request on to, can replay a credential.
+    /// The inner service, and every server to which it forwards the request, can replay a credential.
     pub fn with_forwarded_credentials(self, forward: bool) -> Self {
         self.with_gate(|gate| gate.forward_credentials = forward)
     }
 
-    /// Sets how long a request waits for what a proof asks, such as Apple's answer. Default: 30 seconds, more than
-    /// an `AppleClient` takes. A request without an answer by then is [`Unavailable`](crate::Rejection::Unavailable).
+    /// Sets the longest wait of a request for the future of a proof, such as a call to Apple. Default: 30 seconds, more
+    /// than an `AppleClient` takes. After the deadline, the request is rejected as
+    /// [`Unavailable`](crate::Rejection::Unavailable).
     ///
-    /// It keeps a verifier that does not end, or asks through the very layer that it serves, from holding requests for
-    /// ever. Holds inside of a tokio runtime, with the feature `tokio`.
+    /// Without the deadline, a verifier that never ends, or that asks through the very layer that it serves, would hold
+    /// requests for ever. The deadline applies only inside a tokio runtime, with the feature `tokio`.
     pub fn with_deadline(self, deadline: Duration) -> Self {
         self.with_gate(|gate| gate.deadline = deadline)
     }
 
-    /// Makes the responses to rejected requests. Default: [`ProblemDetails`](crate::ProblemDetails).
+    /// Sets the responses to rejected requests. Default: [`ProblemDetails`](crate::ProblemDetails).
     pub fn with_rejection_response(self, response: impl RejectionResponse) -> Self {
         self.with_gate(|gate| gate.rejection_response = Arc::new(response))
     }
 
-    /// Sets the observer, which hears of every decision. Default: [`TracingObserver`](crate::TracingObserver),
-    /// which this replaces.
+    /// Sets the observer of decisions, cache errors and outages. It replaces the default,
+    /// [`TracingObserver`](crate::TracingObserver).
     pub fn with_observer(self, observer: impl Observer) -> Self {
         let observer: Arc<dyn Observer> = Arc::new(observer);
         self.with_settings(|settings| settings.observer = Arc::clone(&observer))
@@ -282,7 +284,7 @@ impl<M: fmt::Debug> fmt::Debug for DeviceCheckLayer<M> {
     }
 }
 
-/// The error of a layer that does not read bodies and is given a proof that needs them.
+/// The error from adding a proof that needs bodies to a layer that does not read them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LayerError {
     scheme: &'static str,

@@ -1,23 +1,23 @@
-//! Lets only requests from genuine Apple devices through.
+//! A tower layer that lets only requests from genuine Apple devices through.
 //!
-//! An app asks Apple for a device token (`DCDevice.generateToken`) and sends it with its request, base64 in
-//! the header `X-Apple-Device-Token`. [`DeviceCheckLayer`] takes it out of the request and asks Apple whether
-//! it is genuine. If it is, the inner service finds a [`VerifiedDevice`] in the request's extensions. If it
-//! is not, or if there is no answer, the client gets a [`Rejection`], and the inner service is not called.
+//! An app asks Apple for a device token (`DCDevice.generateToken`) and sends it with each request, as base64 in the
+//! header `X-Apple-Device-Token`. [`DeviceCheckLayer`] takes the token out of the request and asks Apple whether it is
+//! genuine. If it is, the inner service finds a [`VerifiedDevice`] in the request's extensions. Otherwise, or if Apple
+//! does not answer, the client gets a [`Rejection`], and the inner service is not called.
 //!
-//! A request's way, and the order never changes:
+//! A request passes these steps, always in this order:
 //!
-//! 1. The [`RoutingPolicy`] decides which of Apple's two servers to ask, or that the request is exempt.
-//! 2. The gate looks at its [proofs](Proof) in order. The check with device tokens is one of them, and the only
-//!    one unless you add others. The first proof that is present in the request decides.
+//! 1. The [`RoutingPolicy`] chooses one of Apple's two servers, or exempts the request.
+//! 2. The gate looks at its [proofs](Proof) in order. The check with device tokens is a proof, and the only one unless
+//!    you add others. The first proof that is present in the request decides.
 //! 3. The [`TokenSource`]s take the device token out of the request.
-//! 4. If the text is one of the [`DebugTokens`], the request is admitted under that name. Any other text that is
-//!    not canonical base64 is rejected.
-//! 5. The [cache](cache::VerdictCache) answers if it has a verdict that is still good. With
-//!    [single use](replay), a guard reserves the token instead.
-//! 6. The [`DeviceVerifier`], usually an [`AppleClient`], asks Apple: once for all requests that hold the same
-//!    token at the same time. The cache remembers the verdict.
-//! 7. The [`Observer`] hears of the decision, and the request goes on or is answered.
+//! 4. If the text is one of the [`DebugTokens`], the layer admits the request under the debug token's name. It rejects
+//!    any other text that is not canonical base64.
+//! 5. The [cache](cache::VerdictCache) answers if it has a verdict that has not expired. With [single use](replay), a
+//!    guard reserves the token instead.
+//! 6. The [`DeviceVerifier`], usually an [`AppleClient`], asks Apple: once for all concurrent requests with the same
+//!    token. The cache stores the verdict.
+//! 7. The [`Observer`] receives the decision. The request goes on to the inner service, or the layer answers it.
 //!
 //! ```text
 //!            DeviceCheckLayer
@@ -31,8 +31,8 @@
 //!
 //! # A server
 //!
-//! [`AppleClient`] is made of the environment's variables or of [`Credentials`], and [`DeviceCheckLayer::new`] of the
-//! client. With axum, and the features `axum` and `reqwest`:
+//! Make an [`AppleClient`] from environment variables or from [`Credentials`], and pass it to
+//! [`DeviceCheckLayer::new`]. This example uses axum, and needs the features `axum` and `reqwest`:
 //!
 //! ```no_run
 //! # #[cfg(all(feature = "axum", feature = "reqwest", not(target_arch = "wasm32")))] {
@@ -58,7 +58,7 @@
 //!
 //! # In a test
 //!
-//! A fake Apple (feature `testing`) stands in for the real one.
+//! A fake Apple (feature `testing`) replaces the real one.
 //!
 //! ```
 //! use bytes::Bytes;
@@ -99,8 +99,8 @@
 //!
 //! # Customised
 //!
-//! The health check is exempt, the token has another header, a secret admits simulators, and a rejection is one
-//! word.
+//! In this example, the health check is exempt, the token comes in another header, a debug token admits simulators, and
+//! the body of a rejection is one word.
 //!
 //! ```
 //! use bytes::Bytes;
@@ -156,13 +156,13 @@
 //! |---|---|---|
 //! | genuine token | the inner service's answer | the same |
 //! | no token, or one that is malformed, refused by Apple, or spent | 401 | 16 `UNAUTHENTICATED` |
-//! | Apple is down, slow, or asked too often | 503 with `Retry-After` | 14 `UNAVAILABLE` |
+//! | Apple is down or slow, or throttles the server | 503 with `Retry-After` | 14 `UNAVAILABLE` |
 //! | Apple does not accept the server's credentials | 500 | 13 `INTERNAL` |
 //! | a body that a proof needs is too long, or does not arrive in time | 413, 408 | 8 `RESOURCE_EXHAUSTED`, 4 `DEADLINE_EXCEEDED` |
 //!
-//! HTTP answers are problem details (RFC 9457). A gRPC answer is a status without a body, a Connect answer an error
-//! of Connect. All name the rejection in the header `x-devicecheck-code`. [`Rejection`] has the whole table, and
-//! [`RejectionResponse`] changes the answers. Errors of the inner service pass untouched.
+//! HTTP clients get problem details (RFC 9457), gRPC clients a status without a body, and Connect clients a Connect
+//! error. Every rejection has its code in the header `x-devicecheck-code`. [`Rejection`] has the whole table, and
+//! [`RejectionResponse`] customises the responses. Errors of the inner service pass unchanged.
 //!
 //! # Features
 //!
@@ -173,27 +173,28 @@
 //! | `reqwest` | yes | `ReqwestTransport`, the default transport to Apple: rustls, HTTP/2. Turns on `tokio` |
 //! | `memory-cache` | yes | `MemoryCache`, the default cache |
 //! | `aws-lc-rs` | yes | `AppleClient` and `Credentials`, signing with aws-lc |
-//! | `rust-crypto` | no | the same, signing in pure Rust. With both, aws-lc signs |
+//! | `rust-crypto` | no | the same, signing in pure Rust. If both are on, aws-lc signs |
 //! | `tokio` | by `reqwest` | deadlines: on calls to Apple, caches, guards and the reading of bodies |
 //! | `axum` | no | [`VerifiedDevice`] and `Option<VerifiedDevice>` as extractors; rejections and errors as responses |
-//! | `redis` | no | `Redis`, and on it `RedisCache` and `RedisReplayGuard`, with `split-key` also `RedisSplitKeyStore` and `RedisUsageLog`, shared by replicas. Turns on `tokio` |
-//! | `redis-tls` | no | `redis`, and `rediss://` addresses: rustls, with the certificates of the platform |
-//! | `redis-sentinel` | no | `redis`, and `Redis::connect_sentinel`: the primary that sentinels name |
-//! | `split-key` | no | `split_key`: API keys in two parts, put together for verified devices only |
+//! | `redis` | no | `Redis`, and on top of it `RedisCache` and `RedisReplayGuard`, with `split-key` also `RedisSplitKeyStore` and `RedisUsageLog`, shared by replicas. Turns on `tokio` |
+//! | `redis-tls` | no | `redis`, with `rediss://` addresses: rustls, with the platform's root certificates |
+//! | `redis-sentinel` | no | `redis`, with `Redis::connect_sentinel`: connects to the primary that sentinels name |
+//! | `split-key` | no | `split_key`: API keys in two parts, joined for verified devices only |
 //! | `testing` | no | a fake Apple, and builders for tokens and keys, for your tests. Turns on `tokio`, and `AppleClient` |
 //!
 //! # Caveats
 //!
-//! * A genuine token proves a genuine Apple device and an app of your team. It does not prove which app, that
-//!   it is unmodified, or who uses it, and it is not bound to the request: see [`guide::threat_model`].
-//! * Build one layer at start-up and clone it. Each new layer has a cache of its own. [`guide::ordering`] shows
-//!   its place among other layers.
-//! * A token that was found genuine admits requests for 5 minutes, also those of an attacker who has captured it.
-//!   [`DeviceCheckLayer::with_time_to_live`] shortens this time, and [single use](replay) admits one request only.
-//! * The token is about 3 KB long. Proxies in front of the server must let such a header through.
-//! * Without a tokio runtime this crate keeps no deadlines. The transport must keep its own.
+//! * A genuine token proves a genuine Apple device and an app of your team. It does not prove which app it is, that the
+//!   app is unmodified, or who uses it. The token is not bound to the request: see [`guide::threat_model`].
+//! * Build one layer at start-up and clone it, because each new layer has its own cache. [`guide::ordering`] shows its
+//!   place among other layers.
+//! * A genuine token admits requests for 5 minutes, including those of an attacker who has captured it.
+//!   [`DeviceCheckLayer::with_time_to_live`] shortens this time. With [single use](replay), a token admits only one
+//!   request.
+//! * The token is about 3 KB long. Proxies in front of the server must accept a header of this size.
+//! * Without a tokio runtime this crate enforces no deadlines. The transport must enforce its own.
 //! * [`Enforcement::Monitor`] and some other switches weaken the gate: [`guide::threat_model`] lists them.
-//! * [`guide::operating`] explains the log lines. [`guide::architecture`] is for people who change this crate.
+//! * [`guide::operating`] explains the log lines. [`guide::architecture`] is for contributors.
 
 #![cfg_attr(tower_devicecheck_docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
@@ -250,7 +251,7 @@ pub use self::layer::{DeviceCheckLayer, LayerError};
 pub use self::redis::Redis;
 pub use self::replay::owner::Owner;
 
-/// Any error, as constructors of this crate's errors take it.
+/// Any error: the type of causes in this crate's errors.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Compiles the code blocks of the README.

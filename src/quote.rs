@@ -1,9 +1,8 @@
-//! Quotes of what an operator gave, for errors and logs.
+//! Quotes of operators' settings, for errors and logs.
 
 use std::fmt;
 
-/// Shows a text, or only its length if it may hold a secret that was given in the wrong place: a key, a password in a
-/// URL, a line of a file.
+/// Shows a text, or only its length if it may hold a misplaced secret: a key, a password in a URL, a line of a file.
 pub(crate) const fn quoted(text: &str) -> Quoted<'_> {
     Quoted(text)
 }
@@ -20,14 +19,15 @@ impl fmt::Display for Quoted<'_> {
     }
 }
 
-/// An id for logs. A text that does not have the length of Apple's ids may be a secret in the wrong variable.
+/// An id for logs. Hides a text that does not have the length of Apple's ids, because it may be a secret in the wrong
+/// variable.
 #[cfg(feature = "_apple")]
 pub(crate) const fn shown_id(id: &str) -> &str {
     if id.len() == 10 { id } else { "(not shown)" }
 }
 
-/// Whether a text is long, more than a line, a URL with a user or a query, or has a run of letters and digits such as
-/// keys and tokens have. Paths, names, ids and UUIDs have none.
+/// Whether a text may hold a secret: it is long, has several lines, is a URL with a user or a query, or has a long run
+/// of letters and digits, as keys and tokens do. Paths, names, ids and UUIDs have no such run.
 pub(crate) fn may_hold_secret(text: &str) -> bool {
     let is_secret_run = |run: &str| {
         let has = |kind: fn(&u8) -> bool| run.bytes().any(|byte| kind(&byte));

@@ -1,8 +1,8 @@
 //! The crate's clock.
 //!
-//! Under tokio the monotonic clock is tokio's, so that a test that pauses tokio's time moves every time to
-//! live, renewal and latency of this crate with it. Elsewhere it is the platform's; on wasm, where the
-//! standard library's clocks panic, it is the host's.
+//! Under tokio the monotonic clock is tokio's. A test that pauses tokio's time therefore controls every time to live,
+//! renewal and latency of this crate. Elsewhere the clock is the platform's. On wasm, where the standard library's
+//! clocks panic, it is the host's.
 
 pub(crate) use web_time::SystemTime;
 
@@ -18,16 +18,16 @@ use std::{future::poll_fn, pin::pin, task::Poll, time::Duration};
 use futures_util::future::BoxFuture;
 use web_time::UNIX_EPOCH;
 
-/// Whether a request may wait for what another request does. On wasm it must not: hosts such as Cloudflare Workers
-/// let no request wait for the I/O of another one.
+/// Whether a request may wait for the work of another request. On wasm it must not: hosts such as Cloudflare Workers do
+/// not let a request wait for the I/O of another one.
 pub(crate) const REQUESTS_MAY_AWAIT_EACH_OTHER: bool = cfg!(not(target_arch = "wasm32"));
 
 /// One reading of both clocks. Decisions about time take it as an argument, which makes them pure.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Timestamp {
-    /// For durations: never jumps.
+    /// The monotonic clock, for durations. It never jumps.
     pub(crate) monotonic: Instant,
-    /// For what others see: may jump.
+    /// The wall clock, for times that others see. It may jump.
     pub(crate) wall: SystemTime,
 }
 
@@ -57,20 +57,20 @@ pub(crate) fn set_wall_clock(time: SystemTime) {
     WALL_CLOCK.set(Some(time));
 }
 
-/// Time since the Unix epoch; zero for a clock that stands before it.
+/// The time since the Unix epoch; zero for a time before it.
 #[cfg_attr(not(any(feature = "memory-cache", feature = "redis", feature = "_apple")), allow(dead_code))]
 pub(crate) fn since_epoch(time: SystemTime) -> Duration {
     time.duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-/// A number from `low` to `high`, for what shall not happen to everybody at the same time. Not for secrets.
+/// A random number from `low` to `high`, to spread events over time. Not for secrets.
 pub(crate) fn spread(low: u64, high: u64) -> u64 {
-    // The standard library's own randomness, which is there on every platform.
+    // This uses the standard library's randomness, which is available on every platform.
     let random = RandomState::new().build_hasher().finish();
     low + random % (high.saturating_sub(low) + 1)
 }
 
-/// In whole milliseconds, for what keeps or sends times as a number.
+/// A duration in whole milliseconds, for code that stores or sends times as numbers.
 #[cfg_attr(not(any(feature = "memory-cache", feature = "redis", feature = "split-key")), allow(dead_code))]
 pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
@@ -90,11 +90,11 @@ pub(crate) const fn date(days: u64) -> (u64, u64, u64) {
     (year, month, day_of_year - (153 * months_since_march + 2) / 5 + 1)
 }
 
-/// The time was over before the future was done.
+/// The time limit passed before the future was done.
 #[derive(Debug)]
 pub(crate) struct Elapsed;
 
-/// Waits for `future` no longer than `limit`: where tokio's clock runs. Elsewhere for as long as it takes.
+/// Waits for `future`, at most for `limit` if tokio's clock runs. Elsewhere there is no limit.
 pub(crate) async fn within<F: Future>(limit: Duration, future: F) -> Result<F::Output, Elapsed> {
     let mut future = pin!(future);
     let mut end = pin!(None);
@@ -102,7 +102,7 @@ pub(crate) async fn within<F: Future>(limit: Duration, future: F) -> Result<F::O
         if let Poll::Ready(output) = future.as_mut().poll(cx) {
             return Poll::Ready(Ok(output));
         }
-        // Only now: what is done at once needs no timer.
+        // The timer is made only now, because a future that is ready at once needs none.
         if end.is_none() {
             end.set(timer(limit));
         }
@@ -114,8 +114,8 @@ pub(crate) async fn within<F: Future>(limit: Duration, future: F) -> Result<F::O
 /// The number of parts in which [`patiently`] waits.
 const PARTS: u32 = 10;
 
-/// Waits for `future` no longer than `limit`, as far as this process can tell: time in which it was too busy to
-/// look does not count. The limit is waited for in parts, and a timer that is heard late counts as one part.
+/// Waits for `future`, at most for `limit`. Time in which this process was too busy to poll does not count: the wait
+/// has several parts, and a timer that fires late counts as one part only.
 #[cfg_attr(not(any(feature = "redis", feature = "tokio")), allow(dead_code))]
 pub(crate) async fn patiently<F: Future>(limit: Duration, future: F) -> Result<F::Output, Elapsed> {
     let mut future = pin!(future);
@@ -129,12 +129,12 @@ pub(crate) async fn patiently<F: Future>(limit: Duration, future: F) -> Result<F
     }
 }
 
-/// Waits this long where tokio's clock runs. Elsewhere for ever.
+/// Waits for this time if tokio's clock runs. Elsewhere waits for ever.
 pub(crate) async fn pause(time: Duration) {
     let _ = within(time, std::future::pending::<()>()).await;
 }
 
-/// Makes the future a task in the current span. Where that is not possible, it is dropped.
+/// Spawns the future as a task in the current span. Without a runtime, drops it.
 #[cfg(all(feature = "tokio", not(target_arch = "wasm32")))]
 pub(crate) fn spawn(future: impl Future<Output = ()> + Send + 'static) {
     if let Ok(runtime) = tokio::runtime::Handle::try_current() {
@@ -147,25 +147,26 @@ pub(crate) fn spawn(future: impl Future<Output = ()> + Send + 'static) {
     drop(future);
 }
 
-/// Adds to an instant. A century is as good as any longer time, and does not overflow.
+/// Adds a duration to an instant. A longer duration than a century counts as a century, which does not overflow.
 pub(crate) fn later(now: Instant, duration: Duration) -> Instant {
     now + duration.min(Duration::from_secs(100 * 365 * 24 * 60 * 60))
 }
 
-/// Locks, poisoned or not: what this crate keeps behind a mutex is whole at every point where code can panic.
+/// Locks a mutex, even if it is poisoned: this crate's data behind a mutex is consistent at every point where code can
+/// panic.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A deadline that a state machine holds.
+/// A boxed deadline, for a state machine.
 pub(crate) type Timer = BoxFuture<'static, ()>;
 
-/// Ends after `limit`. `None` where no clock runs that could end it.
+/// Makes a timer that ends after `limit`. Returns `None` if no clock runs.
 pub(crate) fn boxed_timer(limit: Duration) -> Option<Timer> {
     timer(limit).map(|timer| Box::pin(timer) as Timer)
 }
 
-/// Heard even when the future beside it has used up its share of tokio's time.
+/// The timer is unconstrained, so it fires even if the future beside it has used up tokio's coop budget.
 #[cfg(all(feature = "tokio", not(target_arch = "wasm32")))]
 fn timer(limit: Duration) -> Option<impl Future<Output = ()>> {
     let is_running = tokio::runtime::Handle::try_current().is_ok();

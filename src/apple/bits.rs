@@ -3,9 +3,9 @@
 use crate::gate::error::{VerifyError, VerifyErrorKind, impl_error};
 use crate::gate::rejection::Rejection;
 
-/// The two bits that Apple keeps for each device and team. Their meaning is yours to choose.
+/// The two bits that Apple keeps for each device and team. Apple gives them no meaning; you choose one.
 ///
-/// All apps of a team share them. They survive the removal of the app and the erasure of the device.
+/// All apps of a team share them. They survive deletion of the app and erasure of the device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Bits {
     bit0: bool,
@@ -32,10 +32,10 @@ impl Bits {
         self.last_update.as_deref()
     }
 
-    /// Reads the body of an answer with status 200; `None` if it is in no form that Apple is known to use.
+    /// Reads the body of an answer with status 200. Returns `None` if Apple is not known to use its format.
     ///
-    /// For bits that were never set, Apple documents the plain text `Bit State Not Found`; seen in practice:
-    /// `Failed to find bit state`.
+    /// For bits that were never set, Apple documents the plain text `Bit State Not Found`. Seen in practice: `Failed to
+    /// find bit state`.
     pub(super) fn read(body: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(body).ok()?;
         let lower = text.to_ascii_lowercase();
@@ -78,11 +78,11 @@ enum Reason {
 pub enum BitsErrorKind {
     /// Apple refused the device token. Apple also refuses a token that it accepted before, once it has expired.
     RefusedToken,
-    /// The device was admitted by a debug token, and has no bits.
+    /// The device was admitted by a debug token and has no bits.
     NoDeviceToken,
-    /// Apple says that it is asked too often.
+    /// Apple throttles this server (status 429).
     Throttled,
-    /// There is no answer, or an unknown one. An update may have taken effect.
+    /// Apple gave no answer, or an unknown one. An update may have taken effect.
     Unavailable,
     /// Apple does not accept the server's credentials or its request.
     Misconfigured,
@@ -95,8 +95,8 @@ impl BitsError {
         Self { reason: Reason::RefusedToken { is_likely_expired } }
     }
 
-    /// Whether Apple refused the token of a device that was admitted on a remembered verdict: the token was genuine
-    /// then, and has most likely expired since. The device is not at fault, and a new token helps.
+    /// Whether Apple refused the token of a device that the layer had admitted on a remembered verdict. Such a token
+    /// was genuine and has most likely expired since. The device is not at fault; a new token helps.
     #[must_use]
     pub const fn is_likely_expired(&self) -> bool {
         matches!(self.reason, Reason::RefusedToken { is_likely_expired: true })
@@ -116,7 +116,7 @@ impl BitsError {
         }
     }
 
-    /// The rejection with which the layer would answer. Without a device token: [`Rejection::MissingToken`].
+    /// The layer's rejection for this kind of error. For a device without a device token: [`Rejection::MissingToken`].
     #[must_use]
     pub fn rejection(&self) -> Rejection {
         match &self.reason {
@@ -133,8 +133,8 @@ impl From<VerifyError> for BitsError {
     }
 }
 
-/// Feature `axum`. The answer of its [`rejection`](BitsError::rejection). Unless the token is at fault, the error and its
-/// causes are logged as a warning.
+/// Feature `axum`. Responds with the error's [`rejection`](BitsError::rejection). Unless the token is at fault, this
+/// logs the error and its causes as a warning.
 #[cfg(feature = "axum")]
 impl axum_core::response::IntoResponse for BitsError {
     fn into_response(self) -> axum_core::response::Response {
@@ -159,7 +159,7 @@ impl_error!(
         BitsErrorKind::RefusedToken => "Apple refused the device token",
         BitsErrorKind::NoDeviceToken => "the device was admitted by a debug token and has no bits",
         BitsErrorKind::Throttled => "Apple is asked too often",
-        BitsErrorKind::Unavailable => "no answer to be had",
+        BitsErrorKind::Unavailable => "no answer available",
         BitsErrorKind::Misconfigured => "credentials or request not accepted",
     }
 );

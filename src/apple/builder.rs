@@ -20,7 +20,7 @@ impl AppleClient {
     ///
     /// # Errors
     ///
-    /// If the transport cannot be set up.
+    /// Returns an error if the transport cannot be set up.
     #[cfg(all(feature = "reqwest", not(target_arch = "wasm32")))]
     pub fn new(credentials: Credentials) -> Result<Self, ClientError> {
         Self::builder(credentials).build()
@@ -58,8 +58,8 @@ pub struct AppleClientBuilder {
 }
 
 impl AppleClientBuilder {
-    /// The base URL of an environment's server, for a proxy or a fake: `https`, or `http` to a loopback
-    /// address. Apple's paths are appended to its path. Default: Apple's hosts.
+    /// Sets the base URL of an environment's server, for a proxy or a fake. The scheme is `https`, or `http` for a
+    /// loopback address. The client appends Apple's paths to the path of the URL. Default: Apple's hosts.
     pub fn base_url(mut self, environment: Environment, url: impl AsRef<str>) -> Self {
         match environment {
             Environment::Production => self.production = url.as_ref().to_owned(),
@@ -68,11 +68,11 @@ impl AppleClientBuilder {
         self
     }
 
-    /// The tower service that sends requests to Apple, with any layers around it. Default: a `ReqwestTransport`,
+    /// Sets the tower service that sends requests to Apple, with any layers around it. Default: a `ReqwestTransport`,
     /// if the feature `reqwest` is on. [`HttpTransport`](crate::HttpTransport) adapts other HTTP clients.
     ///
-    /// It must not follow redirects. The client discards answers over 4 KiB, but only the transport can stop
-    /// reading them. A clone of the service sends each request.
+    /// The transport must not follow redirects. The client discards answers over 4 KiB, but only the transport can stop
+    /// reading them. Each request is sent by a clone of the service.
     pub fn transport<S>(mut self, transport: S) -> Self
     where
         S: Service<Request<Bytes>, Response = Response<Bytes>> + Clone + Send + Sync + 'static,
@@ -83,39 +83,39 @@ impl AppleClientBuilder {
         self
     }
 
-    /// The deadline of one attempt. Default: 3 seconds.
+    /// Sets the deadline of one attempt. Default: 3 seconds.
     ///
-    /// Deadlines need the feature `tokio` and a tokio runtime with its time driver on. Elsewhere the transport has
-    /// to keep deadlines of its own.
+    /// Deadlines need the feature `tokio` and a tokio runtime with its time driver on. Elsewhere the transport must
+    /// keep its own deadlines.
     pub const fn attempt_timeout(mut self, timeout: Duration) -> Self {
         self.attempt_timeout = timeout;
         self
     }
 
-    /// The deadline of a whole call: its attempts, and its wait for a slot. Default: 5 seconds. It needs what
-    /// [`attempt_timeout`](Self::attempt_timeout) needs.
+    /// Sets the deadline of a whole call: all attempts, and the wait for a slot. Default: 5 seconds. The requirements
+    /// are those of [`attempt_timeout`](Self::attempt_timeout).
     pub const fn total_timeout(mut self, timeout: Duration) -> Self {
         self.total_timeout = timeout;
         self
     }
 
-    /// The number of calls that may be under way at once. Further calls wait for a slot, except on wasm, where they
-    /// fail. Default: 256.
+    /// Sets the number of calls that may be in flight at once. Further calls wait for a slot, except on wasm, where
+    /// they fail. Default: 256.
     pub const fn in_flight_limit(mut self, limit: usize) -> Self {
         self.in_flight_limit = limit;
         self
     }
 
-    /// The number of calls that may wait for a slot. Further calls fail at once, as
+    /// Sets the number of calls that may wait for a slot. Further calls fail at once, as
     /// [`Unavailable`](crate::VerifyErrorKind::Unavailable). Default: 4,096.
     pub const fn waiting_limit(mut self, limit: usize) -> Self {
         self.waiting_limit = limit;
         self
     }
 
-    /// Whether the client sends a request a second time, at once: if there was no connection, if a kept one ended, if
-    /// an HTTP/2 server turned the request away unread, if the attempt ran out of time, or on status 502, 503 or 504
-    /// without `Retry-After`. Default: `true`.
+    /// Sets whether the client retries a request once, immediately. It retries if there was no connection, if a reused
+    /// connection ended, if an HTTP/2 server turned the request away unread, if the attempt timed out, or on status
+    /// 502, 503 or 504 without `Retry-After`. Default: `true`.
     pub const fn retry(mut self, retry: bool) -> Self {
         self.retry = retry;
         self
@@ -133,7 +133,8 @@ impl AppleClientBuilder {
     ///
     /// # Errors
     ///
-    /// If a base URL cannot be used, if a timeout or the in-flight limit is zero, or if there is no transport.
+    /// Returns an error if a base URL cannot be used, if a timeout or the in-flight limit is zero, or if there is no
+    /// transport.
     pub fn build(self) -> Result<AppleClient, ClientError> {
         let zero = [
             (self.attempt_timeout.is_zero(), "attempt timeout"),
@@ -195,12 +196,12 @@ fn default_transport(_: Duration) -> Result<Arc<dyn ErasedTransport>, ClientErro
     ))
 }
 
-/// The URLs under a base URL. An error for a base URL to which no provider token may be sent. The error calls the base
-/// URL by `name`, as the operator knows it.
+/// The endpoint URLs under a base URL. Returns an error if no provider token may be sent to the base URL. The error
+/// calls the base URL `name`, the term that the operator knows.
 pub(super) fn endpoints(name: &str, base: &str) -> Result<Endpoints, ClientError> {
     let base = base.trim();
     let fail = |reason: &str| ClientError::new(format!("{name}: {reason}"));
-    // Checked in the text, because the parser drops fragments.
+    // The check reads the text, because the parser drops fragments.
     if base.contains(['?', '#']) {
         return Err(fail("it has a query or a fragment: remove it"));
     }
@@ -215,7 +216,7 @@ pub(super) fn endpoints(name: &str, base: &str) -> Result<Endpoints, ClientError
     if authority.host().is_empty() {
         return Err(fail("it has no host: write `https://host`"));
     }
-    // The parser takes anything for a port, such as a part of a password.
+    // The parser accepts anything as a port, such as part of a password.
     if authority.as_str() != authority.host() && authority.port_u16().is_none() {
         return Err(fail("its port is no number: write `https://host`, or `https://host:8443`"));
     }

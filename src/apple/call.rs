@@ -19,9 +19,9 @@ use crate::gate::error::{VerifyError, impl_error};
 use crate::gate::{observer::TARGET, routing::Environment};
 use crate::runtime::{Instant, SystemTime, Timestamp, lock, within};
 
-/// Everything that a call needs. All clones of an [`AppleClient`](crate::AppleClient) share one.
+/// The state that a call needs. All clones of an [`AppleClient`](crate::AppleClient) share one.
 pub(super) struct Caller {
-    /// The same for all credentials that this client ever has.
+    /// All credentials that this client ever has belong to this team.
     pub(super) team_id: Box<str>,
     pub(super) credentials: Mutex<Credentials>,
     pub(super) production: Endpoints,
@@ -43,8 +43,8 @@ pub(super) struct Endpoints {
 }
 
 impl Caller {
-    /// Runs one call: waits for a slot, sends the request, retries once, and renews a refused provider token once.
-    /// Once the request was sent, the call goes on without its caller, and keeps its slot.
+    /// Runs one call: waits for a slot, sends the request, retries once, and renews a refused provider token once. Once
+    /// the request has been sent, the call continues without its caller and keeps its slot.
     ///
     /// Returns the body of Apple's answer, or `None` if Apple refused the device token.
     pub(super) async fn ask(
@@ -109,7 +109,7 @@ impl Caller {
                 },
                 Err(failure) => failure,
             };
-            // Once the time is over, the failure of this attempt says more than "no answer in time".
+            // After the total timeout, the failure of this attempt says more than "no answer in time".
             let may_go_on = started.elapsed() < self.total_timeout && interest.is_there();
             if may_retry && may_go_on && failure.is_worth_another_attempt() {
                 may_retry = false;
@@ -134,14 +134,14 @@ impl Caller {
         }
     }
 
-    /// Sends the request once and waits for the answer. `left` is what is left of the time for the whole call.
+    /// Sends the request once and waits for the answer. `left` is the rest of the total timeout.
     async fn attempt(&self, request: Request<Bytes>, left: Duration) -> Result<Response<Bytes>, Failure> {
         let (reason, source) =
             match within(self.attempt_timeout.min(left), self.transport.send(request)).await {
                 Ok(Ok(response)) => return Ok(response),
                 Ok(Err(error)) => ("the transport failed", Some(error)),
                 Err(_elapsed) if left < self.attempt_timeout => (TOO_LATE, None),
-                Err(_elapsed) => ("no answer in the time for one attempt", None),
+                Err(_elapsed) => ("no answer within the attempt timeout", None),
             };
         let is_worth_repeating =
             source.as_ref().is_none_or(|source| transport::is_worth_repeating(&**source));
@@ -189,7 +189,7 @@ impl Caller {
     }
 }
 
-const TOO_LATE: &str = "no answer in time, that for a free slot included";
+const TOO_LATE: &str = "no answer in time, including the wait for a free slot";
 
 /// A failed attempt.
 enum Failure {
@@ -198,8 +198,8 @@ enum Failure {
 }
 
 impl Failure {
-    /// Whether another attempt may help: the transport says so, the time for this one was too short, or a server in
-    /// front of Apple reports a momentary outage.
+    /// Whether another attempt may help: the transport says so, this attempt timed out, or a server in front of Apple
+    /// reports a momentary outage.
     fn is_worth_another_attempt(&self) -> bool {
         match self {
             Self::Answer(answer) => matches!(answer.status.as_u16(), 502..=504) && !answer.has_retry_after,

@@ -15,23 +15,23 @@ use crate::runtime::lock;
 
 /// A client for Apple's DeviceCheck server.
 ///
-/// One client serves both environments. Cloning is cheap; clones share connections, limits, credentials and
-/// the provider token.
+/// One client serves both environments. Cloning is cheap: clones share connections, limits, credentials and the
+/// provider token.
 ///
-/// Each call has a deadline and takes one of a limited number of slots. [`AppleClientBuilder`] sets both and
-/// names the defaults. A call that is dropped before it has a slot sends nothing. One that was sent
-/// goes on without its caller, and keeps its slot until Apple has answered or its deadline is over; where no tokio
-/// runtime runs, dropping it ends it.
+/// Each call has a deadline and takes one of a limited number of slots. [`AppleClientBuilder`] sets both and documents
+/// the defaults. A call that is dropped before it has a slot sends nothing. A call whose request has been sent
+/// continues without its caller, and keeps its slot until Apple answers or the deadline passes. Without a tokio
+/// runtime, dropping the call ends it.
 ///
-/// While Apple refuses the credentials, calls fail at once with Apple's last answer. Apple still gets a few:
-/// at most one a second at first, later one each half minute. This ends once Apple accepts the credentials.
+/// While Apple refuses the credentials, calls fail at once with Apple's last answer. A few calls still reach Apple: at
+/// most one per second at first, later one every half minute. The back-off ends once Apple accepts the credentials.
 ///
-/// Several tokio runtimes may share a client. Each has connections of its own, and each must keep running while its
-/// calls are under way, or be dropped: a runtime that stands still keeps the slots of its calls.
+/// Several tokio runtimes may share a client; each has its own connections. A runtime must keep running while its calls
+/// are in flight, or be dropped: the calls of a stalled runtime keep their slots.
 ///
 /// [`AppleClientBuilder`]: crate::AppleClientBuilder
 ///
-/// Wrong credentials should stop a server at its start. An outage of Apple's should not:
+/// Wrong credentials should stop a server at start-up. An outage at Apple should not:
 ///
 /// ```
 /// use tower_devicecheck::{AppleClient, BoxError, Credentials, Environment, VerifyErrorKind};
@@ -75,17 +75,17 @@ pub struct AppleClient {
 }
 
 impl AppleClient {
-    /// Asks whether a token is genuine.
+    /// Asks Apple whether a token is genuine.
     ///
     /// # Errors
     ///
-    /// If Apple gives no verdict. A refused token is a verdict, not an error.
+    /// Returns an error if Apple gives no verdict. A refused token is a verdict, not an error.
     pub async fn validate(
         &self,
         token: &DeviceToken,
         environment: Environment,
     ) -> Result<Verdict, VerifyError> {
-        // Apple promises nothing about the body but what `wire` knows.
+        // Apple promises nothing about the body beyond the checks in `wire`.
         let body = self.caller.ask(Operation::Validate, token, environment).await?;
         Ok(match body {
             Some(_) => Verdict::Genuine,
@@ -95,31 +95,32 @@ impl AppleClient {
 
     /// Reads the two bits of a device. Bits that were never set are `false`.
     ///
-    /// Apple asks that a token be used once, soon after it was made, and accepts it again for a short while: seconds,
-    /// by what was seen. A device that the layer admitted on a remembered verdict
-    /// ([`Evidence::is_fresh`](crate::Evidence::is_fresh) is `false`) has a token that Apple may have forgotten by now.
-    /// [`BitsError::is_likely_expired`] says so; let the app send a new token, and read bits where every token is
-    /// asked about (`with_time_to_live(Verdict::Genuine, Duration::ZERO)` on that route's layer).
+    /// Apple asks servers to use a token once, soon after the app made it. Seen in practice: Apple accepts a token
+    /// again for some seconds. A device that the layer admitted on a remembered verdict
+    /// ([`Evidence::is_fresh`](crate::Evidence::is_fresh) is `false`) has a token that Apple may no longer accept;
+    /// [`BitsError::is_likely_expired`] reports this. Let the app send a new token, and read bits on a route whose
+    /// layer asks Apple about every token (`with_time_to_live(Verdict::Genuine, Duration::ZERO)`).
     ///
     /// # Errors
     ///
-    /// If Apple refuses the token or gives no answer, or if the device was admitted by a debug token.
+    /// Returns an error if Apple refuses the token or gives no answer, or if the device was admitted by a debug token.
     pub async fn query_bits(&self, device: &VerifiedDevice) -> Result<Bits, BitsError> {
         let body = self.ask_about(Operation::QueryBits, device).await?;
         Bits::read(&body)
-            .ok_or_else(|| VerifyError::unavailable("the answer to a query of bits is not understood").into())
+            .ok_or_else(|| VerifyError::unavailable("the answer to a query of bits cannot be parsed").into())
     }
 
-    /// Sets one of the bits of a device, or both. `None` leaves a bit out, and two of them ask nothing of Apple.
+    /// Sets one or both bits of a device. `None` leaves a bit out of the update. If both are `None`, the client does
+    /// not call Apple.
     ///
-    /// Two handlers that set one bit each should leave the other one out: setting it to what was read before would
-    /// undo what another handler has set meanwhile. Apple calls both bits optional in an update, and does not say what
-    /// becomes of one that is left out; its fakes keep the value. Apple has no update that depends on what it
-    /// finds, so a bit that two handlers set is the last one's.
+    /// If two handlers set one bit each, each should leave the other bit out: writing back the value that it read
+    /// earlier would undo the other handler's update. Apple documents both bits as optional in an update, but not what
+    /// happens to a bit that is left out; this crate's fake Apple keeps the bit's value. Apple has no conditional
+    /// update: if two handlers set the same bit, the last write wins.
     ///
     /// # Errors
     ///
-    /// As for [`query_bits`](Self::query_bits). Without an answer, the bits may or may not be set.
+    /// The same as for [`query_bits`](Self::query_bits). Without an answer, the bits may or may not be set.
     pub async fn update_bits(
         &self,
         device: &VerifiedDevice,
@@ -143,35 +144,35 @@ impl AppleClient {
         &self.caller.team_id
     }
 
-    /// Checks that Apple accepts the credentials, by asking about a token that no device made. Apple judges the
-    /// credentials before the token, as seen in practice.
+    /// Checks that Apple accepts the credentials, by asking about a made-up token. Seen in practice: Apple checks the
+    /// credentials before the token.
     ///
-    /// Use it when a server starts, and in health checks that run rarely.
+    /// Use it at start-up, and in health checks that run rarely.
     ///
     /// # Errors
     ///
-    /// [`Misconfigured`](crate::VerifyErrorKind::Misconfigured) if Apple does not accept the credentials, or if the
-    /// server calls the token genuine: it is not Apple, and would let everybody in. Any other kind says nothing
-    /// about the credentials.
+    /// Returns [`Misconfigured`](crate::VerifyErrorKind::Misconfigured) if Apple does not accept the credentials, or if
+    /// the server calls the made-up token genuine. Such a server is not Apple's, and would admit everyone. An error of
+    /// any other kind says nothing about the credentials.
     pub async fn check_credentials(&self, environment: Environment) -> Result<(), VerifyError> {
         let bogus: DeviceToken = "bm90IGEgZGV2aWNlIHRva2Vu".parse().map_err(VerifyError::unavailable)?;
         match self.validate(&bogus, environment).await? {
             Verdict::Refused => Ok(()),
             Verdict::Genuine => Err(VerifyError::misconfigured(
-                "a made-up token was called genuine: what answers is not Apple, and would let everybody in (check \
-                 the base URL, and proxies in between)",
+                "a made-up token was called genuine: the server is not Apple, and would admit everyone (check the \
+                 base URL, and proxies in between)",
             )),
         }
     }
 
-    /// Uses another key of the same team from the next request on. Calls under way finish with the old key, or
-    /// with the new one if Apple has refused the old one meanwhile.
+    /// Switches to another key of the same team, from the next request on. Calls in flight finish with the old key, or
+    /// with the new key if Apple refuses the old one meanwhile.
     ///
-    /// Make the new key at Apple first, then rotate, then revoke the old key.
+    /// First create the new key in Apple's developer account, then rotate, then revoke the old key.
     ///
     /// # Errors
     ///
-    /// If the credentials are of another team: the team id is part of every cache key.
+    /// Returns an error if the credentials are of another team: the team id is part of every cache key.
     pub fn rotate_credentials(&self, credentials: Credentials) -> Result<(), CredentialsError> {
         if credentials.team_id() != &*self.caller.team_id {
             return Err(CredentialsError::other_team(&self.caller.team_id, credentials.team_id()));
@@ -184,7 +185,7 @@ impl AppleClient {
 }
 
 impl fmt::Debug for AppleClient {
-    // Without the transport, which may be a closure, and need not implement `Debug`.
+    // Omits the transport, which may be a closure and need not implement `Debug`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let caller = &self.caller;
         f.debug_struct("AppleClient")

@@ -12,49 +12,49 @@ use crate::apple::provider_token::{ProviderTokens, Signer};
 use crate::gate::{error::impl_error, observer::TARGET};
 use crate::quote::{may_hold_secret, quoted, shown_id};
 
-/// The credentials that identify this server to Apple: the team id, and a private key with its id.
+/// The credentials that identify this server to Apple: the team id, the key id, and the private key.
 ///
 /// Create the key under Certificates, Identifiers & Profiles > Keys with the DeviceCheck service enabled.
 /// Apple lets you download it once, as `AuthKey_<key id>.p8`. Keys of App Store Connect do not work here.
 ///
-/// Every constructor parses the key and signs with it once, so that a bad key fails at start-up. All
-/// credentials of a process that have the same ids and key share the provider token that is signed with it. Dropping
-/// the last of them wipes the key from memory; the caller wipes the text or DER that it passed in.
+/// Every constructor parses the key and signs with it once, so that a bad key fails at start-up. Credentials with the
+/// same ids and key share one provider token in a process. Dropping the last of them wipes the key from memory. The
+/// caller must wipe the text or DER that it passed in.
 #[derive(Clone)]
 pub struct Credentials {
     provider_tokens: Arc<ProviderTokens>,
 }
 
 impl Credentials {
-    /// Credentials with the text of a `.p8` file.
+    /// Makes credentials from the text of a `.p8` file.
     ///
-    /// White space and quotes around the text are ignored, and line ends may be missing, CRLF, or written as
-    /// `\n`. The base64 between the first and last line is enough, and base64 of the whole file works too.
+    /// White space and quotes around the text are ignored. Line ends may be missing, CRLF, or written as `\n`. The
+    /// base64 between the first and the last line suffices, and base64 of the whole file also works.
     ///
     /// # Errors
     ///
-    /// If an id is empty or clearly something else, or if the text is not an unencrypted P-256 key in
-    /// PKCS#8 form. The error names the cause and the cure.
+    /// Returns an error if an id is empty or clearly not an id, or if the text is not an unencrypted P-256 key in
+    /// PKCS#8 form. The error names the cause and the remedy.
     pub fn from_pem(team_id: &str, key_id: &str, pem: &str) -> Result<Self, CredentialsError> {
         Self::from_text(team_id, key_id, pem, &InputNames::ARGUMENTS)
     }
 
-    /// Credentials with a key in PKCS#8 DER, unencrypted.
+    /// Makes credentials from a key in unencrypted PKCS#8 DER.
     ///
     /// # Errors
     ///
-    /// As for [`from_pem`](Self::from_pem).
+    /// The same as for [`from_pem`](Self::from_pem).
     pub fn from_der(team_id: &str, key_id: &str, pkcs8_der: &[u8]) -> Result<Self, CredentialsError> {
         let names = InputNames::ARGUMENTS;
         pem::check_der(pkcs8_der).map_err(|fault| CredentialsError::key(&names, fault))?;
         Self::build(team_id, key_id, pkcs8_der, &names)
     }
 
-    /// Credentials with the `.p8` file at `path`. Reads the file once, at this call, and blocks meanwhile.
+    /// Makes credentials from the `.p8` file at `path`. The call reads the file once, and blocks meanwhile.
     ///
     /// # Errors
     ///
-    /// If the file cannot be read, and as for [`from_pem`](Self::from_pem).
+    /// Returns an error if the file cannot be read. Further errors are those of [`from_pem`](Self::from_pem).
     pub fn from_pem_file(
         team_id: &str,
         key_id: &str,
@@ -63,7 +63,7 @@ impl Credentials {
         Self::from_file(team_id, key_id, path.as_ref(), InputNames::ARGUMENTS)
     }
 
-    /// Credentials from environment variables:
+    /// Makes credentials from environment variables:
     ///
     /// | variable | value |
     /// |---|---|
@@ -72,12 +72,12 @@ impl Credentials {
     /// | `APPLE_JWT_PRIVATE_KEY` | the text of the `.p8` file, see [`from_pem`](Self::from_pem) |
     /// | `APPLE_JWT_PRIVATE_KEY_FILE` | the path to the file, if the text is not given |
     ///
-    /// A variable with nothing but white space in it counts as not set.
+    /// A variable that holds only white space counts as unset.
     ///
     /// # Errors
     ///
-    /// If a variable is not set, if both of the last two are, and as for [`from_pem`](Self::from_pem) and
-    /// [`from_pem_file`](Self::from_pem_file).
+    /// Returns an error if a variable is not set, or if both of the last two are. Further errors are those of
+    /// [`from_pem`](Self::from_pem) and [`from_pem_file`](Self::from_pem_file).
     pub fn from_env() -> Result<Self, CredentialsError> {
         Self::from_lookup(|name| env::var(name))
     }
@@ -144,13 +144,13 @@ impl Credentials {
         mut names: InputNames,
     ) -> Result<Self, CredentialsError> {
         let shown = path.to_string_lossy();
-        // A text without any separator is hardly a path, and may be a secret that was meant for another variable.
+        // A text without any separator is probably not a path. It may be a secret that was meant for another variable.
         let is_hidden = may_hold_secret(&shown) || !shown.contains(['/', '\\', '.']);
         if !is_hidden {
             names.key = format!("{} {}", names.key, quoted(&shown)).into();
         }
         let fail = |reason| CredentialsError::new(names.key.clone(), reason);
-        // Room for the whole file at once: growing would leave copies of the key behind.
+        // Reserves room for the whole file at once: growing would leave copies of the key behind.
         let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_FILE_LENGTH + 1));
         File::open(path)
             .and_then(|file| file.take(MAX_FILE_LENGTH as u64 + 1).read_to_end(&mut bytes))
@@ -210,7 +210,7 @@ impl Credentials {
         signer.sign(0).map_err(damaged)?;
         for (id, name) in [(team_id, names.team_id), (key_id, names.key_id)] {
             if id.len() != 10 {
-                event!(target: TARGET, Level::WARN, length = id.len(), "{name} has not 10 characters, as Apple's ids have");
+                event!(target: TARGET, Level::WARN, length = id.len(), "{name} does not have 10 characters, as Apple's ids do");
             } else if id.contains(|letter: char| letter.is_ascii_lowercase()) {
                 event!(target: TARGET, Level::WARN, "{name} has small letters, and Apple's ids have capitals");
             }
@@ -233,7 +233,7 @@ impl Credentials {
         self.provider_tokens.signer().key_id()
     }
 
-    /// Whether these have the same ids and the same key.
+    /// Whether both have the same ids and the same key.
     #[cfg(all(feature = "tokio", not(target_arch = "wasm32")))]
     pub(super) fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.provider_tokens, &other.provider_tokens)
@@ -245,7 +245,7 @@ impl Credentials {
 }
 
 impl fmt::Debug for Credentials {
-    // Without the key.
+    // Omits the key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Credentials")
             .field("team_id", &shown_id(self.team_id()))
@@ -259,10 +259,10 @@ const KID: &str = "APPLE_JWT_KID";
 const KEY: &str = "APPLE_JWT_PRIVATE_KEY";
 const KEY_FILE: &str = "APPLE_JWT_PRIVATE_KEY_FILE";
 
-/// The longest file that is read. A `.p8` file has about 260 bytes.
+/// The longest file that is read, in bytes. A `.p8` file has about 260 bytes.
 const MAX_FILE_LENGTH: usize = 64 * 1024;
 
-/// The names of the three inputs, as the operator knows them: arguments or environment variables.
+/// The operator's names of the three inputs: those of arguments or of environment variables.
 struct InputNames {
     team_id: &'static str,
     key_id: &'static str,
@@ -273,8 +273,8 @@ impl InputNames {
     const ARGUMENTS: Self = Self { team_id: "team id", key_id: "key id", key: Cow::Borrowed("private key") };
 }
 
-/// The id without white space and quotes. Apple's ids are 10 letters and digits. Another length is no error, but
-/// a text that cannot be an id is.
+/// Returns the id without white space and quotes. Apple's ids have 10 letters and digits. Another length is not an
+/// error, but a text that cannot be an id is one.
 fn check_id(id: &str) -> Result<&str, &'static str> {
     let id = pem::unquoted(id);
     let is_uuid = id.len() == 36 && id.bytes().all(|byte| byte == b'-' || byte.is_ascii_hexdigit());
@@ -298,7 +298,7 @@ fn check_id(id: &str) -> Result<&str, &'static str> {
     }
 }
 
-/// An error from making or rotating credentials. The text names the cause and the cure, and shows nothing of the
+/// An error from making or rotating credentials. The text names the cause and the remedy, and reveals nothing of the
 /// key.
 #[derive(Debug)]
 pub struct CredentialsError {

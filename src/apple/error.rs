@@ -2,7 +2,7 @@
 
 use crate::{BoxError, apple::credentials::CredentialsError, gate::error::impl_error};
 
-/// An error from building a client or its transport. The text names the cause and the cure.
+/// An error from building a client or its transport. The text names the cause and the remedy.
 #[derive(Debug)]
 pub struct ClientError {
     message: String,
@@ -14,7 +14,7 @@ impl ClientError {
         Self { message: message.into(), source: None }
     }
 
-    /// The same words, and the same cause.
+    /// Keeps the text and the cause.
     pub(super) fn credentials(error: CredentialsError) -> Self {
         Self { message: error.to_string(), source: error.into_source() }
     }

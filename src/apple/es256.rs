@@ -1,4 +1,4 @@
-//! Signatures by ECDSA on P-256 with SHA-256, in the form of a JWT's ES256: by aws-lc, or in pure Rust.
+//! ES256 signatures (ECDSA on P-256 with SHA-256, in the JWT form): by aws-lc, or in pure Rust.
 
 #[cfg(feature = "aws-lc-rs")]
 pub(super) use self::aws_lc::SigningKey;

@@ -10,42 +10,43 @@ use crate::gate::{observer::TARGET, routing::Environment};
 
 #[cfg(all(feature = "reqwest", not(target_arch = "wasm32")))]
 impl AppleClient {
-    /// A client with every default, from the environment variables of [`AppleClientBuilder::from_env`]. Feature
+    /// Makes a client with every default, from the environment variables of [`AppleClientBuilder::from_env`]. Feature
     /// `reqwest`.
     ///
-    /// The variables are those that the example `fake_apple` prints, so that one program asks Apple in
-    /// production and the fake elsewhere.
+    /// The example `fake_apple` prints the same variables, so that one program can ask Apple in production and the fake
+    /// elsewhere.
     ///
     /// # Errors
     ///
-    /// If a variable is missing or bad, or if the transport cannot be set up. The error's text names the variable
-    /// and the cure.
+    /// Returns an error if a variable is missing or bad, or if the transport cannot be set up. The error's text names
+    /// the variable and the remedy.
     pub fn from_env() -> Result<Self, ClientError> {
         AppleClientBuilder::from_env()?.build()
     }
 }
 
 impl AppleClientBuilder {
-    /// A builder with the credentials, and the servers if they are not Apple's, from environment variables:
+    /// Makes a builder from environment variables. They hold the credentials, and the base URLs of servers to ask
+    /// instead of Apple's:
     ///
     /// | variable | value |
     /// |---|---|
     /// | `APPLE_JWT_ISS`, `APPLE_JWT_KID`, `APPLE_JWT_PRIVATE_KEY` or `APPLE_JWT_PRIVATE_KEY_FILE` | the credentials, see [`Credentials::from_env`] |
-    /// | `DEVICECHECK_PRODUCTION_URL` | the base URL that is asked instead of Apple's production server |
-    /// | `DEVICECHECK_DEVELOPMENT_URL` | the base URL that is asked instead of Apple's development server |
+    /// | `DEVICECHECK_PRODUCTION_URL` | the base URL of a server that replaces Apple's production server |
+    /// | `DEVICECHECK_DEVELOPMENT_URL` | the base URL of a server that replaces Apple's development server |
     ///
-    /// A base URL is `https`, or `http` to a loopback address, as for [`base_url`](Self::base_url). A variable with
-    /// nothing but white space in it counts as not set. A line in the log names the host that is asked in Apple's
-    /// place.
+    /// A base URL is `https`, or `http` to a loopback address, as for [`base_url`](Self::base_url). A variable that
+    /// holds only white space counts as unset. The log names each host that replaces one of Apple's.
     ///
     /// # Errors
     ///
-    /// If a variable of the credentials is missing, or if a variable is bad. The error's text names the variable and
-    /// the cure.
+    /// Returns an error if a variable of the credentials is missing, or if a variable is bad. The error's text names
+    /// the variable and the remedy.
     ///
     /// # Danger
     ///
-    /// A server in Apple's place decides who is genuine. Anyone who sets the variables of the process can name one.
+    /// A server that replaces Apple's decides which tokens are genuine. Anyone who can set the variables of the process
+    /// can name such a server.
     pub fn from_env() -> Result<Self, ClientError> {
         Self::from_lookup(|name| env::var(name))
     }

@@ -12,23 +12,23 @@ use tower_service::Service;
 use crate::BoxError;
 use crate::apple::{transport::TransportError, wire::MAX_ANSWER_LENGTH};
 
-/// A transport made of an HTTP client that is a tower service, such as hyper-util's.
+/// Adapts an HTTP client that is a tower service, such as hyper-util's, to a transport.
 ///
-/// Such clients return a response's body as a stream, which this reads to its end. A body over 4 KiB is an error,
-/// and the rest of it is not read. Dropping a call drops the client's future.
+/// Such a client returns the response body as a stream, and this transport reads the stream to its end. A body over 4
+/// KiB is an error, and its rest is not read. Dropping a call drops the client's future.
 ///
-/// The client's errors are passed on. [`AppleClient`](crate::AppleClient) retries if one of their causes is an
-/// [`std::io::Error`] that says that there was no connection, or, with the feature `reqwest`, an HTTP/2 error by
-/// which the server says that it has not looked at the request. If your client can tell more, map its errors to
-/// [`TransportError`]: a failed connect, or a kept connection that ended
-/// ([`stale`](TransportError::stale)).
+/// This transport passes the client's errors on. [`AppleClient`](crate::AppleClient) retries if one of their causes is
+/// an [`std::io::Error`] that reports a failed connect, or, with the feature `reqwest`, an HTTP/2 error that reports an
+/// unprocessed request. If your client can tell more, map its errors to [`TransportError`]: a failed connect
+/// ([`connect`](TransportError::connect)), or a reused connection that ended ([`stale`](TransportError::stale)).
 ///
-/// A call that ran out of time is repeated over whichever connection the client picks. hyper-util's keeps a silent
-/// HTTP/2 connection until its own pings find it dead, so set them short; a `ReqwestTransport` replaces it at once.
+/// After a timeout, the HTTP client picks the connection for the retry. hyper-util's client keeps a silent HTTP/2
+/// connection until its own pings find it dead; set short ping intervals. A `ReqwestTransport` replaces such a
+/// connection at once.
 ///
 /// hyper-util's client takes a seventh to a fifth less processor time than a `ReqwestTransport`
-/// (`docs/performance.md`). It does not support proxies, and its connector panics outside of a tokio runtime. This
-/// sets it up like `ReqwestTransport`:
+/// (`docs/performance.md`). It does not support proxies, and its connector panics outside a tokio runtime. This example
+/// configures it like `ReqwestTransport`:
 ///
 /// ```
 /// use http::Request;
@@ -67,7 +67,7 @@ pub struct HttpTransport<S> {
 }
 
 impl<S> HttpTransport<S> {
-    /// A transport that sends requests with `client`, which must not follow redirects.
+    /// Makes a transport that sends requests with `client`. The client must not follow redirects.
     #[must_use]
     pub const fn new(client: S) -> Self {
         Self { client }

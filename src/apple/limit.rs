@@ -1,4 +1,4 @@
-//! A limit on the calls to Apple that are under way, and on those that wait.
+//! A limit on calls to Apple in flight, and on calls that wait.
 
 use std::{
     collections::BTreeMap,
@@ -12,8 +12,8 @@ use crate::runtime::{REQUESTS_MAY_AWAIT_EACH_OTHER, lock};
 
 /// Slots for calls to Apple, and a bounded number of waiters for them.
 ///
-/// Waiters that a runtime drives are served in the order of their arrival. Others may never be polled again, so they
-/// have no turn that anybody waits for: each free slot that the first ones leave wakes them all.
+/// Waiters that a runtime drives get slots in order of arrival. Other waiters may never be polled again, so none of
+/// them may hold up the queue: a slot that the driven waiters leave free wakes all of them.
 pub(super) struct CallLimit {
     state: Mutex<State>,
     waiting_limit: usize,
@@ -26,7 +26,7 @@ struct State {
     others: BTreeMap<u64, Waker>,
 }
 
-/// All slots are taken, and too many calls wait for one already.
+/// All slots are taken, and too many calls already wait for one.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct QueueFull;
 
@@ -41,7 +41,7 @@ impl CallLimit {
         poll_fn(|cx| place.poll(driven, cx)).await
     }
 
-    /// Changes the state, then wakes those who may have a slot now.
+    /// Changes the state, then wakes the waiters that may have a slot now.
     fn change(&self, change: impl FnOnce(&mut State)) {
         let mut state = lock(&self.state);
         change(&mut state);
@@ -53,7 +53,7 @@ impl CallLimit {
     }
 }
 
-/// A caller's place among those who wait, given up on drop.
+/// A caller's place in the queue, given up on drop.
 struct Place<'a> {
     limit: &'a CallLimit,
     number: Option<u64>,

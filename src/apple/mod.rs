@@ -1,8 +1,8 @@
 //! Device tokens, and the client that asks Apple's DeviceCheck server about them.
 //!
-//! From the call of a user to the bytes on the wire: `builder` makes the client, `client` has its methods, `call`
-//! runs one call with its attempts and deadlines, `wire` writes the request and reads the answer, and a transport
-//! sends it.
+//! The modules, from a user's call to the bytes on the wire: `builder` makes the client, `client` has its methods,
+//! `call` runs one call with its attempts and deadlines, `wire` writes the request and reads the answer, and a
+//! transport sends the request.
 
 #[cfg(feature = "_apple")]
 mod bits;

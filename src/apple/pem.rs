@@ -1,4 +1,4 @@
-//! The parser of private keys, which mends the damage that environment variables do to a `.p8` file.
+//! The parser of private keys. It repairs the damage that environment variables do to a `.p8` file.
 
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use base64::{Engine, alphabet::STANDARD};
@@ -6,7 +6,7 @@ use zeroize::Zeroizing;
 
 use crate::quote::may_hold_secret;
 
-/// Lenient about padding and trailing bits. The check of the DER inside names such damage better.
+/// A decoder that ignores wrong padding and trailing bits. The check of the decoded DER describes such damage better.
 const LENIENT: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
     GeneralPurposeConfig::new()
@@ -14,7 +14,7 @@ const LENIENT: GeneralPurpose = GeneralPurpose::new(
         .with_decode_allow_trailing_bits(true),
 );
 
-/// The reason for which a text or DER is no key of Apple's. `as_str` names the cause and the cure.
+/// The reason why a text or DER is not one of Apple's keys. `as_str` names the cause and the remedy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum KeyFault {
     Empty,
@@ -79,7 +79,7 @@ impl KeyFault {
     }
 }
 
-/// `text` without the white space and quotes around it, which env files and dashboards leave there.
+/// Removes the white space and quotes that env files and dashboards leave around a text.
 pub(super) fn unquoted(text: &str) -> &str {
     let mut text = text.trim_start_matches('\u{feff}').trim();
     for quote in ['"', '\''] {
@@ -90,8 +90,8 @@ pub(super) fn unquoted(text: &str) -> &str {
     text
 }
 
-/// The DER of a key that is given as PEM, as PEM with damaged line ends, as the base64 inside the PEM, or as base64
-/// of any of these, in UTF-16 too.
+/// Decodes a key to DER. The text may be PEM, PEM with damaged line ends, the base64 inside the PEM, or base64 of any
+/// of these, including UTF-16 text.
 pub(super) fn der_of_text(text: &str) -> Result<Zeroizing<Vec<u8>>, KeyFault> {
     der_within(text, 3).map_err(|fault| if is_path(unquoted(text)) { KeyFault::Path } else { fault })
 }
@@ -107,14 +107,14 @@ fn der_within(text: &str, layers: u8) -> Result<Zeroizing<Vec<u8>>, KeyFault> {
     der_within(&inner, layers - 1).map_err(|within| if inner.contains(BEGIN) { within } else { fault })
 }
 
-/// Bytes as text: UTF-8, or the UTF-16 that PowerShell writes.
+/// Decodes text: UTF-8, or the UTF-16 that PowerShell writes.
 pub(super) fn text_of(bytes: &[u8]) -> Option<Zeroizing<String>> {
     let number: fn([u8; 2]) -> u16 = match bytes {
         [0xff, 0xfe, ..] | [_, 0, ..] => u16::from_le_bytes,
         [0xfe, 0xff, ..] | [0, _, ..] => u16::from_be_bytes,
         _ => return std::str::from_utf8(bytes).ok().map(|text| Zeroizing::new(text.to_owned())),
     };
-    // Room for the whole text at once: growing would leave copies of the key behind.
+    // Reserves room for the whole text at once: growing would leave copies of the key behind.
     let mut text = Zeroizing::new(String::with_capacity(2 * bytes.len()));
     let units = bytes.chunks_exact(2).map(|pair| number([pair[0], pair[1]]));
     for letter in char::decode_utf16(units) {
@@ -143,7 +143,7 @@ fn decode_text(text: &str) -> Result<Zeroizing<Vec<u8>>, KeyFault> {
         return decode(text);
     };
     let (label, rest) = armoured.split_once(DASHES).ok_or(KeyFault::CutOff)?;
-    // Without spaces, because some tools remove every space from a value.
+    // The comparison ignores spaces, because some tools remove every space from a value.
     let label: String = label.split_ascii_whitespace().collect();
     match label.as_str() {
         "PRIVATEKEY" => {}
@@ -174,9 +174,9 @@ fn decode(text: &str) -> Result<Zeroizing<Vec<u8>>, KeyFault> {
     Ok(decoded)
 }
 
-/// Removes white space, and line ends that were written as `\n` or `\r`, however often escaped.
+/// Removes white space, and line ends written as `\n` or `\r`, escaped any number of times.
 fn without_line_ends(text: &[u8]) -> Zeroizing<Vec<u8>> {
-    // Room for the whole key at once: growing would leave copies of it behind.
+    // Reserves room for the whole key at once: growing would leave copies of it behind.
     let mut compact = Zeroizing::new(Vec::with_capacity(text.len()));
     let mut escaped = false;
     for byte in text {
@@ -199,8 +199,8 @@ const PRIME256V1: &[u8] = &[0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01
 /// The arc of PKCS#5, which holds the algorithms that encrypt private keys.
 const PKCS5: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x05];
 
-/// Checks the outer structure of a DER, so that an error can name the fault. The first signature shows whether
-/// the key works.
+/// Checks the outer structure of a DER, so that an error can name the fault. The first signature then shows whether the
+/// key works.
 pub(super) fn check_der(der: &[u8]) -> Result<(), KeyFault> {
     if der.is_empty() {
         return Err(KeyFault::Empty);

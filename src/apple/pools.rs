@@ -1,7 +1,7 @@
 //! The connections of the default transport.
 //!
-//! reqwest hands out no single connection, so a suspect one is replaced together with its client: the old client is
-//! dropped once its last request has ended, and its connections with it.
+//! reqwest does not expose single connections. A suspect connection is therefore replaced together with its client. The
+//! old client and its connections are dropped once its last request has ended.
 
 use std::{
     sync::{
@@ -15,12 +15,13 @@ use tokio::runtime::Id;
 
 use crate::runtime::{Instant, lock, within};
 
-/// The pools in use, the one used last at the end.
+/// The pools in use, the most recently used one last.
 #[derive(Default)]
 pub(super) struct Pools(Mutex<Vec<(Id, String, Arc<Pool>)>>);
 
 impl Pools {
-    /// More than there are servers and runtimes. Beyond it, the one that was not used for longest makes room.
+    /// The most pools that are kept. Usual programs have fewer pairs of server and runtime. Beyond the limit, the least
+    /// recently used pool is dropped.
     const KEPT: usize = 16;
 
     /// The pool of this runtime and this server. A connection only works while the runtime that opened it runs.
@@ -51,26 +52,27 @@ impl Pools {
 
 /// A client with its connections to one server.
 ///
-/// The first request to a cold server goes alone. All requests share a connection if the server speaks HTTP/2, which
-/// is known once the first connection is up. A crowd that arrives earlier would open one connection for each request.
+/// The first request to a cold server goes alone. If the server speaks HTTP/2, all requests share one connection, but
+/// the client knows this only once the first connection is up. A burst before that would open one connection for each
+/// request.
 pub(super) struct Pool {
     pub(super) client: reqwest::Client,
     answers: AtomicUsize,
-    /// Held by the request that goes first.
+    /// The first request holds this lock.
     first: async_lock::Mutex<()>,
 }
 
 impl Pool {
-    /// The time to wait for the first request to a cold server: longer than most answers take, well under the
-    /// timeout of an attempt.
+    /// The longest wait for the first request to a cold server: longer than most answers take, well under the timeout
+    /// of an attempt.
     const PATIENCE: Duration = Duration::from_millis(500);
 
     fn new(client: reqwest::Client) -> Self {
         Self { client, answers: AtomicUsize::new(0), first: async_lock::Mutex::new(()) }
     }
 
-    /// Waits until the caller may send its request. Returns a guard to the first caller, who holds it until the
-    /// answer.
+    /// Waits until the caller may send its request. The first caller gets a guard, and holds it until the answer
+    /// arrives.
     pub(super) async fn turn(&self) -> Option<async_lock::MutexGuard<'_, ()>> {
         if self.is_warm() {
             return None;
@@ -79,7 +81,7 @@ impl Pool {
         (!self.is_warm()).then_some(turn)
     }
 
-    /// Whether anything was ever answered here.
+    /// Whether the server has ever answered over this pool's connections.
     pub(super) fn is_warm(&self) -> bool {
         self.answers() > 0
     }
@@ -89,7 +91,7 @@ impl Pool {
     }
 }
 
-/// A request that was sent over one of a pool's connections. Dropped without an end, it ran out of time.
+/// A request that was sent over one of a pool's connections. A drop without an outcome means that it ran out of time.
 pub(super) struct Sent<'a> {
     pools: &'a Pools,
     pool: &'a Arc<Pool>,
@@ -99,8 +101,8 @@ pub(super) struct Sent<'a> {
 }
 
 impl<'a> Sent<'a> {
-    /// The time after which a request without an answer makes its connection suspect, even where others got one:
-    /// the usual deadline is longer, and what is left of it for a late attempt may be shorter.
+    /// The time after which an unanswered request makes its connection suspect, even if other requests on it were
+    /// answered. A request that is dropped earlier may only have had little time left.
     const SUSPECT_AFTER: Duration = Duration::from_secs(1);
 
     pub(super) fn new(pools: &'a Pools, pool: &'a Arc<Pool>) -> Self {
@@ -112,7 +114,8 @@ impl<'a> Sent<'a> {
         self.pool.answers.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The connection has failed, or there was none. A cold pool is kept: it holds no connection yet.
+    /// Records that the connection failed, or that there was none. A cold pool is kept, because it has no connection
+    /// yet.
     pub(super) fn failed(mut self, connection_is_over: bool) {
         self.has_ended = true;
         if connection_is_over && self.pool.is_warm() {

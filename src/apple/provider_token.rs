@@ -1,4 +1,4 @@
-//! The provider token, which is the JWT that authenticates this server to Apple, and the times of its renewal.
+//! The provider token: the JWT that authenticates this server to Apple. This module also decides when to renew it.
 
 use std::{
     collections::BTreeMap,
@@ -25,12 +25,13 @@ pub(super) const PROVIDER_TOKEN_LIFETIME: Duration = Duration::from_secs(60 * 60
 pub(super) const RENEW_AFTER: Duration = Duration::from_secs(40 * 60);
 /// The shortest time between two renewals. Apple documents for APNs that it may answer 429 to more frequent ones.
 const RENEW_AT_MOST_EVERY: Duration = Duration::from_secs(20 * 60);
-/// The age until which a token stays in use if it cannot be renewed.
+/// The age up to which a token stays in use if renewal fails.
 const USABLE_FOR: Duration = Duration::from_secs(55 * 60);
-/// `iat` is set this far back, so that a fast clock does not put it in Apple's future. It is part of a token's age at
-/// Apple.
+/// The time by which `iat` is backdated, so that a fast clock does not put it in Apple's future. Apple counts it as
+/// part of a token's age.
 pub(super) const BACKDATING: Duration = Duration::from_secs(60);
-/// How far ahead of now a token's issue time may lie before we assume that the wall clock was set back.
+/// The most by which a token's issue time may lie ahead of now. Beyond it, the wall clock is assumed to have been set
+/// back.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
 
 /// A private key with its team id and key id.
@@ -43,7 +44,7 @@ pub(super) struct Signer {
 }
 
 impl Signer {
-    /// The ids must need no escaping in JSON.
+    /// Makes a signer. The ids must need no escaping in JSON.
     pub(super) fn new(team_id: &str, key_id: &str, pkcs8_der: &[u8]) -> Result<Self, SignError> {
         let key = SigningKey::from_pkcs8(pkcs8_der).map_err(SignError::new)?;
         Ok(Self {
@@ -63,7 +64,7 @@ impl Signer {
         &self.key_id
     }
 
-    /// Signs a JWT and returns it behind `Bearer `, marked sensitive. Its memory is wiped with the last clone.
+    /// Signs a JWT and returns it after `Bearer `, marked sensitive. Dropping the last clone wipes its memory.
     /// `issued_at` is in seconds since the Unix epoch.
     pub(super) fn sign(&self, issued_at: u64) -> Result<HeaderValue, SignError> {
         #[cfg(test)]
@@ -120,14 +121,14 @@ impl ProviderToken {
     }
 }
 
-/// The one provider token of a key. Signing happens under the lock and takes a fraction of a millisecond, so that
-/// any number of waiting requests cause one signature.
+/// The one provider token of a key. Signing takes a fraction of a millisecond and happens under the lock, so any number
+/// of waiting requests cause only one signature.
 pub(super) struct ProviderTokens {
     signer: Signer,
     current: Mutex<Option<ProviderToken>>,
 }
 
-/// The provider tokens of this process by team, key id and key, for as long as credentials use them.
+/// The provider tokens of this process by team id, key id and key. An entry lives as long as credentials use it.
 static KNOWN: Mutex<BTreeMap<[u8; 32], Weak<ProviderTokens>>> = Mutex::new(BTreeMap::new());
 
 impl ProviderTokens {
@@ -135,7 +136,7 @@ impl ProviderTokens {
         Self { signer, current: Mutex::new(None) }
     }
 
-    /// The one that other credentials with the same ids and the same key use already, or a new one.
+    /// Returns the provider tokens that credentials with the same ids and key already use, or new ones.
     pub(super) fn shared(signer: Signer, pkcs8_der: &[u8]) -> Arc<Self> {
         let mut hash = Sha256::new();
         for part in [signer.team_id().as_bytes(), signer.key_id().as_bytes(), private_number(pkcs8_der)] {
@@ -156,13 +157,13 @@ impl ProviderTokens {
         &self.signer
     }
 
-    /// The token to use now, signed anew if it is due.
+    /// Returns the token to use now. Signs a new one if renewal is due.
     pub(super) fn token(&self, now: Timestamp) -> Result<ProviderToken, SignError> {
         let mut current = lock(&self.current);
         self.current_or_new(&mut current, now)
     }
 
-    /// The token to use after Apple has refused `refused`; `None` if it is too early to sign another one.
+    /// Returns the token to use after Apple has refused `refused`, or `None` if it is too early to sign another one.
     pub(super) fn replace(
         &self,
         refused: &ProviderToken,
@@ -176,7 +177,7 @@ impl ProviderTokens {
                 }
                 self.sign(&mut current, now, true).map(Some)
             }
-            // Another request has replaced it already, or the key was rotated.
+            // Another request has already replaced it, or the key was rotated.
             _ => self.current_or_new(&mut current, now).map(Some),
         }
     }
@@ -223,7 +224,8 @@ impl ProviderTokens {
     }
 }
 
-/// The part of the DER that is the key: PKCS#8 wraps the same key in more than one way.
+/// The private number within the DER. PKCS#8 can wrap the same key in more than one way, so the whole DER cannot
+/// identify a key.
 fn private_number(pkcs8_der: &[u8]) -> &[u8] {
     // Version 1, and an octet string of 32 bytes.
     const BEFORE: [u8; 5] = [0x02, 0x01, 0x01, 0x04, 0x20];
@@ -231,8 +233,8 @@ fn private_number(pkcs8_der: &[u8]) -> &[u8] {
     start.and_then(|start| pkcs8_der.get(start + BEFORE.len()..)?.get(..32)).unwrap_or(pkcs8_der)
 }
 
-/// The `iat` of a token signed now: a little in the past, and never that of the previous token. Signatures may be
-/// deterministic, and two tokens of the same second would then be equal, though Apple has refused the first.
+/// The `iat` of a token signed now: slightly in the past, and never that of the previous token. Signatures may be
+/// deterministic, so two tokens with the same `iat` could be equal, although Apple has refused the first one.
 fn issued_at(now: SystemTime, previous: Option<u64>) -> u64 {
     let earliest = since_epoch(now).saturating_sub(BACKDATING).as_secs();
     match previous {
@@ -241,13 +243,13 @@ fn issued_at(now: SystemTime, previous: Option<u64>) -> u64 {
     }
 }
 
-/// The age of the token by the monotonic clock, which no change of the wall clock affects.
+/// The age of the token by the monotonic clock. Changes of the wall clock do not affect it.
 fn age(issued: &Issued, now: Timestamp) -> Duration {
     now.monotonic.saturating_duration_since(issued.at.monotonic)
 }
 
-/// Whether the token is too old, or from the future, by the wall clock, which resembles Apple's. That happens when
-/// the wall clock is set, and when the machine sleeps, because the monotonic clock may stand still meanwhile.
+/// Whether the token is too old, or from the future, by the wall clock, which resembles Apple's. This happens when the
+/// wall clock is set, or when the machine sleeps, because the monotonic clock may stop meanwhile.
 fn is_stale_by_wall(issued: &Issued, now: Timestamp) -> bool {
     match now.wall.duration_since(issued.at.wall) {
         Ok(age) => age >= RENEW_AFTER,
@@ -261,8 +263,8 @@ fn is_due(issued: &Issued, now: Timestamp) -> bool {
     age >= RENEW_AFTER || (age >= RENEW_AT_MOST_EVERY && is_stale_by_wall(issued, now))
 }
 
-/// Whether to replace a token that Apple has refused. A token that replaced a refused one stays until
-/// [`RENEW_AT_MOST_EVERY`] is over, unless the wall clock explains the refusal.
+/// Whether to replace a token that Apple has refused. A token that replaced a refused one stays in use for
+/// [`RENEW_AT_MOST_EVERY`], unless the wall clock explains the refusal.
 fn may_force(issued: &Issued, now: Timestamp) -> bool {
     !issued.forced || age(issued, now) >= RENEW_AT_MOST_EVERY || is_stale_by_wall(issued, now)
 }

@@ -6,7 +6,7 @@ use crate::apple::wire::Answer;
 use crate::gate::routing::Environment;
 use crate::runtime::{Instant, lock};
 
-/// The refusals that hold, one for each environment: Apple's two servers may judge differently.
+/// The refusals in force, one for each environment: Apple's two servers may judge differently.
 #[derive(Default)]
 pub(super) struct Refusals {
     production: Mutex<Option<Refusal>>,
@@ -16,7 +16,7 @@ pub(super) struct Refusals {
 struct Refusal {
     answer: Answer,
     delay: Duration,
-    /// The time from which one more request may ask. `None` after the first refusal, which may pass.
+    /// The time from which one more request may ask. `None` after the first refusal, because it may be transient.
     next: Option<Instant>,
 }
 
@@ -24,8 +24,8 @@ impl Refusals {
     const FIRST_DELAY: Duration = Duration::from_secs(1);
     const LONGEST_DELAY: Duration = Duration::from_secs(30);
 
-    /// Apple's last answer, if a request would get the same one again. Lets one request through from time to time,
-    /// after twice the time at each time.
+    /// Returns Apple's last answer while the back-off lasts. Lets one request through from time to time, and doubles
+    /// the delay each time.
     pub(super) fn hold(&self, environment: Environment, now: Instant) -> Option<Answer> {
         let mut place = lock(self.place(environment));
         let refusal = place.as_mut()?;
@@ -37,8 +37,8 @@ impl Refusals {
         None
     }
 
-    /// A request was refused, its new provider token too. The second one in a row with the same status begins the
-    /// back-off.
+    /// Records that Apple refused a request, and its renewed provider token too. The second such refusal in a row with
+    /// the same status begins the back-off.
     pub(super) fn refused(&self, environment: Environment, answer: &Answer, now: Instant) {
         let mut place = lock(self.place(environment));
         let answer = answer.clone();
@@ -55,7 +55,7 @@ impl Refusals {
         *lock(self.place(environment)) = None;
     }
 
-    /// Other credentials are there.
+    /// Ends the back-off, because the credentials have changed.
     pub(super) fn forget(&self) {
         self.accepted(Environment::Production);
         self.accepted(Environment::Development);

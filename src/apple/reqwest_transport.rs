@@ -18,56 +18,57 @@ use crate::apple::pools::{Pools, Sent};
 use crate::apple::transport::{TransportError, chain, is_turned_away};
 use crate::apple::{error::ClientError, task::Interest, wire::MAX_ANSWER_LENGTH};
 
-/// The default transport. Feature `reqwest`.
+/// The default transport to Apple, based on reqwest. Feature `reqwest`.
 ///
-/// It uses rustls with the operating system's root certificates, speaks HTTP/2 if the server does, keeps
-/// connections alive, and follows no redirects. It needs a tokio runtime with time and I/O; several runtimes may share
-/// it, and each has connections of its own.
+/// It uses rustls with the operating system's root certificates, speaks HTTP/2 if the server does, keeps connections
+/// alive, and follows no redirects. It needs a tokio runtime with time and I/O. Several runtimes may share it; each has
+/// its own connections.
 ///
-/// A request that breaks off or runs out of time makes its connection suspect, and further requests go over a new one.
+/// A request that fails or times out makes its connection suspect. Further requests use a new connection.
 ///
-/// reqwest takes proxies from the environment: `HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`. Plain `http` never goes
-/// through a proxy. An answer over 4 KiB is an error, and the rest of it is not read. Cloning is cheap; clones
-/// share their connections.
+/// reqwest takes proxies from the environment: `HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`. Plain `http` never goes through
+/// a proxy. An answer over 4 KiB is an error, and its rest is not read. Cloning is cheap: clones share their
+/// connections.
 #[derive(Clone)]
 pub struct ReqwestTransport(Arc<Shared>);
 
 struct Shared {
     make: Make,
-    /// Made at start, where an error can stop the server. They stand in for one that cannot be made later.
+    /// Clients made at start-up, where an error can stop the server. They replace a client that cannot be made later.
     https: reqwest::Client,
     http: reqwest::Client,
     pools: Pools,
 }
 
-/// Makes a client with connections of its own, for `https` or else for `http`.
+/// Makes a client with its own connections: for `https` if the argument is true, otherwise for `http`.
 type Make = Box<dyn Fn(bool) -> Result<reqwest::Client, BoxError> + Send + Sync>;
 
-/// The time to make a connection. Less than the default deadline of an attempt, so that a second attempt has time
-/// left.
+/// The deadline for connecting. It is shorter than the default deadline of an attempt, so that a second attempt has
+/// time left.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl ReqwestTransport {
-    /// A transport with its own connections, and 2 seconds to make one.
+    /// Makes a transport with its own connections. The deadline for connecting is 2 seconds.
     ///
     /// # Errors
     ///
-    /// If TLS cannot be set up, for example because there are no root certificates.
+    /// Returns an error if TLS cannot be set up, for example because there are no root certificates.
     pub fn new() -> Result<Self, ClientError> {
         Self::builder().build()
     }
 
-    /// A transport as from [`new`](Self::new) that speaks HTTP/2 without asking the server first. Plain-text HTTP/2
-    /// works no other way, and a sidecar or a fake Apple on the loopback interface may need it.
+    /// Makes a transport like [`new`](Self::new), but with HTTP/2 prior knowledge: it speaks HTTP/2 without
+    /// negotiation. Plain-text HTTP/2, as a sidecar or a fake Apple on the loopback interface may speak it, works only
+    /// this way.
     ///
     /// # Errors
     ///
-    /// As for [`new`](Self::new).
+    /// The same as for [`new`](Self::new).
     pub fn http2_prior_knowledge() -> Result<Self, ClientError> {
         Self::builder().http2_prior_knowledge().build()
     }
 
-    /// A builder, for further root certificates.
+    /// Makes a builder, for additional root certificates.
     pub fn builder() -> ReqwestTransportBuilder {
         ReqwestTransportBuilder {
             roots: Vec::new(),
@@ -76,17 +77,17 @@ impl ReqwestTransport {
         }
     }
 
-    /// A transport of your own reqwest clients, for settings that this crate does not have. `make` is called now, for
-    /// each server and runtime, and whenever connections are to be replaced. Where it clones one client,
-    /// connections are never replaced, and no second runtime may use them.
+    /// Makes a transport from your own reqwest clients, for settings that this crate does not have. The transport calls
+    /// `make` now, for each server and runtime, and whenever it replaces connections. If `make` only clones one client,
+    /// connections are never replaced, and only one runtime may use the transport.
     ///
-    /// The client must follow no redirects (`redirect::Policy::none()`): an answer after one is an error, but the
-    /// provider token may have gone elsewhere by then. Turn reqwest's own retries off, too, and take
+    /// The client must not follow redirects (`redirect::Policy::none()`): a redirected answer is an error, but by then
+    /// the provider token may have reached another server. Turn off reqwest's own retries, too, and set
     /// `https_only(true)` unless the server is on the loopback interface.
     ///
     /// # Errors
     ///
-    /// If `make` fails. A later failure keeps the client that was made first.
+    /// Returns an error if `make` fails now. If it fails later, the transport keeps using the first client.
     pub fn from_clients<E: Into<BoxError>>(
         make: impl Fn() -> Result<reqwest::Client, E> + Send + Sync + 'static,
     ) -> Result<Self, ClientError> {
@@ -116,11 +117,12 @@ pub struct ReqwestTransportBuilder {
 }
 
 impl ReqwestTransportBuilder {
-    /// Trusts the certificates in `pem`, one or many, beside the operating system's: for a proxy that inspects TLS.
+    /// Trusts the certificates in `pem`, one or more, in addition to the operating system's: for a proxy that inspects
+    /// TLS.
     ///
     /// # Errors
     ///
-    /// If there is no certificate in it.
+    /// Returns an error if `pem` holds no certificate.
     pub fn add_root_certificate(mut self, pem: impl AsRef<[u8]>) -> Result<Self, ClientError> {
         self.roots.extend(certificates(pem.as_ref()).map_err(|error| {
             ClientError::new("root certificate: it is not in PEM form, from `-----BEGIN CERTIFICATE-----` on")
@@ -129,7 +131,7 @@ impl ReqwestTransportBuilder {
         Ok(self)
     }
 
-    /// Speaks HTTP/2 without asking the server first. Default: asks.
+    /// Speaks HTTP/2 with prior knowledge, that is without negotiation. Default: negotiates.
     pub const fn http2_prior_knowledge(mut self) -> Self {
         self.http2_prior_knowledge = true;
         self
@@ -139,8 +141,8 @@ impl ReqwestTransportBuilder {
     ///
     /// # Errors
     ///
-    /// If TLS cannot be set up: there are no root certificates, a given one cannot be read, or `SSL_CERT_FILE` or
-    /// `SSL_CERT_DIR` names something without any.
+    /// Returns an error if TLS cannot be set up: there are no root certificates, an added certificate cannot be read,
+    /// or `SSL_CERT_FILE` or `SSL_CERT_DIR` cannot be read or names a file without certificates.
     pub fn build(self) -> Result<ReqwestTransport, ClientError> {
         check_environment()?;
         ReqwestTransport::from_make(Box::new(move |is_https| Ok(self.client(is_https)?)))
@@ -155,15 +157,14 @@ impl ReqwestTransportBuilder {
             .referer(false)
             .tcp_nodelay(true)
             .tcp_keepalive(Duration::from_secs(30))
-            // Keeps the connection for the next request, however late that comes.
+            // Keeps the connection for the next request, no matter how late.
             .pool_idle_timeout(None)
             // Detects a dead connection before a request runs into it.
             .http2_keep_alive_interval(Duration::from_secs(15))
             .http2_keep_alive_timeout(Duration::from_secs(5))
             .http2_keep_alive_while_idle(true);
         let builder = if self.http2_prior_knowledge { builder.http2_prior_knowledge() } else { builder };
-        // `http` is for the loopback interface, and a proxy would take the provider token out of the machine in the
-        // clear.
+        // `http` is for the loopback interface. A proxy would carry the provider token off the machine in the clear.
         if is_https {
             builder.https_only(true).tls_certs_merge(self.roots.iter().cloned()).build()
         } else {
@@ -172,22 +173,20 @@ impl ReqwestTransportBuilder {
     }
 }
 
-/// The certificates in a PEM, at least one.
+/// Parses the certificates in a PEM. None at all is an error.
 fn certificates(pem: &[u8]) -> Result<Vec<Certificate>, BoxError> {
     let certificates = Certificate::from_pem_bundle(pem)?;
     if certificates.is_empty() { Err("there is no certificate in it".into()) } else { Ok(certificates) }
 }
 
-/// The variables that rustls takes the roots from where the operating system has no store of its own. It only logs
-/// what it cannot read there.
+/// Checks the variables that name root certificates on operating systems without a certificate store. rustls itself
+/// only logs what it cannot read there.
 fn check_environment() -> Result<(), ClientError> {
     const READS_THEM: bool = cfg!(all(unix, not(target_vendor = "apple"), not(target_os = "android")));
     let set = |name| std::env::var_os(name).filter(|value| READS_THEM && !value.is_empty());
     let fail = |name, error| {
-        ClientError::new(format!(
-            "{name}: there are no root certificates to be read: set it right, or unset it"
-        ))
-        .with_source::<BoxError>(error)
+        ClientError::new(format!("{name}: no root certificates can be read from it: correct it, or unset it"))
+            .with_source::<BoxError>(error)
     };
     if let Some(file) = set("SSL_CERT_FILE") {
         let pem = std::fs::read(file).map_err(|error| fail("SSL_CERT_FILE", error.into()))?;
@@ -218,7 +217,7 @@ impl Service<Request<Bytes>> for ReqwestTransport {
         let interest = request.extensions_mut().remove::<Interest>();
         let shared = Arc::clone(&self.0);
         Box::pin(async move {
-            // tokio's sockets panic outside of a runtime.
+            // tokio's sockets panic outside a runtime.
             let Ok(runtime) = tokio::runtime::Handle::try_current() else {
                 return Err(TransportError::other("the reqwest transport needs a tokio runtime"));
             };
@@ -252,7 +251,7 @@ impl Service<Request<Bytes>> for ReqwestTransport {
     }
 }
 
-/// Whether the error says that the connection, if there was one, serves no further request.
+/// Whether the error says that the connection, if there was one, cannot serve further requests.
 fn is_over(error: &TransportError) -> bool {
     let is_shutdown = |error: &h2::Error| error.is_go_away();
     error.is_connect()
@@ -276,9 +275,9 @@ async fn read(mut response: reqwest::Response, is_reused: bool) -> Result<Respon
 
 /// `is_reused` says that the server has answered over this pool before.
 fn failure(error: reqwest::Error, is_reused: bool) -> TransportError {
-    // Without the URL: the caller's error names the operation and the environment.
+    // Drops the URL: the caller's error names the operation and the environment.
     let error = error.without_url();
-    // A stream that the server ends says nothing about the connection.
+    // A stream that the server resets says nothing about the connection.
     let is_reset_stream =
         chain(&error).any(|error| error.downcast_ref().is_some_and(|error: &h2::Error| error.is_reset()));
     if error.is_connect() {

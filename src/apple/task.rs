@@ -1,4 +1,4 @@
-//! Work that outlives its caller from a certain point on.
+//! Work that outlives its caller once it has committed itself.
 
 use std::sync::{
     Arc,
@@ -13,7 +13,8 @@ impl Interest {
     const COMMITTED: u8 = 1;
     const LEFT: u8 = 2;
 
-    /// Whether the work may go on. From now on it does, even if the caller leaves.
+    /// Commits the work: from now on it continues even if the caller leaves. Returns false if the caller has already
+    /// left.
     pub(super) fn commit(&self) -> bool {
         self.0.fetch_or(Self::COMMITTED, Ordering::AcqRel) & Self::LEFT == 0
     }
@@ -23,22 +24,22 @@ impl Interest {
         self.0.load(Ordering::Acquire) & Self::LEFT == 0
     }
 
-    /// Ends the interest. Whether the work may be stopped.
+    /// Ends the interest. Returns whether the work may be stopped.
     #[cfg(all(feature = "tokio", not(target_arch = "wasm32")))]
     fn leave(&self) -> bool {
         self.0.fetch_or(Self::LEFT, Ordering::AcqRel) & Self::COMMITTED == 0
     }
 }
 
-/// Whether a runtime drives the work. If not, its caller may stop to poll it at any time.
+/// Whether a runtime drives the work. If not, its caller may stop polling it at any time.
 #[derive(Clone, Copy)]
 pub(super) struct Driven(pub(super) bool);
 
-/// The work's task was stopped, which only a runtime does that shuts down.
+/// The work's task was stopped. This happens only when its runtime shuts down.
 #[derive(Debug)]
 pub(super) struct Stopped;
 
-/// Runs the work, on tokio as a task: dropping this future ends the work only until it has
+/// Runs the work. On tokio it is a task, and dropping this future ends the work only before it has
 /// [committed](Interest::commit) itself. Elsewhere dropping always ends it.
 pub(super) async fn run<F>(work: impl FnOnce(Interest, Driven) -> F) -> Result<F::Output, Stopped>
 where
@@ -51,7 +52,8 @@ where
         use tracing::Instrument;
 
         let mut work = Box::pin(work(interest.clone(), Driven(true)).in_current_span());
-        // A call that ends at once needs no task. It leaves the caller its share of tokio's time.
+        // A call that ends at once needs no task. The poll is unconstrained, so it does not consume the caller's coop
+        // budget.
         let mut at_once = tokio::task::unconstrained(work.as_mut());
         let polled = std::future::poll_fn(|cx| Poll::Ready(std::pin::Pin::new(&mut at_once).poll(cx)));
         if let Poll::Ready(output) = polled.await {

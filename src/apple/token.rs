@@ -1,4 +1,4 @@
-//! Device tokens, and the syntax check that makes them.
+//! Device tokens, and their syntax check.
 
 use std::{fmt, str::FromStr};
 
@@ -12,36 +12,36 @@ use crate::gate::rejection::MalformedToken;
 /// The longest device token that is accepted, in characters. Real ones have about 2,950.
 const MAX_TOKEN_LENGTH: usize = 8 * 1024;
 
-/// Standard alphabet, zero trailing bits. [`unpadded`] checks the padding before.
+/// Decodes the standard alphabet, with zero trailing bits. [`unpadded`] has already checked the padding.
 const CANONICAL: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::RequireNone),
 );
 
-/// Apple's answer about a device token. The lack of an answer is a [`VerifyError`](crate::VerifyError), not a
-/// verdict.
+/// Apple's answer about a device token. A missing answer is a [`VerifyError`](crate::VerifyError), not a verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(clippy::exhaustive_enums, reason = "a token is genuine or it is not")]
 pub enum Verdict {
-    /// The token is one that Apple made for your team's app on a genuine device.
+    /// Apple made the token for an app of your team on a genuine device.
     Genuine,
-    /// It is not: forged, expired, of another team or of the other environment. Apple does not say which.
+    /// The token is not genuine: it is forged, expired, of another team, or of the other environment. Apple does not
+    /// say which.
     Refused,
 }
 
 /// A device token in its one accepted spelling: standard base64, canonical padding or none, zero trailing
 /// bits, at most 8,192 characters.
 ///
-/// Any other spelling of the same bytes is refused rather than repaired, so that no alias of a token has a
-/// cache entry of its own.
+/// Any other spelling of the same bytes is refused rather than normalised, so that no alias of a token has its own
+/// cache entry.
 ///
-/// `Debug` shows nothing of it. Cloning is cheap. This crate cannot wipe the text, which stays in the buffer into
-/// which the HTTP server read the request.
+/// `Debug` reveals nothing of the token. Cloning is cheap. This crate cannot wipe the text, because it lies in the
+/// buffer into which the HTTP server read the request.
 #[derive(Clone)]
 pub struct DeviceToken(Candidate);
 
 impl DeviceToken {
-    /// The token's text, without padding. It is a secret while the token lives: send it only to Apple.
+    /// The token's text, without padding. The text is a secret while the token lives: send it only to Apple.
     #[must_use]
     pub fn expose(&self) -> &str {
         // Canonical base64 is ASCII, so this is never the empty string.
@@ -59,7 +59,7 @@ impl DeviceToken {
         unpadded(&self.0).unwrap_or_default()
     }
 
-    /// The text as it was shown, padding included.
+    /// The text as the client sent it, padding included.
     pub(crate) const fn text(&self) -> &Candidate {
         &self.0
     }
@@ -74,11 +74,11 @@ impl TryFrom<Candidate> for DeviceToken {
 
     fn try_from(candidate: Candidate) -> Result<Self, MalformedToken> {
         let text = unpadded(&candidate)?;
-        // A fold over all bytes: the compiler vectorizes it, but not a loop that may stop early.
+        // A fold over all bytes, because the compiler vectorizes it. It does not vectorize a loop that may stop early.
         let in_alphabet = text
             .iter()
             .fold(true, |all, byte| all & (byte.is_ascii_alphanumeric() | (*byte == b'+') | (*byte == b'/')));
-        // Any other fault is in the characters behind the last whole group of four.
+        // Any other fault is in the characters after the last whole group of four.
         let (_, tail) = text.split_at(text.len() / 4 * 4);
         let mut decoded = [0; 3];
         if in_alphabet && CANONICAL.decode_slice(tail, &mut decoded).is_ok() {
@@ -99,7 +99,7 @@ impl FromStr for DeviceToken {
 }
 
 impl fmt::Debug for DeviceToken {
-    // Without the text, which can be replayed while the token lives.
+    // Omits the text, which can be replayed while the token lives.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("DeviceToken(..)")
     }
@@ -107,8 +107,8 @@ impl fmt::Debug for DeviceToken {
 
 /// The text without its padding, if its length and padding are possible for a canonical token.
 ///
-/// The rest of the syntax check is the alphabet and the trailing bits. Both depend on the returned bytes alone, so
-/// that the same bytes need that check only once.
+/// The rest of the syntax check covers the alphabet and the trailing bits. Both depend only on the returned bytes, so
+/// the same bytes need that check only once.
 pub(crate) fn unpadded(candidate: &Candidate) -> Result<&[u8], MalformedToken> {
     let text = candidate.as_bytes();
     if text.is_empty() {

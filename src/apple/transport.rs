@@ -9,14 +9,14 @@ use tower_service::Service;
 
 use crate::{BoxError, gate::error::impl_error};
 
-/// A request that got no answer.
+/// An error of a transport: a request got no answer.
 ///
-/// A transport of your own may return other errors. This one can say why another attempt may help, and the client
-/// then sends the request again, once. Every request of the client may be repeated: none changes more than the first
-/// one did.
+/// Your own transport may return other errors. This one can say that another attempt may help; the client then sends
+/// the request once more. Every request of the client is idempotent, so a repetition is safe.
 ///
-/// The client also repeats a request that it dropped for lack of time. A transport that keeps connections should take
-/// a drop without an answer as a sign that the connection is dead, and send the next request over another one.
+/// The client also repeats a request that timed out. On a timeout the client drops the transport's future. A transport
+/// that reuses connections should take such a drop as a sign that the connection is dead, and send the next request
+/// over another one.
 #[derive(Debug)]
 pub struct TransportError {
     kind: TransportErrorKind,
@@ -32,19 +32,18 @@ enum TransportErrorKind {
 }
 
 impl TransportError {
-    /// There was no connection: the request cannot have reached the server.
+    /// There was no connection, so the request cannot have reached the server.
     pub fn connect(source: impl Into<BoxError>) -> Self {
         Self { kind: TransportErrorKind::Connect, source: source.into() }
     }
 
-    /// The server said that it has not looked at the request, as an HTTP/2 server does when it shuts a connection
-    /// down.
+    /// The server said that it did not process the request, as an HTTP/2 server does when it shuts a connection down.
     pub fn turned_away(source: impl Into<BoxError>) -> Self {
         Self { kind: TransportErrorKind::TurnedAway, source: source.into() }
     }
 
-    /// The connection had served other requests, and then ended or broke before the answer to this one: by the
-    /// server's idle timeout, a restart, or a firewall that has forgotten it. Another connection may work.
+    /// The connection had served other requests, then ended or broke before the answer to this one. Usual causes are
+    /// the server's idle timeout, a restart, or a firewall that dropped the connection. Another connection may work.
     pub fn stale(source: impl Into<BoxError>) -> Self {
         Self { kind: TransportErrorKind::Stale, source: source.into() }
     }
@@ -60,13 +59,13 @@ impl TransportError {
         matches!(self.kind, TransportErrorKind::Connect)
     }
 
-    /// Whether the server said that it has not looked at the request.
+    /// Whether the server said that it did not process the request.
     #[cfg(all(test, feature = "reqwest"))]
     pub(super) const fn is_turned_away(&self) -> bool {
         matches!(self.kind, TransportErrorKind::TurnedAway)
     }
 
-    /// Whether a connection that had served other requests ended or broke.
+    /// Whether a reused connection ended or broke.
     #[must_use]
     pub const fn is_stale(&self) -> bool {
         matches!(self.kind, TransportErrorKind::Stale)
@@ -87,7 +86,7 @@ impl_error!(
 
 /// Whether the error, or one of its causes, says that the same request may well succeed over another connection.
 ///
-/// Of a connection that was reset or closed, only the transport knows whether it was a kept one.
+/// Only the transport knows whether a connection that was reset or closed had been reused.
 pub(super) fn is_worth_repeating(error: &(dyn Error + 'static)) -> bool {
     for error in chain(error) {
         if let Some(error) = error.downcast_ref::<TransportError>() {
@@ -119,8 +118,8 @@ pub(super) fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item 
     std::iter::successors(Some(error), |error| (*error).source())
 }
 
-/// Whether this very error, not one of its causes, says that an HTTP/2 server has not looked at a request. RFC
-/// 9113, section 8.7, has two ways: the server shuts the connection down, or refuses the stream.
+/// Whether this very error, not one of its causes, says that an HTTP/2 server did not process a request. RFC 9113,
+/// section 8.7, names two ways: the server shuts the connection down, or refuses the stream.
 #[cfg(feature = "reqwest")]
 pub(super) fn is_turned_away(error: &(dyn Error + 'static)) -> bool {
     error.downcast_ref::<h2::Error>().is_some_and(|error| {

@@ -11,12 +11,12 @@ use crate::apple::{client::AppleClient, error::ClientError};
 use crate::gate::observer::TARGET;
 
 impl AppleClient {
-    /// Loads the credentials again at each interval, and [rotates](Self::rotate_credentials) to them if they are
-    /// others: for keys in mounted secrets, which the platform replaces. Feature `tokio`.
+    /// Reloads the credentials at each interval, and [rotates](Self::rotate_credentials) to them if they have changed.
+    /// This is for keys in mounted secrets that the platform replaces. Feature `tokio`.
     ///
-    /// Credentials that cannot be loaded, or are of another team, change nothing: the client keeps its credentials and logs a
-    /// warning, once until it changes. `load` runs where it may block. If the id of the key changes with the key,
-    /// `load` must read both; if it meets them between two writes, the next interval mends it.
+    /// If the credentials cannot be loaded, or are of another team, the client keeps its credentials and logs a
+    /// warning, once for each different error. `load` may block. If the key id changes together with the key, `load`
+    /// must read both. If `load` reads them between the two writes, the next interval corrects this.
     ///
     /// ```no_run
     /// use std::{fs, time::Duration};
@@ -38,7 +38,7 @@ impl AppleClient {
     ///
     /// # Errors
     ///
-    /// Outside of a tokio runtime, and if the interval is zero.
+    /// Returns an error outside a tokio runtime, or if the interval is zero.
     pub fn watch_credentials<E: Into<BoxError>>(
         &self,
         interval: Duration,

@@ -19,7 +19,7 @@ use crate::runtime::{SystemTime, Timestamp, since_epoch};
 /// The longest answer that is read. Apple's answers are far shorter.
 pub(super) const MAX_ANSWER_LENGTH: usize = 4 * 1024;
 
-/// One of the three things that Apple does with a token.
+/// One of Apple's three operations on a token.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Operation {
     Validate,
@@ -52,7 +52,7 @@ impl Operation {
         request
     }
 
-    /// The body, whose memory is wiped when the transport drops it. Base64, UUIDs and numbers need no escaping.
+    /// The body. Its memory is wiped when the transport drops it. Base64, UUIDs and numbers need no escaping.
     fn body(self, token: &DeviceToken, transaction_id: Uuid, now: Timestamp) -> Bytes {
         let unpadded = token.as_bytes();
         let padding: &[u8] = match unpadded.len() % 4 {
@@ -60,7 +60,7 @@ impl Operation {
             3 => b"=",
             _ => b"",
         };
-        // Room for the whole body at once: growing would leave copies of the token behind.
+        // Reserves room for the whole body at once: growing would leave copies of the token behind.
         let mut body = Zeroizing::new(Vec::with_capacity(unpadded.len() + 192));
         for part in [br#"{"device_token":""#, unpadded, padding, br#"","transaction_id":""#] {
             body.extend_from_slice(part);
@@ -84,11 +84,11 @@ impl Operation {
 /// The meaning of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Class {
-    /// Apple did what it was asked to do.
+    /// Apple performed the operation.
     Accepted,
     /// The device token is not genuine.
     RefusedDeviceToken,
-    /// Apple does not accept our provider token, or no longer.
+    /// Apple does not, or no longer, accept our provider token.
     RefusedProviderToken,
     /// Apple does not accept the key's rights, or our request.
     Misconfigured,
@@ -96,11 +96,12 @@ pub(super) enum Class {
     Unavailable,
 }
 
-/// The table of answers. The first row decides that has the status, and whose phrase is in the answer, lower-cased.
+/// The table of answers. The first row decides whose status is that of the answer and whose phrase is in the
+/// lower-cased text.
 ///
-/// Apple documents the statuses and a name for each fault ("Bad Device Token"). Seen in practice: another text with
-/// the same words ("Missing or incorrectly formatted device token payload"). That text also says "payload", and one
-/// that is about our own token may name the device token, too, hence the order of the rows.
+/// Apple documents the statuses and a name for each fault ("Bad Device Token"). Seen in practice: another text with the
+/// same words ("Missing or incorrectly formatted device token payload"). The order of the rows matters: that text also
+/// contains "payload", and a text about our provider token may also name the device token.
 #[rustfmt::skip]
 const TABLE: &[(u16, &str, Class)] = &[
     (200, "", Class::Accepted),
@@ -117,7 +118,7 @@ const TABLE: &[(u16, &str, Class)] = &[
     (401, "", Class::RefusedProviderToken),
     (403, "forbidden", Class::RefusedProviderToken),
     (403, "", Class::RefusedProviderToken),
-    // Apple gives neither of these two: the base URL is wrong.
+    // Apple returns neither of these two, so the base URL is wrong.
     (404, "", Class::Misconfigured),
     (405, "", Class::Misconfigured),
     (429, "", Class::Throttled),
@@ -135,7 +136,7 @@ fn look_up(operation: Operation, response: &Response<Bytes>) -> (Class, &'static
         .find(|(known, phrase, _)| *known == status && text.contains(phrase))
         .map_or((Class::Unavailable, ""), |(_, phrase, class)| (*class, *phrase));
     match (class, operation) {
-        // A firewall may well mention a device token.
+        // A firewall's page may also mention a device token.
         (Class::RefusedDeviceToken, _) if is_page(response) || text.len() > LONGEST_TEXT => {
             (Class::Unavailable, "")
         }
@@ -149,18 +150,18 @@ fn look_up(operation: Operation, response: &Response<Bytes>) -> (Class, &'static
     }
 }
 
-/// The longest text that counts as Apple's own. Those that are known have at most 53 bytes.
+/// The longest text that counts as Apple's own, in bytes. Known texts have at most 53 bytes.
 const LONGEST_TEXT: usize = 256;
 
-/// Whether the answer is a web page: Apple's answers are not.
+/// Whether the answer is a web page. Apple's answers are not.
 fn is_page(response: &Response<Bytes>) -> bool {
     let is_html =
         |value: &HeaderValue| value.as_bytes().to_ascii_lowercase().windows(4).any(|part| part == b"html");
     response.body().contains(&b'<') || response.headers().get_all(CONTENT_TYPE).iter().any(is_html)
 }
 
-/// Whether the body of a 200 can be that of a plain success, of which Apple promises only the status: nothing or a
-/// short text. JSON, or a text about bits, is the answer to a query, come late on a connection that was kept.
+/// Whether the body of a 200 can be that of a plain success: empty or a short text. Apple promises only the status.
+/// JSON, or a text about bits, is the late answer to an earlier query on a reused connection.
 fn is_plain(body: &[u8], text: &str) -> bool {
     let is_text = !body.iter().any(|byte| byte.is_ascii_control() && !byte.is_ascii_whitespace());
     let is_bits = ["bit state", "bit0"].iter().any(|phrase| text.contains(phrase));
@@ -171,14 +172,14 @@ fn is_plain(body: &[u8], text: &str) -> bool {
         && !text.trim_start().starts_with(['{', '[', '"'])
 }
 
-/// Any answer but a successful one. `Display` shows words of ours, because Apple's text could echo the token.
+/// Any unsuccessful answer. `Display` uses our own words, because Apple's text could echo the token.
 #[derive(Clone, Debug)]
 pub(super) struct Answer {
     pub(super) class: Class,
     pub(super) status: StatusCode,
     pub(super) has_retry_after: bool,
     retry_after: Option<Duration>,
-    /// The seconds by which this server's clock is ahead of Apple's, if the answer says.
+    /// The seconds by which this server's clock is ahead of Apple's, if the answer has a date.
     ahead: Option<i64>,
     environment: Environment,
     path: &'static str,
@@ -186,7 +187,7 @@ pub(super) struct Answer {
     trace_id: Option<Box<str>>,
 }
 
-/// `Ok`: the body of a successful answer. `Err`: any other answer, classified.
+/// Classifies an answer. `Ok` is the body of a successful one, `Err` any other.
 pub(super) fn read(
     operation: Operation,
     environment: Environment,
@@ -213,7 +214,7 @@ pub(super) fn read(
 }
 
 impl Answer {
-    /// The error that the call ends with; `None` if the answer is a verdict.
+    /// The error for the caller; `None` if the answer is a verdict.
     pub(super) fn into_error(self) -> Option<VerifyError> {
         let retry_after = self.retry_after;
         match self.class {
@@ -226,7 +227,7 @@ impl Answer {
 }
 
 impl Answer {
-    /// The seconds by which the clocks are apart, if that is why Apple refused the provider token.
+    /// The seconds by which the clocks differ, if this explains the refusal of the provider token.
     fn fault_of_clock(&self) -> Option<i64> {
         let fast = BACKDATING.as_secs().cast_signed();
         let slow = (PROVIDER_TOKEN_LIFETIME - RENEW_AFTER - BACKDATING).as_secs().cast_signed();
@@ -267,7 +268,7 @@ impl fmt::Display for Answer {
             write!(f, ", x-b3-traceid {trace_id}")?;
         }
         match self.ahead {
-            // `Date` counts whole seconds, and the answer was under way.
+            // `Date` counts whole seconds, and the answer took time to arrive.
             Some(-5..=5) => f.write_str("; this server's clock agrees with Apple's"),
             Some(ahead @ 0..) => write!(f, "; this server's clock is {ahead} s ahead of Apple's"),
             Some(ahead) => write!(f, "; this server's clock is {} s behind Apple's", ahead.unsigned_abs()),
@@ -286,7 +287,7 @@ fn trace_id(headers: &HeaderMap) -> Option<Box<str>> {
     sane.then(|| id.into())
 }
 
-/// The seconds by which our clock is ahead of the one that wrote `Date`.
+/// The seconds by which our clock is ahead of the clock behind `Date`.
 fn ahead(headers: &HeaderMap, now: SystemTime) -> Option<i64> {
     let date = httpdate::parse_http_date(headers.get(DATE)?.to_str().ok()?).ok()?;
     let theirs = date.duration_since(std::time::UNIX_EPOCH).ok()?.as_secs();

@@ -18,10 +18,10 @@ use crate::gate::{credential::TokenDigest, error::VerifyError, rejection::Reject
 use crate::replay::{Claim, Claimed, ErasedReplayGuard, GuardError, ReplayKey, Retry, owner::Owner};
 use crate::runtime::{Instant, SystemTime, Timestamp, patiently, pause, spawn, wall_clock, within};
 
-/// A step of a guard that takes longer has failed, and the token is withheld.
+/// The time limit of one step of a guard. A slower step counts as failed, and the request is not admitted.
 const GUARD_DEADLINE: Duration = Duration::from_secs(1);
 
-/// The checks of one layer: its settings, and the questions that are under way.
+/// The checks of one layer: its settings, and the questions in flight.
 pub(super) struct Checks {
     pub(super) settings: Settings,
     flights: SingleFlight<(Environment, TokenDigest), Result<Finding, VerifyError>>,
@@ -35,7 +35,7 @@ pub(super) struct UnknownToken {
     pub(super) retry: Option<Retry>,
 }
 
-/// A verdict about a token in one environment, and its grounds.
+/// A verdict about a token in one environment, and its evidence.
 #[derive(Clone)]
 struct Finding {
     verdict: Verdict,
@@ -60,7 +60,7 @@ impl Checks {
     pub(super) async fn decide(self: Arc<Self>, unknown: UnknownToken) -> Step {
         let digest = unknown.token.digest();
         let decision = match &self.settings.reuse {
-            // Boxed, so that it does not make all other checks larger.
+            // This future is boxed, so that it does not make the futures of all other checks larger.
             Reuse::Once(guard) => Box::pin(self.decide_once(guard, &unknown, digest)).await,
             Reuse::Cached(_) => self.check(&unknown, digest).await,
         };
@@ -88,7 +88,7 @@ impl Checks {
         Err(Rejected::from(Rejection::RefusedToken).with_environment(last))
     }
 
-    /// The same for a token that admits one request only.
+    /// Decides about a token that admits one request only.
     async fn decide_once(
         self: &Arc<Self>,
         guard: &Arc<dyn ErasedReplayGuard>,
@@ -98,7 +98,7 @@ impl Checks {
         let claim = Claim::new(Owner::random()).with(unknown.retry);
         let scope = self.settings.scope();
         let key = ReplayKey::new(scope, digest);
-        // A reservation that is made while this future is dropped is given back, too.
+        // `reservation` also withdraws a claim that the guard reserves while this future is dropped.
         let mut reservation = Reservation { guard, scope, digest, claim: &claim, armed: true };
         match in_time(|| guard.reserve(&key, &claim)).await {
             Ok(Claimed::Yours) => {}
@@ -117,13 +117,13 @@ impl Checks {
                 Ok(Claimed::Taken) => {
                     Err(Rejected::from(Rejection::ReusedToken).with_environment(device.environment()))
                 }
-                // Whether the token is spent is not known, but the request that it was spent on is not admitted.
+                // The token may or may not be spent now, but its request is not admitted.
                 Err(error) => {
                     let rejected = Rejected::from(VerifyError::unavailable(error));
                     return Err(rejected.with_environment(device.environment()));
                 }
             },
-            // Asking again about a token that Apple refused is worth nothing: the reservation lapses.
+            // There is no point in asking again about a token that Apple refused: the reservation lapses.
             Err(rejected) if rejected.rejection() == Rejection::RefusedToken => Err(rejected),
             Err(rejected) => {
                 reservation.armed = in_time(|| guard.withdraw(&key, &claim)).await.is_err();
@@ -134,7 +134,7 @@ impl Checks {
         decision
     }
 
-    /// The finding that all requests with this token wait for together.
+    /// The finding for all requests that wait for this token together.
     async fn find(
         self: &Arc<Self>,
         token: &DeviceToken,
@@ -157,9 +157,10 @@ impl Checks {
     ) -> Result<Finding, VerifyError> {
         let (settings, cache) = (&self.settings, self.settings.cache());
         let key = VerdictKey::new(settings.scope(), environment, &token).with_digest(digest);
-        // The request waits for the cache for so long in all, before and after Apple is asked.
+        // This is the total time that the request waits for the cache, before and after the call to Apple.
         let mut left = cache.deadline();
-        // The process's own memory too: another request may have asked and finished since this one looked there.
+        // This looks in the process's own memory again: another request may have asked and finished since the first
+        // look.
         match spending(&mut left, cache.get(&key)).await {
             Ok(Some(cached)) if settings.is_fresh(&cached, wall_clock()) => return Ok(cached.into()),
             Ok(_) => {}
@@ -174,7 +175,7 @@ impl Checks {
         let started = Timestamp::now();
         let verdict = settings.verifier.verify(TokenQuestion::new(&token, environment)).await;
         if let Ok(verdict) = verdict {
-            // Apple's answer describes the token as it was when it was sent.
+            // Apple's answer describes the token as of the start of the call.
             let time_to_live = settings.time_to_live(verdict).saturating_sub(started.monotonic.elapsed());
             if time_to_live > Duration::ZERO {
                 let cached = CachedVerdict::new(verdict, digest, started.wall, time_to_live);
@@ -184,17 +185,17 @@ impl Checks {
             }
         }
         if let MayAsk::UnderLease(owner) = may_ask {
-            // After the verdict is there, so that the next holder of the lease finds it.
+            // The lease is released after the verdict is stored, so that the next holder finds the verdict.
             let _ = within(left, cache.release(&key, owner)).await;
         }
         Ok(Finding { verdict: verdict?, evidence: Evidence::APPLE, checked_at: started.wall })
     }
 }
 
-/// One step of a cache that takes longer has failed: asking Apple would have taken less.
+/// The time limit of one step of a cache. A slower step counts as failed, because asking Apple would have been faster.
 const CACHE_STEP: Duration = Duration::from_secs(1);
 
-/// The cache's answer within the time that is left, which this uses up.
+/// Waits for the cache's answer within the time that is left, and deducts the wait from it.
 async fn spending<T>(
     left: &mut Duration,
     answer: impl Future<Output = Result<T, CacheError>>,
@@ -226,14 +227,14 @@ impl Drop for Reservation<'_> {
     fn drop(&mut self) {
         if self.armed {
             let key = ReplayKey::new(self.scope, self.digest);
-            // A panic while another one unwinds would end the process.
+            // A panic during unwinding would abort the process.
             let _ = catch_unwind(AssertUnwindSafe(|| self.guard.abandon(&key, self.claim)));
             spawn(withdraw(Arc::clone(self.guard), self.scope.to_owned(), self.digest, self.claim.clone()));
         }
     }
 }
 
-/// Withdraws a claim, however often that must be tried, until its lease is over.
+/// Withdraws a claim. Retries until it succeeds or the lease is over.
 async fn withdraw(guard: Arc<dyn ErasedReplayGuard>, scope: String, digest: TokenDigest, claim: Claim) {
     let key = ReplayKey::new(&scope, digest);
     let started = Instant::now();

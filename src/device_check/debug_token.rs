@@ -1,4 +1,4 @@
-//! Named secrets that stand in for a device where there is none: simulators and CI.
+//! Debug tokens: named secrets for simulators and CI, which have no device.
 
 use std::{fmt, ops::RangeInclusive, sync::Arc};
 
@@ -9,11 +9,11 @@ use crate::gate::{credential::TokenDigest, error::impl_error, headers::take_only
 use crate::quote::quoted;
 use crate::runtime::SystemTime;
 
-/// Named secrets that stand in for a device token where there is no device: simulators and CI.
+/// Named secrets that replace the device token for clients without a device: simulators and CI.
 ///
-/// A debug token comes in a header of its own, `X-Debug-Token` by default, or in the place of the device
-/// token. A request that also holds a device token is judged by that alone. What was admitted by a debug
-/// token says so, with the token's name, in its [`Evidence`](crate::Evidence) and in every event.
+/// A client sends a debug token in a separate header, `X-Debug-Token` by default, or instead of the device token. If a
+/// request also holds a device token, only the device token counts. The [`Evidence`](crate::Evidence) and every event
+/// of a request that a debug token admitted name the debug token.
 ///
 /// Secrets are compared in constant time. Only their SHA-256 is kept.
 ///
@@ -43,11 +43,11 @@ struct DebugToken {
     expires_at: Option<SystemTime>,
 }
 
-/// In characters. A longer text in a request is not compared with the secrets.
+/// The allowed lengths of a secret, in characters. A longer text in a request is not compared with the secrets.
 const SECRET_LENGTH: RangeInclusive<usize> = 16..=256;
 
 impl DebugTokens {
-    /// No tokens yet, and the header `X-Debug-Token`.
+    /// Makes an empty list with the header `X-Debug-Token`.
     pub fn new() -> Self {
         Self { header: HeaderName::from_static("x-debug-token"), tokens: Vec::new() }
     }
@@ -58,20 +58,20 @@ impl DebugTokens {
         self
     }
 
-    /// Adds a token that is good for as long as the layer lives.
+    /// Adds a token that is valid for as long as the layer lives.
     ///
     /// # Errors
     ///
-    /// If the secret has not between 16 and 256 visible ASCII characters, or if the name is taken.
+    /// Returns an error unless the secret has 16 to 256 visible ASCII characters, or if the name is taken.
     pub fn add(self, name: &str, secret: &str) -> Result<Self, DebugTokenError> {
         self.push(name, secret, None)
     }
 
-    /// Adds a token that is good until `expires_at`.
+    /// Adds a token that is valid until `expires_at`.
     ///
     /// # Errors
     ///
-    /// As for [`add`](Self::add).
+    /// The same as for [`add`](Self::add).
     pub fn add_expiring(
         self,
         name: &str,
@@ -87,7 +87,7 @@ impl DebugTokens {
         secret: &str,
         expires_at: Option<SystemTime>,
     ) -> Result<Self, DebugTokenError> {
-        // A name that is longer than the secret is the secret, if the two were swapped.
+        // A name that is longer than the secret may be the secret: the arguments may have been swapped.
         let is_swapped = name.len() >= *SECRET_LENGTH.start() && name.len() > secret.len();
         let shown = if is_swapped { "(not shown)".to_owned() } else { quoted(name).to_string() };
         let error = |reason| DebugTokenError { name: shown.clone(), reason };
@@ -105,7 +105,7 @@ impl DebugTokens {
         Ok(self)
     }
 
-    /// The name of the unexpired token whose secret `text` is. Takes the same time whichever it is.
+    /// Returns the name of the unexpired token whose secret is `text`. Takes the same time for every token.
     pub(super) fn find(&self, text: &[u8], now: SystemTime) -> Option<&Arc<str>> {
         if !SECRET_LENGTH.contains(&text.len()) {
             return None;
@@ -122,8 +122,8 @@ impl DebugTokens {
         found
     }
 
-    /// Removes the header of debug tokens and finds the token in it: `None` where there is no such header,
-    /// `Some(None)` where it holds no unexpired token, or comes more than once.
+    /// Removes the header of debug tokens and looks up its token. Returns `None` without such a header, and
+    /// `Some(None)` if the header is repeated or holds no unexpired token.
     pub(super) fn take(&self, headers: &mut HeaderMap, now: SystemTime) -> Option<Option<&Arc<str>>> {
         match take_only(headers, &self.header) {
             Ok(None) => None,
@@ -145,7 +145,7 @@ impl Default for DebugTokens {
 }
 
 impl fmt::Debug for DebugTokens {
-    // Names only: even the digest of a weak secret gives it away.
+    // Shows only names, because even the digest of a weak secret gives it away.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DebugTokens")
             .field("header", &self.header)
@@ -154,7 +154,7 @@ impl fmt::Debug for DebugTokens {
     }
 }
 
-/// A debug token that cannot be used.
+/// An error from adding a debug token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DebugTokenError {
     name: String,

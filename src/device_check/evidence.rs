@@ -1,4 +1,4 @@
-//! The evidence that this proof leaves.
+//! The evidence of this proof.
 
 use std::sync::Arc;
 
@@ -9,12 +9,12 @@ pub(super) const SCHEME: &str = "DeviceCheck";
 
 /// The evidence of device tokens and debug tokens.
 impl Evidence {
-    /// Apple accepted the device token: for this request, or for another one with the same token at the same time.
+    /// Apple accepted the device token just now: for this request, or for a concurrent request with the same token.
     pub const APPLE: Self = Self::fresh(SCHEME, "apple");
-    /// Apple accepted the device token earlier, and the verdict was still good.
+    /// Apple accepted the device token earlier, and the verdict had not expired.
     pub const CACHE: Self = Self::remembered(SCHEME, "cache");
 
-    /// There is no device at all: the debug token of this name.
+    /// The debug token of this name admitted the request. There is no device.
     #[must_use]
     pub fn debug_token(name: impl Into<Arc<str>>) -> Self {
         Self::stand_in(SCHEME, "debug-token", name.into())

@@ -1,4 +1,4 @@
-//! A proof: a device token, judged by Apple, or a debug token that stands in for one.
+//! A proof: a device token, judged by Apple, or a debug token that replaces it.
 //!
 //! [`proof`] takes the credential out of a request and judges it from this process's memory; [`ask`] asks the
 //! shared cache and Apple about a token that the process does not remember.

@@ -1,4 +1,4 @@
-//! The proof: a device token or a debug token is taken out of a request, and judged from memory or by asking.
+//! The proof: it takes a device token or a debug token out of a request, and judges it from memory or by asking Apple.
 
 use std::{fmt, sync::Arc};
 
@@ -42,7 +42,7 @@ impl DeviceTokenProof {
 
     fn take(&self, head: &mut request::Parts, facts: &Facts) -> Result<Shown<'_>, Rejection> {
         let settings = self.settings();
-        // Every source is asked, so that no credential stays behind.
+        // Every token source runs, so that no credential stays in the request.
         let mut token = Ok(None);
         for source in &settings.token_sources {
             token = agreed(token, source.take(head));
@@ -50,7 +50,7 @@ impl DeviceTokenProof {
         let debug_tokens = settings.debug_tokens.as_deref();
         let debug_token = debug_tokens.and_then(|tokens| tokens.take(&mut head.headers, facts.now()));
         match (token?, debug_token) {
-            // A device token is never set aside for a debug token that came with it.
+            // A device token takes precedence over a debug token in the same request.
             (Some(candidate), _) => {
                 let name = debug_tokens.and_then(|tokens| tokens.find(candidate.as_bytes(), facts.now()));
                 Ok(name.map_or(Shown::DeviceToken(candidate), Shown::DebugToken))
@@ -61,7 +61,7 @@ impl DeviceTokenProof {
         }
     }
 
-    /// This process's memory of a token: that one environment accepted it, or that all refused it.
+    /// Looks up a token in this process's memory: one environment accepted it, or all refused it.
     fn peek(&self, text: &[u8], facts: &Facts) -> Option<(CachedVerdict, Environment)> {
         let settings = self.settings();
         let cache = settings.cache();
@@ -94,7 +94,7 @@ impl DeviceTokenProof {
                 Step::rejected(Rejected::from(Rejection::RefusedToken).with_digest(cached.digest()))
             }
             Verdict::Genuine => {
-                // `MemoryCache` answers for these very bytes, which were canonical when it got the verdict. Other
+                // `MemoryCache` answers for exactly these bytes, and stores verdicts for canonical tokens only. Other
                 // caches may answer for another spelling.
                 let candidate = if cached.is_for_exact_text() {
                     candidate
@@ -125,7 +125,7 @@ impl DeviceTokenProof {
     }
 }
 
-/// A token that two sources find must be the same.
+/// Two sources must find the same token.
 fn agreed(
     found: Result<Option<Candidate>, MalformedToken>,
     next: Result<Option<Candidate>, MalformedToken>,
@@ -150,11 +150,11 @@ impl Proof for DeviceTokenProof {
                 .unwrap_or_else(|reason| Step::rejected(Rejection::from(reason))),
             Ok(Shown::DebugToken(name)) => {
                 let evidence = Evidence::debug_token(Arc::clone(name));
-                // The digest of the debug token itself would let readers of logs guess weak ones offline.
+                // The digest of the secret would let readers of logs guess weak secrets offline.
                 let digest = TokenDigest::of(evidence.to_string().as_bytes());
                 Step::verified(facts.verified(evidence, digest))
             }
-            // The client is not told that there are debug tokens.
+            // The answer does not reveal that the layer has debug tokens.
             Ok(Shown::UnknownDebugToken) => {
                 let rejected = Rejected::from(Rejection::MissingToken);
                 Step::rejected(rejected.with_reason("unknown debug token, or one that has expired"))
@@ -165,7 +165,7 @@ impl Proof for DeviceTokenProof {
 
     fn strip(&self, head: &mut request::Parts) {
         for source in &self.settings().token_sources {
-            // The proof that decided makes this one's credential worthless, well-formed or not.
+            // Another proof decided, so this credential does not matter, well-formed or not.
             let _ = source.take(head);
         }
         if let Some(tokens) = &self.settings().debug_tokens {
@@ -175,7 +175,7 @@ impl Proof for DeviceTokenProof {
 }
 
 impl fmt::Debug for DeviceTokenProof {
-    // Plug-ins are anything, closures too; they are not asked to print.
+    // Plug-ins may be closures and need not implement `Debug`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let settings = self.settings();
         f.debug_struct("DeviceTokenProof")

@@ -21,14 +21,14 @@ pub(crate) struct Settings {
     pub(crate) idempotency_header: HeaderName,
     pub(crate) genuine_time_to_live: Duration,
     pub(crate) refused_time_to_live: Duration,
-    /// Hears of failures of the cache.
+    /// Receives the errors of the cache.
     pub(crate) observer: Arc<dyn Observer>,
 }
 
 /// Whether a token admits more than one request.
 ///
-/// A verdict that is remembered admits the next request with the same token, which is what single use forbids:
-/// there is one or the other.
+/// A cache and single use exclude each other: a cached verdict admits the next request with the same token, and single
+/// use forbids exactly that.
 #[derive(Clone)]
 pub(crate) enum Reuse {
     Cached(Arc<dyn ErasedCache>),
@@ -57,7 +57,7 @@ impl Settings {
         self.verifier.scope()
     }
 
-    /// The cache of verdicts: one that keeps nothing where a token is good for one request.
+    /// The cache of verdicts. Under single use, it is a cache that keeps nothing.
     pub(super) fn cache(&self) -> &dyn ErasedCache {
         match &self.reuse {
             Reuse::Cached(cache) => &**cache,
@@ -72,10 +72,10 @@ impl Settings {
         }
     }
 
-    /// Whether a verdict from the cache is good by this layer's own time to live. A layer with a longer one may
-    /// have put it there.
+    /// Whether a verdict from the cache is within this layer's own time to live. A layer with a longer time to live may
+    /// have stored it.
     pub(super) fn is_fresh(&self, cached: &CachedVerdict, now: SystemTime) -> bool {
-        // Where the wall clock was put back, only the cache's own time counts.
+        // If the wall clock was set back, only the cache's own time counts.
         let age = now.duration_since(cached.checked_at()).unwrap_or_default();
         age < self.time_to_live(cached.verdict())
     }

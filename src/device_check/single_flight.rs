@@ -1,4 +1,4 @@
-//! One run of a computation for all who want its result at the same time.
+//! One computation for all concurrent callers that want its result.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -14,13 +14,14 @@ use futures_util::{FutureExt, future::BoxFuture};
 
 use crate::runtime::{REQUESTS_MAY_AWAIT_EACH_OTHER, lock};
 
-/// Computations under way, by key.
+/// Computations in flight, by key.
 ///
-/// The callers poll a computation in turn: each wake-up reaches all of them, and the first to come drives it on.
-/// A caller that goes away takes nothing with it. When the last one goes, the computation is dropped, and the
-/// key's place in the map is free. A call that was sent to Apple keeps its slot there: that is the client's task.
+/// The callers poll a computation in turn: each wake-up reaches all of them, and the first to be polled drives the
+/// computation. A caller that is dropped does not disturb the others. When the last caller is dropped, the computation
+/// is dropped, and its key is removed from the map. A call that was already sent to Apple continues in a task of the
+/// client and keeps its slot.
 ///
-/// `futures_util::future::Shared` would lose a wake-up that comes during a poll, for those who join during it.
+/// `futures_util::future::Shared` would lose a wake-up during a poll for callers that join during that poll.
 pub(crate) struct SingleFlight<K: Eq + Hash, T> {
     flights: Arc<Mutex<Map<K, T>>>,
 }
@@ -41,11 +42,11 @@ impl<K: Clone + Eq + Hash, T: Clone + Send + 'static> SingleFlight<K, T> {
         Self { flights: Arc::new(Mutex::new(Map { by_key: HashMap::new(), next_id: 0 })) }
     }
 
-    /// The computation of `key` that is under way, or a new one.
+    /// Joins the computation of `key` in flight, or starts a new one.
     ///
-    /// Always a new one where requests must not await each other.
+    /// Always starts a new one on platforms where requests must not await each other.
     pub(crate) fn run(&self, key: K, compute: impl Future<Output = T> + Send + 'static) -> Caller<K, T> {
-        // Dropped after the lock: with the last caller, it locks the map.
+        // `joined` is dropped after the lock is released, because dropping the last caller locks the map.
         let mut joined = None;
         let mut map = lock(&self.flights);
         let Map { by_key, next_id } = &mut *map;
@@ -77,8 +78,8 @@ impl<K: Clone + Eq + Hash, T: Clone + Send + 'static> SingleFlight<K, T> {
     }
 }
 
-/// A key's place in the map, which the callers hold together. It is given up on drop, unless a later computation
-/// of the same key has taken it.
+/// A key's entry in the map, shared by the callers. Dropping it removes the entry, unless a later computation of the
+/// same key has replaced it.
 struct Place<K: Eq + Hash, T> {
     flights: Arc<Mutex<Map<K, T>>>,
     key: K,
@@ -93,29 +94,30 @@ impl<K: Eq + Hash, T> Drop for Place<K, T> {
             map.by_key.remove(&self.key);
         }
         drop(map);
-        // The computation waits for something that holds its waker, and with that the computation itself.
+        // The computation waits for something that holds its waker, and the waker holds the computation. Dropping it
+        // here breaks this cycle.
         let stage = mem::replace(&mut lock(&self.flight.state).stage, Stage::Away);
         drop(stage);
     }
 }
 
-/// One computation, and the waker with which it is polled.
+/// One computation, and the waker for polling it.
 struct Flight<T> {
     state: Mutex<FlightState<T>>,
 }
 
 struct FlightState<T> {
     stage: Stage<T>,
-    /// The wakers of callers, by their numbers.
+    /// The wakers of callers, by caller number.
     waiting: HashMap<u64, Waker>,
     callers: u64,
-    /// Whether the computation was woken since the last poll of it began.
+    /// Whether the computation was woken since its last poll began.
     woken: bool,
 }
 
 enum Stage<T> {
     Idle(BoxFuture<'static, Outcome<T>>),
-    /// A caller polls it.
+    /// A caller has taken the computation to poll it.
     Away,
     Done(Outcome<T>),
 }
@@ -133,7 +135,7 @@ impl<T> Flight<T> {
 
     fn enter(&self, stage: Stage<T>) {
         let mut state = lock(&self.state);
-        // A caller that joined while the computation was polled has heard of no wake-up during that poll.
+        // A caller that joined during the poll has missed any wake-up during that poll.
         let wakes = state.woken || matches!(stage, Stage::Done(_));
         state.stage = stage;
         let waiting = if wakes { mem::take(&mut state.waiting) } else { HashMap::new() };
@@ -152,10 +154,10 @@ impl<T: Send> Wake for Flight<T> {
     }
 }
 
-/// A caller who waits for a computation.
+/// A caller that waits for a computation.
 pub(crate) struct Caller<K: Eq + Hash, T> {
     id: u64,
-    /// `None` once the result was handed out.
+    /// `None` once the caller has returned the result.
     place: Option<Arc<Place<K, T>>>,
 }
 
@@ -174,7 +176,7 @@ impl<K: Eq + Hash + Send + Sync + 'static, T: Clone + Send + 'static> Future for
                 Poll::Ready(outcome)
             }
             Stage::Away => {
-                // A waker that is dropped may drop a caller, which takes the lock.
+                // Dropping a waker may drop a caller, which takes the lock.
                 let before = state.waiting.insert(self.id, cx.waker().clone());
                 drop(state);
                 drop(before);

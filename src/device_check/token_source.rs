@@ -1,14 +1,14 @@
-//! Where in a request the device token is.
+//! Token sources: they find the device token in a request.
 
 use http::{HeaderName, HeaderValue, header::AUTHORIZATION, request};
 
 use crate::gate::headers::{after_scheme, is_bearer, take_only};
 use crate::gate::{credential::Candidate, rejection::MalformedToken};
 
-/// Finds the device token in a request and takes it out, so that it does not reach the inner service.
+/// A source of device tokens: finds the device token in a request and takes it out, so that it does not reach the inner
+/// service.
 ///
-/// Implemented by [`HeaderToken`], [`BearerToken`], and closures that return the header value which they
-/// removed:
+/// Implemented by [`HeaderToken`], [`BearerToken`], and closures that return the header value that they removed:
 ///
 /// ```
 /// use http::request;
@@ -19,16 +19,17 @@ use crate::gate::{credential::Candidate, rejection::MalformedToken};
 /// # );
 /// ```
 ///
-/// This closure takes the first of repeated headers and drops the others; [`HeaderToken`] refuses them.
+/// If the header is repeated, this closure takes the first value and drops the others; [`HeaderToken`] refuses repeated
+/// headers.
 #[diagnostic::on_unimplemented(
     note = "use `HeaderToken`, `BearerToken` or a closure `Fn(&mut request::Parts) -> Option<HeaderValue>`"
 )]
 pub trait TokenSource: Send + Sync + 'static {
-    /// Takes the token out of the head of a request. `None` if there is none.
+    /// Takes the token out of the head of a request. Returns `None` if there is none.
     ///
     /// # Errors
     ///
-    /// If there is something that cannot be a device token, which is rejected as
+    /// Returns an error if the source finds a text that cannot be a device token. The layer rejects the request as
     /// [`MalformedToken`](crate::Rejection::MalformedToken).
     fn take(&self, head: &mut request::Parts) -> Result<Option<Candidate>, MalformedToken>;
 }
@@ -42,16 +43,16 @@ where
     }
 }
 
-/// The device token is the value of a header: by default `X-Apple-Device-Token`.
+/// Takes the device token from a header: by default `X-Apple-Device-Token`.
 ///
-/// A header that comes more than once is refused.
+/// A repeated header is refused.
 #[derive(Clone, Debug)]
 pub struct HeaderToken {
     name: HeaderName,
 }
 
 impl HeaderToken {
-    /// The header called `name`.
+    /// Makes a source for the header called `name`.
     #[must_use]
     pub const fn new(name: HeaderName) -> Self {
         Self { name }
@@ -70,18 +71,18 @@ impl TokenSource for HeaderToken {
     }
 }
 
-/// The device token is the text after the last dot of a bearer token, as in
-/// `Authorization: Bearer <client part>.<device token>`, or all of it where there is no dot.
+/// Takes the device token from the end of a bearer token: the text after the last dot, as in `Authorization: Bearer
+/// <client part>.<device token>`, or the whole text if it has no dot.
 ///
-/// The inner service finds `Authorization: Bearer <client part>`, or no such header where nothing is left.
-/// Another scheme than `Bearer` is left alone.
+/// The inner service gets `Authorization: Bearer <client part>`, or no such header if nothing is left. Schemes other
+/// than `Bearer` are left untouched.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct BearerToken {
     _private: (),
 }
 
 impl BearerToken {
-    /// The token in the `Authorization` header.
+    /// Makes a source for the `Authorization` header.
     #[must_use]
     pub const fn new() -> Self {
         Self { _private: () }

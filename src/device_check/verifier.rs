@@ -9,7 +9,7 @@ use crate::apple::AppleClient;
 use crate::apple::token::{DeviceToken, Verdict};
 use crate::gate::{error::VerifyError, routing::Environment};
 
-/// Answers whether a device token is genuine. `AppleClient` is the one to use; tests bring their own.
+/// Answers whether a device token is genuine. Servers use `AppleClient`; tests may implement their own.
 ///
 /// ```
 /// use tower_devicecheck::{DeviceVerifier, Environment, TokenQuestion, Verdict, VerifyError};
@@ -34,19 +34,19 @@ use crate::gate::{error::VerifyError, routing::Environment};
 pub trait DeviceVerifier: Send + Sync + 'static {
     /// Asks about one token.
     ///
-    /// The layer asks once for all concurrent requests with the same token. When the last of them goes away, the
-    /// future is dropped. If it panics, all of them get [`Unavailable`](crate::Rejection::Unavailable). A request
-    /// gets the same at the layer's [deadline](crate::DeviceCheckLayer::with_deadline).
+    /// The layer asks once for all concurrent requests with the same token. It drops the future when the last of these
+    /// requests is dropped. If the future panics, all of them get [`Unavailable`](crate::Rejection::Unavailable). A
+    /// request also gets `Unavailable` at the layer's [deadline](crate::DeviceCheckLayer::with_deadline).
     ///
     /// # Errors
     ///
-    /// If there is no verdict. Never for a token that was refused.
+    /// Returns an error if there is no verdict. A refused token is a verdict, not an error.
     fn verify(
         &self,
         question: TokenQuestion<'_>,
     ) -> impl Future<Output = Result<Verdict, VerifyError>> + Send;
 
-    /// The owner of these verdicts, such as the Apple team id. It is part of every cache key, so that a cache
+    /// The owner of these verdicts, such as the Apple team id. The scope is part of every cache key, so that a cache
     /// shared by two teams keeps their verdicts apart.
     fn scope(&self) -> &str;
 }
@@ -59,7 +59,7 @@ pub struct TokenQuestion<'a> {
 }
 
 impl<'a> TokenQuestion<'a> {
-    /// The question about `token` in `environment`.
+    /// Makes the question about `token` in `environment`.
     pub(super) const fn new(token: &'a DeviceToken, environment: Environment) -> Self {
         Self { token, environment }
     }
@@ -70,7 +70,7 @@ impl<'a> TokenQuestion<'a> {
         self.token
     }
 
-    /// The environment whose server is to be asked.
+    /// The environment whose server must be asked.
     #[must_use]
     pub const fn environment(&self) -> Environment {
         self.environment

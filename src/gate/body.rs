@@ -9,8 +9,7 @@ use http_body_util::Full;
 use pin_project_lite::pin_project;
 
 pin_project! {
-    /// The body of the response of one of this crate's services: the inner service's, or a rejection's
-    /// bytes.
+    /// The response body of this crate's services: the inner service's body, or the bytes of a rejection.
     #[derive(Debug)]
     pub struct ResponseBody<B> {
         #[pin]

@@ -1,16 +1,16 @@
-//! The text that a token source found, and the digest of a token.
+//! Text that a token source found, and token digests.
 
 use std::{fmt, ops::Range};
 
 use http::HeaderValue;
 use sha2::{Digest, Sha256};
 
-/// How a bearer credential begins in the header `Authorization`.
+/// The start of a bearer credential in the header `Authorization`.
 pub(crate) const BEARER: &str = "Bearer ";
 
-/// Text that a [`TokenSource`](crate::TokenSource) found where a device token should be; not yet checked.
+/// Text that a [`TokenSource`](crate::TokenSource) found and that may be a device token. The text is not yet checked.
 ///
-/// It is a header value or a part of one, so that finding a token copies nothing.
+/// A candidate is a header value or a part of one, so that finding a token copies nothing.
 #[derive(Clone)]
 pub struct Candidate {
     value: HeaderValue,
@@ -18,15 +18,15 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// The whole of `value`, without white space around it.
+    /// Makes a candidate from all of `value`, without surrounding white space.
     #[must_use]
     pub fn new(value: HeaderValue) -> Self {
         let range = 0..value.len();
         Self::part(value, range)
     }
 
-    /// The bytes of `value` in `range`, without white space around them. What lies outside of `value` counts
-    /// as empty.
+    /// Makes a candidate from the bytes of `value` in `range`, without surrounding white space. The part of `range`
+    /// beyond the end of `value` counts as empty.
     #[must_use]
     pub fn part(value: HeaderValue, range: Range<usize>) -> Self {
         let end = range.end.min(value.len());
@@ -43,18 +43,18 @@ impl Candidate {
 }
 
 impl fmt::Debug for Candidate {
-    // The text may be a device token or a debug token: never printed.
+    // Omits the text, which may be a device token or a debug token.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Candidate").field("length", &self.range.len()).finish_non_exhaustive()
     }
 }
 
-/// SHA-256 of a token's canonical text: what caches, logs and handlers may see of it.
+/// The SHA-256 of a token's canonical text. Caches, logs and handlers use the digest instead of the token.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TokenDigest([u8; 32]);
 
 impl TokenDigest {
-    /// The digest of a credential's canonical text.
+    /// Computes the digest of a credential's canonical text.
     #[must_use]
     pub fn of(text: &[u8]) -> Self {
         Self(Sha256::digest(text).into())

@@ -1,4 +1,4 @@
-//! Decisions about requests, and the extensions in which the inner service finds them.
+//! Decisions about requests, and the request extensions that carry them to the inner service.
 
 use std::{any::Any, fmt, sync::Arc};
 
@@ -9,17 +9,17 @@ use crate::gate::credential::{Candidate, TokenDigest};
 use crate::gate::{error::VerifyError, rejection::Rejection, routing::Environment};
 use crate::runtime::SystemTime;
 
-/// The layer's treatment of rejected requests.
+/// The layer's treatment of requests that it rejects.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Enforcement {
-    /// The layer answers the request, which does not reach the inner service. The default.
+    /// The layer answers the request, and the inner service is not called. The default.
     #[default]
     Enforce,
-    /// The request reaches the inner service all the same. Every request that is not exempt carries a
-    /// [`DeviceOutcome`]. For a roll-out.
+    /// The request reaches the inner service anyway. Every request that is not exempt carries a [`DeviceOutcome`]. This
+    /// mode is for a roll-out.
     ///
-    /// A request still waits for the check, during an outage of Apple's for all of its deadline. With the feature
+    /// A request still waits for the check; during an outage at Apple it waits until the deadline. With the feature
     /// `axum`, a handler that takes a [`VerifiedDevice`] still refuses requests without one: take an `Option`.
     ///
     /// # Danger
@@ -28,7 +28,7 @@ pub enum Enforcement {
     Monitor,
 }
 
-/// The grounds on which a [`VerifiedDevice`] was verified: by which proof, and on what basis.
+/// The evidence for a [`VerifiedDevice`]: the proof that verified the device, and the basis.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Evidence {
     proof: &'static str,
@@ -49,21 +49,21 @@ impl Evidence {
         Self { proof, basis, name: None, grade }
     }
 
-    /// `proof` checked the credential for this request, or for another one with the same credential at the
-    /// same time. `basis` is one lower-case word for logs, such as `apple`.
+    /// Evidence that `proof` checked the credential just now: for this request, or for a concurrent request with the
+    /// same credential. `basis` is one lower-case word for logs, such as `apple`.
     #[must_use]
     pub const fn fresh(proof: &'static str, basis: &'static str) -> Self {
         Self::new(proof, basis, Grade::Fresh)
     }
 
-    /// `proof` remembered an earlier check.
+    /// Evidence that `proof` remembered an earlier check.
     #[must_use]
     pub const fn remembered(proof: &'static str, basis: &'static str) -> Self {
         Self::new(proof, basis, Grade::Remembered)
     }
 
-    /// `proof` accepted a secret called `name`, behind which there is no device at all. The default observer
-    /// warns of each such admission.
+    /// Evidence that `proof` accepted a secret called `name` instead of a device. The default observer logs each such
+    /// admission at level warn.
     #[must_use]
     pub const fn stand_in(proof: &'static str, basis: &'static str, name: Arc<str>) -> Self {
         Self { proof, basis, name: Some(name), grade: Grade::StandIn }
@@ -75,32 +75,33 @@ impl Evidence {
         self.proof
     }
 
-    /// The basis in one word: `apple`, `cache` or `debug-token` for a device token.
+    /// The basis in one word. The check with device tokens has `apple`, `cache` and `debug-token`.
     #[must_use]
     pub const fn basis(&self) -> &'static str {
         self.basis
     }
 
-    /// The name of the secret, where a secret stands in for a device.
+    /// The name of the secret, if a secret replaces a device.
     #[must_use]
     pub fn name(&self) -> Option<&str> {
         self.name.as_deref()
     }
 
-    /// Whether the credential was checked just now, not remembered, and a device stands behind it.
+    /// Whether the credential was checked just now and belongs to a device: it is neither remembered nor a secret that
+    /// replaces a device.
     #[must_use]
     pub const fn is_fresh(&self) -> bool {
         matches!(self.grade, Grade::Fresh)
     }
 
-    /// Whether a secret stands in for a device.
+    /// Whether a secret replaces a device.
     #[must_use]
     pub const fn is_stand_in(&self) -> bool {
         matches!(self.grade, Grade::StandIn)
     }
 }
 
-/// The basis, followed by a colon and the name where there is one: `debug-token:ci`.
+/// The basis, followed by a colon and the name if there is one: `debug-token:ci`.
 impl fmt::Display for Evidence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.basis)?;
@@ -111,17 +112,17 @@ impl fmt::Display for Evidence {
     }
 }
 
-/// The request came from a genuine device: the extension that the inner service finds.
+/// A request extension for the inner service: the request came from a genuine device.
 ///
-/// A [proof](crate::Proof) makes it by [`Facts::verified`](crate::Facts::verified); the gate inserts it, and
-/// removes any that is already in the request. Cloning is cheap.
+/// A [proof](crate::Proof) makes a verified device with [`Facts::verified`](crate::Facts::verified). The gate inserts
+/// it into the request, and removes any that is already there. Cloning is cheap.
 ///
 /// # With axum
 ///
-/// With the feature `axum` (`cargo add tower-devicecheck --features axum`) it is an argument of handlers, and so is
-/// `Option<VerifiedDevice>`. Without that feature the compiler says of such a handler no more than that the trait bound
-/// `Handler<_, _>` is not satisfied. axum's `#[debug_handler]` names the argument.
-/// `Extension<VerifiedDevice>` does without the feature.
+/// With the feature `axum` (`cargo add tower-devicecheck --features axum`), handlers can take a `VerifiedDevice` or an
+/// `Option<VerifiedDevice>` as an argument. Without the feature, the compiler only says that the trait bound
+/// `Handler<_, _>` is not satisfied; axum's `#[debug_handler]` names the argument. `Extension<VerifiedDevice>` works
+/// without the feature.
 #[derive(Clone, Debug)]
 pub struct VerifiedDevice {
     environment: Environment,
@@ -136,13 +137,13 @@ pub struct VerifiedDevice {
 #[derive(Clone)]
 enum Keepsake {
     Nothing,
-    /// A copy of the text that the client showed.
+    /// A copy of the text that the client sent.
     Text(Bytes),
     Value(Arc<dyn Any + Send + Sync>),
 }
 
 impl fmt::Debug for Keepsake {
-    // It may be a secret.
+    // Omits the value, which may be a secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("..")
     }
@@ -158,74 +159,74 @@ impl VerifiedDevice {
         Self { environment, evidence, digest, verified_at, keepsake: Keepsake::Nothing, subject: None }
     }
 
-    /// The same device, which keeps a copy of the text that the client showed: the text itself may be a part of
-    /// the request's whole read buffer, and would keep that in memory for as long as a handler keeps the device.
+    /// Adds a copy of the text that the client sent. The text itself may be a slice of the request's read buffer, and
+    /// would keep the whole buffer in memory for as long as a handler keeps the device.
     pub(crate) fn with_text(mut self, text: &Candidate) -> Self {
         self.keepsake = Keepsake::Text(Bytes::copy_from_slice(text.as_bytes()));
         self
     }
 
-    /// The same device in another environment. Default: the first one that the route admits.
+    /// Sets the environment. Default: the first environment that the route admits.
     #[must_use]
     pub fn with_environment(mut self, environment: Environment) -> Self {
         self.environment = environment;
         self
     }
 
-    /// The same device, verified at another time. Default: the time of the request.
+    /// Sets the time of the verification. Default: the time of the request.
     #[must_use]
     pub fn with_verified_at(mut self, verified_at: SystemTime) -> Self {
         self.verified_at = verified_at;
         self
     }
 
-    /// The same device with a stable pseudonym, where the proof has one.
+    /// Sets the subject: a stable pseudonym of the device, if the proof has one.
     #[must_use]
     pub fn with_subject(mut self, subject: Arc<str>) -> Self {
         self.subject = Some(subject);
         self
     }
 
-    /// The same device with a value that its proof needs later. `Debug` does not show it.
+    /// Attaches a value that the proof needs later. `Debug` does not show the value.
     #[must_use]
     pub fn with_value(mut self, value: Arc<dyn Any + Send + Sync>) -> Self {
         self.keepsake = Keepsake::Value(value);
         self
     }
 
-    /// The environment in which the device was verified: for a device token, the one whose server accepted it.
+    /// The environment in which the device was verified. For a device token, its server accepted the token.
     #[must_use]
     pub const fn environment(&self) -> Environment {
         self.environment
     }
 
-    /// The grounds on which the device was verified.
+    /// The evidence for the device.
     #[must_use]
     pub const fn evidence(&self) -> &Evidence {
         &self.evidence
     }
 
-    /// SHA-256 of the credential; of `debug-token:` and its name for a debug token.
+    /// The SHA-256 of the credential. For a debug token, the SHA-256 of `debug-token:` and its name.
     ///
-    /// It identifies the token, not the device: the same device has another digest with its next token.
+    /// The digest identifies the token, not the device: the device's next token has another digest.
     #[must_use]
     pub const fn digest(&self) -> TokenDigest {
         self.digest
     }
 
-    /// The time at which the check began.
+    /// The start of the check.
     #[must_use]
     pub const fn verified_at(&self) -> SystemTime {
         self.verified_at
     }
 
-    /// A stable pseudonym of the device or its key; `None` for a device token, which has none.
+    /// The subject: a stable pseudonym of the device or its key. `None` for a device token, which has no subject.
     #[must_use]
     pub fn subject(&self) -> Option<&str> {
         self.subject.as_deref()
     }
 
-    /// The value that the proof left with [`with_value`](Self::with_value), if it is a `T`.
+    /// The value that the proof attached with [`with_value`](Self::with_value), if it is a `T`.
     #[must_use]
     pub fn value<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
         match &self.keepsake {
@@ -243,7 +244,7 @@ impl VerifiedDevice {
     }
 }
 
-/// A rejection, with details that only observers and logs may see.
+/// A rejection, with details for observers and logs only.
 #[derive(Clone, Debug)]
 pub struct Rejected {
     pub(super) rejection: Rejection,
@@ -258,22 +259,23 @@ impl Rejected {
         self.rejection
     }
 
-    /// The same with the digest of the credential that was judged.
+    /// Sets the digest of the judged credential.
     #[must_use]
     pub fn with_digest(mut self, digest: TokenDigest) -> Self {
         self.digest = Some(digest);
         self
     }
 
-    /// The same with a reason for the operator's eyes, in a few lower-case words. It must hold no secret: it is logged.
-    /// Default: that of a [malformed token](Rejection::MalformedToken), which its client sees too.
+    /// Sets a reason for operators, in a few lower-case words. The reason is logged, so it must hold no secret.
+    /// Default: the reason of a [malformed token](Rejection::MalformedToken), which the client also sees; for other
+    /// rejections, no reason.
     #[must_use]
     pub fn with_reason(mut self, reason: &'static str) -> Self {
         self.reason = Some(reason);
         self
     }
 
-    /// The same with the environment that answered last. Default: the first one that the route admits.
+    /// Sets the environment that answered last. Default: the first environment that the route admits.
     #[must_use]
     pub fn with_environment(mut self, environment: Environment) -> Self {
         self.environment = Some(environment);
@@ -291,21 +293,22 @@ impl From<Rejection> for Rejected {
     }
 }
 
-/// The client gets the [rejection of the error](Rejection#impl-From<%26VerifyError>-for-Rejection), the operator the error.
+/// The client gets the [rejection of the error](Rejection#impl-From<%26VerifyError>-for-Rejection); observers get the
+/// error.
 impl From<VerifyError> for Rejected {
     fn from(error: VerifyError) -> Self {
         Self { error: Some(error.clone()), ..Rejection::from(&error).into() }
     }
 }
 
-/// The extension that [`Enforcement::Monitor`] leaves in every request that is not exempt: what
-/// [`Enforcement::Enforce`] would have done with it.
+/// A request extension that [`Enforcement::Monitor`] leaves in every request that is not exempt. It tells what
+/// [`Enforcement::Enforce`] would have done with the request.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum DeviceOutcome {
-    /// It would have reached the inner service.
+    /// The request would have reached the inner service.
     Verified(VerifiedDevice),
-    /// It would have been answered with this rejection.
+    /// The layer would have answered with this rejection.
     Rejected(Rejection),
 }
 

@@ -1,10 +1,10 @@
-//! The error of a proof that could not tell: nothing is known about the credential.
+//! The error of a proof that reached no verdict about a credential.
 
 use std::{error::Error, sync::Arc, time::Duration};
 
 use crate::BoxError;
 
-/// Implements `Error`, with this `source`, and `Display`, with what `write!` makes of the rest.
+/// Implements `Error` with this `source`, and `Display` by passing the remaining arguments to `write!`.
 macro_rules! impl_error {
     ($error:ty, |$this:ident| $source:expr, $($text:tt)+) => {
         #[allow(unused_variables, reason = "many a text is constant, and many an error has no source")]
@@ -26,9 +26,9 @@ macro_rules! impl_error {
 }
 pub(crate) use impl_error;
 
-/// The reason for a missing verdict. It is never the client's fault.
+/// The error of a check without a verdict. It is never the client's fault.
 ///
-/// Cloning is cheap: all requests that waited for one answer get the same error.
+/// Cloning is cheap, because all requests that waited for one answer get the same error.
 #[derive(Clone, Debug)]
 pub struct VerifyError {
     kind: VerifyErrorKind,
@@ -36,30 +36,31 @@ pub struct VerifyError {
     source: Arc<dyn Error + Send + Sync>,
 }
 
-/// The three reasons to have no verdict.
+/// The kinds of [`VerifyError`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum VerifyErrorKind {
-    /// Apple answers that it is asked too often.
+    /// Apple throttles this server (status 429).
     Throttled,
-    /// There is no answer, or one that says nothing about the credential.
+    /// Apple, or another server that a proof asked, gave no answer, or one that says nothing about the credential.
     Unavailable,
-    /// Apple does not accept the server's credentials or its request, or the server is put together wrongly.
+    /// Apple does not accept the server's credentials or its request, or the layer is set up incorrectly.
     Misconfigured,
 }
 
 impl VerifyError {
-    /// Apple answers that it is asked too often; `retry_after` is the waiting time that Apple names.
+    /// Makes an error of the kind [`Throttled`](VerifyErrorKind::Throttled). `retry_after` is the waiting time that
+    /// Apple names.
     pub fn throttled(retry_after: Option<Duration>, source: impl Into<BoxError>) -> Self {
         Self::new(VerifyErrorKind::Throttled, retry_after, source.into())
     }
 
-    /// There is no answer, or one that says nothing about the credential.
+    /// Makes an error of the kind [`Unavailable`](VerifyErrorKind::Unavailable).
     pub fn unavailable(source: impl Into<BoxError>) -> Self {
         Self::new(VerifyErrorKind::Unavailable, None, source.into())
     }
 
-    /// Apple does not accept the server's credentials or its request.
+    /// Makes an error of the kind [`Misconfigured`](VerifyErrorKind::Misconfigured).
     pub fn misconfigured(source: impl Into<BoxError>) -> Self {
         Self::new(VerifyErrorKind::Misconfigured, None, source.into())
     }
@@ -68,20 +69,20 @@ impl VerifyError {
         Self { kind, retry_after, source: source.into() }
     }
 
-    /// The same error with what the other side said about when to come back.
+    /// Sets the waiting time that the other side names.
     #[must_use]
     pub const fn with_retry_after(mut self, retry_after: Option<Duration>) -> Self {
         self.retry_after = retry_after;
         self
     }
 
-    /// The reason, one of three.
+    /// The kind of this error.
     #[must_use]
     pub const fn kind(&self) -> VerifyErrorKind {
         self.kind
     }
 
-    /// The time after which the other side wants to be asked again, as it said it.
+    /// The waiting time that the other side names, unchanged.
     #[must_use]
     pub const fn retry_after(&self) -> Option<Duration> {
         self.retry_after
@@ -94,7 +95,7 @@ impl_error!(
     "{}",
     match error.kind {
         VerifyErrorKind::Throttled => "asked too often",
-        VerifyErrorKind::Unavailable => "no verdict to be had",
+        VerifyErrorKind::Unavailable => "no verdict available",
         VerifyErrorKind::Misconfigured => "credentials or request not accepted",
     }
 );

@@ -1,4 +1,4 @@
-//! Extractors for axum, and answers.
+//! Extractors and responses for axum.
 
 use std::{borrow::Cow, convert::Infallible, error::Error};
 
@@ -12,11 +12,12 @@ use crate::gate::error::{VerifyError, impl_error};
 use crate::gate::observer::{Chain, TARGET};
 use crate::gate::rejection::{ProblemDetails, Rejection, RejectionResponse};
 
-/// Feature `axum`. Rejects with status 500 if no [`DeviceCheckLayer`](crate::DeviceCheckLayer) has verified
-/// the request: there is no layer, or the route is exempt.
+/// Feature `axum`. Extracts the verified device. Responds with status 500 if no
+/// [`DeviceCheckLayer`](crate::DeviceCheckLayer) has checked the request: there is no layer, or the route is exempt.
 ///
-/// Under [`Monitor`](crate::Enforcement::Monitor) the layer lets every request through, and this rejects those that the
-/// layer would have rejected, with the same status. Handlers that shall work without a device take an `Option`.
+/// Under [`Monitor`](crate::Enforcement::Monitor), the layer lets every request through. This extractor then rejects
+/// the requests that the layer would have rejected, with the same status. Handlers that must work without a device take
+/// an `Option`.
 impl<S: Sync> FromRequestParts<S> for VerifiedDevice {
     type Rejection = MissingDevice;
 
@@ -30,8 +31,8 @@ impl<S: Sync> FromRequestParts<S> for VerifiedDevice {
     }
 }
 
-/// Feature `axum`. `None` where the route is exempt, or the layer only monitors and would have rejected the
-/// request.
+/// Feature `axum`. Extracts the verified device, or `None` if the route is exempt, or if the layer only monitors and
+/// would have rejected the request.
 impl<S: Sync> OptionalFromRequestParts<S> for VerifiedDevice {
     type Rejection = Infallible;
 
@@ -40,14 +41,14 @@ impl<S: Sync> OptionalFromRequestParts<S> for VerifiedDevice {
     }
 }
 
-/// A handler asked for a [`VerifiedDevice`] in a request that has none.
+/// The error of a handler that takes a [`VerifiedDevice`] from a request without one.
 #[derive(Clone, Copy, Debug)]
 pub struct MissingDevice {
     monitored: Option<Rejection>,
 }
 
 impl MissingDevice {
-    /// The rejection that a monitoring layer did not enforce; `None` if no layer has looked at the request.
+    /// The rejection that a monitoring layer did not enforce; `None` if no layer has checked the request.
     #[must_use]
     pub const fn monitored(&self) -> Option<Rejection> {
         self.monitored
@@ -83,16 +84,16 @@ impl IntoResponse for MissingDevice {
     }
 }
 
-/// Feature `axum`. The layer's default answer to a client that speaks plain HTTP: problem details. For gRPC there is
-/// [`ProblemDetails`], which is shown the request.
+/// Feature `axum`. Responds with problem details, the layer's default answer to a client that speaks plain HTTP. For
+/// gRPC use [`ProblemDetails`], which gets the request.
 impl IntoResponse for Rejection {
     fn into_response(self) -> Response {
         answer(self, |head| ProblemDetails.response(&self, head))
     }
 }
 
-/// Feature `axum`. The answer of its [`Rejection`]. The error and its causes are logged as a warning, because the client
-/// is told nothing of them.
+/// Feature `axum`. Responds with the [`Rejection`] of the error. The error and its causes are logged as a warning,
+/// because the response does not contain them.
 impl IntoResponse for VerifyError {
     fn into_response(self) -> Response {
         warn(&self);
@@ -100,7 +101,8 @@ impl IntoResponse for VerifyError {
     }
 }
 
-/// The response to a request without any header, with the rejection in its extensions, as the layers' responses have it.
+/// Makes the response as for a request without headers, with the rejection in the response's extensions, as in the
+/// layers' responses.
 pub(crate) fn answer<R: Clone + Send + Sync + 'static>(
     rejection: R,
     respond: impl FnOnce(&request::Parts) -> http::Response<Bytes>,

@@ -1,4 +1,4 @@
-//! The response future: from a request to the inner service, by a decision that may take time.
+//! The response future: from the request through a decision, which may take time, to the inner service.
 
 use std::{
     fmt, mem,
@@ -16,21 +16,21 @@ use tower_service::Service;
 use crate::gate::gate_body::{AfterBody, ReadBodies, TakesBody};
 use crate::gate::{body::ResponseBody, error::VerifyError, headers::append};
 
-/// Decides which requests reach an inner service, at once or after a while. Not for others to implement.
+/// Decides which requests reach an inner service, immediately or later. Other crates cannot implement this trait.
 #[doc(hidden)]
 #[allow(unnameable_types, reason = "sealed")]
 pub trait Decide: Sized {
     type Mode;
     type Answer;
 
-    /// Begins with a request. It may take from the request and put into it.
+    /// Starts to decide about a request. May change the head of the request.
     fn admit(self: &Arc<Self>, head: &mut request::Parts) -> Progress<Self>;
 
-    /// Goes on with an answer.
+    /// Continues with an answer.
     fn answered(answer: Self::Answer, head: &mut request::Parts) -> Progress<Self>;
 }
 
-/// The next thing to do with a request.
+/// The next step for a request.
 #[doc(hidden)]
 #[allow(
     missing_debug_implementations,
@@ -45,15 +45,15 @@ pub enum Progress<D: Decide> {
     Respond(Box<Response<Bytes>>),
     /// Wait for an answer.
     Wait(BoxFuture<'static, D::Answer>),
-    /// Read the body, and make an answer of its digest.
+    /// Read the body, and make an answer from its digest.
     Read(ReadBodies, AfterBody<D::Answer>),
 }
 
 pin_project! {
-    /// The response future of [`DeviceCheck`](crate::DeviceCheck) and its kin.
+    /// The response future of [`DeviceCheck`](crate::DeviceCheck) and the other services of this crate.
     ///
-    /// Dropping it disturbs no other request, even if both wait for the same check. The last one to be dropped
-    /// ends the check.
+    /// Dropping the future does not disturb other requests, even if they wait for the same check. Dropping the last of
+    /// them ends the check.
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<S, B, D>
     where
@@ -67,7 +67,7 @@ pin_project! {
 }
 
 pin_project! {
-    // The request and the inner service wait beside the boxed answer, so that nothing is demanded of their types.
+    // The request and the inner service wait beside the boxed answer, so that their types need no further bounds.
     #[project = StateProj]
     #[project_replace = StateOwned]
     enum State<S, B, D, M>
@@ -79,14 +79,14 @@ pin_project! {
         Forwarding { #[pin] future: S::Future, headers: Option<Box<HeaderMap>> },
         Waiting { answer: BoxFuture<'static, D::Answer>, request: Held<S, WaitingBody<B, M>> },
         Reading { reading: Box<(M::Reading, AfterBody<D::Answer>)>, request: Held<S, ()> },
-        /// The request is admitted; the inner service becomes ready.
+        /// The request is admitted and waits for the inner service to become ready.
         Readying { request: Held<S, M::Body>, headers: Option<Box<HeaderMap>> },
         Rejected { response: Box<Response<Bytes>> },
         Done,
     }
 }
 
-/// An unready service and the request that it may get.
+/// An unready service, and the request that it may get.
 struct Held<S, B> {
     inner: S,
     head: request::Parts,
@@ -104,10 +104,10 @@ where
     D::Mode: TakesBody<B>,
     S: Service<Request<<D::Mode as TakesBody<B>>::Body>> + Clone,
 {
-    /// Starts with a request. `inner` was polled ready.
+    /// Starts to handle a request. `inner` was polled ready.
     ///
-    /// A ready service may hold a shared resource, such as a concurrency permit. If the request does not call it
-    /// now, a fresh clone takes its place and the permit is free again; a later call polls for readiness anew.
+    /// A ready service may hold a shared resource, such as a concurrency permit. If the request does not call it now, a
+    /// fresh clone replaces the ready service, which frees the permit. A later call polls for readiness again.
     pub(super) fn start(inner: &mut S, decider: &Arc<D>, request: Request<B>) -> Self {
         let (mut head, body) = request.into_parts();
         match decider.admit(&mut head) {
@@ -188,7 +188,7 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut state = self.project().state;
         loop {
-            // Each arm takes the state apart once it has what it waits for.
+            // Each arm consumes the state once the awaited result is there.
             let next = match state.as_mut().project() {
                 StateProj::Waiting { answer, .. } => {
                     let answer = ready!(answer.as_mut().poll(cx));

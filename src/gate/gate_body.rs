@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 use crate::gate::{decision::Rejected, rejection::Rejection};
 use crate::runtime::{Timer, boxed_timer};
 
-/// Whether a layer reads request bodies: [`HeadOnly`] or [`ReadBodies`]. Not for others to implement.
+/// Whether a layer reads request bodies: [`HeadOnly`] or [`ReadBodies`]. Other crates cannot implement this trait.
 #[doc(hidden)]
 #[allow(unnameable_types, reason = "sealed")]
 pub trait BodyMode: Copy + fmt::Debug + Send + Sync + 'static {
@@ -37,20 +37,20 @@ pub trait TakesBody<B>: Sized {
 
     fn pass(body: B) -> Self::Body;
 
-    /// Begins to read. `Err` where this mode does not.
+    /// Starts to read. Returns `Err` if this mode does not read bodies.
     fn read(body: B, bounds: ReadBodies) -> Result<Self::Reading, B>;
 
-    /// The digest of a body, or why it is not to be had; and the body as the inner service gets it.
+    /// Returns the digest of a body, or the reason why there is none, and the body for the inner service.
     fn poll_read(reading: &mut Self::Reading, cx: &mut Context<'_>) -> Poll<(BodyDigest, Self::Body)>;
 }
 
-/// SHA-256 of a body that arrived whole.
+/// The SHA-256 of a body that arrived whole.
 pub(crate) type BodyDigest = Result<[u8; 32], Rejected>;
 
 /// The step after a body was read.
 pub(super) type AfterBody<T> = Box<dyn FnOnce(BodyDigest) -> T + Send>;
 
-/// The default: a layer that decides by the head of a request. The inner service gets the body as it is.
+/// The default mode: the layer decides by the head of a request, and the inner service gets the body unchanged.
 #[derive(Clone, Copy, Debug, Default)]
 #[allow(clippy::exhaustive_structs, reason = "a unit struct, to be named as a type")]
 pub struct HeadOnly;
@@ -58,7 +58,7 @@ pub struct HeadOnly;
 impl BodyMode for HeadOnly {
     const READS: bool = false;
 
-    /// Never reached.
+    /// Unreachable.
     fn bounds(&self) -> ReadBodies {
         ReadBodies::new()
     }
@@ -81,10 +81,11 @@ impl<B> TakesBody<B> for HeadOnly {
     }
 }
 
-/// A layer that reads the bodies of requests for proofs that need them. The inner service gets a [`GateBody`].
+/// A mode with bounds: the layer reads the bodies of requests for proofs that need them. The inner service gets a
+/// [`GateBody`].
 ///
-/// A body that is read is held in memory whole: at most the [limit](Self::with_limit) for each request.
-/// Bodies that no proof asks for pass unread.
+/// The layer holds the whole body in memory: at most the [limit](Self::with_limit) for each request. Bodies that no
+/// proof needs pass unread.
 #[derive(Clone, Copy, Debug)]
 #[must_use]
 pub struct ReadBodies {
@@ -93,27 +94,28 @@ pub struct ReadBodies {
 }
 
 impl ReadBodies {
-    /// Bodies of up to 1 MiB, within 10 seconds.
+    /// Makes the default bounds: bodies of up to 1 MiB, within 10 seconds.
     pub const fn new() -> Self {
         Self { limit: 1024 * 1024, deadline: Duration::from_secs(10) }
     }
 
-    /// The most bytes of a body that are read, whatever a proof asks for. Default: 1 MiB. A longer body is
-    /// [`TooLarge`](Rejection::TooLarge).
+    /// Sets the most bytes that are read of a body, even if a proof allows more. Default: 1 MiB. A request with a
+    /// longer body is rejected as [`TooLarge`](Rejection::TooLarge).
     pub const fn with_limit(mut self, bytes: usize) -> Self {
         self.limit = bytes;
         self
     }
 
-    /// The same bounds for a proof that wants no more than `limit` bytes.
+    /// Lowers the limit for a proof that accepts at most `limit` bytes.
     pub(super) fn within(self, limit: usize) -> Self {
         Self { limit: limit.min(self.limit), ..self }
     }
 
-    /// The time within which a body must have arrived. Default: 10 seconds. A later one is
-    /// [`IncompleteBody`](Rejection::IncompleteBody). A stream without end, such as that of a gRPC call, ends so.
+    /// Sets the time within which a body must arrive. Default: 10 seconds. A request whose body takes longer is
+    /// rejected as [`IncompleteBody`](Rejection::IncompleteBody). This includes endless streams, such as those of gRPC
+    /// calls.
     ///
-    /// Holds inside of a tokio runtime, with the feature `tokio`.
+    /// The deadline applies only inside a tokio runtime, with the feature `tokio`.
     pub const fn with_deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
         self
@@ -158,7 +160,7 @@ impl<B: Body<Data = Bytes>> TakesBody<B> for ReadBodies {
     }
 }
 
-/// A body on its way into one buffer: a queue of small chunks would take many times its bytes.
+/// A body that is read into one buffer. A queue of small chunks would take many times the memory.
 #[allow(missing_debug_implementations, unnameable_types, reason = "hidden inside of the response future")]
 pub struct Reading<B: Body> {
     limit: usize,
@@ -170,11 +172,11 @@ pub struct Reading<B: Body> {
 }
 
 impl<B: Body<Data = Bytes>> Reading<B> {
-    /// More frames than any client sends for a small body: a flood of empty ones.
+    /// The most frames of a small body. Only a flood of empty frames has more.
     const MAX_FRAMES: usize = 1 << 16;
-    /// One frame more is allowed for so many bytes: a large body comes in many.
+    /// The body may have one more frame for each of this many bytes, because a large body arrives in many frames.
     const BYTES_A_FRAME: usize = 256;
-    /// After so many frames without a pause, other tasks get their turn, and the deadline is looked at.
+    /// After this many frames without a pause, the read yields to other tasks and checks the deadline.
     const FRAMES_A_TURN: usize = 64;
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<(BodyDigest, GateBody<B>)> {
@@ -183,7 +185,7 @@ impl<B: Body<Data = Bytes>> Reading<B> {
         let mut turn = 0;
         let outcome = loop {
             let left = self.limit - self.bytes.len();
-            // A body that says that it is too large is not read at all.
+            // A body that announces too many bytes is not read at all.
             if body.size_hint().lower() > left as u64 {
                 break Err(Rejection::TooLarge);
             }
@@ -231,8 +233,8 @@ impl<B: Body<Data = Bytes>> Reading<B> {
 }
 
 pin_project! {
-    /// A request's body behind a layer that [reads bodies](ReadBodies): as it came, or, where a proof needed it,
-    /// rebuilt from the bytes that were read, trailers included.
+    /// The request body that the inner service gets from a layer that [reads bodies](ReadBodies). It is the original
+    /// body or, if a proof needed the body, rebuilt from the bytes that were read, trailers included.
     ///
     /// If the layer only monitors, a body that could not be read whole also reaches the inner service: first
     /// the bytes that were read, then the rest or its error.
@@ -248,7 +250,7 @@ pin_project! {
         AsItCame { #[pin] body: B },
         Rebuilt {
             read: Option<Bytes>,
-            // The piece that was too much.
+            // The chunk that exceeded the limit.
             over: Option<Bytes>,
             trailers: Option<HeaderMap>,
             error: Option<B::Error>,
@@ -304,8 +306,8 @@ impl<B: Body<Data = Bytes>> Body for GateBody<B> {
                 let rest = rest.as_ref().map_or_else(|| SizeHint::with_exact(0), |rest| rest.size_hint());
                 let mut hint = SizeHint::new();
                 hint.set_lower(rest.lower().saturating_add(read));
-                // With an exact length, a proxy would send the bytes alone: without the trailers, or as if no error
-                // came after them.
+                // With an exact length, a proxy would send only the bytes: it would drop the trailers, or hide the
+                // error that follows.
                 let more = trailers.is_some() || error.is_some();
                 if let (false, Some(upper)) = (more, rest.upper().and_then(|upper| upper.checked_add(read))) {
                     hint.set_upper(upper);
@@ -317,7 +319,7 @@ impl<B: Body<Data = Bytes>> Body for GateBody<B> {
 }
 
 impl<B: Body> fmt::Debug for GateBody<B> {
-    // The bytes are the client's own, and may hold secrets.
+    // Omits the bytes, which may hold the client's secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.kind {
             GateBodyKind::AsItCame { .. } => f.write_str("AsItCame(..)"),

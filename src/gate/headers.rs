@@ -1,4 +1,4 @@
-//! Credentials in headers: taking them out, and putting them back where the operator forwards them.
+//! Removing credentials from headers, and putting them back if the operator forwards them.
 
 use http::{HeaderMap, HeaderName, HeaderValue, Uri, request};
 
@@ -8,7 +8,7 @@ pub(crate) fn is_bearer(value: &HeaderValue) -> bool {
     value.as_bytes().get(..BEARER.len()).is_some_and(|start| start.eq_ignore_ascii_case(BEARER.as_bytes()))
 }
 
-/// The text after the scheme of a value for which [`is_bearer`] holds.
+/// The text after the scheme. `value` must satisfy [`is_bearer`].
 pub(crate) fn after_scheme(value: &HeaderValue) -> &[u8] {
     value.as_bytes().get(BEARER.len()..).unwrap_or_default()
 }
@@ -27,7 +27,7 @@ pub(crate) fn take_only(
     if repeated { Err(MalformedToken::Repeated) } else { Ok(value) }
 }
 
-/// Appends: a header that is there already stays.
+/// Appends headers. Existing headers stay.
 pub(crate) fn append(headers: &mut HeaderMap, more: HeaderMap) {
     let mut last = None;
     for (name, value) in more {
@@ -53,7 +53,7 @@ pub(crate) struct Forwarded {
 }
 
 impl Forwarded {
-    /// Everything that `strip` takes from a request, or changes in it.
+    /// Records everything that `strip` removes from a request, or changes in it.
     pub(crate) fn of(head: &request::Parts, strip: impl FnOnce(&mut request::Parts)) -> Self {
         let mut stripped = head.clone();
         strip(&mut stripped);
@@ -71,7 +71,7 @@ impl Forwarded {
         Self { headers, uri: (head.uri != stripped.uri).then(|| head.uri.clone()) }
     }
 
-    /// Puts them where they were. Everything else that became of the request meanwhile stays.
+    /// Puts the credentials back. All other changes to the request since then stay.
     pub(crate) fn put_back(self, head: &mut request::Parts) -> PutBack {
         let mut headers = Vec::with_capacity(self.headers.keys_len());
         for name in self.headers.keys() {
@@ -86,8 +86,8 @@ impl Forwarded {
     }
 }
 
-/// The gate's note about credentials that it has put back, for a layer inside of it that reads others from the same
-/// headers.
+/// The gate's record of the credentials that it has put back, for an inner layer that reads its own credentials from
+/// the same headers.
 #[derive(Clone)]
 #[cfg_attr(not(feature = "split-key"), allow(dead_code))]
 pub(crate) struct PutBack(Vec<PutBackHeader>);
@@ -103,7 +103,7 @@ struct PutBackHeader {
 
 #[cfg(feature = "split-key")]
 impl PutBack {
-    /// Takes the gate's credentials away again. Headers that were changed in between are left alone.
+    /// Removes the gate's credentials again. Headers that were changed in between stay as they are.
     pub(crate) fn take_away(&mut self, head: &mut request::Parts) {
         self.0.retain(|header| head.headers.get_all(&header.name).iter().eq(&header.whole));
         for header in &self.0 {
@@ -111,7 +111,7 @@ impl PutBack {
         }
     }
 
-    /// Gives them back. From a header out of which a credential was taken since, that one stays away.
+    /// Restores the gate's credentials. A credential that was removed from a header since then stays removed.
     pub(crate) fn give_back(self, head: &mut request::Parts) {
         for PutBackHeader { name, whole, left } in self.0 {
             let is_untouched = head.headers.get_all(&name).iter().eq(&left);
@@ -125,7 +125,7 @@ impl PutBack {
     }
 }
 
-/// `Bearer b` of `Bearer a.b` and `Bearer a`, and `b` of `a.b` and `a`.
+/// Removes `start` from `whole`: `Bearer a.b` without `Bearer a` is `Bearer b`, and `a.b` without `a` is `b`.
 #[cfg(feature = "split-key")]
 fn without(whole: &HeaderValue, start: &HeaderValue) -> Option<HeaderValue> {
     let rest = whole.as_bytes().strip_prefix(start.as_bytes())?;
@@ -136,7 +136,7 @@ fn without(whole: &HeaderValue, start: &HeaderValue) -> Option<HeaderValue> {
     Some(value).filter(|_| !rest.is_empty())
 }
 
-/// Returns the values that were there before.
+/// Replaces the values of a header. Returns the previous values.
 fn replace(headers: &mut HeaderMap, name: &HeaderName, values: Vec<HeaderValue>) -> Vec<HeaderValue> {
     let before = headers.get_all(name).iter().cloned().collect();
     headers.remove(name);

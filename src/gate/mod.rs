@@ -1,4 +1,4 @@
-//! The gate takes one request through, and knows no proof by name.
+//! The gate handles one request. It knows no proof by name.
 //!
 //! [`Gate`] finds the route, looks at its proofs in order, and carries the decision out. [`service`] and [`future`]
 //! are the tower glue around it, [`proof`] is the seam to the proofs, [`rejection`] the one decision table.
@@ -50,10 +50,10 @@ use self::{
 };
 use crate::runtime::{Instant, Timestamp, within};
 
-/// Lets only requests from genuine devices through to `S`. With [`ReadBodies`](crate::ReadBodies) as `M`, `S` takes requests with a
-/// [`GateBody`](crate::GateBody).
+/// A service that lets only requests from genuine devices through to `S`. With [`ReadBodies`](crate::ReadBodies) as
+/// `M`, `S` takes requests with a [`GateBody`](crate::GateBody).
 ///
-/// See the [crate's docs](crate) for an example. Errors are those of `S`, untouched.
+/// See the [crate's docs](crate) for an example. Errors are those of `S`, unchanged.
 pub type DeviceCheck<S, M = HeadOnly> = Gated<S, Gate<M>>;
 
 /// The rules by which a [`DeviceCheck`] decides. A [`DeviceCheckLayer`](crate::DeviceCheckLayer) makes them.
@@ -67,18 +67,18 @@ pub struct Gate<M = HeadOnly> {
     pub(crate) forward_credentials: bool,
     pub(crate) rejection_response: Arc<dyn RejectionResponse>,
     pub(crate) observer: Arc<dyn Observer>,
-    /// For what a proof asks.
+    /// The deadline of a proof's future.
     pub(crate) deadline: Duration,
     outages: Arc<Outages>,
     pub(crate) mode: M,
 }
 
-/// Finds the URI that the client sent; a name for the closures that do.
+/// A name for closures that find the URI that the client sent.
 pub(crate) trait FindUri: Fn(&mut Extensions) -> Option<&mut Uri> + Send + Sync {}
 
 impl<F: Fn(&mut Extensions) -> Option<&mut Uri> + Send + Sync> FindUri for F {}
 
-/// A proof's step after it has asked or got the digest of a body.
+/// A proof's step after its future has ended, or after it got the digest of a body.
 #[doc(hidden)]
 #[allow(missing_debug_implementations, unnameable_types, reason = "hidden inside of the response future")]
 pub struct Answer<M> {
@@ -106,7 +106,7 @@ impl Gate {
 }
 
 impl<M> Gate<M> {
-    /// The same gate, which reads bodies or does not.
+    /// Sets whether the gate reads bodies.
     pub(crate) fn with_mode<N>(self, mode: N) -> Gate<N> {
         let Self { routing, exempt_preflights, original_uri, proofs, enforcement, .. } = self;
         let Self { forward_credentials, rejection_response, observer, deadline, outages, .. } = self;
@@ -133,7 +133,7 @@ impl<M> Gate<M> {
         self.routing.route(head)
     }
 
-    /// Whether there is anything in the head of a preflight for a proof to take away.
+    /// Whether the head of a preflight holds a credential of any proof.
     #[cold]
     fn shows_credentials(&self, head: &request::Parts) -> bool {
         let mut stripped = Request::new(()).into_parts().0;
@@ -143,7 +143,7 @@ impl<M> Gate<M> {
         stripped.headers != head.headers || stripped.uri != head.uri
     }
 
-    /// Looks at one proof after the other. Those behind the one that decides lose their credentials.
+    /// Runs the proofs in order. The credentials of proofs after the deciding one are stripped.
     fn judge(&self, head: &mut request::Parts, facts: &Facts) -> Step {
         for (index, proof) in self.proofs.iter().enumerate() {
             let step = proof.judge(head, facts);
@@ -155,14 +155,14 @@ impl<M> Gate<M> {
         Step::rejected(Rejection::MissingToken)
     }
 
-    /// Takes the credentials away of the proofs from this place on.
+    /// Strips the credentials of the proofs from index `from` on.
     fn strip(&self, head: &mut request::Parts, from: usize) {
         for proof in self.proofs.iter().skip(from) {
             proof.strip(head);
         }
     }
 
-    /// Reports a decision and carries it out on the request. `facts` are of the time of the decision.
+    /// Reports a decision and carries it out on the request. `facts` hold the time of the decision.
     fn conclude<D>(
         &self,
         decision: Result<VerifiedDevice, Rejected>,
@@ -233,7 +233,7 @@ impl<M> Gate<M> {
         let mut response = self.rejection_response.response(&rejection, head);
         response.extensions_mut().insert(rejection);
         let headers = response.headers_mut();
-        // A client without any credential learns of all that would be taken.
+        // A client without any credential learns of all schemes that the layer accepts.
         if rejection == Rejection::MissingToken && headers.contains_key(WWW_AUTHENTICATE) {
             for proof in &self.proofs {
                 let scheme = proof.scheme();
@@ -249,8 +249,8 @@ impl<M> Gate<M> {
 }
 
 impl<M: BodyMode> Gate<M> {
-    /// `restore` turns the URI that the policy and the proofs see into the inner service's.
-    // Inlined for the sake of exempt requests, which do little else.
+    /// `restore` turns the URI that the policy and the proofs see into that of the inner service.
+    // Inlined for exempt requests, which do little else.
     #[inline(always)]
     fn admit_head(
         self: &Arc<Self>,
@@ -319,7 +319,7 @@ impl<M: BodyMode> Decide for Gate<M> {
     type Answer = Answer<M>;
 
     fn admit(self: &Arc<Self>, head: &mut request::Parts) -> Progress<Self> {
-        // No other gate's word counts.
+        // Extensions that other gates or layers set do not count.
         head.extensions.remove::<VerifiedDevice>();
         head.extensions.remove::<DeviceOutcome>();
 
@@ -330,7 +330,7 @@ impl<M: BodyMode> Decide for Gate<M> {
         self.admit_head(head, |head| {
             let shown = mem::replace(&mut head.uri, stripped);
             if let Some(original) = find(&mut head.extensions).filter(|original| **original != shown) {
-                // A proof took a part of it.
+                // A proof removed a part of the URI.
                 head.uri = with_query_of(&head.uri, &shown);
                 *original = shown;
             }
@@ -347,7 +347,7 @@ fn panicked() -> Step {
     Step::rejected(VerifyError::unavailable("a proof panicked"))
 }
 
-/// The URI that a router has stripped, with the query that proofs left.
+/// Combines the path that a router has stripped with the query that the proofs left.
 fn with_query_of(stripped: &Uri, shown: &Uri) -> Uri {
     let path_and_query = match shown.query() {
         Some(query) => format!("{}?{query}", stripped.path()),
@@ -355,12 +355,12 @@ fn with_query_of(stripped: &Uri, shown: &Uri) -> Uri {
     };
     let mut parts = stripped.clone().into_parts();
     parts.path_and_query = uri::PathAndQuery::try_from(path_and_query).ok();
-    // It cannot fail: both are parts of what was a URI.
+    // This cannot fail, because both parts come from a valid URI.
     Uri::from_parts(parts).unwrap_or_default()
 }
 
 impl<M: fmt::Debug> fmt::Debug for Gate<M> {
-    // Plug-ins are anything, closures too; they are not asked to print.
+    // Plug-ins may be closures and need not implement `Debug`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let schemes: Vec<_> = self.proofs.iter().map(|proof| proof.scheme()).collect();
         f.debug_struct("Gate")

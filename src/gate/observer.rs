@@ -9,11 +9,11 @@ use crate::gate::error::{VerifyError, impl_error};
 use crate::gate::{credential::TokenDigest, proof::Facts, rejection::Rejection, routing::Environment};
 use crate::{BoxError, runtime::Instant};
 
-/// Is told about every decision, and about every failure of a cache.
+/// An observer of every decision, every failure of a cache, and every outage.
 ///
-/// The gate calls it on the request's task, so it must not block. A request that its client abandons before
-/// the decision is not reported. [`TracingObserver`] is the default; to keep it beside another one, give the
-/// layer both: `with_observer((TracingObserver, mine))`.
+/// The gate calls the observer on the request's task, so the observer must not block. Requests that clients abandon
+/// before the decision are not reported. [`TracingObserver`] is the default. To keep it beside another observer, give
+/// the layer both: `with_observer((TracingObserver, mine))`.
 ///
 /// ```
 /// use std::sync::atomic::{AtomicU64, Ordering};
@@ -32,21 +32,22 @@ use crate::{BoxError, runtime::Instant};
 /// ```
 #[diagnostic::on_unimplemented(note = "implement `decision`")]
 pub trait Observer: Send + Sync + 'static {
-    /// A request was decided.
+    /// Reports the decision about a request.
     fn decision(&self, event: &Event<'_>);
 
-    /// The cache failed. The request goes on as if nothing had been cached. Default: nothing.
+    /// Reports a failure of the cache. The request continues as if nothing had been cached. Default: does nothing.
     fn cache_error(&self, error: &CacheError) {
         let _ = error;
     }
 
-    /// An outage begins or is over. Every rejection is also a [`decision`](Self::decision). Default: nothing.
+    /// Reports the beginning or the end of an outage. Each rejection is also reported as a
+    /// [`decision`](Self::decision). Default: does nothing.
     fn outage(&self, outage: &Outage<'_>) {
         let _ = outage;
     }
 }
 
-/// Both are told, the left one first.
+/// Calls both observers, the left one first.
 impl<A: Observer, B: Observer> Observer for (A, B) {
     fn decision(&self, event: &Event<'_>) {
         self.0.decision(event);
@@ -78,7 +79,7 @@ impl<O: Observer> Observer for std::sync::Arc<O> {
     }
 }
 
-/// One decision.
+/// A decision about one request.
 #[derive(Clone, Copy, Debug)]
 pub struct Event<'a> {
     outcome: Outcome<'a>,
@@ -95,8 +96,7 @@ pub struct Event<'a> {
 pub enum Outcome<'a> {
     /// The request reaches the inner service with this device.
     Verified(&'a VerifiedDevice),
-    /// The request is answered with this rejection, or reaches the inner service all the same where the
-    /// layer only monitors.
+    /// The layer answers with this rejection. If it only monitors, the request reaches the inner service anyway.
     Rejected(&'a Rejection),
     /// The request reaches the inner service unchecked.
     Exempt,
@@ -161,7 +161,7 @@ impl<'a> Event<'a> {
         self.outcome
     }
 
-    /// The grounds of the admission; `None` unless the device is verified.
+    /// The evidence for the admission; `None` unless the device is verified.
     #[must_use]
     pub const fn evidence(&self) -> Option<&'a Evidence> {
         match self.outcome {
@@ -170,19 +170,20 @@ impl<'a> Event<'a> {
         }
     }
 
-    /// The environment whose server answered last, or would have been asked first; `None` for exempt requests.
+    /// The environment whose server answered last. If no server answered, the environment that is asked first. `None`
+    /// for exempt requests.
     #[must_use]
     pub const fn environment(&self) -> Option<Environment> {
         self.environment
     }
 
-    /// The token's digest; `None` where there was no well-formed token.
+    /// The token digest; `None` without a well-formed token.
     #[must_use]
     pub const fn digest(&self) -> Option<TokenDigest> {
         self.digest
     }
 
-    /// The reason for a missing verdict, for the operator's eyes; `None` if a verdict is there or not needed.
+    /// The reason for a missing verdict, for operators only; `None` if there is a verdict or none is needed.
     #[must_use]
     pub const fn error(&self) -> Option<&'a VerifyError> {
         match self.rejected {
@@ -191,8 +192,8 @@ impl<'a> Event<'a> {
         }
     }
 
-    /// More about a rejection, for the operator's eyes: why the token is malformed, or that a debug token is unknown,
-    /// of which the client learns nothing. `None` where the outcome says it all.
+    /// Details of a rejection, for operators only: why the token is malformed, or that a debug token is unknown. The
+    /// client does not learn of an unknown debug token. `None` if the outcome says everything.
     #[must_use]
     pub const fn reason(&self) -> Option<&'static str> {
         match self.rejected {
@@ -207,47 +208,49 @@ impl<'a> Event<'a> {
         self.enforcement
     }
 
-    /// How long the decision took, up to now. Zero for exempt requests, whose time is not taken.
+    /// The time that the decision took, up to now. Zero for exempt requests, which are not timed.
     #[must_use]
     pub fn latency(&self) -> Duration {
         self.started.map_or(Duration::ZERO, |started| started.elapsed())
     }
 }
 
-/// An outage begins or is over. Observers hear of each once, however many requests are rejected in between.
+/// The beginning or the end of an outage. Observers receive each once, no matter how many requests are rejected in
+/// between.
 ///
-/// It begins with a request that is rejected as [`Unavailable`](crate::Rejection::Unavailable),
-/// [`Throttled`](crate::Rejection::Throttled) or [`Misconfigured`](crate::Rejection::Misconfigured), and is over with the
-/// next answer about a credential that was not remembered. If such rejections and answers alternate, observers
-/// hear of one beginning in 10 seconds.
+/// An outage begins when a request is rejected as [`Unavailable`](crate::Rejection::Unavailable),
+/// [`Throttled`](crate::Rejection::Throttled) or [`Misconfigured`](crate::Rejection::Misconfigured). It ends with the
+/// next fresh verdict, that is one not remembered. If such rejections and verdicts alternate, observers receive at most
+/// one beginning every 10 seconds.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Outage<'a> {
-    /// This request was rejected. If an outage becomes a fault of our own, `Misconfigured`, there is one more of these.
+    /// An outage begins with this rejected request. If the outage later turns into `Misconfigured`, a fault of this
+    /// server, observers receive this once more.
     Begins(Event<'a>),
-    /// There is a verdict again.
+    /// The outage is over: there is a verdict again.
     #[non_exhaustive]
     Over {
-        /// How many requests were rejected.
+        /// The number of rejected requests.
         rejections: u64,
-        /// The time from the first of them to now.
+        /// The time from the first rejection to now.
         lasted: Duration,
     },
 }
 
 /// The default observer: `tracing` events under the target `tower_devicecheck`.
 ///
-/// | level | what |
+/// | level | event |
 /// |---|---|
-/// | error | an outage begins: a request rejected because Apple does not accept our credentials, or the layer is put together wrongly |
-/// | warn | an outage begins: a request rejected because there is no verdict; an admission by a debug token |
+/// | error | an outage begins: a request was rejected because Apple does not accept the server's credentials, or because the layer is set up incorrectly |
+/// | warn | an outage begins: a request was rejected because there is no verdict; also each admission by a debug token |
 /// | info | an outage is over |
-/// | debug | every other admission and rejection, the other ones of an outage too: not to fill our logs with; each failure of the cache, which logs its incidents itself, once each |
+/// | debug | every other admission and rejection, including the later rejections of an outage; each failure of the cache, which itself logs each incident once |
 /// | trace | exempt requests |
 ///
-/// Fields of decisions: `outcome`, `environment`, `evidence`, `digest`, `latency_us` (microseconds), `reason` where the
-/// outcome does not say it all, `error` with its causes, and `enforced`, which is false where the layer only monitors and
-/// lets rejected requests through. Fields of the end of an [`Outage`]: `rejections` and `seconds`.
+/// Fields of decisions: `outcome`, `environment`, `evidence`, `digest`, `latency_us` (microseconds), `reason` if the
+/// outcome does not say everything, `error` with its causes, and `enforced`, which is false if the layer only monitors
+/// and lets rejected requests through. Fields of the end of an [`Outage`]: `rejections` and `seconds`.
 #[derive(Clone, Copy, Debug, Default)]
 #[allow(clippy::exhaustive_structs, reason = "a unit struct, to be named as a value")]
 pub struct TracingObserver;
@@ -255,7 +258,7 @@ pub struct TracingObserver;
 /// The target of every `tracing` event of this crate.
 pub(crate) const TARGET: &str = "tower_devicecheck";
 
-// A level is fixed at its call site, hence a macro.
+// This is a macro because `tracing` fixes the level at the call site.
 macro_rules! decision {
     ($event:expr, $level:expr, $message:literal) => {{
         let event: &Event<'_> = $event;
@@ -293,7 +296,7 @@ impl Observer for TracingObserver {
                 decision!(
                     event,
                     Level::ERROR,
-                    "request rejected: Apple does not accept our credentials, or the layer is put together wrongly (more of \
+                    "request rejected: Apple does not accept our credentials, or the layer is set up incorrectly (more of \
                      these at level debug)"
                 )
             }
@@ -311,10 +314,10 @@ impl Observer for TracingObserver {
     }
 }
 
-/// The error of a cache that could not look up or could not keep a verdict.
+/// The error of a cache that could not look up or store a verdict.
 ///
-/// Observers get one for each failure, [`TracingObserver`] logs it at level debug: a cache
-/// that goes down would fill the log with one line for each request. A cache logs the beginning and the end of an
+/// Observers receive one error for each failure. [`TracingObserver`] logs it at level debug, because a cache that is
+/// down would otherwise fill the log with one line for each request. A cache should log the beginning and the end of an
 /// incident itself, as `RedisCache` does.
 #[derive(Debug)]
 pub struct CacheError {
@@ -322,7 +325,7 @@ pub struct CacheError {
 }
 
 impl CacheError {
-    /// An error with this cause, which must hold no secret: it is logged.
+    /// Makes an error with this cause. The cause is logged, so it must hold no secret.
     pub fn new(source: impl Into<BoxError>) -> Self {
         Self { source: source.into() }
     }

@@ -5,7 +5,7 @@ use std::{sync::Mutex, time::Duration};
 use crate::gate::observer::Outage;
 use crate::runtime::{Instant, lock};
 
-/// The outage of one layer, if there is one.
+/// The outages of one layer: at most one at a time.
 #[derive(Debug, Default)]
 pub(super) struct Outages {
     state: Mutex<State>,
@@ -21,15 +21,15 @@ struct State {
 struct Current {
     since: Instant,
     rejections: u64,
-    /// The beginning was told, and whether it was told as a fault of our own.
+    /// Whether the beginning was reported as a fault of this server. `None` if it was not reported.
     told: Option<bool>,
 }
 
-/// The shortest time between two outages that are told.
+/// The shortest time between two reported outages.
 const QUIET: Duration = Duration::from_secs(10);
 
 impl Outages {
-    /// Adds a rejection. Returns true if it is the beginning of an outage.
+    /// Adds a rejection. Returns whether observers must be told that an outage begins.
     pub(super) fn begins(&self, is_our_fault: bool, now: Instant) -> bool {
         let State { current, last_told } = &mut *lock(&self.state);
         let current = current.get_or_insert(Current { since: now, rejections: 0, told: None });
@@ -45,7 +45,7 @@ impl Outages {
         begins
     }
 
-    /// There is a verdict. The end of an outage, if one was told.
+    /// Records a verdict. Returns the end of the outage, if its beginning was reported.
     pub(super) fn ends(&self, now: Instant) -> Option<Outage<'static>> {
         let over = lock(&self.state).current.take_if(|current| current.told.is_some())?;
         let lasted = now.saturating_duration_since(over.since);

@@ -6,11 +6,12 @@ use http::{
     request,
 };
 
-/// The gate's mark in a preflight that it has let through. Layers inside of it believe it.
+/// The gate's mark on a preflight that it has let through. Inner layers trust the mark.
 #[derive(Clone, Copy)]
 pub(crate) struct ExemptPreflight;
 
-/// Headers that no browser sends with a preflight, beside those that begin with `content-`, `connect-` and `grpc-`.
+/// Headers that no browser sends with a preflight. The same goes for headers that begin with `content-`, `connect-` or
+/// `grpc-`.
 const NEVER_SENT: [&str; 11] = [
     "authorization",
     "cookie",
@@ -25,10 +26,11 @@ const NEVER_SENT: [&str; 11] = [
     "x-method-override",
 ];
 
-/// A browser sends a CORS preflight without credentials, and nothing but a true one passes without them.
+/// Whether a request is a true CORS preflight. Browsers send preflights without credentials, and only a true preflight
+/// may pass without credentials.
 ///
-/// It has no body either (Fetch standard). One with a body is meant for a handler that does not look at the method. Over
-/// HTTP/1 a body is announced in the head. Over HTTP/2 and 3 it need not be, so that no head proves that there is none.
+/// A true preflight has no body (Fetch standard). A preflight with a body targets a handler that ignores the method.
+/// Over HTTP/1 the head announces a body. Over HTTP/2 and HTTP/3 it need not, so no head proves that there is no body.
 #[inline]
 pub(crate) fn is_preflight(head: &request::Parts) -> bool {
     head.method == Method::OPTIONS && has_head_of_preflight(head)

@@ -18,7 +18,7 @@ pub(crate) struct Row {
     pub(crate) detail: Option<&'static str>,
     pub(crate) status: StatusCode,
     pub(crate) grpc_status: u8,
-    /// The scheme that a 401 names in `WWW-Authenticate`.
+    /// The scheme in the `WWW-Authenticate` header of a 401.
     pub(crate) challenge: &'static str,
     pub(crate) retry_after: Option<Duration>,
 }
@@ -27,7 +27,7 @@ pub(crate) struct Row {
 macro_rules! row_accessors {
     ($rejection:ty) => {
         impl $rejection {
-            /// A name for machines: the code in the table.
+            /// The machine-readable code in the table.
             #[must_use]
             pub const fn code(&self) -> &'static str {
                 self.row().code
@@ -45,7 +45,7 @@ macro_rules! row_accessors {
                 self.row().grpc_status
             }
 
-            /// When the client may come back, in whole seconds; `None` where waiting does not help.
+            /// The time to wait before a retry, in whole seconds; `None` if waiting does not help.
             #[must_use]
             pub const fn retry_after(&self) -> Option<std::time::Duration> {
                 self.row().retry_after
@@ -61,11 +61,11 @@ macro_rules! row_accessors {
 }
 pub(crate) use row_accessors;
 
-/// The header with the code of a rejection, in every answer; gRPC clients find it in the metadata.
+/// The header with the code of a rejection. Every response has it; gRPC clients find it in the metadata.
 const CODE: HeaderName = HeaderName::from_static("x-devicecheck-code");
 
 impl Row {
-    /// The response in the words of the protocol that the request speaks.
+    /// Makes the response in the protocol of the request.
     pub(crate) fn response(&self, request: &request::Parts) -> Response<Bytes> {
         match grpc_content_type(request) {
             Some(content_type) => self.finish(self.grpc(content_type.clone())),
@@ -74,7 +74,7 @@ impl Row {
         }
     }
 
-    /// Problem details with the table's HTTP status, whatever the client speaks.
+    /// Makes problem details with the table's HTTP status, in any protocol.
     pub(crate) fn problem(&self) -> Response<Bytes> {
         let Self { page, variant, code, title, .. } = self;
         let detail = match self.detail {
@@ -88,7 +88,7 @@ impl Row {
         self.finish(self.json(self.status, "application/problem+json", body))
     }
 
-    /// An error of the Connect protocol, which has a status of its own for each code.
+    /// Makes an error of the Connect protocol, which defines its own HTTP status for each code.
     fn connect(&self) -> Response<Bytes> {
         let (code, status) = match self.grpc_status {
             4 => ("deadline_exceeded", StatusCode::GATEWAY_TIMEOUT),
@@ -134,16 +134,16 @@ impl Row {
     }
 }
 
-/// The content type of a call of gRPC. Its answer has HTTP status 200, so nothing else may pass for one: a proxy that
-/// asks the gate about requests takes a 200 for "let it through".
+/// The content type of a gRPC call. The answer to such a call has HTTP status 200, so no other request may count as
+/// one: a proxy that asks the gate about requests takes a 200 as permission.
 fn grpc_content_type(request: &request::Parts) -> Option<&HeaderValue> {
     const TYPES: [&str; 3] = ["application/grpc", "application/grpc-web", "application/grpc-web-text"];
     let value = only_content_type(request).filter(|_| request.method == Method::POST)?;
     TYPES.iter().any(|name| is_media_type(value, name, b"+")).then_some(value)
 }
 
-/// Whether the request is a unary call of Connect. Its streams have another content type; their clients read the
-/// status of an HTTP answer.
+/// Whether the request is a unary Connect call. Connect streams have another content type, and their clients read the
+/// HTTP status.
 fn is_unary_connect(request: &request::Parts) -> bool {
     let is_version_1 = |value: &HeaderValue| value == "1";
     match request.method {

@@ -1,4 +1,4 @@
-//! The seam: one way for a request to show that it comes from a genuine device.
+//! The extension point for proofs.
 
 use std::fmt;
 
@@ -10,12 +10,12 @@ use crate::gate::decision::{Evidence, Rejected, VerifiedDevice};
 use crate::gate::routing::{Environment, Route};
 use crate::runtime::{SystemTime, Timestamp};
 
-/// One way for a request to show that it comes from a genuine device.
+/// A way for a request to show that it comes from a genuine device.
 ///
-/// A gate looks at its proofs in order. The first one that is present in a request decides about it: a
-/// rejection never falls through to another proof.
+/// A gate looks at its proofs in order. The first proof that is present in a request decides: a rejection never falls
+/// through to another proof.
 ///
-/// The check with device tokens is one of them. This one trusts another server, which has a key:
+/// The check with device tokens is a proof. The proof in this example trusts another server that has a key:
 ///
 /// ```
 /// use http::request;
@@ -54,36 +54,38 @@ use crate::runtime::{SystemTime, Timestamp};
 /// # }
 /// ```
 ///
-/// A proof that asks outlives the call to [`judge`](Self::judge): keep the part that asks in an [`Arc`](std::sync::Arc).
+/// The future of [`Step::ask`] outlives the call to [`judge`](Self::judge): keep the state that it needs in an
+/// [`Arc`](std::sync::Arc).
 #[diagnostic::on_unimplemented(note = "implement `scheme`, `judge` and `strip`")]
 pub trait Proof: Send + Sync + 'static {
     /// The proof's name, an authentication scheme (RFC 9110): letters, digits and hyphens.
     ///
-    /// A 401 without any credential names it in `WWW-Authenticate`.
+    /// A 401 to a request without any credential names the scheme in `WWW-Authenticate`.
     fn scheme(&self) -> &'static str;
 
-    /// Takes the credential out of the head of a request and judges it. Must not block, and must not panic: the gate
-    /// catches the panics of what is asked, not of this.
+    /// Takes the credential out of the head of a request and judges it. This method must not block or panic: the gate
+    /// catches panics of the future of [`Step::ask`], but not of `judge`.
     ///
-    /// [`Step::absent`] leaves the head untouched. A part of a credential without the rest is not absent, it is
+    /// A proof that answers [`Step::absent`] must leave the head untouched. An incomplete credential is not absent but
     /// [malformed](crate::Rejection::MalformedToken).
     ///
-    /// Called once for each request that is not exempt, unless a proof before this one decided.
+    /// The gate calls this once for each request that is not exempt, unless an earlier proof has decided.
     fn judge(&self, head: &mut request::Parts, facts: &Facts) -> Step;
 
-    /// Takes the credential out of the head of a request without looking at it: a proof before this one decided.
+    /// Takes the credential out of the head of a request without judging it, because an earlier proof has decided.
     ///
-    /// In a layer that [forwards credentials](crate::DeviceCheckLayer::with_forwarded_credentials), it also tells
-    /// which they are: the gate calls it on a copy, before [`judge`](Self::judge).
+    /// A layer that [forwards credentials](crate::DeviceCheckLayer::with_forwarded_credentials) also uses this method
+    /// to find the credentials: the gate calls it on a copy of the head, before [`judge`](Self::judge).
     fn strip(&self, head: &mut request::Parts);
 
     /// Headers for the response to an admitted request. Default: none.
     ///
-    /// The gate calls it on every proof of an admitted request, whichever proof decided, before the inner
-    /// service runs, and appends the headers to those of the inner service's response. A proof that mints
-    /// something does so on [fresh](Evidence::is_fresh) evidence only, or each remembered admission pays for it.
+    /// The gate calls this on every proof of the layer for each admitted request, no matter which proof decided. It
+    /// calls it before the inner service runs, and appends the headers to the inner service's response. A proof that
+    /// issues something should do so on [fresh](Evidence::is_fresh) evidence only; otherwise every remembered admission
+    /// would issue something, too.
     ///
-    /// `facts` holds the time of this call, which is later than that of [`judge`](Self::judge) if a proof asked.
+    /// `facts` holds the time of this call. It is later than the time of [`judge`](Self::judge) if a proof had to ask.
     fn admitted(&self, device: &VerifiedDevice, facts: &Facts) -> Option<HeaderMap> {
         let _ = (device, facts);
         None
@@ -91,13 +93,13 @@ pub trait Proof: Send + Sync + 'static {
 
     /// Whether the proof may answer [`Step::needs_body`]. Default: `false`.
     ///
-    /// Only a layer that [reads bodies](crate::DeviceCheckLayer::with_bodies) takes a proof that does.
+    /// Only a layer that [reads bodies](crate::DeviceCheckLayer::with_bodies) accepts such a proof.
     fn reads_body(&self) -> bool {
         false
     }
 }
 
-/// The gate's view of a request that is judged.
+/// The gate's facts about the request that is judged.
 #[derive(Clone, Debug)]
 pub struct Facts {
     route: Route,
@@ -109,13 +111,13 @@ impl Facts {
         Self { route, now }
     }
 
-    /// The environments that the route admits, in the order in which they are to be tried. There is at least one.
+    /// The environments that the route admits, at least one, in the order to try them.
     #[must_use]
     pub const fn environments(&self) -> &'static [Environment] {
         self.route.environments()
     }
 
-    /// The time at which the request came.
+    /// The time at which the request arrived.
     #[must_use]
     pub const fn now(&self) -> SystemTime {
         self.now.wall
@@ -125,7 +127,7 @@ impl Facts {
         self.now
     }
 
-    /// The same facts about the same request, now.
+    /// The same facts with the current time.
     pub(super) fn renewed(&self) -> Self {
         Self { now: Timestamp::now(), ..self.clone() }
     }
@@ -135,7 +137,7 @@ impl Facts {
         self.environments().first().copied().unwrap_or(Environment::Production)
     }
 
-    /// A verified device: in the first environment that the route admits, verified now.
+    /// Makes a verified device, verified now, in the first environment that the route admits.
     #[must_use]
     pub fn verified(&self, evidence: Evidence, digest: TokenDigest) -> VerifiedDevice {
         VerifiedDevice::new(digest, self.environment(), evidence, self.now())
@@ -154,7 +156,7 @@ pub(super) enum Next {
 }
 
 impl Step {
-    /// The request does not show this credential: the next proof is looked at.
+    /// The request does not have this credential. The gate looks at the next proof.
     pub const fn absent() -> Self {
         Self(Next::Absent)
     }
@@ -164,26 +166,26 @@ impl Step {
         Self(Next::Decided(Ok(device)))
     }
 
-    /// The request is rejected: by a [`Rejection`](crate::Rejection), or for a [`VerifyError`](crate::VerifyError)
-    /// where the proof could not tell.
+    /// The request is rejected: with a [`Rejection`](crate::Rejection), or with a [`VerifyError`](crate::VerifyError)
+    /// if the proof reached no verdict.
     pub fn rejected(rejected: impl Into<Rejected>) -> Self {
         Self(Next::Decided(Err(rejected.into())))
     }
 
-    /// The proof must ask somebody. The step at the end of the future takes this one's place; it cannot be
-    /// [`absent`](Self::absent).
+    /// The proof needs a future, for example to ask another server. The output of the future replaces this step. It
+    /// cannot be [`absent`](Self::absent).
     ///
-    /// The future is dropped when the client goes away, and at the gate's
-    /// [deadline](crate::DeviceCheckLayer::with_deadline): the request is then
-    /// [`Unavailable`](crate::Rejection::Unavailable), as after a panic in the future.
+    /// The gate drops the future when the client disconnects, and at the layer's
+    /// [deadline](crate::DeviceCheckLayer::with_deadline). At the deadline, and after a panic in the future, the
+    /// request is rejected as [`Unavailable`](crate::Rejection::Unavailable).
     pub fn ask(answer: impl Future<Output = Self> + Send + 'static) -> Self {
         Self(Next::Ask(Box::pin(answer)))
     }
 
-    /// The proof needs SHA-256 of the request's body, of at most `limit` bytes. `then` gets the digest. Trailers are no
-    /// part of it.
+    /// The proof needs the SHA-256 of the request body, of at most `limit` bytes. `then` gets the digest. The digest
+    /// does not cover trailers.
     ///
-    /// Only a proof that [says so](Proof::reads_body) may answer this, and only once for each request.
+    /// Only a proof whose [`reads_body`](Proof::reads_body) is true may answer this, and only once for each request.
     pub fn needs_body(limit: usize, then: impl FnOnce([u8; 32]) -> Self + Send + 'static) -> Self {
         Self(Next::NeedsBody(limit, Box::new(then)))
     }

@@ -9,7 +9,7 @@ use crate::gate::error::{VerifyError, VerifyErrorKind, impl_error};
 use crate::gate::problem::{Row, row_accessors};
 use crate::runtime::spread;
 
-/// The reason why a request did not reach the inner service. The response has it in its extensions.
+/// The reason why a request did not reach the inner service. The extensions of the response hold the rejection.
 ///
 /// | rejection | code | HTTP | gRPC | `Retry-After` |
 /// |---|---|---|---|---|
@@ -23,7 +23,7 @@ use crate::runtime::spread;
 /// | [`IncompleteBody`](Self::IncompleteBody) | `incomplete_body` | 408 | 4 `DEADLINE_EXCEEDED` | |
 /// | [`Misconfigured`](Self::Misconfigured) | `misconfigured` | 500 | 13 `INTERNAL` | |
 ///
-/// A 401 carries `WWW-Authenticate: DeviceCheck`; that of [`MissingToken`](Self::MissingToken) names every
+/// A 401 carries `WWW-Authenticate: DeviceCheck`. For [`MissingToken`](Self::MissingToken), the header names every
 /// [proof](crate::Proof) of the layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -32,33 +32,33 @@ pub enum Rejection {
     MissingToken,
     /// The device token of the request is malformed. Apple was not asked.
     MalformedToken(MalformedToken),
-    /// Apple says that the token is not genuine, or said it a short while ago.
+    /// Apple says that the token is not genuine, or said so recently.
     RefusedToken,
-    /// The token admits one request and was used by another: see [`replay`](crate::replay). Apple was not
-    /// asked, or the other request used the token while Apple was asked.
+    /// The token admits only one request, and another request has used it: see [`replay`](crate::replay). Apple was not
+    /// asked, or the other request used the token while Apple was being asked.
     ReusedToken,
-    /// Apple answers that it is asked too often.
+    /// Apple throttles this server (status 429).
     #[non_exhaustive]
     Throttled {
-        /// When the client may come back.
+        /// The time to wait before a retry.
         retry_after: Duration,
     },
-    /// Apple gave no verdict, or was not asked because too many requests already wait for it.
+    /// Apple gave no verdict, or was not asked because too many requests already wait for Apple.
     #[non_exhaustive]
     Unavailable {
-        /// When the client may come back.
+        /// The time to wait before a retry.
         retry_after: Duration,
     },
     /// A proof needs the body, and the body is longer than the layer reads.
     TooLarge,
     /// A proof needs the body, and the body did not arrive whole within the time that the layer gives it.
     IncompleteBody,
-    /// Apple does not accept this server's credentials, or the layer is put together wrongly. The operator
-    /// must act; the client is not at fault.
+    /// Apple does not accept this server's credentials, or the layer is set up incorrectly. The operator must act; the
+    /// client is not at fault.
     Misconfigured,
 }
 
-/// The reason why a text is not a device token. Apple is not asked about it.
+/// The reason why a text is not a device token. The layer does not ask Apple about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum MalformedToken {
@@ -72,7 +72,7 @@ pub enum MalformedToken {
     Repeated,
     /// Two token sources found different tokens.
     Disagreement,
-    /// The request has a part of the credential only.
+    /// The request has only a part of the credential.
     Incomplete,
 }
 
@@ -126,7 +126,7 @@ impl Rejection {
 
 #[cfg(feature = "axum")]
 impl Rejection {
-    /// The answer of a handler that takes a device, to a request that the layer let through in monitor mode.
+    /// The response of a handler that takes a device, to a request that the layer let through in monitor mode.
     pub(super) fn monitored(&self) -> Response<Bytes> {
         let detail =
             "in monitor mode the layer lets the request through, but the handler takes a verified device";
@@ -149,13 +149,13 @@ impl From<MalformedToken> for Rejection {
     }
 }
 
-/// The rejection for a missing verdict. Its waiting time differs from request to request, so that clients do not all
-/// come back at the same moment.
+/// The rejection for a missing verdict. Its waiting time is random, so that clients do not all come back at the same
+/// moment.
 ///
-/// It is not shorter than the one that the error names, and up to half as long again, within the bounds of the table:
-/// 1 to 300 seconds where the other side is asked too often, and 1 to 5 seconds otherwise. Where the error names none,
-/// it is 5 to 7 and 1 to 5 seconds. Where it names a longer one than the table has, the longest one of the table, or
-/// 3 to 5 seconds.
+/// * [`Throttled`](Rejection::Throttled): from the time that the error names, at least 1 second, to half as much again,
+///   but at most 300 seconds. If the error names no time, 5 to 7 seconds.
+/// * [`Unavailable`](Rejection::Unavailable): from the time that the error names, at least 1 second, to 5 seconds. If
+///   the error names no time, 1 to 5 seconds. If it names more than 5 seconds, 3 to 5 seconds.
 impl From<&VerifyError> for Rejection {
     fn from(error: &VerifyError) -> Self {
         let asked = error.retry_after().map(|time| time.as_secs());
@@ -174,7 +174,7 @@ impl From<&VerifyError> for Rejection {
     }
 }
 
-/// Makes the response to a rejected request. Implemented by [`ProblemDetails`], [`HttpProblemDetails`] and by closures:
+/// Makes the response to a rejected request. Implemented by [`ProblemDetails`], [`HttpProblemDetails`] and closures:
 ///
 /// ```
 /// use bytes::Bytes;
@@ -195,8 +195,8 @@ impl From<&VerifyError> for Rejection {
     note = "use `ProblemDetails` or a closure `Fn(&Rejection, &request::Parts) -> Response<Bytes>`"
 )]
 pub trait RejectionResponse: Send + Sync + 'static {
-    /// The response to one request. `head` is its head, without the credentials that were read from it,
-    /// unless the layer forwards them.
+    /// Makes the response to one request. `head` is the head of the request. It lacks the credentials that the layer
+    /// took out, unless the layer forwards them.
     fn response(&self, rejection: &Rejection, head: &request::Parts) -> Response<Bytes>;
 }
 
@@ -209,23 +209,23 @@ where
     }
 }
 
-/// The default response, in the words of the protocol that the client speaks.
+/// The default response, in the client's protocol.
 ///
 /// * Problem details (RFC 9457) with the members `type`, `title`, `status`, `code` ([`Rejection::code`]) and, for
 ///   a malformed token, `detail`.
-/// * A gRPC status for gRPC and gRPC-Web: a `POST` with one content type, which is `application/grpc`,
-///   `application/grpc-web` or `application/grpc-web-text`, alone or followed by `+` or `;`. It is a header of a
-///   response without a body ("trailers-only"), with HTTP status 200 and the content type of the request.
-/// * An error of Connect for its unary calls: a `POST` of `application/json` or `application/proto` with
-///   `Connect-Protocol-Version: 1`, or a `GET` with `connect=v1` in its query. Its HTTP status is the one that
-///   Connect has for the code, which for some is not the table's. Streams of Connect get problem details, of which
-///   their clients read the status.
+/// * A gRPC status for gRPC and gRPC-Web: a `POST` with exactly one content type, which is `application/grpc`,
+///   `application/grpc-web` or `application/grpc-web-text`, alone or followed by `+` or `;`. The response is
+///   "trailers-only": it has the status in a header, no body, HTTP status 200, and the content type of the request.
+/// * A Connect error for unary Connect calls: a `POST` of `application/json` or `application/proto` with
+///   `Connect-Protocol-Version: 1`, or a `GET` with `connect=v1` in its query. The HTTP status is the one that Connect
+///   defines for the code; for some codes it differs from the table. Connect streams get problem details, and their
+///   clients read the HTTP status.
 ///
-/// All have the header `x-devicecheck-code` with the same code, which gRPC clients find in the metadata. They tell
-/// the class of the rejection, and nothing of Apple's answer.
+/// All responses have the header `x-devicecheck-code` with the rejection's code; gRPC clients find it in the metadata.
+/// A response reveals the kind of rejection, but nothing of Apple's answer.
 ///
-/// If another server asks this one whether to admit a request, as nginx's `auth_request` does, it takes a
-/// 200 for yes: use [`HttpProblemDetails`] there.
+/// A proxy that asks this server whether to admit a request, as nginx's `auth_request` does, takes a 200 for yes. Use
+/// [`HttpProblemDetails`] there.
 #[derive(Clone, Copy, Debug, Default)]
 #[allow(clippy::exhaustive_structs, reason = "a unit struct, to be named as a value")]
 pub struct ProblemDetails;
@@ -236,7 +236,7 @@ impl RejectionResponse for ProblemDetails {
     }
 }
 
-/// Problem details as [`ProblemDetails`] makes them, for every client: the HTTP status is always the table's.
+/// Problem details like those of [`ProblemDetails`], but for every client: the HTTP status is always that of the table.
 #[derive(Clone, Copy, Debug, Default)]
 #[allow(clippy::exhaustive_structs, reason = "a unit struct, to be named as a value")]
 pub struct HttpProblemDetails;

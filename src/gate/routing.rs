@@ -1,4 +1,4 @@
-//! Which of Apple's two servers is asked about a request's token, if any.
+//! The choice of Apple's server for each request, if any.
 
 use std::{fmt, str::FromStr};
 
@@ -6,10 +6,10 @@ use http::{HeaderName, request};
 
 use crate::gate::error::impl_error;
 
-/// The environment of a device token: the one of Apple's two hosts that knows it.
+/// The environment of a device token: one of Apple's two servers. Only the server of its environment knows a token.
 ///
-/// Builds from the App Store and TestFlight make tokens for production, builds signed for development make
-/// them for development. Apple answers a token of the other environment like a fake one.
+/// Builds from the App Store and TestFlight make tokens for production. Builds signed for development make tokens for
+/// development. Apple refuses a token of the other environment as it refuses a forged one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(clippy::exhaustive_enums, reason = "Apple runs exactly these two")]
 pub enum Environment {
@@ -48,7 +48,7 @@ impl fmt::Display for Environment {
 impl FromStr for Environment {
     type Err = UnknownEnvironment;
 
-    /// Takes `production` and `development`, in lower case; everything else is an error.
+    /// Accepts `production` and `development`, in lower case. Anything else is an error.
     fn from_str(name: &str) -> Result<Self, UnknownEnvironment> {
         match name {
             "production" => Ok(Self::Production),
@@ -58,8 +58,8 @@ impl FromStr for Environment {
     }
 }
 
-/// A name that is not one of an [`Environment`]. It is not quoted: a value that belongs to another setting may be
-/// a secret.
+/// The error for a name that is not that of an [`Environment`]. The error does not quote the name, because it may be a
+/// secret that belongs to another setting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnknownEnvironment {
     _private: (),
@@ -75,11 +75,11 @@ pub enum Route {
     Production,
     /// Ask Apple's development server.
     Development,
-    /// Ask production; if it refuses the token, and only then, ask development.
+    /// Ask production first. Only if it refuses the token, ask development.
     ///
-    /// Lets development builds of your team in beside released ones, for a second call per refused token.
+    /// Admits development builds of your team as well as released ones. It costs a second call per refused token.
     ProductionThenDevelopment,
-    /// Call the inner service without looking for a token.
+    /// Ask neither: call the inner service without looking for a token.
     Exempt,
 }
 
@@ -103,8 +103,8 @@ impl From<Environment> for Route {
     }
 }
 
-/// Decides a [`Route`] for each request. It sees the head of the request as the client sent it: what it
-/// takes from there, the client chose.
+/// Chooses the [`Route`] of each request. The policy sees the head as the client sent it, so the client controls
+/// everything in it.
 ///
 /// Implemented by [`Route`] itself, [`EnvironmentHeader`], and closures:
 ///
@@ -123,7 +123,7 @@ impl From<Environment> for Route {
 /// ```
 #[diagnostic::on_unimplemented(note = "use a `Route` or a closure `Fn(&request::Parts) -> Route`")]
 pub trait RoutingPolicy: Send + Sync + 'static {
-    /// The route of one request. Called once per request; must not block.
+    /// Returns the route of one request. The layer calls this once per request; it must not block.
     fn route(&self, head: &request::Parts) -> Route;
 }
 
@@ -142,21 +142,21 @@ where
     }
 }
 
-/// Lets **the client** choose: the development server for requests with `X-Apple-Device-Development: true`,
-/// production for all others. This is what the clients of Bearologics' DeviceCheck expect.
+/// Lets **the client** choose: the development server for requests with `X-Apple-Device-Development: true`, production
+/// for all others. The clients of Bearologics' DeviceCheck expect this.
 ///
 /// # Danger
 ///
-/// Anyone can send the header. Anyone who can sign development builds for your team can then use your
-/// production service with them, and a token that production refuses is as good as one that it accepts if
-/// development accepts it. Use it where development builds must reach the same server, and nowhere else.
+/// Anyone can send the header. Anyone who can sign development builds for your team can therefore use your production
+/// service: a token that only the development server accepts is as good as a production token. Use this policy only
+/// where development builds must reach the same server.
 #[derive(Clone, Debug)]
 pub struct EnvironmentHeader {
     name: HeaderName,
 }
 
 impl EnvironmentHeader {
-    /// The header called `name`; its value `true` stands for development.
+    /// Makes a policy that reads the header called `name`. The value `true` means development.
     #[must_use]
     pub const fn new(name: HeaderName) -> Self {
         Self { name }

@@ -12,9 +12,9 @@ use tower_service::Service;
 use crate::gate::future::{Decide, ResponseFuture};
 use crate::gate::{body::ResponseBody, gate_body::TakesBody};
 
-/// A service `S` that only those requests reach that `D` admits: [`DeviceCheck`](crate::DeviceCheck) is one.
+/// A service around `S` that forwards only the requests that `D` admits, such as [`DeviceCheck`](crate::DeviceCheck).
 ///
-/// See the [crate's docs](crate) for an example. Errors are those of `S`, untouched.
+/// See the [crate's docs](crate) for an example. Errors are those of `S`, unchanged.
 #[must_use]
 pub struct Gated<S, D> {
     inner: S,
@@ -31,12 +31,12 @@ impl<S, D> Gated<S, D> {
         &self.inner
     }
 
-    /// The inner service, to be changed.
+    /// The inner service, mutably.
     pub const fn get_mut(&mut self) -> &mut S {
         &mut self.inner
     }
 
-    /// The inner service alone.
+    /// Unwraps the inner service.
     pub fn into_inner(self) -> S {
         self.inner
     }

@@ -1,4 +1,4 @@
-//! The check of what Redis lets its users do, once for each of them.
+//! A check of the Redis permissions of each user of the handle, once per user.
 
 use std::time::Duration;
 
@@ -9,22 +9,22 @@ use crate::gate::observer::TARGET;
 use crate::redis::{failure::RedisFailure, handle::Redis, health::Access};
 use crate::runtime::{Instant, spawn};
 
-/// A type that keeps something in Redis.
+/// A type of this crate that stores data in Redis.
 pub(crate) struct RedisUser {
     /// The name for the log.
     pub(crate) name: &'static str,
-    /// The commands that it sends while requests wait, scripts' included.
+    /// The commands that it sends while requests wait, including those in scripts.
     pub(crate) commands: &'static [&'static str],
-    /// Whether something is lost for good if Redis evicts it.
+    /// Whether evicted data would be lost for good.
     pub(crate) must_keep: bool,
     pub(crate) access: Access,
 }
 
-/// One command of the check.
+/// The time limit of one command of the check.
 const LIMIT: Duration = Duration::from_secs(5);
 
 impl Redis {
-    /// Adds a name to those that the log of incidents calls affected, and checks whether Redis lets it work.
+    /// Adds a user to the names in the log of incidents, and checks its permissions.
     pub(crate) fn add_user(&self, user: &'static RedisUser) {
         self.health.add_user(user.name);
         if self.is_checked {
@@ -33,7 +33,7 @@ impl Redis {
     }
 }
 
-/// Tries each command on a key that is not there, and logs what is forbidden and whether Redis may evict.
+/// Tries each command on a key that does not exist. Logs forbidden commands, and whether Redis may evict keys.
 async fn check(redis: Redis, user: &'static RedisUser) {
     let key = format!("{}:probe", redis.prefix());
     let mut forbidden = Vec::new();
@@ -52,7 +52,7 @@ async fn check(redis: Redis, user: &'static RedisUser) {
     if user.must_keep {
         let mut info = cmd("INFO");
         info.arg("memory");
-        // A server that does not tell is not suspected.
+        // A server that does not report its policy causes no warning.
         let text: String = redis.query_within(LIMIT, info).await.unwrap_or_default();
         let policy = text.lines().find_map(|line| line.strip_prefix("maxmemory_policy:"));
         if let Some(policy) = policy.map(str::trim).filter(|policy| *policy != "noeviction") {
@@ -62,7 +62,7 @@ async fn check(redis: Redis, user: &'static RedisUser) {
     }
 }
 
-/// A command that changes nothing, where it is permitted and where it is not.
+/// Makes a command that changes nothing, whether or not Redis permits it.
 fn probe(name: &str, key: &str) -> Cmd {
     let mut command = cmd(name);
     match name {

@@ -3,7 +3,7 @@
 use futures_util::future::BoxFuture;
 use redis::{Cmd, Pipeline, RedisResult, Value, aio::ConnectionLike};
 
-/// Any connection to Redis that can be shared, without its type.
+/// A shareable connection to Redis, as a trait object.
 pub(super) trait SharedConnection: Send + Sync {
     fn send(&self, commands: Commands) -> BoxFuture<'static, RedisResult<Value>>;
 }
@@ -12,7 +12,7 @@ pub(super) trait SharedConnection: Send + Sync {
 #[derive(Clone)]
 pub(crate) struct Commands {
     packed: Packed,
-    /// Whether they may be sent again after their answer was lost.
+    /// Whether the commands may be sent again after their answer was lost.
     pub(super) may_repeat: bool,
 }
 
@@ -23,7 +23,7 @@ enum Packed {
 }
 
 impl Commands {
-    /// The same, for commands that must not take effect twice.
+    /// Marks commands that must not take effect twice.
     #[cfg(feature = "split-key")]
     pub(crate) const fn once(mut self) -> Self {
         self.may_repeat = false;

@@ -9,20 +9,20 @@ use redis::{ErrorKind, RedisError};
 pub(crate) enum RedisFailure {
     /// The command was not sent, because Redis has not answered lately.
     Down,
-    /// No answer in time.
+    /// Redis did not answer in time.
     Late(Duration),
-    /// The process shuts down.
+    /// The process is shutting down.
     Interrupted,
     /// An error from the server or the client.
     Redis(RedisError),
     /// A value that this crate has not written.
     Rubbish,
-    /// Commands that the access rules of Redis forbid.
+    /// The access rules of Redis forbid these commands.
     Forbidden { user: &'static str, commands: String },
 }
 
 impl RedisFailure {
-    /// Tells a server that cannot be reached from one that declines.
+    /// Whether the server cannot be reached, as opposed to one that answers with an error.
     pub(super) fn is_unreachable(&self) -> bool {
         match self {
             Self::Down | Self::Late(_) => true,

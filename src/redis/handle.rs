@@ -10,9 +10,9 @@ use crate::redis::health::{Access, RedisHealth};
 use crate::redis::replaced_connection::{ReplacedConnection, Server};
 use crate::runtime::{Elapsed, Instant, patiently, within};
 
-/// One Redis or Valkey server for everything that replicas share: a [`RedisCache`](crate::cache::RedisCache),
-/// a [`RedisReplayGuard`](crate::replay::RedisReplayGuard), and with the feature `split-key` a
-/// `RedisSplitKeyStore` and a `RedisUsageLog`.
+/// A handle to one Redis or Valkey server, for everything that replicas share: a
+/// [`RedisCache`](crate::cache::RedisCache), a [`RedisReplayGuard`](crate::replay::RedisReplayGuard), and with the
+/// feature `split-key` a `RedisSplitKeyStore` and a `RedisUsageLog`.
 ///
 /// ```no_run
 /// use tower_devicecheck::{
@@ -34,30 +34,30 @@ use crate::runtime::{Elapsed, Instant, patiently, within};
 ///
 /// # Clone
 ///
-/// Clones share the connection and the knowledge of the server's health, also after a `with_*` method has
-/// changed one. Make one handle for each server, and all others from it.
+/// Clones share the connection and the state of the server's health, even after a `with_*` method has changed one of
+/// them. Make one handle for each server, and clone it.
 ///
 /// # When Redis fails
 ///
-/// Once a command is not answered within its [deadline](Self::with_deadline), or the connection is lost, one
-/// command in 100 ms tries whether Redis answers again. All others that can wait no longer fail at once,
-/// whichever type made from the handle sends them.
+/// If a command gets no answer within its [deadline](Self::with_deadline), or the connection is lost, the handle lets
+/// one command per 100 ms through as a probe. Other commands fail at once, no matter which type made from the handle
+/// sends them. After a timeout of a server that has answered before, commands with a longer deadline are still sent.
 ///
-/// A handle made by [`connect`](Self::connect) replaces its connection when it is lost, when nothing is answered
-/// for a second, and when its server has become a read-only replica. A command whose connection ended is sent
-/// once more.
+/// A handle made by [`connect`](Self::connect) replaces its connection when it is lost, when the server answers no
+/// command for a second, and when the server has become a read-only replica. The handle resends a command once if its
+/// connection ended, unless the command must not take effect twice.
 ///
-/// An incident is logged once at level warn when it begins and once at level info when it is over, with the
-/// number of failed commands between and the names of all that use the handle. The incident is over when each
-/// kind of command that failed has succeeded again, at least a second after its last failure.
+/// The handle logs an incident once at level warn when it begins, and once at level info when it is over. The lines
+/// name the number of failed commands and the types that use the handle. An incident is over when each kind of command
+/// that failed has succeeded again, at least a second after its last failure.
 ///
 /// # Requirements
 ///
-/// A tokio runtime, and Redis 6 or any Valkey. With the feature `redis-tls`, `rediss://` addresses work; with
-/// `redis-sentinel`, `connect_sentinel`. [`new`](Self::new) takes any asynchronous connection of the `redis`
-/// crate, including those to clusters.
+/// The handle needs a tokio runtime, and Redis 6 or later or any Valkey. `rediss://` addresses need the feature
+/// `redis-tls`, and `connect_sentinel` needs `redis-sentinel`. [`new`](Self::new) takes any asynchronous connection of
+/// the `redis` crate, including cluster connections.
 ///
-/// The user of Redis needs these commands, on keys that begin with the [prefix](Self::with_prefix):
+/// The Redis user (ACL) needs these commands, on keys that begin with the [prefix](Self::with_prefix):
 ///
 /// | for | commands |
 /// |---|---|
@@ -66,9 +66,9 @@ use crate::runtime::{Elapsed, Instant, patiently, within};
 /// | `RedisSplitKeyStore` | `HGET`; for operators also `EVAL`, `HSET`, `HGETALL` |
 /// | `RedisUsageLog` | `HINCRBY`, `EXPIRE`; to read it `HGETALL` |
 ///
-/// A handle made by `connect` tries those that requests need as soon as one of these types is made from it, and
-/// logs what is forbidden. It also reads `INFO memory`, where it may, and warns if Redis may evict what a guard
-/// or a key store must keep.
+/// When one of these types is made from a handle of `connect`, the handle tries the commands that requests need, and
+/// logs those that are forbidden. It also reads `INFO memory`, if permitted, and warns if Redis may evict data that a
+/// guard or a key store must keep.
 #[derive(Clone)]
 pub struct Redis {
     connection: Arc<dyn SharedConnection>,
@@ -76,37 +76,37 @@ pub struct Redis {
     /// `None` for the default, which depends on the command.
     deadline: Option<Duration>,
     pub(super) health: Arc<RedisHealth>,
-    /// Whether users of the handle are checked: not on a connection that is somebody else's.
+    /// Whether the handle checks the permissions of its users. It does not on a connection that the caller supplied.
     pub(super) is_checked: bool,
 }
 
 const DEFAULT_PREFIX: &str = "tower-devicecheck";
 
-/// For what a request can do without.
+/// The default deadline of commands that a request can do without.
 pub(super) const DEFAULT_DEADLINE: Duration = Duration::from_millis(50);
 
-/// For what a request fails without.
+/// The default deadline of all other commands.
 const PATIENT_DEADLINE: Duration = Duration::from_secs(1);
 
-/// The deadline for operators.
+/// The deadline of operators' commands.
 #[cfg(feature = "split-key")]
 const OPERATOR_DEADLINE: Duration = Duration::from_secs(5);
 
 impl Redis {
-    /// Connects to the server at this address, such as `redis://:password@host/`.
+    /// Connects to the server at the given address, such as `redis://:password@host/`.
     ///
-    /// If the server cannot be reached within about a second, this logs it and succeeds all the same: the
-    /// connection is tried again for as long as it takes.
+    /// If the server cannot be reached within about a second, this logs the failure and returns `Ok` anyway: the handle
+    /// retries until it connects.
     ///
     /// # Errors
     ///
-    /// If the address cannot be understood, or outside of a tokio runtime.
+    /// Returns an error if the address cannot be parsed, or outside a tokio runtime.
     pub async fn connect(server: impl IntoConnectionInfo + Send) -> RedisResult<Self> {
         Self::connect_to(Server::at(server)?).await
     }
 
-    /// Connects to the primary that sentinels name, and to its successor after a failover. Otherwise this is
-    /// [`connect`](Self::connect).
+    /// Connects to the primary that sentinels name, and to its successor after a failover. Otherwise this is the same
+    /// as [`connect`](Self::connect).
     ///
     /// ```no_run
     /// use redis::sentinel::{SentinelClient, SentinelServerType};
@@ -121,7 +121,7 @@ impl Redis {
     ///
     /// # Errors
     ///
-    /// Outside of a tokio runtime.
+    /// Returns an error outside a tokio runtime.
     #[cfg(feature = "redis-sentinel")]
     #[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "redis-sentinel")))]
     pub async fn connect_sentinel(sentinels: redis::sentinel::SentinelClient) -> RedisResult<Self> {
@@ -139,7 +139,7 @@ impl Redis {
         Ok(redis)
     }
 
-    /// Uses a connection that you have already. Clones of it must share one connection, as those of
+    /// Makes a handle from an existing connection. Clones of the connection must share one connection, as those of
     /// [`MultiplexedConnection`](redis::aio::MultiplexedConnection) do. This crate does not reconnect it.
     #[must_use]
     pub fn new(connection: impl ConnectionLike + Clone + Send + Sync + 'static) -> Self {
@@ -156,19 +156,20 @@ impl Redis {
         }
     }
 
-    /// The beginning of every key, before a colon. It must hold no braces. Default: `tower-devicecheck`.
+    /// Sets the beginning of every key, before a colon. The prefix must not contain braces. Default:
+    /// `tower-devicecheck`.
     #[must_use]
     pub fn with_prefix(mut self, prefix: &str) -> Self {
         self.prefix = prefix.into();
         self
     }
 
-    /// The time that one command has. Default: 50 ms for a cache, which a request can do without; a second for
-    /// a guard and for a key store, without which it fails.
+    /// Sets the deadline of one command. Default: 50 ms for a cache, which a request can do without; 1 second for a
+    /// guard and a key store, which a request needs, and for a usage log, which no request waits for.
     ///
-    /// A request waits for a `RedisCache` for this long in all, before and after Apple is asked. It waits for
-    /// each step of a `RedisReplayGuard` for this long, and for a second at most; time in which the process was
-    /// too busy to look at the answer does not count there.
+    /// A request waits for a `RedisCache` for this time at most, before and after the call to Apple together. It waits
+    /// for each step of a `RedisReplayGuard` for this time, but at most 1 second; time in which the process was too
+    /// busy to read the answer does not count.
     #[must_use]
     pub const fn with_deadline(mut self, deadline: Duration) -> Self {
         self.deadline = Some(deadline);
@@ -179,7 +180,7 @@ impl Redis {
         &self.prefix
     }
 
-    /// The deadline of a cache.
+    /// The deadline of a cache's commands.
     pub(crate) fn deadline(&self) -> Duration {
         self.deadline.unwrap_or(DEFAULT_DEADLINE)
     }
@@ -190,8 +191,8 @@ impl Redis {
 
     /// Sends commands and waits for their answer within the deadline, unless Redis is known not to answer.
     ///
-    /// If the caller's future is dropped earlier, the outcome is lost and the commands may not be sent. Where
-    /// they must arrive, use [`query_to_end`](Self::query_to_end).
+    /// If the caller's future is dropped earlier, the outcome is lost and the commands may not be sent. For commands
+    /// that must arrive, use [`query_to_end`](Self::query_to_end).
     pub(crate) async fn query<T: FromRedisValue>(
         &self,
         access: Access,
@@ -200,7 +201,7 @@ impl Redis {
         self.measured(access, self.send(commands.into())).await
     }
 
-    /// Spawns the commands on the first poll, so that they are sent and their outcome counts even if the
+    /// Spawns the commands on the first poll, so that they are sent, and their outcome is recorded, even if the
     /// caller's future is dropped.
     pub(crate) async fn query_to_end<T: FromRedisValue + Send + 'static>(
         &self,
@@ -244,8 +245,8 @@ impl Redis {
         async { Ok(redis::from_redis_value(answer.await?)?) }
     }
 
-    /// Waits for an answer within the deadline, and adds the outcome to the health. Every request's command
-    /// comes through here.
+    /// Waits for an answer within the deadline, and records the outcome in the health. Every command for a request goes
+    /// through here.
     pub(super) async fn measured<T>(
         &self,
         access: Access,
@@ -256,7 +257,8 @@ impl Redis {
             None if access.is_needed() => PATIENT_DEADLINE,
             None => DEFAULT_DEADLINE,
         };
-        // A withdrawal must arrive. In an outage, only the probes have something to withdraw.
+        // A withdrawal must arrive, even in an outage. Then only requests whose probe was sent have anything to
+        // withdraw.
         if access != Access::Undo && !self.health.may_send(deadline) {
             return Err(RedisFailure::Down);
         }
@@ -282,13 +284,13 @@ fn answer_of<T>(deadline: Duration, answer: Result<RedisResult<T>, Elapsed>) -> 
     }
 }
 
-/// A time to live in milliseconds, as Redis takes it: at least one, and no more than it can add to its clock.
+/// A time to live in milliseconds for Redis: at least one, and at most what Redis can add to its clock.
 pub(crate) fn expiry(time_to_live: Duration) -> String {
     time_to_live.as_millis().clamp(1, 1 << 48).to_string()
 }
 
 impl fmt::Debug for Redis {
-    // Without the connection, which holds a password.
+    // Omits the connection, which holds a password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Redis")
             .field("prefix", &self.prefix)

@@ -1,4 +1,4 @@
-//! The health of Redis: a gate for commands while it does not answer, and the log of incidents.
+//! The health of Redis: a limit on commands while it does not answer, and the log of incidents.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::{mem, sync::Mutex, time::Duration};
@@ -8,21 +8,21 @@ use tracing::{info, warn};
 use crate::runtime::{Instant, lock};
 use crate::{gate::observer::TARGET, redis::failure::RedisFailure};
 
-/// The time between two commands that are let through to a server that does not answer. All others fail at
-/// once, so that requests do not wait during an outage.
+/// The time between two probes of a server that does not answer. All other commands fail at once, so that requests do
+/// not wait during an outage.
 pub(super) const PROBE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The time that must pass after the last failure before a success ends a fault.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// The kind of a command. A server that is read-only or out of memory, or has access rules, fails some only.
+/// The kind of a command. A server that is read-only or out of memory, or has access rules, fails only some kinds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Access {
     ReadVerdict,
     WriteVerdict,
     Lease,
     Guard,
-    /// The withdrawal of a claim: sent whether or not Redis is known to answer.
+    /// The withdrawal of a claim. It is sent even if Redis is known not to answer.
     Undo,
     #[cfg(feature = "split-key")]
     ReadKey,
@@ -31,7 +31,7 @@ pub(crate) enum Access {
 }
 
 impl Access {
-    /// Whether a request fails without the answer, so that it is worth waiting for.
+    /// Whether a request fails without the answer, so that a longer wait is worthwhile.
     pub(super) const fn is_needed(self) -> bool {
         match self {
             Self::ReadVerdict | Self::WriteVerdict | Self::Lease => false,
@@ -41,7 +41,7 @@ impl Access {
         }
     }
 
-    /// The kind for the log of incidents: what is seldom sent must not keep an incident open.
+    /// The kind for the log of incidents. A kind that is seldom sent must not keep an incident open.
     const fn for_the_log(self) -> Self {
         match self {
             Self::Undo => Self::Guard,
@@ -58,16 +58,16 @@ pub(super) struct RedisHealth {
 
 #[derive(Default)]
 struct HealthState {
-    /// The names of what uses the server, for the log.
+    /// The names of the server's users, for the log.
     used_by: BTreeSet<&'static str>,
     silence: Option<Silence>,
     last_answer: Option<Instant>,
     incident: Incident,
 }
 
-/// A server that does not answer, or not soon.
+/// The state of a server that does not answer, or only slowly.
 struct Silence {
-    /// The longest time that a command has waited in vain. Commands that may wait longer are sent all the same.
+    /// The longest time that a command has waited in vain. Commands with a longer deadline are still sent.
     waited: Duration,
     next_probe: Instant,
 }
@@ -99,10 +99,9 @@ impl RedisHealth {
         let fault = if failure.is_unreachable() {
             let last_answer = state.last_answer;
             let waited = match failure {
-                // Redis is at fault if it has answered no other command since. Otherwise this machine may be
-                // busy.
+                // Redis is at fault only if it has answered no other command since. Otherwise this machine may be busy.
                 RedisFailure::Late(_) if last_answer.is_some_and(|last| last > sent) => None,
-                // A server that has answered before may be slow, and good for those who can wait.
+                // A server that has answered before may only be slow. Commands with a longer deadline can still use it.
                 RedisFailure::Late(limit) if last_answer.is_some() => Some(*limit),
                 _ => Some(Duration::MAX),
             };
@@ -138,7 +137,7 @@ impl RedisHealth {
 impl HealthState {
     fn answered(&mut self, sent: Instant, now: Instant) {
         self.last_answer = Some(now);
-        // An answer that took longer says nothing to those who cannot wait so long.
+        // An answer that took longer does not help commands with a shorter deadline.
         let took = now.saturating_duration_since(sent);
         self.silence.take_if(|silence| took <= silence.waited);
     }
@@ -149,7 +148,7 @@ impl HealthState {
     }
 }
 
-/// A way in which Redis fails.
+/// A kind of fault of Redis.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum RedisFault {
     Unreachable,
@@ -165,7 +164,7 @@ struct Incident {
 }
 
 impl Incident {
-    /// Adds a failure. Returns true if the incident begins with it.
+    /// Adds a failure. Returns whether an incident begins with it.
     fn fails(&mut self, fault: RedisFault, now: Instant) -> bool {
         let begins = self.faults.is_empty();
         self.faults.insert(fault, now);

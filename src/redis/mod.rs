@@ -1,6 +1,6 @@
 //! The one handle to Redis: connection, prefix, deadline, and the health of the server.
 //!
-//! The types that keep something there live beside their traits: verdicts, spent tokens, split keys.
+//! The types that store data in Redis live beside their traits: those for verdicts, spent tokens and split keys.
 
 mod check;
 mod connection;

@@ -1,4 +1,4 @@
-//! The question to a guard, and its answer.
+//! A claim to a token, and a guard's answer.
 
 use std::time::Duration;
 
@@ -8,15 +8,15 @@ use crate::{gate::credential::TokenDigest, replay::owner::Owner};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(clippy::exhaustive_enums, reason = "a token is this request's or another's")]
 pub enum Claimed {
-    /// The token is this request's.
+    /// The token belongs to this request.
     Yours,
-    /// The token is another request's, or spent.
+    /// The token belongs to another request, or is spent.
     Taken,
 }
 
-/// The key of a token, for the scope of the credentials that ask about it.
+/// The key of a token in a guard: its digest, and the scope of the credentials.
 ///
-/// The environment is not part of it: a token is spent in both at once.
+/// The environment is not part of the key: a token is spent in both environments at once.
 #[derive(Clone, Copy, Debug)]
 pub struct ReplayKey<'a> {
     scope: &'a str,
@@ -24,7 +24,7 @@ pub struct ReplayKey<'a> {
 }
 
 impl<'a> ReplayKey<'a> {
-    /// The token with this digest, for this [`scope`](crate::DeviceVerifier::scope).
+    /// Makes the key of the token with this digest, for this [`scope`](crate::DeviceVerifier::scope).
     #[must_use]
     pub const fn new(scope: &'a str, digest: TokenDigest) -> Self {
         Self { scope, digest }
@@ -36,7 +36,7 @@ impl<'a> ReplayKey<'a> {
         self.scope
     }
 
-    /// SHA-256 of the token.
+    /// The token digest.
     #[must_use]
     pub const fn digest(&self) -> TokenDigest {
         self.digest
@@ -50,7 +50,7 @@ pub struct Claim {
     retry: Option<Retry>,
 }
 
-/// Identifies a retry of a request, for a layer that lets one through.
+/// Identifies a retry of a request, for a layer that allows one retry.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Retry {
     pub(crate) key: TokenDigest,
@@ -58,18 +58,17 @@ pub(crate) struct Retry {
 }
 
 impl Claim {
-    /// A claim of a request without an idempotency key.
+    /// Makes the claim of a request without an idempotency key.
     #[must_use]
     pub const fn new(owner: Owner) -> Self {
         Self { owner, retry: None }
     }
 
-    /// The same claim of a request with this idempotency key, which may be repeated once within `window`
-    /// after the token was spent.
+    /// Adds the request's idempotency key. The request may be repeated once within `window` after the token was spent.
     ///
     /// # Danger
     ///
-    /// An attacker who has captured the request has its idempotency key, and can be the one who repeats it.
+    /// An attacker who has captured the request also has its idempotency key, and can use up the one repetition.
     #[must_use]
     pub fn with_retry(self, idempotency_key: &[u8], window: Duration) -> Self {
         self.with(Some(Retry { key: TokenDigest::of(idempotency_key), window }))
@@ -80,19 +79,19 @@ impl Claim {
         self
     }
 
-    /// The name of this request.
+    /// The owner: the random name of this request.
     #[must_use]
     pub const fn owner(&self) -> Owner {
         self.owner
     }
 
-    /// SHA-256 of the request's idempotency key, if it has one and the layer lets retries through.
+    /// The SHA-256 of the request's idempotency key, if it has one and the layer allows retries.
     #[must_use]
     pub fn retry_digest(&self) -> Option<TokenDigest> {
         self.retry.map(|retry| retry.key)
     }
 
-    /// The time after the token was spent in which a retry of the request is let through.
+    /// The time after the token was spent within which one retry of the request is allowed.
     #[must_use]
     pub fn retry_window(&self) -> Duration {
         self.retry.map_or(Duration::ZERO, |retry| retry.window)

@@ -11,11 +11,12 @@ use crate::{BoxError, gate::error::impl_error};
 pub(super) const DEFAULT_LEASE: Duration = Duration::from_secs(30);
 pub(super) const DEFAULT_RETENTION: Duration = Duration::from_secs(60 * 60);
 
-/// Remembers which tokens are in use or spent: [`MemoryReplayGuard`](crate::replay::MemoryReplayGuard)
-/// in the process, `RedisReplayGuard` between processes.
+/// A guard for single use: it remembers which tokens are reserved or spent.
+/// [`MemoryReplayGuard`](crate::replay::MemoryReplayGuard) works within one process, `RedisReplayGuard` across
+/// processes.
 ///
-/// Under tokio, a step that takes longer than a second fails. Time in which the process itself was too busy to
-/// look at the answer does not count.
+/// Under tokio, a step that takes longer than 1 second fails. Time in which the process itself was too busy to read the
+/// answer does not count.
 ///
 /// ```
 /// use std::{collections::HashMap, sync::Mutex};
@@ -58,13 +59,12 @@ pub(super) const DEFAULT_RETENTION: Duration = Duration::from_secs(60 * 60);
 pub trait ReplayGuard: Send + Sync + 'static {
     /// Reserves the token for one request, before Apple is asked.
     ///
-    /// The reservation must be one atomic step. If it is neither confirmed nor released, it must lapse by
-    /// itself, but not before Apple's answer can be there: the `AppleClient` gives up after 5 seconds by
-    /// default.
+    /// The reservation must be one atomic step. If it is neither confirmed nor released, it must lapse by itself, but
+    /// not before Apple can have answered: the `AppleClient` gives up after 5 seconds by default.
     ///
     /// # Errors
     ///
-    /// If the guard does not know. The request is answered with
+    /// Returns an error if the guard does not know whether the token is free. The layer rejects the request as
     /// [`Unavailable`](crate::Rejection::Unavailable).
     fn reserve(
         &self,
@@ -79,36 +79,36 @@ pub trait ReplayGuard: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// If the guard does not know whether the token is now spent. The request is answered with
-    /// [`Unavailable`](crate::Rejection::Unavailable), and its claim is [withdrawn](Self::withdraw).
+    /// Returns an error if the guard does not know whether the token is now spent. The layer rejects the request as
+    /// [`Unavailable`](crate::Rejection::Unavailable) and [withdraws](Self::withdraw) its claim.
     fn confirm(
         &self,
         key: &ReplayKey<'_>,
         claim: &Claim,
     ) -> impl Future<Output = Result<Claimed, GuardError>> + Send;
 
-    /// Frees the token, if it is reserved under this claim: Apple gave no verdict.
+    /// Frees the token if this claim has reserved it, because Apple gave no verdict.
     ///
     /// # Errors
     ///
-    /// If the guard could not free it. The reservation then lapses by itself.
+    /// Returns an error if the guard could not free the token. The reservation then lapses by itself.
     fn release(
         &self,
         key: &ReplayKey<'_>,
         claim: &Claim,
     ) -> impl Future<Output = Result<(), GuardError>> + Send;
 
-    /// Undoes all that this claim has done, because its request was not admitted: the guard failed, Apple gave
-    /// no verdict, or the client went away. Default: [`release`](Self::release).
+    /// Undoes everything that this claim has done, because its request was not admitted: the guard failed, Apple gave
+    /// no verdict, or the client disconnected. Default: [`release`](Self::release).
     ///
-    /// A token that this claim reserved or spent is free again, and where the claim is the one retry of a spent
-    /// token, another one may come. The claim is void from then on, also for steps of it that arrive later.
+    /// A token that this claim reserved or spent is free again. If the claim was the one retry of a spent token,
+    /// another retry is allowed. From then on the claim is void: steps of it that arrive later have no effect.
     ///
-    /// Under tokio, the layer tries again after an error until the [lease](Self::lease) is over.
+    /// Under tokio, the layer retries after an error until the [lease](Self::lease) is over.
     ///
     /// # Errors
     ///
-    /// If the guard does not know whether it is undone.
+    /// Returns an error if the guard does not know whether the claim is undone.
     fn withdraw(
         &self,
         key: &ReplayKey<'_>,
@@ -122,8 +122,8 @@ pub trait ReplayGuard: Send + Sync + 'static {
         DEFAULT_LEASE
     }
 
-    /// Does the same as [`withdraw`](Self::withdraw), as far as that is possible at once: it cannot await and
-    /// must not block. Default: nothing. Under tokio, the layer calls `withdraw` afterwards.
+    /// Does as much of [`withdraw`](Self::withdraw) as is possible immediately: it cannot await and must not block.
+    /// Default: does nothing. Under tokio, the layer calls `withdraw` afterwards.
     fn abandon(&self, key: &ReplayKey<'_>, claim: &Claim) {
         let _ = (key, claim);
     }
@@ -162,7 +162,7 @@ impl<G: ReplayGuard> ReplayGuard for Arc<G> {
 /// A step of a guard, boxed.
 type GuardStep<'a, T> = BoxFuture<'a, Result<T, GuardError>>;
 
-/// The twin of [`ReplayGuard`] that can be a trait object.
+/// The dyn-safe twin of [`ReplayGuard`].
 pub(crate) trait ErasedReplayGuard: Send + Sync {
     fn reserve<'a>(
         &'a self,
@@ -209,7 +209,7 @@ impl<G: ReplayGuard> ErasedReplayGuard for G {
     }
 }
 
-/// The error of a guard that does not know whether a token is in use.
+/// The error of a guard that does not know the state of a token.
 #[derive(Debug)]
 pub struct GuardError {
     source: BoxError,
@@ -217,12 +217,12 @@ pub struct GuardError {
 }
 
 impl GuardError {
-    /// An error with this cause, which must hold no secret: it is logged.
+    /// Makes an error with this cause. The cause is logged, so it must hold no secret.
     pub fn new(source: impl Into<BoxError>) -> Self {
         Self { source: source.into(), is_untouched: false }
     }
 
-    /// The same error of a step that changed nothing for certain, so that there is nothing to undo.
+    /// Marks the error of a step that certainly changed nothing, so that there is nothing to undo.
     #[cfg(feature = "redis")]
     pub(crate) const fn untouched(mut self, is_untouched: bool) -> Self {
         self.is_untouched = is_untouched;

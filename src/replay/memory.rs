@@ -15,18 +15,17 @@ use crate::replay::guard::{DEFAULT_LEASE, DEFAULT_RETENTION, GuardError, ReplayG
 use crate::replay::owner::Owner;
 use crate::runtime::{Instant, later, lock};
 
-/// Remembers tokens in the memory of this process.
+/// A guard in the memory of this process.
 ///
-/// The guard is bounded. When it is full, it forgets no token early, because that token could be replayed. It
-/// fails instead, and requests with further tokens are answered with
-/// [`Unavailable`](crate::Rejection::Unavailable). Give it room for the genuine tokens of the [retention
-/// time](Self::with_retention) and the refused ones of the [lease](Self::with_lease). A token takes about 300
-/// bytes.
+/// The guard is bounded. A full guard does not forget a token early, because that token could then be replayed. Instead
+/// it fails, and the layer rejects requests with further tokens as [`Unavailable`](crate::Rejection::Unavailable).
+/// Choose a capacity for all genuine tokens within the [retention time](Self::with_retention) and all refused tokens
+/// within the [lease](Self::with_lease). A token takes about 300 bytes.
 ///
 /// # Danger
 ///
-/// The memory goes with the process. After a restart a token can be used again for as long as Apple accepts
-/// it.
+/// The guard's memory is lost when the process ends. After a restart, a token can be used again for as long as Apple
+/// accepts it.
 pub struct MemoryReplayGuard {
     capacity: usize,
     lease: Duration,
@@ -37,7 +36,7 @@ pub struct MemoryReplayGuard {
 #[derive(Default)]
 struct Tokens {
     by_id: HashMap<TokenId, KeptToken>,
-    /// The ends of all tokens, the first one first.
+    /// The end times of all tokens, the earliest first.
     ends: BTreeSet<(Instant, TokenId)>,
 }
 
@@ -45,7 +44,7 @@ type TokenId = [u8; 32];
 
 #[derive(Clone, Copy)]
 struct KeptToken {
-    /// The holder: `None` after the holder has withdrawn from the one retry.
+    /// The holder. `None` after the holder has withdrawn from the one retry.
     owner: Option<Owner>,
     ends_at: Instant,
     state: TokenState,
@@ -63,13 +62,13 @@ enum TokenState {
 }
 
 impl MemoryReplayGuard {
-    /// A guard that remembers 1,000,000 tokens.
+    /// Makes a guard that remembers up to 1,000,000 tokens.
     #[must_use]
     pub fn new() -> Self {
         Self::with_capacity(1_000_000)
     }
 
-    /// A guard that remembers this many tokens. It takes memory as it needs it.
+    /// Makes a guard that remembers up to this many tokens. It allocates memory as needed.
     #[must_use]
     pub fn with_capacity(tokens: usize) -> Self {
         Self {
@@ -80,21 +79,21 @@ impl MemoryReplayGuard {
         }
     }
 
-    /// The time after which a reservation lapses that is neither confirmed nor released. Default: 30 seconds.
+    /// Sets the time after which a reservation lapses if it is neither confirmed nor released. Default: 30 seconds.
     ///
-    /// Keep it longer than the deadline for Apple's answer.
+    /// It must be longer than the deadline for Apple's answer.
     #[must_use]
     pub const fn with_lease(mut self, lease: Duration) -> Self {
         self.lease = lease;
         self
     }
 
-    /// The time for which a spent token is remembered. Default: 1 hour.
+    /// Sets the time for which the guard remembers a spent token. Default: 1 hour.
     ///
     /// # Danger
     ///
-    /// Keep it longer than Apple accepts a token: after it, a captured token can be used again. Apple does
-    /// not say how long that is. Developers have seen half a minute.
+    /// After this time, a captured token can be used again if Apple still accepts it. Apple does not document for how
+    /// long it accepts a token. Developers have seen half a minute.
     #[must_use]
     pub const fn with_retention(mut self, retention: Duration) -> Self {
         self.retention = retention;
@@ -105,7 +104,7 @@ impl MemoryReplayGuard {
     #[must_use]
     pub fn len(&self) -> usize {
         let now = Instant::now();
-        // Requests may have the lock in between.
+        // Other requests may take the lock in between.
         while self.tokens().forget(now) {}
         self.tokens().by_id.len()
     }
@@ -122,10 +121,10 @@ impl MemoryReplayGuard {
 }
 
 impl Tokens {
-    /// The most tokens that one call forgets. More may have ended, and are looked over until their turn comes.
+    /// The most expired tokens that one call removes. Later calls remove the rest; until then, lookups ignore them.
     const FORGOTTEN_AT_ONCE: usize = 16;
 
-    /// Removes tokens that have ended. Returns whether more may be left.
+    /// Removes expired tokens. Returns whether more may be left.
     fn forget(&mut self, now: Instant) -> bool {
         for _ in 0..Self::FORGOTTEN_AT_ONCE {
             match self.ends.first() {
@@ -156,7 +155,7 @@ impl Tokens {
     }
 }
 
-/// Identifies a token and scope in 32 bytes. The length keeps scope and digest apart.
+/// Computes an id of 32 bytes for a scope and a token. Hashing the length of the scope keeps scope and digest apart.
 fn id(key: &ReplayKey<'_>) -> TokenId {
     let length = key.scope().len() as u64;
     Sha256::new()
@@ -206,7 +205,7 @@ impl ReplayGuard for MemoryReplayGuard {
         let owner = Some(claim.owner());
         match tokens.get(&id, now) {
             Some(token) if token.owner != owner => return Ok(Claimed::Taken),
-            // This is the one retry of a spent token, which stays spent.
+            // This is the one retry of a spent token. The token stays spent.
             Some(KeptToken { state: TokenState::Spent { .. }, .. }) => return Ok(Claimed::Yours),
             Some(_) | None => {}
         }

@@ -1,9 +1,9 @@
 //! Single use: a device token admits one request.
 //!
-//! Apple asks servers to treat a token as good for one use, and does not enforce it. An attacker who captures
-//! a token can send it again for as long as Apple accepts it, and Apple does not say how long that is. Where
-//! that is too much, [`DeviceCheckLayer::with_single_use`](crate::DeviceCheckLayer::with_single_use) lets a
-//! [`ReplayGuard`] remember tokens instead of verdicts.
+//! Apple asks servers to use a token only once, but does not enforce this. An attacker who captures a token can send it
+//! again for as long as Apple accepts it, and Apple does not document that time. If this risk is too high, use
+//! [`DeviceCheckLayer::with_single_use`](crate::DeviceCheckLayer::with_single_use): a [`ReplayGuard`] then remembers
+//! tokens instead of verdicts.
 //!
 //! ```
 //! use tower_devicecheck::{DeviceCheckLayer, replay::MemoryReplayGuard};
@@ -13,33 +13,33 @@
 //! # }
 //! ```
 //!
-//! One process needs no more than [`MemoryReplayGuard`]. Replicas must share a guard, or each of them admits
-//! the token once: `RedisReplayGuard` (feature `redis`).
+//! For one process, [`MemoryReplayGuard`] suffices. Replicas must share a guard, `RedisReplayGuard` (feature `redis`);
+//! otherwise each replica would admit the token once.
 //!
 //! # A token's life
 //!
-//! | step | what the guard does | a second request with the token meanwhile |
+//! | step | action of the guard | a second request with the token |
 //! |---|---|---|
 //! | before Apple is asked | reserves the token for one request | [`ReusedToken`](crate::Rejection::ReusedToken), Apple is not asked |
 //! | Apple says genuine | confirms: the token is spent, and the request goes on | `ReusedToken` for as long as the guard remembers |
 //! | Apple refuses | leaves the reservation until it lapses | `ReusedToken`, so that a flood of one bad token costs one call |
-//! | no verdict: an outage | releases the token | is checked: the app's retry works |
-//! | the client goes away first | releases the token as far as it can, or lets it lapse | is checked |
+//! | no verdict, because of an outage | frees the token | is checked, so the app's retry works |
+//! | the client disconnects first | frees the token if possible; otherwise the reservation lapses | is checked |
 //! | the process dies | nothing: the reservation lapses | is checked once the reservation has lapsed |
 //!
-//! Of any number of concurrent requests with one token exactly one is admitted. A token that is spent for one
-//! of Apple's environments is spent for the other, too.
+//! If any number of concurrent requests hold the same genuine token, exactly one is admitted. A token that is spent in
+//! one of Apple's environments is spent in the other, too.
 //!
-//! A guard only ever withholds: no answer of a guard admits a request that Apple has not found genuine.
+//! A guard can only refuse requests: no answer of a guard admits a request whose token Apple has not found genuine.
 //!
 //! # Retries by the network
 //!
-//! A client whose connection breaks after its request was admitted does not know that. By default its retry
-//! is rejected, and the app makes a new token. With
-//! [`with_retry_window`](crate::DeviceCheckLayer::with_retry_window), *one* more request with the same
-//! idempotency key is let through to Apple for a short time after the token was spent. An attacker who can
-//! capture the token can capture the idempotency key beside it. So the window lets one replay through, too,
-//! unless the inner service answers a known key with the answer that it gave before.
+//! If a connection breaks after its request was admitted, the client does not learn of the admission. By default, the
+//! layer rejects the client's retry, and the app makes a new token. With
+//! [`with_retry_window`](crate::DeviceCheckLayer::with_retry_window), the layer allows *one* more request with the same
+//! idempotency key for a short time after the token was spent, and asks Apple about its token. An attacker who can
+//! capture the token can also capture the idempotency key. The window therefore allows one replay, too, unless the
+//! inner service repeats its earlier answer for a known idempotency key.
 
 mod claim;
 mod guard;

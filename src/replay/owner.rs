@@ -4,12 +4,13 @@ use std::fmt;
 
 use uuid::Uuid;
 
-/// A random name for the holder of a lease or a reservation. Only a holder who knows it gives it back.
+/// A random name for the holder of a lease or a reservation. Only a holder that knows the name can give the lease or
+/// the reservation back.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Owner(Uuid);
 
 impl Owner {
-    /// A new name: 122 random bits from the operating system.
+    /// Makes a new name: 122 random bits from the operating system.
     #[must_use]
     pub fn random() -> Self {
         Self(Uuid::new_v4())

@@ -6,7 +6,7 @@ use crate::redis::{Access, Redis, RedisFailure, RedisUser, expiry};
 use crate::replay::claim::{Claim, Claimed, ReplayKey};
 use crate::replay::guard::{DEFAULT_LEASE, DEFAULT_RETENTION, GuardError, ReplayGuard};
 
-/// Remembers tokens in Redis or Valkey, for all replicas that use the same server and prefix.
+/// A guard in Redis or Valkey, for all replicas that use the same server and prefix.
 ///
 /// ```no_run
 /// use tower_devicecheck::{DeviceCheckLayer, Redis, replay::RedisReplayGuard};
@@ -18,22 +18,22 @@ use crate::replay::guard::{DEFAULT_LEASE, DEFAULT_RETENTION, GuardError, ReplayG
 /// # }
 /// ```
 ///
-/// Each step is one script in Redis, so it is atomic for all replicas. The key holds prefix, scope and the
-/// token's SHA-256, so readers of Redis learn no token. A value that this crate has not written withholds the
-/// token.
+/// Each step is one script in Redis and therefore atomic for all replicas. The key holds the prefix, the scope and the
+/// token's SHA-256. Redis therefore reveals no token to its readers. If a value was not written by this crate, the
+/// guard treats the token as taken.
 ///
 /// # When Redis fails
 ///
-/// The layer answers requests with [`Unavailable`](crate::Rejection::Unavailable), unless the operator chose
-/// [otherwise](Self::dangerously_admit_without_redis). It does so within the [deadline](Redis::with_deadline)
-/// of the step that fails, a second by default; if that is the first one, Apple is not asked. What was reserved
-/// for such a request is given back, and that is tried until the lease is over. [`Redis`] describes an outage
-/// and its log.
+/// The layer rejects requests as [`Unavailable`](crate::Rejection::Unavailable), unless the operator chose
+/// [otherwise](Self::dangerously_admit_without_redis). It does so within the [deadline](Redis::with_deadline) of the
+/// failed step, 1 second by default. If the first step fails, the layer does not ask Apple. The layer gives back the
+/// reservation of such a request, and retries this until the lease is over. [`Redis`] documents outages and their log
+/// lines.
 ///
 /// # Danger
 ///
 /// A token that Redis forgets can be used again for as long as Apple accepts it. Let Redis evict nothing
-/// (`maxmemory-policy noeviction`). A restart without persistence forgets tokens, and so does a failover to a
+/// (`maxmemory-policy noeviction`). Redis forgets tokens in a restart without persistence, and in a failover to a
 /// replica that lags. Anyone who can write to Redis can delete tokens.
 #[derive(Clone, Debug)]
 pub struct RedisReplayGuard {
@@ -51,48 +51,48 @@ const USER: RedisUser = RedisUser {
 };
 
 impl RedisReplayGuard {
-    /// A guard on this server.
+    /// Makes a guard on this server.
     #[must_use]
     pub fn new(redis: Redis) -> Self {
         redis.add_user(&USER);
         Self { redis, lease: DEFAULT_LEASE, retention: DEFAULT_RETENTION, admit_without_redis: false }
     }
 
-    /// The time after which a reservation lapses that is neither confirmed nor released. Default: 30 seconds.
+    /// Sets the time after which a reservation lapses if it is neither confirmed nor released. Default: 30 seconds.
     ///
-    /// Keep it longer than the deadline for Apple's answer.
+    /// It must be longer than the deadline for Apple's answer.
     #[must_use]
     pub const fn with_lease(mut self, lease: Duration) -> Self {
         self.lease = lease;
         self
     }
 
-    /// The time for which a spent token is remembered. Default: 1 hour.
+    /// Sets the time for which the guard remembers a spent token. Default: 1 hour.
     ///
     /// # Danger
     ///
-    /// Keep it longer than Apple accepts a token: after it, a captured token can be used again. Apple does
-    /// not say how long that is. Developers have seen half a minute.
+    /// After this time, a captured token can be used again if Apple still accepts it. Apple does not document for how
+    /// long it accepts a token. Developers have seen half a minute.
     #[must_use]
     pub const fn with_retention(mut self, retention: Duration) -> Self {
         self.retention = retention;
         self
     }
 
-    /// Admits requests whose token Apple finds genuine while Redis does not answer or declines. Default:
-    /// `false`, they are answered with [`Unavailable`](crate::Rejection::Unavailable).
+    /// Sets whether a request with a genuine token is admitted even if Redis does not answer or returns an error.
+    /// Default: `false`, the layer rejects it as [`Unavailable`](crate::Rejection::Unavailable).
     ///
     /// # Danger
     ///
-    /// With this, an attacker who makes Redis fail, or waits until it does, can use a captured token for as
-    /// long as Apple accepts it.
+    /// With `true`, an attacker who makes Redis fail, or waits until it fails, can use a captured token for as long as
+    /// Apple accepts it.
     #[must_use]
     pub const fn dangerously_admit_without_redis(mut self, admit: bool) -> Self {
         self.admit_without_redis = admit;
         self
     }
 
-    /// Runs a script on a token. Its answer is whether the token is this claim's.
+    /// Runs a script on a token. Returns whether the token belongs to this claim.
     async fn run(
         &self,
         access: Access,

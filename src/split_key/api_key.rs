@@ -14,10 +14,10 @@ use crate::split_key::metadata::Metadata;
 /// behind.
 pub(super) type KeyBytes = Zeroizing<Vec<u8>>;
 
-/// The provider's API key, an extension of the inner service's request.
+/// The provider's API key: a request extension for the inner service.
 ///
-/// All clones, and all values of [`header_value`](Self::header_value), share one copy of the key. It is wiped
-/// when the last of them is dropped. `Debug` shows nothing of it.
+/// All clones, and all values of [`header_value`](Self::header_value), share one copy of the key. Dropping the last of
+/// them wipes it. `Debug` reveals nothing of the key.
 #[derive(Clone)]
 pub struct ApiKey {
     value: HeaderValue,
@@ -40,21 +40,21 @@ impl ApiKey {
         Ok(Self { value, project, provider, metadata })
     }
 
-    /// The key. The caller must wipe copies of it.
+    /// The key. The caller must wipe its own copies.
     #[must_use]
     pub fn expose(&self) -> &str {
         // The key is visible ASCII, so the default is never used.
         self.value.to_str().unwrap_or_default()
     }
 
-    /// The key as the value of a header, such as `x-api-key`, marked sensitive. Nothing is copied.
+    /// The key as the value of a header such as `x-api-key`, marked sensitive. This does not copy the key.
     #[must_use]
     pub fn header_value(&self) -> HeaderValue {
         self.value.clone()
     }
 
-    /// `Bearer` and the key, for the header `Authorization`, marked sensitive. This copy of the key is wiped
-    /// when the last clone of the value is dropped.
+    /// `Bearer` and the key, for the header `Authorization`, marked sensitive. Dropping the last clone of the value
+    /// wipes this copy of the key.
     #[must_use]
     pub fn bearer_value(&self) -> HeaderValue {
         let key = self.value.as_bytes();
@@ -76,7 +76,7 @@ impl ApiKey {
         &self.provider
     }
 
-    /// The metadata of the split from which the key was put together.
+    /// The metadata of the split from which the key was restored.
     #[must_use]
     pub const fn metadata(&self) -> Metadata {
         self.metadata
@@ -91,7 +91,7 @@ fn sensitive(text: KeyBytes) -> Option<HeaderValue> {
 }
 
 impl fmt::Debug for ApiKey {
-    // The key is left out: it is the whole secret.
+    // Omits the key, which is the whole secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ApiKey")
             .field("project", &self.project)

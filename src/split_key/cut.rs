@@ -1,7 +1,7 @@
 //! Version 1, the format of Proxed.AI: a cut.
 //!
-//! The server part is the head of the key and a salt, the client part its tail and the same salt. This is no
-//! secret sharing: a part reveals its characters, and only the salt tells whether two parts belong together.
+//! The server part is the head of the key and a salt. The client part is the tail of the key and the same salt. This is
+//! not secret sharing: a part reveals its characters, and only the salt tells whether two parts belong together.
 
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
@@ -11,7 +11,7 @@ use crate::split_key::metadata::{Metadata, Version};
 use crate::split_key::parts::{ClientPart, ServerPart};
 use crate::split_key::{api_key::KeyBytes, provider::Provider, random::Random};
 
-/// The fewest characters of the key that each side lacks. The prefix does not count.
+/// The minimum number of characters of the key that each part must lack. The prefix does not count.
 pub(super) const LACKING: usize = 12;
 /// The length of a salt in lower-case hexadecimal digits.
 const SALT: usize = 16;
@@ -43,7 +43,7 @@ pub(super) fn cut(
     Ok((ServerPart::new(server)?, ClientPart::new(&client, metadata)?))
 }
 
-/// Joins the parts, wherever the cut is: Proxed's own code cuts anywhere.
+/// Joins the parts. The cut may be anywhere, because Proxed's own code cuts anywhere.
 pub(super) fn join(
     server: &ServerPart,
     client: &ClientPart,
@@ -60,18 +60,18 @@ pub(super) fn join(
     Ok(key)
 }
 
-/// The head and the tail of the key.
+/// Returns the head and the tail of the key.
 fn halves<'a>(server: &'a ServerPart, client: &'a ClientPart) -> Result<(&'a [u8], &'a [u8]), SplitKeyError> {
     let unsalted = |part: &'a [u8]| part.split_last_chunk::<SALT>().ok_or(SplitKeyErrorKind::NotOpened);
     let (head, server_salt) = unsalted(server.expose().as_bytes())?;
     let (tail, client_salt) = unsalted(client.secret())?;
-    // Checking the server's salt suffices: the client's must be equal.
+    // A check of the server's salt suffices, because the client's salt must be equal.
     let is_salt = server_salt.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     let equal = bool::from(server_salt.ct_eq(client_salt));
     if is_salt && equal { Ok((head, tail)) } else { Err(SplitKeyErrorKind::NotOpened.into()) }
 }
 
-/// How many characters of the key a version 1 pair keeps secret from each side.
+/// The numbers of characters of the key that a version 1 pair keeps secret from each side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CutLint {
     unknown_to_server: usize,
@@ -79,20 +79,20 @@ pub struct CutLint {
 }
 
 impl CutLint {
-    /// How many characters of the key the server part does not reveal.
+    /// The number of characters of the key that the server part does not reveal.
     #[must_use]
     pub const fn unknown_to_server(&self) -> usize {
         self.unknown_to_server
     }
 
-    /// How many characters of the key the client part does not reveal. The prefix does not count, for it is
-    /// public.
+    /// The number of characters of the key that the client part does not reveal. The prefix does not count, because it
+    /// is public.
     #[must_use]
     pub const fn unknown_to_client(&self) -> usize {
         self.unknown_to_client
     }
 
-    /// Whether each side lacks at least 12 characters. Every pair that this crate makes is sound.
+    /// Whether each part lacks at least 12 characters. Every pair that this crate makes is sound.
     #[must_use]
     pub const fn is_sound(&self) -> bool {
         self.unknown_to_server >= LACKING && self.unknown_to_client >= LACKING
@@ -103,7 +103,7 @@ impl CutLint {
 ///
 /// # Errors
 ///
-/// [`NotOpened`](SplitKeyErrorKind::NotOpened) if the parts do not belong together or make no key of this
+/// Returns [`NotOpened`](SplitKeyErrorKind::NotOpened) if the parts do not belong together or do not form a key of this
 /// provider; [`Malformed`](SplitKeyErrorKind::Malformed) if the client part is not of version 1.
 pub fn lint(server: &ServerPart, client: &ClientPart, provider: &Provider) -> Result<CutLint, SplitKeyError> {
     if client.metadata().version() != Version::Cut {

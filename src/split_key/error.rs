@@ -2,7 +2,7 @@
 
 use crate::{BoxError, gate::error::impl_error};
 
-/// A key could not be split, opened or managed. The error reveals nothing of the key.
+/// An error from splitting, opening or managing a key. It reveals nothing of the key.
 #[derive(Debug)]
 pub struct SplitKeyError {
     kind: SplitKeyErrorKind,
@@ -23,7 +23,7 @@ pub enum SplitKeyErrorKind {
     WrongFormat,
     /// No provider has that name.
     UnknownProvider,
-    /// An API key is too short for a cut that keeps enough of it from each side.
+    /// An API key is too short: no cut would keep enough of it from each side.
     TooShort,
     /// The parts do not belong together, or to this project.
     NotOpened,
@@ -31,7 +31,7 @@ pub enum SplitKeyErrorKind {
     NotFound,
     /// The key is revoked, which is final.
     Revoked,
-    /// Other operations changed the record at the same time, again and again.
+    /// Other operations repeatedly changed the record at the same time.
     Conflict,
     /// The store failed.
     Store,

@@ -16,23 +16,23 @@ use crate::split_key::{memory_store::RecordMap, metadata::SplitId, record::Split
 
 /// The largest file that is read, in bytes.
 const MAX_FILE: u64 = 16 * 1024 * 1024;
-/// How old a file's modification time must be, so that the next change is sure to have another one: coarser
-/// than the clocks of all common file systems.
+/// The minimum age of a file's modification time that guarantees a new modification time for the next change. It is
+/// coarser than the timestamps of all common file systems.
 const SETTLED: Duration = Duration::from_secs(2);
 
 /// A key store in one JSON file, for a single server, or for a file that is mounted into many servers.
 ///
-/// * Reading: all records are in memory. At most once a second ([`with_check_interval`]) a request checks, on
-///   its own thread, whether the file has changed (one `stat` call), and reads the file again if it has. A
-///   revocation takes effect within that time. Put the file on a local disk. While the file cannot be read,
-///   or holds anything but records, every request is answered with
+/// * Reading: the store holds all records in memory. At most once a second ([`with_check_interval`]) a request checks,
+///   on its own thread, whether the file has changed (one `stat` call), and reads the file again if it has. A
+///   revocation takes effect within this interval. Put the file on a local disk. While the file cannot be read, or
+///   holds anything but records, the layer answers every request with
 ///   [`Unavailable`](crate::split_key::SplitKeyRejection::Unavailable).
-/// * Writing, by the operations of operators: the store writes a file beside the old one, flushes it to the
-///   disk, and renames it over the old one. At any time, the file holds the old or the new records, whole.
-///   The operation blocks the calling thread until the disk has the records. Writers, also of other
-///   processes, wait for each other by a lock on another file (`.lock`).
+/// * Writing, by the operations of operators: the store writes a file beside the old one, flushes it to the disk, and
+///   renames it over the old one. At any time, the file holds either all old or all new records. The operation blocks
+///   the calling thread until the records are on the disk. Writers, including those in other processes, wait for each
+///   other with a lock on another file (`.lock`).
 ///
-/// A new file is readable by its owner only. An existing file keeps its permissions.
+/// Only its owner can read a new file. An existing file keeps its permissions.
 ///
 /// [`with_check_interval`]: Self::with_check_interval
 pub struct FileSplitKeyStore {
@@ -43,12 +43,12 @@ pub struct FileSplitKeyStore {
 
 struct LoadedFile {
     records: Result<RecordMap, String>,
-    /// The stamp of the file when it was read; `None` if it must be read again in any case.
+    /// The stamp of the file at the last read; `None` if the file must be read again in any case.
     stamp: Option<FileStamp>,
     checked_at: Instant,
 }
 
-/// The state of a file, as far as `stat` tells.
+/// The state of a file according to `stat`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct FileStamp {
     modified: SystemTime,
@@ -71,7 +71,7 @@ impl FileSplitKeyStore {
     ///
     /// # Errors
     ///
-    /// If the file cannot be read or holds anything but records.
+    /// Returns an error if the file cannot be read or holds anything but records.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, SplitKeyStoreError> {
         let path = path.into();
         let (records, stamp) = read(&path).map_err(SplitKeyStoreError::unavailable)?;
@@ -82,16 +82,16 @@ impl FileSplitKeyStore {
         })
     }
 
-    /// Reads the records from a file. Makes a file without records if there is none.
+    /// Reads the records from a file. Creates a file without records if there is none.
     ///
     /// # Errors
     ///
-    /// If the file can be neither read nor made, or if it holds anything but records.
+    /// Returns an error if the file can be neither read nor created, or if it holds anything but records.
     pub fn open_or_create(path: impl Into<PathBuf>) -> Result<Self, SplitKeyStoreError> {
         let path = path.into();
         let create = || {
             let _lock = lock_file(&path)?;
-            // Another process may have made it meanwhile.
+            // Another process may have created the file meanwhile.
             if !path.try_exists()? {
                 write(&path, &RecordMap::default())?;
             }
@@ -101,18 +101,18 @@ impl FileSplitKeyStore {
         Self::open(path)
     }
 
-    /// Sets for how long requests use the records without checking the file. Default: 1 second.
+    /// Sets the time for which requests use the records without a check of the file. Default: 1 second.
     ///
     /// # Danger
     ///
-    /// A revoked key works on for this long.
+    /// A revoked key continues to work for up to this time.
     #[must_use]
     pub const fn with_check_interval(mut self, interval: Duration) -> Self {
         self.check_interval = interval;
         self
     }
 
-    /// The records as of the last check of the file, which is now if the interval is over.
+    /// Returns the records as of the last check of the file. Checks the file now if the interval is over.
     fn current(&self) -> MutexGuard<'_, LoadedFile> {
         let mut loaded = lock(&self.loaded);
         if loaded.checked_at.elapsed() >= self.check_interval {
@@ -128,10 +128,10 @@ impl FileSplitKeyStore {
         if result.is_ok() {
             write(&self.path, &records).map_err(SplitKeyStoreError::unavailable)?;
         }
-        // After a conflict, too: a second attempt must see the changes of others.
+        // This happens after a conflict, too, because a second attempt must see the changes of others.
         *lock(&self.loaded) = LoadedFile {
             records: Ok(records),
-            // The next check reads again, for others may write right after the lock is gone.
+            // The next check reads the file again, because others may write as soon as the lock is released.
             stamp: None,
             checked_at: Instant::now(),
         };
@@ -180,7 +180,7 @@ impl From<fs::Metadata> for FileStamp {
         #[cfg(not(unix))]
         let inode = 0;
         Self {
-            // A platform without modification times still has the length.
+            // On a platform without modification times, the stamp still has the length.
             modified: metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH),
             length: metadata.len(),
             inode,
@@ -188,7 +188,7 @@ impl From<fs::Metadata> for FileStamp {
     }
 }
 
-/// Reads the file, and its stamp if the next change is sure to have another one.
+/// Reads the file. Returns its stamp if the next change is certain to change the stamp.
 fn read(path: &Path) -> io::Result<(RecordMap, Option<FileStamp>)> {
     let now = SystemTime::now();
     let mut file = File::open(path)?;
@@ -207,7 +207,7 @@ fn read(path: &Path) -> io::Result<(RecordMap, Option<FileStamp>)> {
 
 fn parse(bytes: &[u8]) -> io::Result<RecordMap> {
     let contents: KeyFile<SplitKeyRecord> = serde_json::from_slice(bytes).map_err(|error| {
-        // The message of serde may quote the file.
+        // serde's message may quote the file, so this error gives only the position.
         let (line, column) = (error.line(), error.column());
         io::Error::other(format!("the key file is not right at line {line}, column {column}"))
     })?;
@@ -229,8 +229,8 @@ fn beside(path: &Path, extension: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// The file behind a link: the file is replaced, not the link. All names of a file share one lock and one
-/// temporary file.
+/// Resolves a symbolic link, so that the store replaces the file and not the link. All names of a file share one lock
+/// and one temporary file.
 fn target(path: &Path) -> PathBuf {
     fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
 }
@@ -250,7 +250,7 @@ fn options() -> OpenOptions {
     options
 }
 
-/// Replaces the file, so that the old or the new one exists at any time. The caller holds the lock.
+/// Replaces the file. At any time, either the old or the new file exists. The caller holds the lock.
 fn write(path: &Path, records: &RecordMap) -> io::Result<()> {
     let contents = KeyFile { format: FORMAT, keys: records.iter().collect() };
     let mut length = ByteCounter(0);
@@ -274,7 +274,7 @@ fn write(path: &Path, records: &RecordMap) -> io::Result<()> {
         #[cfg(unix)]
         {
             use std::os::unix::fs::{MetadataExt, fchown};
-            // Only root may give files away; any other writer owns the new file, as it owned the old one.
+            // Only root may give files away. Any other writer owns the new file.
             let _ = fchown(&file, Some(present.uid()), Some(present.gid()));
         }
         file.set_permissions(present.permissions())?;
@@ -282,7 +282,7 @@ fn write(path: &Path, records: &RecordMap) -> io::Result<()> {
     file.write_all(&bytes)?;
     file.sync_all()?;
     fs::rename(&temporary, &target)?;
-    // On unix, the new name is on the disk only when the folder is.
+    // On unix, the new name is durable only once the folder is synced.
     #[cfg(unix)]
     if let Some(folder) = target.parent() {
         let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };

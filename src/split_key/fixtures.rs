@@ -25,13 +25,13 @@ use crate::split_key::{
 };
 use crate::{apple::token::DeviceToken, runtime::SystemTime};
 
-/// A generator of the same numbers in every run.
+/// A generator that makes the same numbers in every run.
 pub(super) struct Seeded(pub(super) u64);
 
 impl Random for Seeded {
     fn fill(&mut self, bytes: &mut [u8]) -> Result<(), SplitKeyError> {
         for byte in bytes {
-            // The highest bits of an LCG of 64 bits are good.
+            // The highest bits of a 64-bit LCG are good enough.
             self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             *byte = (self.0 >> 56) as u8;
         }

@@ -1,4 +1,4 @@
-//! The layer: how keys are found and opened.
+//! The layer that finds and opens keys.
 
 use std::sync::Arc;
 
@@ -13,10 +13,11 @@ use crate::split_key::{
     provider::Providers, rejection::SplitKeyRejectionResponse, sealed, store::SplitKeyStore,
 };
 
-/// Gives a request from a verified device the API key, if the request brings the client part of it.
+/// A tower layer that gives the API key to a request from a verified device, if the request holds the client part of
+/// the key.
 ///
-/// See the [module's docs](crate::split_key) for an example. Clones, and all services made by them, count
-/// suspicious uses together. A clone that is changed by a `with_*` method counts for itself.
+/// See the [module's docs](crate::split_key) for an example. Clones, and all services made by them, count suspicious
+/// uses together. A clone that a `with_*` method has changed counts separately.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct SplitKeyLayer {
@@ -24,7 +25,7 @@ pub struct SplitKeyLayer {
 }
 
 impl SplitKeyLayer {
-    /// A layer that looks keys up in `store`, and has every default of the other methods.
+    /// Makes a layer that looks keys up in `store`, with the defaults of all other methods.
     pub fn new(store: impl SplitKeyStore) -> Self {
         let settings = SplitKeySettings {
             store: Arc::new(store),
@@ -49,23 +50,23 @@ impl SplitKeyLayer {
         Self::from_parts(settings, self.gate.watch.rules().clone())
     }
 
-    /// Knows these providers, whose formats the keys of version 1 must have. Default:
-    /// [`Providers::default`]. A key of another provider may have any format.
+    /// Sets the known providers. A version 1 key of a known provider must have the provider's format; a key of another
+    /// provider may have any format. Default: [`Providers::default`].
     pub fn with_providers(self, providers: Providers) -> Self {
         self.configure(|settings| settings.providers = Arc::new(providers))
     }
 
-    /// Looks for the client part in one more header. Default: `x-ai-key`, and after it the header
-    /// `Authorization` with the scheme `Bearer`, without the device token that the gate has taken out of it.
+    /// Adds a header in which the layer looks for the client part. Default: `x-ai-key`, and after it the header
+    /// `Authorization` with the scheme `Bearer`, without the device token that the gate has taken out.
     ///
-    /// All headers that are there must hold the same client part. Beside one of these headers, an
-    /// `Authorization` that holds no client part is somebody else's, and left alone.
+    /// If several of these headers are present, they must hold the same client part. If one of them is present, an
+    /// `Authorization` header without a client part is not for this layer, and stays untouched.
     pub fn add_key_header(self, name: HeaderName) -> Self {
         self.configure(|settings| settings.key_headers.push(name))
     }
 
-    /// Finds the project of a request elsewhere than in the header `x-project-id`, such as in its path.
-    /// Default: nowhere else. Where both name a project, it must be the same.
+    /// Sets where else to find the project of a request, such as in its path, besides the header `x-project-id`.
+    /// Default: nowhere else. If both name a project, it must be the same.
     ///
     /// ```
     /// use http::request;
@@ -84,38 +85,38 @@ impl SplitKeyLayer {
         self.configure(|settings| settings.project = Some(Arc::new(project)))
     }
 
-    /// Gives keys to requests without a verified device, too. Default: `false`.
+    /// Sets whether requests without a verified device also get keys. Default: `false`.
     ///
-    /// For tests, and for a roll-out with [`Enforcement::Monitor`](crate::Enforcement::Monitor).
+    /// This is for tests, and for a roll-out with [`Enforcement::Monitor`](crate::Enforcement::Monitor).
     ///
     /// # Danger
     ///
-    /// A client part that was read out of an app is as good as the API key.
+    /// A client part that was extracted from an app is then as good as the API key.
     pub fn with_dangerous_unverified_devices(self, allow: bool) -> Self {
         self.configure(|settings| settings.allow_unverified = allow)
     }
 
-    /// Leaves the client part and the project id in the request that the inner service gets, marked
-    /// sensitive. Default: `false`, they are removed.
+    /// Sets whether the inner service gets the client part and the project id, in headers that are marked sensitive.
+    /// Default: `false`, the layer removes them.
     ///
     /// # Danger
     ///
-    /// The inner service may log the client part or send it on.
+    /// The inner service may log the client part or forward it.
     pub fn with_forwarded_credentials(self, forward: bool) -> Self {
         self.configure(|settings| settings.forward_credentials = forward)
     }
 
-    /// Sets the rules for suspicious uses, and whether they are blocked. Default: [`Suspicion::new`].
+    /// Sets the rules for suspicious uses, and whether they block a split. Default: [`Suspicion::new`].
     pub fn with_suspicion(self, suspicion: Suspicion) -> Self {
         Self::from_parts(self.gate.settings.clone(), suspicion)
     }
 
-    /// Answers requests that are not given a key. Default: [`ProblemDetails`].
+    /// Sets the responses to requests that get no key. Default: [`ProblemDetails`].
     pub fn with_rejection_response(self, response: impl SplitKeyRejectionResponse) -> Self {
         self.configure(|settings| settings.rejection_response = Arc::new(response))
     }
 
-    /// Is told about the use of keys. Default: [`TracingSplitKeyObserver`], which this replaces.
+    /// Sets the observer of the use of keys. It replaces the default, [`TracingSplitKeyObserver`].
     pub fn with_observer(self, observer: impl SplitKeyObserver) -> Self {
         self.configure(|settings| settings.observer = Arc::new(observer))
     }

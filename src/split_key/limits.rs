@@ -52,27 +52,27 @@ impl Limits {
         Self::default()
     }
 
-    /// Allows these paths only. A path that ends in `/*` stands for all paths that begin with the text before
-    /// the star, any other path for itself. An empty list allows no path. Default: every path.
+    /// Allows only these paths. A path that ends in `/*` matches all paths that begin with the text before the star.
+    /// Any other path matches only itself. An empty list allows no path. Default: every path.
     ///
-    /// The layer compares the path of the request that it gets, without a prefix that a router has stripped.
-    /// Some paths are never allowed, because another server might read them as other paths: those with `.` or
-    /// `..` segments (also with parameters, `..;x`), with a backslash, or with a percent-encoded dot, slash,
-    /// backslash or percent sign.
+    /// The layer compares the path of the request as it receives it, without any prefix that a router has stripped.
+    /// Some paths are never allowed, because another server might read them as other paths: those with `.` or `..`
+    /// segments (also with parameters, `..;x`), with a backslash, or with a percent-encoded dot, slash, backslash or
+    /// percent sign.
     #[must_use]
     pub fn with_paths(mut self, paths: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.paths = Some(paths.into_iter().map(Into::into).collect());
         self
     }
 
-    /// Allows these methods only. Default: every method.
+    /// Allows only these methods. Default: every method.
     #[must_use]
     pub fn with_methods(mut self, methods: impl IntoIterator<Item = Method>) -> Self {
         self.methods = Some(methods.into_iter().collect());
         self
     }
 
-    /// Allows use until this time. Default: for ever.
+    /// Allows use before this time. Default: no expiry.
     #[must_use]
     pub const fn with_expiry(mut self, expires_at: SystemTime) -> Self {
         self.expires_at = Some(expires_at);
@@ -91,7 +91,7 @@ impl Limits {
         self.methods.as_deref()
     }
 
-    /// When the key expires; `None` for never.
+    /// The time at which the key expires; `None` for never.
     #[must_use]
     pub const fn expires_at(&self) -> Option<SystemTime> {
         self.expires_at
@@ -121,7 +121,7 @@ fn covers(allowed: &str, path: &str) -> bool {
     }
 }
 
-/// Whether every server reads a path in the same way.
+/// Whether all servers read a path in the same way.
 fn is_plain(path: &str) -> bool {
     let lower = path.to_ascii_lowercase();
     let ambiguous = ["%25", "%2e", "%2f", "%5c", "\\"];

@@ -20,13 +20,13 @@ impl RecordMap {
         self.0.values().flat_map(BTreeMap::values)
     }
 
-    /// Adds a record as it is. `None` if the map has one of the same project and split.
+    /// Adds a record unchanged. Returns `None` if the map already has a record of the same project and split.
     pub(super) fn add(&mut self, record: SplitKeyRecord) -> Option<()> {
         let project = self.0.entry(Arc::clone(record.shared_project())).or_default();
         project.insert(record.split(), record).is_none().then_some(())
     }
 
-    /// Does the work of [`SplitKeyStore::put`]. A conflict changes nothing.
+    /// Implements [`SplitKeyStore::put`]. A conflict changes nothing.
     pub(super) fn put(&mut self, records: Vec<SplitKeyRecord>) -> Result<(), SplitKeyStoreError> {
         let mut changed = self.clone();
         for record in records {
@@ -43,12 +43,13 @@ impl RecordMap {
     }
 }
 
-/// A key store in the memory of this process, for tests, and for keys that come from elsewhere at each start.
+/// A key store in the memory of this process. It is for tests, and for keys that the program loads from elsewhere at
+/// each start.
 #[derive(Default)]
 pub struct MemorySplitKeyStore(Mutex<RecordMap>);
 
 impl MemorySplitKeyStore {
-    /// A store without records.
+    /// Makes a store without records.
     #[must_use]
     pub fn new() -> Self {
         Self::default()

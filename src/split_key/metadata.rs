@@ -11,8 +11,8 @@ use crate::split_key::error::{SplitKeyError, SplitKeyErrorKind};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Version {
-    /// Version 1, the format of Proxed.AI, for migration: the key is cut in two, and each side holds the
-    /// characters that the other lacks.
+    /// Version 1, the format of Proxed.AI, for migration: the key is cut in two, and each part holds the characters
+    /// that the other lacks.
     ///
     /// # Danger
     ///
@@ -54,7 +54,7 @@ impl fmt::Display for Version {
 pub struct SplitId(u32);
 
 impl SplitId {
-    /// The id with this number.
+    /// Makes the id with this number.
     pub(super) const fn new(number: u32) -> Self {
         Self(number)
     }
@@ -84,7 +84,7 @@ impl FromStr for SplitId {
     }
 }
 
-/// The end of a client part, in lower-case hexadecimal: version (8 digits), time of creation (16 digits,
+/// The metadata at the end of a client part, in lower-case hexadecimal: version (8 digits), creation time (16 digits,
 /// milliseconds since 1970; in an old form 8 digits, seconds) and split id (8 digits). Not a secret.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Metadata {
@@ -110,8 +110,8 @@ impl Metadata {
         self.version
     }
 
-    /// When the key was split, by the clock of the machine that split it. The epoch if the platform's clock
-    /// cannot express the time.
+    /// The time at which the key was split, by the clock of the machine that split it. If the platform's clock cannot
+    /// express the time, this is the Unix epoch.
     #[must_use]
     pub fn created(&self) -> SystemTime {
         let since_epoch = match self.time {
@@ -166,7 +166,7 @@ impl fmt::Debug for Metadata {
     }
 }
 
-/// The number that at most 16 lower-case hexadecimal digits stand for.
+/// Parses at most 16 lower-case hexadecimal digits.
 fn hex(digits: &[u8]) -> Option<u64> {
     digits.iter().try_fold(0, |number: u64, digit| {
         let value = match digit {

@@ -1,9 +1,9 @@
-//! API keys in two parts, put together for verified devices only (feature `split-key`).
+//! API keys in two parts that are joined only for verified devices (feature `split-key`).
 //!
-//! An app talks to an AI provider through your server. The provider's API key is split: the app holds the
-//! [client part](ClientPart), your database the [server part](ServerPart). [`SplitKeyLayer`] puts the key
-//! together for one request at a time, and only for a [`VerifiedDevice`](crate::VerifiedDevice): the layer
-//! belongs inside of [`DeviceCheckLayer`](crate::DeviceCheckLayer).
+//! An app talks to an AI provider through your server. The provider's API key is split: the app holds the [client
+//! part](ClientPart), your database the [server part](ServerPart). [`SplitKeyLayer`] restores the key for one request
+//! at a time, and only for a [`VerifiedDevice`](crate::VerifiedDevice). The layer therefore belongs inside
+//! [`DeviceCheckLayer`](crate::DeviceCheckLayer).
 //!
 //! ```
 //! use http::{HeaderName, Request};
@@ -35,26 +35,26 @@
 //!
 //! # The two versions
 //!
-//! | | server part | client part | each alone tells |
+//! | | server part | client part | each alone reveals |
 //! |---|---|---|---|
 //! | [version 2](Version::Sealed), the default | the key, sealed with XChaCha20-Poly1305 under the client part, metadata and project as associated data | 32 random bytes | nothing |
 //! | [version 1](Version::Cut), Proxed.AI's | prefix, head of the key, salt | tail of the key, the same salt | its characters |
 //!
-//! Both client parts end in a dot and [`Metadata`], so that clients treat both alike. Version 1 is for
-//! migration: a changed character in a version 1 part goes unnoticed, unless it is in the salt, and a part
-//! may leave little of the key unknown. [`lint`] tells how little.
+//! In both versions, the client part ends in a dot and [`Metadata`], so that clients treat both versions alike. Version
+//! 1 is for migration only: a changed character in a version 1 part goes unnoticed unless it is in the salt, and a part
+//! may leave only a few characters of the key unknown. [`lint`] counts them.
 //!
 //! # Headers
 //!
-//! A client sends the client part in `x-ai-key`, or in `Authorization: Bearer <client part>.<device token>`,
-//! from which the gate takes the device token ([`BearerToken`](crate::BearerToken)). It sends the project in
-//! `x-project-id`, or [elsewhere](SplitKeyLayer::with_project). The layer removes these headers from the
-//! request of the inner service.
+//! A client sends the client part in `x-ai-key` or in `Authorization: Bearer <client part>.<device token>`. From the
+//! latter, the gate takes the device token ([`BearerToken`](crate::BearerToken)). The client sends the project id in
+//! `x-project-id`, or [elsewhere](SplitKeyLayer::with_project). The layer removes these headers before the inner
+//! service gets the request.
 //!
 //! # Memory
 //!
-//! This module wipes its copies of a key when the request is over. It cannot wipe the buffers in which an
-//! HTTP server received the client part, and in which an HTTP client sent the key.
+//! This module wipes its copies of a key when the request is over. It cannot wipe the buffer in which an HTTP server
+//! received the client part, nor the one from which an HTTP client sent the key.
 
 mod api_key;
 mod audit;

@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 use crate::split_key::error::{SplitKeyError, SplitKeyErrorKind};
 use crate::split_key::metadata::Metadata;
 
-/// The longest API key that is split, in characters.
+/// The longest API key that can be split, in characters.
 pub(super) const MAX_KEY_LENGTH: usize = 4096;
 
 /// The length of the longest API key with the salt of version 1 and metadata.
@@ -18,8 +18,7 @@ const MAX_SERVER_PART: usize = 2 * MAX_KEY_LENGTH;
 
 /// The client's part of a split key: `<part>.<metadata>`. The part itself may hold dots.
 ///
-/// `Debug` shows the metadata only. Comparison takes the same time wherever the parts differ. The memory is
-/// wiped on drop.
+/// `Debug` shows only the metadata. Comparison takes constant time. The memory is wiped on drop.
 #[derive(Clone)]
 pub struct ClientPart {
     text: Zeroizing<String>,
@@ -32,7 +31,7 @@ impl ClientPart {
     pub(super) fn new(secret: &[u8], metadata: Metadata) -> Result<Self, SplitKeyError> {
         let secret = std::str::from_utf8(secret).map_err(|_| SplitKeyErrorKind::Malformed)?;
         let metadata = metadata.to_string();
-        // The capacity is reserved at once: a string that grows leaves copies behind.
+        // Reserves the capacity at once, because a string that grows leaves copies behind.
         let mut text = Zeroizing::new(String::with_capacity(secret.len() + 1 + metadata.len()));
         text.push_str(secret);
         text.push('.');
@@ -40,7 +39,7 @@ impl ClientPart {
         text.parse()
     }
 
-    /// The text that the client sends. Anyone who has it and a genuine device can use the key.
+    /// The text that the client sends. Anyone with this text and a genuine device can use the key.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.text
@@ -86,7 +85,7 @@ impl PartialEq for ClientPart {
 impl Eq for ClientPart {}
 
 impl fmt::Debug for ClientPart {
-    // The part is left out: it is half of a secret.
+    // Omits the part, which is half of a secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ClientPart").field("metadata", &self.metadata).finish_non_exhaustive()
     }
@@ -94,16 +93,16 @@ impl fmt::Debug for ClientPart {
 
 /// The server's part of a split key, kept in a [`SplitKeyStore`](crate::split_key::SplitKeyStore).
 ///
-/// `Debug` shows nothing of it. The memory is wiped when the last clone is dropped.
+/// `Debug` reveals nothing of it. Dropping the last clone wipes the memory.
 #[derive(Clone)]
 pub struct ServerPart(Arc<Zeroizing<String>>);
 
 impl ServerPart {
-    /// Takes the text of a server part.
+    /// Parses the text of a server part.
     ///
     /// # Errors
     ///
-    /// If the text is empty, longer than any server part, or holds more than visible ASCII characters.
+    /// Returns an error if the text is empty, longer than any server part, or holds more than visible ASCII characters.
     pub(super) fn new(text: String) -> Result<Self, SplitKeyError> {
         let text = Zeroizing::new(text);
         if text.is_empty() || text.len() > MAX_SERVER_PART || !is_visible(&text) {
@@ -112,7 +111,7 @@ impl ServerPart {
         Ok(Self(Arc::new(text)))
     }
 
-    /// The text, to be stored.
+    /// The text to store.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
@@ -128,7 +127,7 @@ impl FromStr for ServerPart {
 }
 
 impl fmt::Debug for ServerPart {
-    // The text is left out: that of version 1 holds characters of the key.
+    // Omits the text, because a version 1 part holds characters of the key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("ServerPart(..)")
     }

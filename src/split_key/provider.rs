@@ -5,7 +5,7 @@ use crate::split_key::parts::{MAX_KEY_LENGTH, is_visible};
 
 /// An AI provider: a name, and the prefixes of its API keys.
 ///
-/// In a prefix, `#` stands for one digit. After the prefix, a key may hold any visible ASCII characters, also
+/// In a prefix, `#` stands for one digit. After the prefix, a key may hold any visible ASCII characters, including
 /// dots.
 ///
 /// ```
@@ -22,7 +22,7 @@ pub struct Provider {
 }
 
 impl Provider {
-    /// A provider without prefixes: its keys may begin with anything.
+    /// Makes a provider without prefixes, whose keys may begin with anything.
     #[must_use]
     pub fn new(name: &str) -> Self {
         Self { name: name.into(), prefixes: Vec::new() }
@@ -55,7 +55,7 @@ impl Provider {
         &self.name
     }
 
-    /// The length of the key's prefix, the characters that are public.
+    /// The length of the key's prefix. The characters of the prefix are public.
     pub(super) fn prefix_length(&self, key: &str) -> Result<usize, SplitKeyError> {
         if key.is_empty() || key.len() > MAX_KEY_LENGTH || !is_visible(key) {
             return Err(SplitKeyErrorKind::InvalidKey.into());
@@ -79,19 +79,19 @@ fn has_prefix(key: &str, pattern: &str) -> bool {
 
 /// The providers by name.
 ///
-/// By default `openai`, whose keys begin with `sk-proj-` or `sk-`, `anthropic` with `sk-ant-api##-`, and `google`
-/// with `AIza`. In a prefix, `#` stands for a digit.
+/// The default providers are `openai`, with the prefixes `sk-proj-` and `sk-`, `anthropic` with `sk-ant-api##-`, and
+/// `google` with `AIza`. In a prefix, `#` stands for a digit.
 #[derive(Clone, Debug)]
 pub struct Providers(Vec<Provider>);
 
 impl Providers {
-    /// An empty list.
+    /// Makes an empty list.
     #[must_use]
     pub const fn none() -> Self {
         Self(Vec::new())
     }
 
-    /// Adds a provider, and removes another of the same name.
+    /// Adds a provider. It replaces a provider of the same name.
     #[must_use]
     pub fn with(mut self, provider: Provider) -> Self {
         self.0.retain(|other| other.name != provider.name);

@@ -17,7 +17,7 @@ pub(super) trait Random {
         let Some(remainder) = u32::MAX.checked_rem(bound) else {
             return Ok(0);
         };
-        // A number above the last whole multiple would favour small results.
+        // Numbers above the last whole multiple are skipped, because they would favour small results.
         let whole = u32::MAX - remainder;
         loop {
             let number = self.next_u32()?;

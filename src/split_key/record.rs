@@ -21,7 +21,7 @@ pub(super) const MAX_PROJECT_LENGTH: usize = 128;
 pub enum SplitKeyState {
     /// The key may be used.
     Active,
-    /// The key may be used until a time, while clients move to another split.
+    /// The key may be used until a given time, while clients move to another split.
     #[non_exhaustive]
     Retiring {
         /// The time from which the key may not be used.
@@ -31,10 +31,10 @@ pub enum SplitKeyState {
     Revoked,
 }
 
-/// The server's record of one split key: the server part, its state and limits, but not the key.
+/// The server's record of one split key: the server part, the key's state and limits, but not the key itself.
 ///
-/// `Debug` shows all but the server part. `Serialize` writes all of it, in the format of `FileSplitKeyStore`.
-/// Cloning is cheap.
+/// `Debug` shows everything except the server part. `Serialize` writes the whole record, in the format of
+/// `FileSplitKeyStore`. Cloning is cheap.
 #[derive(Clone, Debug)]
 pub struct SplitKeyRecord {
     project: Arc<str>,
@@ -47,12 +47,12 @@ pub struct SplitKeyRecord {
 }
 
 impl SplitKeyRecord {
-    /// An active record without limits, of a key that is split already. A
-    /// [`Splitter`](crate::split_key::Splitter) splits keys.
+    /// Makes an active record without limits, of a key that has already been split. To split a key, use a
+    /// [`Splitter`](crate::split_key::Splitter).
     ///
     /// # Errors
     ///
-    /// [`InvalidProject`](SplitKeyErrorKind::InvalidProject) unless the project id has 1 to 128 visible ASCII
+    /// Returns [`InvalidProject`](SplitKeyErrorKind::InvalidProject) unless the project id has 1 to 128 visible ASCII
     /// characters.
     pub fn new(
         project: &str,
@@ -78,9 +78,9 @@ impl SplitKeyRecord {
         self
     }
 
-    /// The next revision of the record, in this state.
-    /// [`SplitKeyStore::put`](crate::split_key::SplitKeyStore::put) accepts it if the store still has the
-    /// current revision.
+    /// Makes the next revision of the record, in this state.
+    /// [`SplitKeyStore::put`](crate::split_key::SplitKeyStore::put) accepts it if the store still has the current
+    /// revision.
     #[must_use]
     pub fn changed_to(&self, state: SplitKeyState) -> Self {
         Self { state, revision: self.revision.saturating_add(1), ..self.clone() }
@@ -140,7 +140,7 @@ impl SplitKeyRecord {
         Arc::clone(&self.limits)
     }
 
-    /// How often the record was changed; zero for a new record.
+    /// The number of changes to the record; zero for a new record.
     #[must_use]
     pub const fn revision(&self) -> u64 {
         self.revision
@@ -164,7 +164,7 @@ struct JsonRecord<'a> {
     #[serde(borrow)]
     provider: Cow<'a, str>,
     metadata: Cow<'a, str>,
-    // The text is borrowed, so that no copy of it stays behind.
+    // The text is borrowed, so that no copy stays in memory.
     #[serde(borrow)]
     server_part: Cow<'a, str>,
     state: JsonState,

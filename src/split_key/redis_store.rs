@@ -8,20 +8,20 @@ use crate::split_key::{
     SplitId, SplitKeyEvent, SplitKeyObserver, SplitKeyRecord, SplitKeyStore, SplitKeyStoreError,
 };
 
-/// Records in Redis or Valkey, for all replicas that use the same server and prefix.
+/// A key store in Redis or Valkey, for all replicas that use the same server and prefix.
 ///
-/// Every request asks Redis, and the process keeps no record. So every replica sees a rotation or revocation
-/// with its next request. All records are in one hash, which a cluster keeps on one node. One script makes a
-/// change, all of it or nothing.
+/// The store asks Redis for every request, and keeps no records in the process. Every replica therefore sees a rotation
+/// or revocation with its next request. All records are in one hash, which a cluster keeps on one node. One script
+/// writes all records of a change, or none.
 ///
-/// While Redis does not answer within the [deadline](Redis::with_deadline), requests are answered with
-/// [`Unavailable`](crate::split_key::SplitKeyRejection::Unavailable). So are requests for a split whose value
-/// is not its record. [`Redis`] describes an outage and its log. Operators' changes have 5 seconds.
+/// While Redis does not answer within the [deadline](Redis::with_deadline), the layer answers requests with
+/// [`Unavailable`](crate::split_key::SplitKeyRejection::Unavailable). It also does so for a split whose value in Redis
+/// is not its record. [`Redis`] documents outages and their log lines. The deadline of operators' changes is 5 seconds.
 ///
 /// # Danger
 ///
-/// The hash holds the server parts: with its client part, each is an API key. A record that Redis forgets is
-/// gone. Turn on persistence (`appendonly yes`) and let Redis evict nothing.
+/// The hash holds the server parts. A server part together with its client part is an API key. A record that Redis
+/// loses is gone. Turn on persistence (`appendonly yes`) and let Redis evict nothing.
 #[derive(Clone, Debug)]
 pub struct RedisSplitKeyStore {
     redis: Redis,
@@ -52,7 +52,7 @@ const LOG: RedisUser = RedisUser {
 };
 
 impl RedisSplitKeyStore {
-    /// A store on this server.
+    /// Makes a store on this server.
     #[must_use]
     pub fn new(redis: Redis) -> Self {
         redis.add_user(&STORE);
@@ -69,7 +69,7 @@ fn field(project: &str, split: SplitId) -> String {
     format!("{split} {project}")
 }
 
-/// Reads the record of this field. The value of another field is `None`.
+/// Parses the record of this field. Returns `None` if the value belongs to another field.
 fn record(field_read: &str, value: &[u8]) -> Option<SplitKeyRecord> {
     let end = value.iter().position(|byte| *byte == b'\n')?;
     let record: SplitKeyRecord = serde_json::from_slice(&value[end + 1..]).ok()?;
@@ -78,7 +78,7 @@ fn record(field_read: &str, value: &[u8]) -> Option<SplitKeyRecord> {
     is_it.then_some(record)
 }
 
-/// Every entry of a hash, for operators.
+/// Reads every entry of a hash, for operators.
 async fn all<V: FromRedisValue, T>(
     redis: &Redis,
     hash: String,
@@ -122,9 +122,9 @@ impl SplitKeyStore for RedisSplitKeyStore {
 
 /// An observer that counts uses per project, split, outcome and day (UTC), for all replicas together.
 ///
-/// Counting is best effort: it does not hold up requests, and uses while Redis is down are not counted. Uses
-/// of splits that the store does not have are counted together, because clients can make up any number.
-/// Counts are kept for 90 days.
+/// Counting is best effort: it does not delay requests, and uses while Redis is down are not counted. Uses of splits
+/// that the store does not have are counted together, because clients can make up any number of them. Redis keeps the
+/// counts of a day for 90 days.
 #[derive(Clone, Debug)]
 pub struct RedisUsageLog {
     redis: Redis,
@@ -136,25 +136,25 @@ pub struct RedisUsageLog {
 pub struct UseCount {
     /// The split and its project; `None` for all splits that the store does not have.
     pub key: Option<(String, SplitId)>,
-    /// [`SplitKeyOutcome::as_str`](crate::split_key::SplitKeyOutcome::as_str).
+    /// The outcome: a value of [`SplitKeyOutcome::as_str`](crate::split_key::SplitKeyOutcome::as_str).
     pub outcome: String,
-    /// How often.
+    /// The number of uses.
     pub uses: u64,
 }
 
 impl RedisUsageLog {
-    /// A log on this server.
+    /// Makes a log on this server.
     #[must_use]
     pub fn new(redis: Redis) -> Self {
         redis.add_user(&LOG);
         Self { redis }
     }
 
-    /// The counts of the day (UTC) of this time, in any order.
+    /// Returns the counts of the day (UTC) that contains this time, in any order.
     ///
     /// # Errors
     ///
-    /// If Redis does not answer within 5 seconds, or its answer is not counts.
+    /// Returns an error if Redis does not answer within 5 seconds, or returns something other than counts.
     pub async fn day(&self, day: SystemTime) -> Result<Vec<UseCount>, SplitKeyStoreError> {
         all(&self.redis, self.hash(day), use_count).await
     }
@@ -180,7 +180,7 @@ impl SplitKeyObserver for RedisUsageLog {
     fn used(&self, event: &SplitKeyEvent) {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         let key = match (&event.project, event.metadata) {
-            // Only splits that the store has come with a provider, as in `UsageLog`.
+            // As in `UsageLog`, only splits that the store has come with a provider.
             (Some(project), Some(metadata)) if event.provider.is_some() => field(project, metadata.split()),
             _ => "-".to_owned(),
         };

@@ -9,7 +9,7 @@ use crate::gate::problem::{Row, row_accessors};
 use crate::gate::rejection::{HttpProblemDetails, ProblemDetails};
 use crate::split_key::limits::Limit;
 
-/// The reason why a request did not get its key. The response has it in its extensions.
+/// The reason why a request did not get its key. The extensions of the response hold the rejection.
 ///
 /// | rejection | code | HTTP | gRPC | `Retry-After` |
 /// |---|---|---|---|---|
@@ -26,26 +26,26 @@ use crate::split_key::limits::Limit;
 pub enum SplitKeyRejection {
     /// The request has no client part, or no project id.
     MissingKey,
-    /// The client part opens no key that may be used: it is malformed, unknown, of another key or project,
-    /// retired or revoked. Neither the response nor the time that it takes tells which. Only a malformed
-    /// client part is answered sooner, and its sender can see without asking that it is malformed.
+    /// The client part opens no usable key: it is malformed, unknown, of another key or project, retired or revoked.
+    /// Neither the response nor its timing reveals which. Only a malformed client part gets a faster answer, but its
+    /// sender can tell without asking that it is malformed.
     InvalidKey,
     /// The client part is right, but the key may not be used for this request.
     LimitNotMet(Limit),
     /// The key is blocked for a while because its use is suspicious.
     #[non_exhaustive]
     Blocked {
-        /// When the client may come back.
+        /// The time to wait before a retry.
         retry_after: Duration,
     },
     /// The key store failed.
     #[non_exhaustive]
     Unavailable {
-        /// When the client may come back.
+        /// The time to wait before a retry.
         retry_after: Duration,
     },
-    /// The request has no verified device: there is no [`DeviceCheckLayer`](crate::DeviceCheckLayer) outside
-    /// of this layer, the route is exempt, or that layer only monitors. The operator must act.
+    /// The request has no verified device: there is no [`DeviceCheckLayer`](crate::DeviceCheckLayer) outside this
+    /// layer, the route is exempt, or that layer only monitors. The operator must act.
     Unverified,
 }
 
@@ -94,8 +94,8 @@ impl Error for SplitKeyRejection {
     note = "use `ProblemDetails` or a closure `Fn(&SplitKeyRejection, &request::Parts) -> Response<Bytes>`"
 )]
 pub trait SplitKeyRejectionResponse: Send + Sync + 'static {
-    /// The response to one request. `head` is its head, without the credentials that were read from it,
-    /// unless the layer forwards them.
+    /// Makes the response to one request. `head` is the head of the request. It lacks the credentials that the layer
+    /// took out, unless the layer forwards them.
     fn response(&self, rejection: &SplitKeyRejection, head: &request::Parts) -> Response<Bytes>;
 }
 
@@ -108,7 +108,8 @@ where
     }
 }
 
-/// Answers as for a [`Rejection`](crate::Rejection). The `detail` says which limit is not met.
+/// Responds as for a [`Rejection`](crate::Rejection). The member `detail` names the limit that the request does not
+/// meet.
 impl SplitKeyRejectionResponse for ProblemDetails {
     fn response(&self, rejection: &SplitKeyRejection, head: &request::Parts) -> Response<Bytes> {
         rejection.row().response(head)
@@ -121,7 +122,7 @@ impl SplitKeyRejectionResponse for HttpProblemDetails {
     }
 }
 
-/// Feature `axum`. The layer's default answer, as problem details.
+/// Feature `axum`. Responds with problem details, the layer's default answer to a client that speaks plain HTTP.
 #[cfg(feature = "axum")]
 impl axum_core::response::IntoResponse for SplitKeyRejection {
     fn into_response(self) -> axum_core::response::Response {

@@ -15,7 +15,7 @@ use crate::split_key::{api_key::KeyBytes, metadata::Metadata, random::Random};
 const SECRET: usize = 32;
 const NONCE: usize = 24;
 const TAG: usize = 16;
-/// The sealed text is padded to a multiple of this length. The length of a key would reveal its provider.
+/// The sealed text is padded to a multiple of this length, because the length of a key would reveal its provider.
 const BLOCK: usize = 256;
 /// The byte that ends the key in the sealed text. Zeros follow.
 const END: u8 = 0x80;
@@ -78,13 +78,14 @@ pub(super) fn open(
     Ok(sealed)
 }
 
-/// The associated data of the seal. The metadata has no dot, so that no two pairs of metadata and project
-/// give the same bytes.
+/// The associated data of the seal. The metadata has no dot, so no two pairs of metadata and project give the same
+/// bytes.
 fn associated_data(project: &str, metadata: Metadata) -> Vec<u8> {
     format!("tower-devicecheck split key\n{metadata}.{project}").into_bytes()
 }
 
-/// A server part that no client part opens. Requests for unknown keys try it, so that they take as long.
+/// Makes a server part that no client part opens. Requests for unknown keys try to open it, so that they take as long
+/// as others.
 pub(super) fn decoy() -> ServerPart {
     let text = "A".repeat((NONCE + BLOCK + TAG) / 3 * 4 + 3);
     #[allow(clippy::expect_used, reason = "a text that depends on no input")]

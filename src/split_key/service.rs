@@ -20,9 +20,9 @@ use crate::split_key::{
 
 const PROJECT: HeaderName = HeaderName::from_static("x-project-id");
 
-/// Gives requests their API keys and passes them on to `S`.
+/// A service that gives requests their API keys and passes them on to `S`.
 ///
-/// See the [module's docs](crate::split_key) for an example. Errors are those of `S`, untouched.
+/// See the [module's docs](crate::split_key) for an example. Errors are those of `S`, unchanged.
 pub type SplitKey<S> = Gated<S, KeyGate>;
 
 /// The rules by which a [`SplitKey`] gives out keys. A [`SplitKeyLayer`](crate::split_key::SplitKeyLayer) makes
@@ -46,7 +46,7 @@ pub(super) struct SplitKeySettings {
     pub(super) observer: Arc<dyn SplitKeyObserver>,
 }
 
-/// Finds the project of a request; a name for the closures that do.
+/// A name for closures that find the project of a request.
 pub(super) trait FindProject: Fn(&request::Parts) -> Option<String> + Send + Sync {}
 
 impl<F: Fn(&request::Parts) -> Option<String> + Send + Sync> FindProject for F {}
@@ -69,11 +69,11 @@ struct ShownParts {
     project: Result<Option<Arc<str>>, Malformed>,
 }
 
-/// Not what it should be, or there more than once.
+/// A credential is malformed, or present more than once.
 struct Malformed;
 
 impl KeyGate {
-    /// Asks the store and puts the key together. The outcome goes into the event.
+    /// Asks the store and restores the key. Writes the outcome into the event.
     async fn look_up(&self, client_part: &ClientPart, event: &mut SplitKeyEvent) -> Option<OpenedKey> {
         let project = event.project.clone().unwrap_or_default();
         let record = match self.settings.store.get(&project, client_part.metadata().split()).await {
@@ -85,7 +85,7 @@ impl KeyGate {
             }
         };
         let Some(record) = record else {
-            // As much work as for a split that is there, so that the time does not tell.
+            // This does as much work as for an existing split, so that the timing reveals nothing.
             let _ = match client_part.metadata().version() {
                 Version::Cut => cut::join(&self.decoy, client_part, None),
                 Version::Sealed => sealed::open(&self.decoy, client_part, &project),
@@ -109,7 +109,7 @@ impl KeyGate {
     }
 
     fn take_credentials(&self, head: &mut request::Parts) -> ShownParts {
-        // In front of a device token that the gate forwards there may be a client part.
+        // A device token that the gate forwards may follow a client part in the same header.
         let mut put_back = head.extensions.remove::<PutBack>();
         let take = |put_back: &mut Option<PutBack>, head: &mut request::Parts| {
             if let Some(put_back) = put_back {
@@ -134,7 +134,7 @@ impl KeyGate {
 
     fn take_client_part(&self, head: &mut request::Parts) -> Result<Option<ClientPart>, Malformed> {
         let mut found = Ok(None);
-        // Every header is looked at, so that no client part stays behind.
+        // This reads every header, so that no client part stays in the request.
         for name in &self.settings.key_headers {
             let next = match take_only(&mut head.headers, name) {
                 Ok(None) => continue,
@@ -143,7 +143,7 @@ impl KeyGate {
             };
             found = agreed(found, next);
         }
-        // Beside a header of its own, a bearer token may be anything.
+        // If another header holds the client part, a bearer token may be anything.
         let found_elsewhere = !matches!(found, Ok(None));
         let is_ours =
             head.headers.get_all(AUTHORIZATION).iter().any(|value| {
@@ -193,9 +193,9 @@ impl Decide for KeyGate {
     type Answer = Opening;
 
     fn admit(self: &Arc<Self>, head: &mut request::Parts) -> Progress<Self> {
-        // No other layer's key counts.
+        // A key that another layer has inserted does not count.
         head.extensions.remove::<ApiKey>();
-        // The gate decides what is exempt, here too.
+        // The gate decides which requests are exempt, for this layer too.
         let is_exempt = head.extensions.get::<ExemptPreflight>().is_some() && is_preflight(head);
         let credentials = self.take_credentials(head);
         let device = head.extensions.get().map(VerifiedDevice::digest);
@@ -213,7 +213,7 @@ impl Decide for KeyGate {
             started: Timestamp::now(),
         };
         event.outcome = match (client_part, credentials.project) {
-            // No preflight: it shows a client part.
+            // The request is not a preflight, because it has a client part.
             _ if device.is_none() && is_exempt => SplitKeyOutcome::Malformed,
             _ if device.is_none() && !self.settings.allow_unverified => SplitKeyOutcome::Unverified,
             (Err(Malformed), _) | (_, Err(Malformed)) => SplitKeyOutcome::Malformed,
@@ -280,7 +280,7 @@ impl KeyGate {
 }
 
 impl fmt::Debug for KeyGate {
-    // Plug-ins are anything, closures too; they are not asked to print.
+    // Plug-ins may be closures and need not implement `Debug`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let settings = &self.settings;
         f.debug_struct("KeyGate")

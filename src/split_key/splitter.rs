@@ -12,7 +12,7 @@ use crate::split_key::{
     store::SplitKeyStore,
 };
 
-/// How often an operation is tried while others change the same record.
+/// The number of attempts of an operation while others change the same record.
 const ATTEMPTS: usize = 8;
 
 /// Splits API keys, and manages split keys in a store.
@@ -57,7 +57,7 @@ impl Split {
         &self.record
     }
 
-    /// The part for the client. This is its only copy: neither the record nor the store can restore it.
+    /// The client part. This is its only copy: neither the record nor the store can restore it.
     #[must_use]
     pub const fn client_part(&self) -> &ClientPart {
         &self.client_part
@@ -65,7 +65,7 @@ impl Split {
 }
 
 impl Splitter {
-    /// A splitter of version 2 for keys of the default [`Providers`].
+    /// Makes a splitter of version 2 for keys of the default [`Providers`].
     pub fn new() -> Self {
         Self::default()
     }
@@ -90,8 +90,8 @@ impl Splitter {
     ///
     /// # Errors
     ///
-    /// If the project id, the provider or the key is invalid, if the key is too short to be cut (version 1),
-    /// or if the operating system gives no random bytes.
+    /// Returns an error if the project id, the provider or the key is invalid, if the key is too short to be cut
+    /// (version 1), or if the operating system gives no random bytes.
     pub fn split(&self, project: &str, provider: &str, api_key: &str) -> Result<Split, SplitKeyError> {
         self.split_at(project, provider, api_key, SystemTime::now(), &mut OsRandom)
     }
@@ -118,11 +118,11 @@ impl Splitter {
         })
     }
 
-    /// Puts the key together. Ignores the record's state and limits.
+    /// Restores the key from both parts. Ignores the record's state and limits.
     ///
     /// # Errors
     ///
-    /// [`NotOpened`](SplitKeyErrorKind::NotOpened) if the parts do not belong together.
+    /// Returns [`NotOpened`](SplitKeyErrorKind::NotOpened) if the parts do not belong together.
     pub fn open(&self, record: &SplitKeyRecord, client_part: &ClientPart) -> Result<ApiKey, SplitKeyError> {
         open_record(&self.providers, record, client_part)
     }
@@ -131,7 +131,7 @@ impl Splitter {
     ///
     /// # Errors
     ///
-    /// As for [`split`](Self::split), or if the store fails.
+    /// The same as for [`split`](Self::split). Also returns an error if the store fails.
     pub async fn issue(
         &self,
         store: &impl SplitKeyStore,
@@ -148,17 +148,17 @@ impl Splitter {
         .await
     }
 
-    /// Issues a new split with the provider and limits of an old one, for the same API key or another, and
-    /// retires the old one: both work during `overlap`, then only the new one. An old split that is revoked,
-    /// or retires earlier, stays as it is.
+    /// Issues a new split with the provider and limits of an old one, for the same API key or another, and retires the
+    /// old split. Both splits work during `overlap`, then only the new one. If the old split is already revoked, or
+    /// retires earlier, it stays unchanged.
     ///
-    /// The caller gives the API key, for the store does not have it. With the old client part,
-    /// [`open`](Self::open) restores it.
+    /// The caller passes the API key, because the store does not have it. With the old client part,
+    /// [`open`](Self::open) restores the API key.
     ///
     /// # Errors
     ///
-    /// [`NotFound`](SplitKeyErrorKind::NotFound) if there is no old split; otherwise as for
-    /// [`issue`](Self::issue). An error leaves the old split as it was.
+    /// Returns [`NotFound`](SplitKeyErrorKind::NotFound) if there is no old split. Further errors are those of
+    /// [`issue`](Self::issue). An error leaves the old split unchanged.
     pub async fn rotate(
         &self,
         store: &impl SplitKeyStore,
@@ -187,12 +187,12 @@ impl Split {
     }
 }
 
-/// Lets a key be used until a time, even if it was to retire earlier.
+/// Retires a key at the given time, even if the key would have retired earlier or later.
 ///
 /// # Errors
 ///
-/// [`NotFound`](SplitKeyErrorKind::NotFound) if there is no such key, [`Revoked`](SplitKeyErrorKind::Revoked)
-/// if it is revoked, or if the store fails.
+/// Returns [`NotFound`](SplitKeyErrorKind::NotFound) if there is no such key, [`Revoked`](SplitKeyErrorKind::Revoked)
+/// if the key is revoked, and another error if the store fails.
 pub async fn retire(
     store: &impl SplitKeyStore,
     project: &str,
@@ -206,11 +206,11 @@ pub async fn retire(
     .await
 }
 
-/// Ends the use of a key for ever. Revoking it again changes nothing.
+/// Revokes a key for ever. Revoking it again changes nothing.
 ///
 /// # Errors
 ///
-/// [`NotFound`](SplitKeyErrorKind::NotFound) if there is no such key, or if the store fails.
+/// Returns [`NotFound`](SplitKeyErrorKind::NotFound) if there is no such key, and another error if the store fails.
 pub async fn revoke(
     store: &impl SplitKeyStore,
     project: &str,
@@ -238,7 +238,7 @@ async fn change(
     .await
 }
 
-/// The changed record, if retiring it then is a change.
+/// Returns the changed record, or `None` if the key is revoked or already retires earlier.
 fn retiring(record: &SplitKeyRecord, until: SystemTime) -> Option<SplitKeyRecord> {
     match record.state() {
         SplitKeyState::Revoked => None,
@@ -270,7 +270,7 @@ async fn retried<T>(operation: impl AsyncFn() -> Result<T, SplitKeyError>) -> Re
     }
 }
 
-/// Puts a key together.
+/// Restores a key from its parts.
 pub(super) fn open_record(
     providers: &Providers,
     record: &SplitKeyRecord,
@@ -283,7 +283,7 @@ pub(super) fn open_record(
         }
         Version::Sealed => sealed::open(record.server_part(), client_part, record.project()),
     };
-    // Compared after the attempt, so that the time does not reveal the result.
+    // The comparison follows the attempt, so that the timing does not reveal its result.
     if client_part.metadata() != record.metadata() {
         return Err(SplitKeyErrorKind::NotOpened.into());
     }

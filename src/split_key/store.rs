@@ -8,8 +8,8 @@ use crate::split_key::error::{SplitKeyError, SplitKeyErrorKind};
 use crate::split_key::{metadata::SplitId, record::SplitKeyRecord};
 use crate::{BoxError, gate::error::impl_error};
 
-/// Keeps the records of split keys. [`MemorySplitKeyStore`](crate::split_key::MemorySplitKeyStore),
-/// `FileSplitKeyStore` and `RedisSplitKeyStore` are in this crate.
+/// A store for the records of split keys. This crate has
+/// [`MemorySplitKeyStore`](crate::split_key::MemorySplitKeyStore), `FileSplitKeyStore` and `RedisSplitKeyStore`.
 ///
 /// ```
 /// use tower_devicecheck::split_key::{
@@ -41,14 +41,14 @@ use crate::{BoxError, gate::error::impl_error};
     note = "use `FileSplitKeyStore` or `MemorySplitKeyStore`, or implement `get`, `put`, `list`"
 )]
 pub trait SplitKeyStore: Send + Sync + 'static {
-    /// The record of a split. `project` and `split` come from the client and may be anything.
+    /// Returns the record of a split. `project` and `split` come from the client and may be anything.
     ///
-    /// The layer calls this at most once for a request and sets no deadline: the future must end by itself.
-    /// When the client goes away, the future is dropped.
+    /// The layer calls this at most once for a request and sets no deadline, so the future must end by itself. If the
+    /// client disconnects, the layer drops the future.
     ///
     /// # Errors
     ///
-    /// If the store failed. The request is answered with
+    /// Returns an error if the store failed. The layer answers the request with
     /// [`Unavailable`](crate::split_key::SplitKeyRejection::Unavailable).
     fn get(
         &self,
@@ -56,25 +56,25 @@ pub trait SplitKeyStore: Send + Sync + 'static {
         split: SplitId,
     ) -> impl Future<Output = Result<Option<SplitKeyRecord>, SplitKeyStoreError>> + Send;
 
-    /// Writes all of these records or none, whatever happens meanwhile.
+    /// Writes all of these records or none, atomically.
     ///
     /// A record of revision 0 must be new to the store. A record of revision `n` replaces revision `n - 1` of
     /// the same project and split. If the future is dropped, either all records are written or none.
     ///
     /// # Errors
     ///
-    /// [`SplitKeyStoreError::conflict`] if the store has another revision of one of them; any other error if
-    /// the store failed.
+    /// Returns [`SplitKeyStoreError::conflict`] if the store has another revision of one of the records, and any other
+    /// error if the store failed.
     fn put(
         &self,
         records: Vec<SplitKeyRecord>,
     ) -> impl Future<Output = Result<(), SplitKeyStoreError>> + Send;
 
-    /// Every record, in any order. For operators: the layer does not call this.
+    /// Returns every record, in any order. This is for operators: the layer does not call it.
     ///
     /// # Errors
     ///
-    /// If the store failed.
+    /// Returns an error if the store failed.
     fn list(&self) -> impl Future<Output = Result<Vec<SplitKeyRecord>, SplitKeyStoreError>> + Send;
 }
 
@@ -111,7 +111,7 @@ impl<K: SplitKeyStore> ErasedSplitKeyStore for K {
     }
 }
 
-/// A key store failed, or it has another revision than the one to be replaced.
+/// The error of a key store: it failed, or has another revision than the one to replace.
 #[derive(Debug)]
 pub struct SplitKeyStoreError {
     conflict: bool,
@@ -119,12 +119,12 @@ pub struct SplitKeyStoreError {
 }
 
 impl SplitKeyStoreError {
-    /// The store failed. The cause is logged, so it must hold no secret.
+    /// Makes the error of a store that failed. The cause is logged, so it must hold no secret.
     pub fn unavailable(source: impl Into<BoxError>) -> Self {
         Self { conflict: false, source: source.into() }
     }
 
-    /// The store has another revision of a record than the one to be replaced.
+    /// Makes the error of a store that has another revision of a record than the one to replace.
     #[must_use]
     pub fn conflict() -> Self {
         Self { conflict: true, source: "another revision".into() }

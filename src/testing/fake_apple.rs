@@ -1,4 +1,4 @@
-//! The handle by which tests steer the fake Apple.
+//! The handle with which tests control the fake Apple.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::{fmt, time::Duration};
@@ -11,12 +11,12 @@ use crate::testing::state::{CallCounts, FakeAppleState, Played};
 use crate::testing::{endpoint::Endpoint, keys::PrivateKey, tokens::token_of_length};
 use crate::{apple::Credentials, gate::routing::Environment, runtime::lock};
 
-/// Apple's DeviceCheck for tests, in the process ([`transport`](Self::transport)) or on the loopback
+/// A fake of Apple's DeviceCheck for tests, in the process ([`transport`](Self::transport)) or on the loopback
 /// interface ([`serve`](Self::serve)).
 ///
-/// It knows one team, the team's keys, and which device tokens are genuine in which environment. It verifies
-/// requests as Apple does, keeps two bits per device, and counts calls. [`script`](Self::script),
-/// [`share`](Self::share) and [`always`](Self::always) replace its answers.
+/// The fake knows one team, the team's keys, and the genuine device tokens of each environment. It verifies requests as
+/// Apple does, keeps two bits per device, and counts calls. [`script`](Self::script), [`share`](Self::share) and
+/// [`always`](Self::always) override its answers.
 ///
 /// Clones are the same fake Apple. The [module's docs](crate::testing) have examples and a table of the
 /// answers.
@@ -33,17 +33,18 @@ struct FakeAppleShared {
 }
 
 impl FakeApple {
-    /// A fake Apple that knows one new throw-away key, `KEY1234567` of the team `TEAM123456`, and no device token.
+    /// Makes a fake Apple that knows one new throw-away key, `KEY1234567` of the team `TEAM123456`, and no device
+    /// token.
     ///
     /// # Panics
     ///
-    /// If the operating system gives no random bytes.
+    /// Panics if the operating system gives no random bytes.
     #[must_use]
     pub fn new() -> Self {
         Self::with_key(&PrivateKey::generate(), "TEAM123456", "KEY1234567")
     }
 
-    /// A fake Apple that knows the given key, for a server under test that has a key of its own.
+    /// Makes a fake Apple that knows the given key, for a server under test that has its own key.
     ///
     /// ```
     /// use tower_devicecheck::testing::{FakeApple, PrivateKey};
@@ -69,30 +70,29 @@ impl FakeApple {
         }
     }
 
-    /// The team id that it was made with.
+    /// The team id that this fake was made with.
     #[must_use]
     pub fn team_id(&self) -> &str {
         &self.shared.team_id
     }
 
-    /// The id of the key that it was made with.
+    /// The id of the key that this fake was made with.
     #[must_use]
     pub fn key_id(&self) -> &str {
         &self.shared.key_id
     }
 
-    /// The key that it was made with.
+    /// The key that this fake was made with.
     #[must_use]
     pub fn private_key(&self) -> &PrivateKey {
         &self.shared.key
     }
 
-    /// Credentials that this Apple accepts: its team, and the key that it was made with.
+    /// Makes credentials that this fake accepts: its team, and the key that it was made with.
     ///
     /// # Panics
     ///
-    /// If the team id or the key id given to [`with_key`](Self::with_key) is not one that Apple could have
-    /// made.
+    /// Panics if the team id or the key id given to [`with_key`](Self::with_key) is not one that Apple could have made.
     #[must_use]
     pub fn credentials(&self) -> Credentials {
         #[allow(clippy::expect_used, reason = "see Panics")]
@@ -100,7 +100,7 @@ impl FakeApple {
             .expect("the key is well-formed, and so are the ids of a fake Apple by default")
     }
 
-    /// Accepts provider tokens of one more key of the team. A known key id gets the new key.
+    /// Accepts provider tokens of another key of the team. If the key id is known, the new key replaces the old one.
     pub fn accept_key(&self, key_id: &str, key: &PrivateKey) {
         self.state().apple.accept_key(key_id, key.verifying_key());
     }
@@ -110,14 +110,14 @@ impl FakeApple {
         self.state().apple.revoke_key(key_id);
     }
 
-    /// A realistic token of a new device. As with Apple, it is genuine in `environment` alone.
+    /// Makes a realistic token of a new device. As with Apple, it is genuine only in `environment`.
     ///
-    /// Tokens have 2,952 and 2,936 characters by turns, for both lengths were seen in practice. The shorter
-    /// ones end in padding.
+    /// Tokens alternately have 2,952 and 2,936 characters, because both lengths were seen in practice. The shorter ones
+    /// end in padding.
     ///
     /// # Panics
     ///
-    /// If the operating system gives no random bytes.
+    /// Panics if the operating system gives no random bytes.
     #[must_use]
     pub fn genuine_token(&self, environment: Environment) -> String {
         let token = self.forged_token();
@@ -127,12 +127,12 @@ impl FakeApple {
         token
     }
 
-    /// A new token of the device that the test calls `device`. All tokens of a device read and write the same
+    /// Makes a new token of the device that the test calls `device`. All tokens of a device read and write the same
     /// bits.
     ///
     /// # Panics
     ///
-    /// If the operating system gives no random bytes.
+    /// Panics if the operating system gives no random bytes.
     #[must_use]
     pub fn genuine_token_of(&self, device: &str, environment: Environment) -> String {
         let token = self.forged_token();
@@ -140,31 +140,31 @@ impl FakeApple {
         token
     }
 
-    /// Makes a given token a genuine one of `device` in `environment`, for tests with tokens of their own.
+    /// Makes the given token a genuine token of `device` in `environment`, for tests with their own tokens.
     ///
-    /// The text must be standard base64 with padding, the form in which Apple gets a token.
+    /// The text must be standard base64 with padding, as Apple receives a token.
     pub fn accept_token(&self, token: &str, device: &str, environment: Environment) {
         let device = FakeDevice::Named(device.into());
         self.state().apple.know(token, device, environment);
     }
 
-    /// A realistic token that this Apple does not know: a forged one, or one of another team.
+    /// Makes a realistic token that this fake does not know: a forged token, or one of another team.
     ///
     /// # Panics
     ///
-    /// If the operating system gives no random bytes.
+    /// Panics if the operating system gives no random bytes.
     #[must_use]
     pub fn forged_token(&self) -> String {
         let length = self.state().next_token_length();
         token_of_length(length)
     }
 
-    /// Makes a genuine token expire. Apple answers an expired token like a forged one.
+    /// Makes a genuine token expire. Apple refuses an expired token like a forged one.
     pub fn expire(&self, token: &str) {
         self.state().apple.forget(token);
     }
 
-    /// Makes all tokens of the device that the test calls `device` expire. The device keeps its bits.
+    /// Expires all tokens of the device that the test calls `device`. The device keeps its bits.
     pub fn expire_device(&self, device: &str) {
         self.state().apple.forget_device(&FakeDevice::Named(device.into()));
     }
@@ -176,73 +176,72 @@ impl FakeApple {
         self.state().apple.bits(token).map(|[bit0, bit1]| (bit0, bit1))
     }
 
-    /// Sets the time for which tokens are genuine, whether they are made before or after. It runs on tokio's clock,
-    /// which tests can pause. Default: 2 minutes, less than the layer remembers a verdict.
+    /// Sets the time for which tokens are genuine, including tokens made earlier. The time runs on tokio's clock, which
+    /// tests can pause. Default: 2 minutes, which is less than the time for which the layer remembers a verdict.
     pub fn set_token_lifetime(&self, lifetime: Duration) {
         self.state().apple.token_lifetime = lifetime;
     }
 
-    /// Sets Apple's clock ahead of the machine's, by whole seconds. An hour makes every provider token too old, two
-    /// days every time stamp wrong. Default: not at all.
+    /// Sets Apple's clock ahead of the machine's, by whole seconds. One hour makes every provider token too old; two
+    /// days make every time stamp wrong. Default: zero.
     pub fn set_clock_ahead(&self, ahead: Duration) {
         self.state().apple.clock_ahead = i64::try_from(ahead.as_secs()).unwrap_or(i64::MAX);
     }
 
-    /// Sets Apple's clock behind the machine's, by whole seconds, as a server sees it whose clock is fast. Apple then
-    /// refuses provider tokens that were issued in its future. Default: not at all.
+    /// Sets Apple's clock behind the machine's, by whole seconds. A server with a fast clock sees the same. Apple then
+    /// refuses provider tokens that were issued in its future. Default: zero.
     pub fn set_clock_behind(&self, behind: Duration) {
         self.state().apple.clock_ahead = i64::try_from(behind.as_secs()).map_or(i64::MIN, |behind| -behind);
     }
 
-    /// Adds a reply to the queue. It answers one call: the next to its [endpoint](Reply::for_endpoint) and
+    /// Adds a reply to the queue. The reply answers one call: the next call to its [endpoint](Reply::for_endpoint) and
     /// [environment](Reply::for_environment).
     pub fn script(&self, reply: Reply) {
         self.state().script.push(reply);
     }
 
-    /// Answers a share of the calls with the reply, from 0 (no call) to 1 (all calls). The queue goes first.
+    /// Answers a share of the calls with the reply, from 0 (no call) to 1 (all calls). The queue has precedence.
     ///
-    /// Calls are picked evenly, not by chance: 0.25 picks every fourth call from now on. Each share keeps its
-    /// own count.
+    /// Calls are picked evenly, not at random: 0.25 picks every fourth call from now on. Each share has its own count.
     pub fn share(&self, fraction: f64, reply: Reply) {
         self.state().script.share(fraction, reply);
     }
 
-    /// Answers every call with the reply. The queue and the shares go first.
+    /// Answers every call with the reply. The queue and the shares have precedence.
     pub fn always(&self, reply: Reply) {
         self.state().script.always(reply);
     }
 
-    /// Forgets the queue, the shares and the reply to every call: Apple is well again.
+    /// Removes the queue, the shares and the reply to every call, so that the fake works normally again.
     pub fn clear(&self) {
         self.state().script.clear();
     }
 
-    /// How many replies are still in the queue.
+    /// The number of replies that are still in the queue.
     #[cfg(test)]
     pub(super) fn scripted(&self) -> usize {
         self.state().script.pending()
     }
 
-    /// How many calls have arrived, answered or not.
+    /// The number of calls that have arrived, answered or not.
     #[must_use]
     pub fn calls(&self) -> usize {
         self.state().counts.calls(|_, _| true)
     }
 
-    /// How many calls have arrived for one endpoint.
+    /// The number of calls that have arrived for one endpoint.
     #[must_use]
     pub fn calls_to(&self, endpoint: Endpoint) -> usize {
         self.state().counts.calls(|_, to| to == Some(endpoint))
     }
 
-    /// How many calls have arrived in one environment.
+    /// The number of calls that have arrived in one environment.
     #[must_use]
     pub fn calls_in(&self, environment: Environment) -> usize {
         self.state().counts.calls(|of, _| of == environment)
     }
 
-    /// How many different provider tokens have arrived, whether right or wrong.
+    /// The number of different provider tokens that have arrived, valid or not.
     #[must_use]
     pub fn provider_tokens(&self) -> usize {
         self.state().counts.provider_tokens()
@@ -258,7 +257,7 @@ impl FakeApple {
         self.state().arrive(environment, head)
     }
 
-    /// Plays a reply. Apple judges the call before the delay, as if the answer were slow on its way.
+    /// Plays a reply. The fake judges the call before the delay, as if the answer travelled slowly.
     pub(super) async fn play(
         &self,
         reply: Reply,

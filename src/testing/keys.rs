@@ -11,41 +11,41 @@ use zeroize::Zeroizing;
 
 use crate::{gate::error::impl_error, runtime::since_epoch};
 
-/// A P-256 key in the form of Apple's DeviceCheck keys, for tests only: Apple does not know it.
+/// A P-256 key in the format of Apple's DeviceCheck keys. It is for tests only: Apple does not know the key.
 ///
-/// `Debug` shows nothing of it. The key is wiped from memory on drop.
+/// `Debug` reveals nothing of the key. Dropping the key wipes it from memory.
 #[derive(Clone)]
 pub struct PrivateKey(SecretKey);
 
 impl PrivateKey {
-    /// A new key.
+    /// Generates a new key.
     ///
     /// # Panics
     ///
-    /// If the operating system gives no random bytes.
+    /// Panics if the operating system gives no random bytes.
     #[must_use]
     pub fn generate() -> Self {
         let mut bytes = Zeroizing::new([0; 32]);
         loop {
             #[allow(clippy::expect_used, reason = "see Panics")]
             getrandom::fill(&mut *bytes).expect("the operating system gives random bytes");
-            // About one number of this length in 2^32 is no key.
+            // About one number of this length in 2^32 is not a valid key.
             if let Ok(key) = SecretKey::from_slice(&*bytes) {
                 return Self(key);
             }
         }
     }
 
-    /// Reads a key as Apple hands it out: PKCS#8 in PEM, `-----BEGIN PRIVATE KEY-----`.
+    /// Parses a key in Apple's format: PKCS#8 in PEM, `-----BEGIN PRIVATE KEY-----`.
     ///
     /// # Errors
     ///
-    /// If the text is not PKCS#8 in PEM, or if the key is not of the curve P-256.
+    /// Returns an error if the text is not PKCS#8 in PEM, or if the key is not of the curve P-256.
     pub fn from_pem(pem: &str) -> Result<Self, InvalidKey> {
         SecretKey::from_pkcs8_pem(pem).map(Self).map_err(InvalidKey)
     }
 
-    /// The key as Apple hands it out, the contents of an `AuthKey_….p8`: PKCS#8 in PEM.
+    /// The key in Apple's format, PKCS#8 in PEM, like the contents of an `AuthKey_….p8` file.
     #[must_use]
     pub fn to_pem(&self) -> Zeroizing<String> {
         #[allow(clippy::expect_used, reason = "the encoding of a valid key of fixed size does not fail")]
@@ -53,10 +53,10 @@ impl PrivateKey {
         pem
     }
 
-    /// The provider token (JWT, ES256) that Apple documents: `alg` and `kid` in the header, `iss` and `iat`
-    /// as claims. A server sends it as `Authorization: Bearer …`.
+    /// Makes a provider token (JWT, ES256) as Apple documents it: `alg` and `kid` in the header, `iss` and `iat` as
+    /// claims. A server sends it as `Authorization: Bearer …`.
     ///
-    /// For tests that call a [`FakeApple`](crate::testing::FakeApple) without a client of this crate.
+    /// This is for tests that call a [`FakeApple`](crate::testing::FakeApple) without this crate's client.
     #[must_use]
     pub fn provider_token(&self, team_id: &str, key_id: &str, issued_at: SystemTime) -> String {
         let header = json!({ "alg": "ES256", "kid": key_id });
@@ -77,13 +77,13 @@ impl PrivateKey {
 }
 
 impl fmt::Debug for PrivateKey {
-    // A throw-away key is no secret, but tests teach habits: it stays out of the logs.
+    // Omits the key. A throw-away key is not secret, but tests set an example.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("PrivateKey(..)")
     }
 }
 
-/// The text is not a P-256 key as PKCS#8 in PEM.
+/// The error for a text that is not a P-256 key as PKCS#8 in PEM.
 #[derive(Debug)]
 pub struct InvalidKey(p256::pkcs8::Error);
 

@@ -1,7 +1,6 @@
 //! A fake Apple, tokens and keys, for the tests of servers that use this crate.
 //!
-//! The feature `testing` only adds this module and changes no decision of the crate. Enable it among the
-//! `dev-dependencies`.
+//! The feature `testing` only adds this module and changes no decision of the crate. Enable it in `dev-dependencies`.
 //!
 //! # A fake Apple
 //!
@@ -40,7 +39,7 @@
 //! # }
 //! ```
 //!
-//! As a server on the loopback interface, it answers any HTTP client, and it can be unplugged:
+//! As a server on the loopback interface, it answers any HTTP client, and a test can stop and restart it:
 //!
 //! ```
 //! use tower_devicecheck::{Environment, testing::{FakeApple, Reply}};
@@ -64,12 +63,12 @@
 //!
 //! # Its answers
 //!
-//! The first row that applies decides. Where an answer was seen in practice, its text is the one seen.
+//! The first row that applies decides. Texts are those seen in practice, if there are any.
 //!
 //! | call | answer |
 //! |---|---|
 //! | scripted | the scripted reply |
-//! | another path than the three | 404 |
+//! | any path but the three | 404 |
 //! | not POST | 405 `Method Not Allowed` |
 //! | provider token missing, not a bearer token, not a JWT, not ES256, without `kid` | 400 `Missing or badly formatted authorization token` |
 //! | its key or team unknown, its signature wrong, its `iat` missing, over an hour old or in the future | 401 `Unable to verify authorization token` |
@@ -83,14 +82,14 @@
 //! | query, bits were never set | 200 `Failed to find bit state`, plain text |
 //! | update | 200, no body; a bit that is left out keeps its value |
 //!
-//! Every answer carries `x-b3-traceid`, and the time on the fake's clock as `Date`. Apple does not document the allowances for clocks, the answers to a
-//! bad `transaction_id`, to an unknown path and to an update with neither bit, and the fate of a bit that is
-//! left out: these rows are guesses. A genuine token stays genuine here for
-//! [two minutes](FakeApple::set_token_lifetime), or until a test [expires](FakeApple::expire) it. Apple calls its tokens
-//! single-use and does not enforce it.
+//! Every answer has an `x-b3-traceid`, and the time of the fake's clock as `Date`. Some rows are guesses, because Apple
+//! does not document them: the tolerances for clocks, the answers to a bad `transaction_id`, to an unknown path and to
+//! an update with neither bit, and the effect of leaving out a bit. Here, a genuine token stays genuine for [two
+//! minutes](FakeApple::set_token_lifetime), or until a test [expires](FakeApple::expire) it. Apple documents its tokens
+//! as single-use, but does not enforce this.
 //!
-//! Device tokens are compared as text, in standard base64 with padding: Apple documents that form, and does
-//! not say whether it accepts another.
+//! The fake compares device tokens as text, in standard base64 with padding. Apple documents this form, and does not
+//! say whether it accepts another.
 
 mod endpoint;
 mod fake_apple;
@@ -114,12 +113,12 @@ use crate::gate::decision::{Evidence, VerifiedDevice};
 use crate::gate::routing::Environment;
 use crate::{apple::token::DeviceToken, runtime::SystemTime};
 
-/// A verified device without any verification, as if Apple had just accepted `token`, for unit tests of
+/// Makes a verified device without any verification, as if Apple had just accepted `token`. This is for unit tests of
 /// handlers.
 ///
 /// # Danger
 ///
-/// In a server, the extension that this makes admits a request that no device sent.
+/// In a server, this device as a request extension admits a request that no device sent.
 ///
 /// ```
 /// use tower_devicecheck::{Environment, VerifiedDevice, testing};

@@ -1,7 +1,7 @@
-//! Apple's side, as far as it is known: its checks, and its answers.
+//! Apple's checks and answers, as far as they are known.
 //!
-//! The source is Apple's documentation and answers seen in practice, not this crate's client, so that each
-//! checks the other.
+//! The rules follow Apple's documentation and answers seen in practice, not this crate's client, so that each checks
+//! the other.
 
 use std::{borrow::Cow, collections::HashMap, time::Duration};
 
@@ -21,8 +21,8 @@ const PROVIDER_TOKEN_LIFETIME: u64 = 60 * 60;
 /// The time for which a device token is genuine. Apple documents no number. Seen in practice: tokens in use for some
 /// 13 seconds, and a report of less than 30.
 const TOKEN_LIFETIME: Duration = Duration::from_secs(2 * 60);
-/// How far off a time stamp may be, in milliseconds. Apple documents nothing; a day tells milliseconds from
-/// seconds.
+/// The tolerance for a time stamp, in milliseconds. Apple documents none; with one day, a time in seconds instead of
+/// milliseconds fails.
 const TIMESTAMP_SKEW: u64 = 24 * 60 * 60 * 1000;
 
 /// An error's status and Apple's text.
@@ -53,14 +53,14 @@ pub(super) type Fingerprint = [u8; 32];
 pub(super) struct Apple {
     team_id: Box<str>,
     keys: HashMap<Box<str>, VerifyingKey>,
-    /// When provider tokens with a good signature were issued, in seconds since the Unix epoch. They are kept
+    /// The issue times of provider tokens with a valid signature, in seconds since the Unix epoch. They are cached
     /// because verifying a signature takes milliseconds in debug builds.
     believed: HashMap<Fingerprint, u64>,
     device_tokens: HashMap<Fingerprint, (FakeDevice, Environment, Instant)>,
     bits: HashMap<FakeDevice, BitState>,
-    /// How many devices have a number.
+    /// The number of numbered devices.
     devices: u64,
-    /// How far Apple's clock is ahead, in seconds.
+    /// The seconds by which Apple's clock is ahead.
     pub(super) clock_ahead: i64,
     pub(super) token_lifetime: Duration,
 }
@@ -124,7 +124,7 @@ impl Apple {
         self.bits.get(device).map(|bits| bits.bits)
     }
 
-    /// Apple's clock, as the time since the Unix epoch. `now` is that of the machine.
+    /// Apple's clock, as the time since the Unix epoch. `now` is the machine's clock.
     pub(super) const fn clock(&self, now: Duration) -> Duration {
         let shift = Duration::from_secs(self.clock_ahead.unsigned_abs());
         if self.clock_ahead < 0 { now.saturating_sub(shift) } else { now.saturating_add(shift) }
@@ -156,7 +156,7 @@ impl Apple {
         if head.method != Method::POST {
             return Err(METHOD_NOT_ALLOWED);
         }
-        // The order seen in practice: the provider token first, even if the device token is bad, too.
+        // Seen in practice: Apple checks the provider token first, even if the device token is bad, too.
         self.check_provider_token(head, now.as_secs())?;
 
         let body: Map<String, Value> = serde_json::from_slice(body).map_err(|_| BAD_PAYLOAD)?;
@@ -210,7 +210,7 @@ impl Apple {
         if (earliest..=now).contains(&issued_at) { Ok(()) } else { Err(UNKNOWN_PROVIDER_TOKEN) }
     }
 
-    /// When a provider token was issued, if everything but that time is right.
+    /// Returns the issue time of a provider token, if everything else is valid.
     fn verify_provider_token(&self, token: &str) -> Result<u64, ErrorAnswer> {
         let (signed, signature) = token.rsplit_once('.').ok_or(BAD_PROVIDER_TOKEN)?;
         let (header, claims) = signed.split_once('.').ok_or(BAD_PROVIDER_TOKEN)?;

@@ -7,11 +7,11 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use crate::{gate::routing::Environment, testing::endpoint::Endpoint};
 
-/// The answer of a [`FakeApple`](crate::testing::FakeApple) to one call.
+/// A scripted answer of a [`FakeApple`](crate::testing::FakeApple) to one call.
 ///
-/// A reply begins as Apple's own answer ([`normal`](Self::normal)), as another answer
-/// ([`status`](Self::status), [`oversized`](Self::oversized)) or without an answer ([`reset`](Self::reset),
-/// [`hang`](Self::hang)). The other methods change it.
+/// A reply starts as Apple's own answer ([`normal`](Self::normal)), as another answer ([`status`](Self::status),
+/// [`oversized`](Self::oversized)) or as no answer ([`reset`](Self::reset), [`hang`](Self::hang)). The other methods
+/// modify it.
 ///
 /// ```
 /// use std::time::Duration;
@@ -59,29 +59,29 @@ impl Reply {
         }
     }
 
-    /// The given status and an empty body for any call. Nothing is verified, and no bits are set.
+    /// Answers any call with the given status and an empty body. The fake verifies nothing and sets no bits.
     ///
     /// # Panics
     ///
-    /// If `status` is not between 200 and 999, the statuses that an answer can have.
+    /// Panics if `status` is not between 200 and 999, the range of final statuses.
     #[track_caller]
     pub fn status(status: u16) -> Self {
         assert!((200..1000).contains(&status), "{status} is not the status of an answer");
         Self { status: StatusCode::from_u16(status).ok(), ..Self::normal() }
     }
 
-    /// Status 200 and a body of this length, at most 64 MiB.
+    /// Answers with status 200 and a body of this length, at most 64 MiB.
     pub fn oversized(bytes: usize) -> Self {
         Self::status(200).body(vec![b'x'; bytes.min(MAX_OVERSIZE)])
     }
 
-    /// No answer: the connection is reset, and every call on it fails. In process, the call fails with an
+    /// Does not answer: the connection is reset, and every call on it fails. In process, the call fails with an
     /// [`io::Error`](std::io::Error) of the kind `ConnectionReset`.
     pub fn reset() -> Self {
         Self { fault: Some(Fault::Reset), ..Self::normal() }
     }
 
-    /// No answer: the call never ends by itself.
+    /// Does not answer: the call never ends by itself.
     pub fn hang() -> Self {
         Self { fault: Some(Fault::Hang), ..Self::normal() }
     }
@@ -94,17 +94,17 @@ impl Reply {
         self
     }
 
-    /// Sets the body. Default: that of Apple's own answer after [`normal`](Self::normal), else empty.
+    /// Sets the body. Default: the body of Apple's own answer after [`normal`](Self::normal), otherwise empty.
     pub fn body(mut self, body: impl Into<Bytes>) -> Self {
         self.body = Some(body.into());
         self
     }
 
-    /// Sets a header, and replaces one of the same name.
+    /// Sets a header. It replaces a header of the same name.
     ///
     /// # Panics
     ///
-    /// If the name or the value is not that of a header.
+    /// Panics if the name or the value is not valid in a header.
     #[track_caller]
     pub fn header(mut self, name: &str, value: &str) -> Self {
         let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) else {
@@ -114,20 +114,20 @@ impl Reply {
         self
     }
 
-    /// Sets how long the answer waits after the call was judged, on tokio's clock, which tests can pause. A
-    /// client that gives up meanwhile has its bits updated all the same. Default: no delay.
+    /// Delays the answer after the fake has judged the call, on tokio's clock, which tests can pause. An update of bits
+    /// takes effect even if the client gives up during the delay. Default: no delay.
     pub fn delay(mut self, delay: Duration) -> Self {
         self.delay = delay;
         self
     }
 
-    /// Keeps this reply for calls to one endpoint. Default: any endpoint.
+    /// Reserves this reply for calls to one endpoint. Default: any endpoint.
     pub fn for_endpoint(mut self, endpoint: Endpoint) -> Self {
         self.endpoint = Some(endpoint);
         self
     }
 
-    /// Keeps this reply for calls to one environment. Default: any environment.
+    /// Reserves this reply for calls to one environment. Default: any environment.
     pub fn for_environment(mut self, environment: Environment) -> Self {
         self.environment = Some(environment);
         self
@@ -138,7 +138,7 @@ impl Reply {
             && self.environment.is_none_or(|mine| mine == environment)
     }
 
-    /// Whether Apple judges the call before this reply is sent.
+    /// Whether the fake judges the call before it sends this reply.
     pub(super) fn is_normal(&self) -> bool {
         self.status.is_none() && !matches!(self.fault, Some(Fault::Reset | Fault::Hang))
     }
@@ -170,8 +170,8 @@ pub(super) struct Script {
 
 /// A reply to a share of the calls.
 ///
-/// Each call adds the share to a sum, and the call that makes the sum one whole call gets the reply. Calls
-/// are hit evenly, and no test depends on chance.
+/// Each call adds the share to a sum. The call that raises the sum to one whole call gets the reply. This picks calls
+/// evenly, and no test depends on chance.
 struct Share {
     share: u64,
     sum: u64,
@@ -217,7 +217,7 @@ impl Script {
         for share in &mut self.shares {
             if share.reply.is_for(endpoint, environment) {
                 share.sum += share.share;
-                // A share that loses this call to another one gets a later call.
+                // If two shares pick this call, the second one gets a later call.
                 if share.sum + ROUNDING >= WHOLE && hit.is_none() {
                     share.sum = share.sum.saturating_sub(WHOLE);
                     hit = Some(share.reply.clone());

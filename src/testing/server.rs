@@ -19,9 +19,9 @@ use tokio::task::{JoinHandle, JoinSet};
 use crate::gate::routing::Environment;
 use crate::testing::{fake_apple::FakeApple, state::Played};
 
-/// The longest body that is read, in bytes: more than any call to Apple has. A longer body counts as empty.
+/// The longest body that is read, in bytes: longer than that of any call to Apple. A longer body counts as empty.
 const MAX_REQUEST_BODY: usize = 64 * 1024;
-/// How many bytes a reply that is cut short announces without sending them.
+/// The number of bytes that a cut-short reply announces but does not send.
 const MISSING: usize = 64;
 
 /// A [`FakeApple`] that listens on two ports of the loopback interface, one for each environment; made by
@@ -52,22 +52,21 @@ struct Running {
 }
 
 impl FakeApple {
-    /// Serves this Apple on two free ports of 127.0.0.1. Must be called on a tokio runtime.
+    /// Serves this fake on two free ports of 127.0.0.1. Must be called on a tokio runtime.
     ///
     /// # Errors
     ///
-    /// If no port can be bound.
+    /// Returns an error if no port can be bound.
     pub async fn serve(&self) -> io::Result<FakeAppleServer> {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         self.serve_on(any, any).await
     }
 
-    /// Serves this Apple on two given addresses. Port 0 stands for a free port. Must be called on a tokio
-    /// runtime.
+    /// Serves this fake on the two given addresses. Port 0 means a free port. Must be called on a tokio runtime.
     ///
     /// # Errors
     ///
-    /// If an address cannot be bound.
+    /// Returns an error if an address cannot be bound.
     pub async fn serve_on(
         &self,
         production: SocketAddr,
@@ -86,13 +85,13 @@ impl FakeApple {
 }
 
 impl FakeAppleServer {
-    /// The fake Apple that answers here.
+    /// The fake Apple behind this server.
     #[must_use]
     pub const fn apple(&self) -> &FakeApple {
         &self.apple
     }
 
-    /// The base URL for an environment, without a slash at its end, such as `http://127.0.0.1:50123`.
+    /// The base URL for an environment, without a trailing slash, such as `http://127.0.0.1:50123`.
     #[must_use]
     pub fn url(&self, environment: Environment) -> String {
         format!("http://{}", self.address(environment))
@@ -107,16 +106,16 @@ impl FakeAppleServer {
         }
     }
 
-    /// How many connections both ports have accepted since the server was made.
+    /// The number of connections that both ports have accepted since the server was made.
     #[must_use]
     pub fn connections(&self) -> usize {
         self.connections.load(Relaxed)
     }
 
-    /// Pulls the plug: cuts all connections and closes both ports. Connecting is refused until
-    /// [`restart`](Self::restart). Does nothing on a server that is stopped.
+    /// Cuts all connections and closes both ports. New connections are refused until [`restart`](Self::restart). Does
+    /// nothing if the server is stopped.
     ///
-    /// If the returned future is dropped, the server stops all the same.
+    /// If the returned future is dropped, the server still stops.
     pub async fn stop(&mut self) {
         let running = [self.production.running.take(), self.development.running.take()];
         for Running { stop, task } in running.into_iter().flatten() {
@@ -126,11 +125,11 @@ impl FakeAppleServer {
         }
     }
 
-    /// Listens on the same two ports again. Does nothing on a server that runs.
+    /// Listens on the same two ports again. Does nothing if the server is running.
     ///
     /// # Errors
     ///
-    /// If another process has taken a port meanwhile.
+    /// Returns an error if another process has taken a port meanwhile.
     pub async fn restart(&mut self) -> io::Result<()> {
         for port in [&mut self.production, &mut self.development] {
             if port.running.is_none() {
@@ -165,7 +164,7 @@ async fn listen(
         match accepted {
             Ok((stream, _)) => {
                 count.fetch_add(1, Relaxed);
-                // Small answers leave at once; a socket that cannot do this works all the same.
+                // Sends small answers without delay. If the socket cannot do this, it still works.
                 let _ = stream.set_nodelay(true);
                 connections.spawn(serve(stream, apple.clone(), environment));
             }
@@ -179,7 +178,7 @@ async fn listen(
 
 async fn serve(stream: TcpStream, apple: FakeApple, environment: Environment) -> io::Result<()> {
     let stream = stream.into_std()?;
-    // Another handle of the same socket, which is open until both are dropped.
+    // Another handle of the same socket. The socket stays open until both handles are dropped.
     let socket = TcpStream::from_std(stream.try_clone()?)?;
     let plug = Arc::new(Notify::new());
     let service = service_fn(|request: Request<Incoming>| {
@@ -188,7 +187,7 @@ async fn serve(stream: TcpStream, apple: FakeApple, environment: Environment) ->
     });
     let server = auto::Builder::new(TokioExecutor::new());
     let reset = tokio::select! {
-        // The client notices an error by itself.
+        // The client notices an error of the connection by itself.
         _ = server.serve_connection(TokioIo::new(TcpStream::from_std(stream)?), service) => false,
         () = plug.notified() => true,
     };
@@ -216,7 +215,7 @@ async fn answer(
         },
     };
     match apple.play(reply, environment, &head, &body).await {
-        // A scripted length may be wrong, and hyper asserts that a known length is right.
+        // A scripted length may be wrong, but hyper asserts that a known length is right.
         Played::Whole(response) if response.headers().contains_key(CONTENT_LENGTH) => {
             Ok(response.map(|data| ReplyBody::new(data, End::AsAnnounced)))
         }

@@ -23,7 +23,7 @@ pub(super) struct FakeAppleState {
     traces: u64,
 }
 
-/// The end of a call.
+/// The outcome of a call.
 pub(super) enum Played {
     Whole(Response<Bytes>),
     CutShort(Response<Bytes>),
@@ -35,7 +35,7 @@ impl FakeAppleState {
         Self { apple, script: Script::default(), counts: CallCounts::default(), tokens: 0, traces: 0 }
     }
 
-    /// Two lengths by turns, so that tests meet tokens with padding and without.
+    /// Alternates between two lengths, so that tests use tokens with and without padding.
     pub(super) const fn next_token_length(&mut self) -> usize {
         self.tokens += 1;
         match self.tokens % 2 {

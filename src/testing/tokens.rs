@@ -10,31 +10,31 @@ pub(super) const LONG: usize = 2_214;
 /// The length of the other one in bytes: 2,936 characters, of which two are padding.
 pub(super) const SHORT: usize = 2_200;
 
-/// A new token of 2,952 characters, with the size and shape of a real one, full of random bytes.
+/// Makes a new token of 2,952 characters, with the size and structure of a real one, filled with random bytes.
 ///
-/// No two are the same, and no [`FakeApple`](crate::testing::FakeApple) knows it. A fake Apple accepts its
-/// own [`genuine_token`](crate::testing::FakeApple::genuine_token)s.
+/// Each call makes another token. No [`FakeApple`](crate::testing::FakeApple) knows it: a fake Apple accepts only its
+/// own tokens, such as those of [`genuine_token`](crate::testing::FakeApple::genuine_token).
 ///
-/// Apple documents a token as opaque bytes, to be sent as base64. Published real tokens have 2,214 and 2,200
-/// bytes, that is 2,952 characters, and 2,936 with padding. They begin with `AgAAA` and consist of a format
-/// number of four bytes, sixteen varying bytes, a point of the curve P-256 that is the same in all of them,
-/// another point that varies, a length, and bytes of that length. Here, the second point is random bytes.
-/// Apple documents none of this: a server must not rely on it.
+/// Apple documents a token as opaque bytes, to be sent as base64. Published real tokens have 2,214 bytes (2,952
+/// characters) and 2,200 bytes (2,936 characters with padding). They begin with `AgAAA`, and consist of a format number
+/// of four bytes, sixteen varying bytes, a point on the curve P-256 that is the same in all of them, another point that
+/// varies, a length, and bytes of that length. In tokens of this function, the second point is random bytes. Apple
+/// documents none of this structure: a server must not rely on it.
 ///
 /// # Panics
 ///
-/// If the operating system gives no random bytes.
+/// Panics if the operating system gives no random bytes.
 #[must_use]
 pub fn realistic_token() -> String {
     token_of_length(LONG)
 }
 
-/// A token like a [realistic one](realistic_token), but of another length in bytes. The least is 154, which a
-/// real token has before its varying part. Three bytes make four characters of standard base64 with padding.
+/// Makes a token like a [realistic one](realistic_token), but with the given length in bytes. The minimum is 154, the
+/// length of a real token before its varying part. Three bytes make four characters of standard base64 with padding.
 ///
 /// # Panics
 ///
-/// If the operating system gives no random bytes.
+/// Panics if the operating system gives no random bytes.
 #[must_use]
 pub fn token_of_length(bytes: usize) -> String {
     let mut token = vec![0; bytes.max(ENVELOPE)];

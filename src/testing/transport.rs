@@ -10,10 +10,10 @@ use tower_service::Service;
 use crate::testing::{fake_apple::FakeApple, state::Played};
 use crate::{BoxError, gate::routing::Environment};
 
-/// A [`FakeApple`] as the transport to Apple; made by [`FakeApple::transport`].
+/// A transport that leads to a [`FakeApple`]; made by [`FakeApple::transport`].
 ///
-/// A request goes to development if the name of its host contains `development`, as Apple's does, else to
-/// production. The host is that of the URI, or of the `Host` header if the URI has none.
+/// A request goes to development if its host name contains `development`, as Apple's does, and otherwise to production.
+/// The host is that of the URI, or of the `Host` header if the URI has none.
 ///
 /// A call that is [reset](crate::testing::Reply::reset) or [cut short](crate::testing::Reply::cut_short)
 /// fails with an [`io::Error`].
@@ -23,7 +23,7 @@ pub struct FakeAppleService {
 }
 
 impl FakeApple {
-    /// This Apple as a transport of the client for Apple. Needs no socket.
+    /// Makes a transport to this fake, for an `AppleClient`. It needs no socket.
     #[must_use]
     pub fn transport(&self) -> FakeAppleService {
         FakeAppleService { apple: self.clone() }

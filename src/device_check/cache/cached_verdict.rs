@@ -15,7 +15,7 @@ pub struct CachedVerdict {
 }
 
 impl CachedVerdict {
-    /// A verdict about the token with this digest, from a check that began at `checked_at`, good for
+    /// Makes a verdict about the token with this digest. The check began at `checked_at`; the verdict is valid for
     /// `time_to_live` from now.
     #[must_use]
     pub const fn new(
@@ -33,27 +33,27 @@ impl CachedVerdict {
         self.verdict
     }
 
-    /// SHA-256 of the token that it is about.
+    /// The SHA-256 of the token.
     #[must_use]
     pub const fn digest(&self) -> TokenDigest {
         self.digest
     }
 
-    /// When the check began.
+    /// The start of the check.
     #[must_use]
     pub const fn checked_at(&self) -> SystemTime {
         self.checked_at
     }
 
-    /// The time from now for which it is good.
+    /// The time from now for which the verdict is valid.
     #[must_use]
     pub const fn time_to_live(&self) -> Duration {
         self.time_to_live
     }
 
-    /// True if the cache compared the whole text of the key with the one for which the verdict was put. That
-    /// text was a [`DeviceToken`](crate::DeviceToken), so this one is canonical, too. Only
-    /// `MemoryCache::peek` promises it.
+    /// Whether the cache compared the whole text of the key with the text for which the verdict was stored. The stored
+    /// text came from a [`DeviceToken`](crate::DeviceToken), so the text of the key is canonical, too. Only
+    /// `MemoryCache::peek` promises this.
     pub(crate) const fn is_for_exact_text(&self) -> bool {
         self.is_for_exact_text
     }

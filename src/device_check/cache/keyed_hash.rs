@@ -1,21 +1,21 @@
-//! A hash for tables inside one process that costs a fraction of SHA-256 and is as hard to fool.
+//! A hash for tables inside one process. It costs a fraction of SHA-256, and is as hard to fool.
 //!
-//! Hashing three kilobytes of token is nearly all of a cache hit. The hash never leaves the process, so it
-//! need not resist people who can compute it. It must only keep people who do not know a random secret from
-//! choosing two keys that collide. A universal hash does that, with a proof.
+//! Hashing three kilobytes of token is nearly all of a cache hit. The hash never leaves the process, so it need not
+//! resist attackers who can compute it. It must only keep attackers who do not know a random secret from choosing two
+//! keys that collide. A universal hash provably does that.
 //!
 //! Both backends evaluate a polynomial over GF(2^128), whose coefficients are the key's blocks of 16 bytes,
 //! at a secret random point: two different polynomials of degree `n` agree in at most `n` of 2^128 points.
 //!
-//! * GMAC, AES-GCM's tag of a text that is not encrypted, from aws-lc where that is there anyway. Its nonce
-//!   never changes, which adds the same unknown block to every hash. That is harmless, because no hash is
-//!   ever shown to anyone; for a tag that is sent to others it would not be.
-//! * POLYVAL (RFC 8452) elsewhere, at a good third of the cost of SHA-256.
+//! * GMAC, the AES-GCM tag of unencrypted text, from aws-lc if the crate uses aws-lc anyway. The nonce never changes,
+//!   which adds the same unknown block to every hash. This is harmless, because no hash leaves the process; for a
+//!   published tag it would not be.
+//! * Otherwise POLYVAL (RFC 8452), at slightly more than a third of the cost of SHA-256.
 
 use crate::device_check::cache::verdict_key::VerdictKey;
 
-/// The secret to hash keys under. The secret and the hashes must not leave the process, for with them tokens
-/// can be made that collide. It has no `Debug` for that reason.
+/// The secret under which keys are hashed. The secret and the hashes must not leave the process, because an attacker
+/// could use them to make tokens that collide. The secret therefore has no `Debug`.
 pub(super) struct HashSecret(backend::Secret);
 
 impl HashSecret {
@@ -23,7 +23,7 @@ impl HashSecret {
     ///
     /// # Panics
     ///
-    /// If the operating system has no randomness to give, which no server survives.
+    /// Panics if the operating system gives no random bytes. No server survives that.
     pub(super) fn random() -> Self {
         let mut key = [0; 16];
         #[allow(clippy::expect_used, reason = "see Panics")]
@@ -33,12 +33,11 @@ impl HashSecret {
 
     /// A hash of the whole key, at a seventh to a third of the cost of [`VerdictKey::digest`].
     ///
-    /// It is a universal hash under a random secret. For two different keys, of at most `n` blocks of 16
-    /// bytes each (`n` is at most 515 for a token and a scope of 16 bytes), and a secret that was chosen
-    /// independently of them, the hashes are equal with probability at most `n / 2^128`. An attacker who
-    /// sends tokens sees neither the secret nor a hash, only whether a token was found. So `q` tokens against
-    /// a cache of `m` entries find a false one with probability at most `q * m * n / 2^128`: less than 2^-58
-    /// for 2^40 tries against 2^20 entries.
+    /// It is a universal hash under a random secret. Take two different keys of at most `n` blocks of 16 bytes each,
+    /// and a secret that was chosen independently of them. Their hashes are equal with probability at most `n / 2^128`.
+    /// For a token and a scope of 16 bytes, `n` is at most 515. An attacker who sends tokens sees neither the secret
+    /// nor a hash, only whether a token was found. Therefore `q` tokens against a cache of `m` entries produce a false
+    /// hit with probability at most `q * m * n / 2^128`: less than 2^-58 for 2^40 tries against 2^20 entries.
     ///
     /// This bound does not hold against anyone who knows the secret or sees a hash.
     pub(super) fn hash(&self, key: &VerdictKey<'_>) -> u128 {
@@ -46,7 +45,7 @@ impl HashSecret {
     }
 }
 
-// Both backends hash distinct keys as distinct sequences of blocks: the last block holds the lengths of text
+// Both backends hash distinct keys as distinct sequences of blocks, because the last block holds the lengths of text
 // and scope.
 
 #[cfg(feature = "aws-lc-rs")]
@@ -71,7 +70,7 @@ mod backend {
             &mut long
         };
         rest[..scope.len()].copy_from_slice(scope);
-        // GCM hashes the text, what it made of the rest by adding a constant, and the length of both.
+        // GCM hashes the text, the rest plus a constant (its ciphertext), and the lengths of both.
         let nonce = Nonce::assume_unique_for_key([0; NONCE_LEN]);
         #[allow(clippy::expect_used, reason = "an HTTP header is not that long")]
         let tag =

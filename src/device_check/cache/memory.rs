@@ -13,11 +13,11 @@ use crate::device_check::cache::{
 use crate::gate::{credential::TokenDigest, observer::CacheError};
 use crate::runtime::{Instant, millis, since_epoch};
 
-/// Verdicts in the memory of this process: the default.
+/// A cache in the memory of this process. This is the default cache.
 ///
-/// The cache is bounded. Refused tokens live in a smaller space of their own, so that a flood of them
-/// displaces no genuine one. An entry takes about 100 bytes. After its time to live it is not found any more,
-/// and its memory is used again.
+/// The cache is bounded. Refused tokens have a smaller space of their own, so that a flood of them does not displace
+/// genuine tokens. An entry takes about 100 bytes. After its time to live, an entry is no longer found, and its memory
+/// is reused.
 pub struct MemoryCache {
     secret: HashSecret,
     genuine: Cache<u128, KeptVerdict>,
@@ -26,7 +26,7 @@ pub struct MemoryCache {
     origin: Instant,
 }
 
-/// The entry of one token, in as few bytes as possible: there can be millions.
+/// The entry of one token. It is as small as possible, because there can be millions.
 #[derive(Clone, Copy)]
 struct KeptVerdict {
     digest: TokenDigest,
@@ -37,13 +37,13 @@ struct KeptVerdict {
 }
 
 impl MemoryCache {
-    /// A cache for 100,000 genuine and 10,000 refused tokens.
+    /// Makes a cache for 100,000 genuine and 10,000 refused tokens.
     #[must_use]
     pub fn new() -> Self {
         Self::with_capacity(100_000, 10_000)
     }
 
-    /// A cache for this many genuine and this many refused tokens.
+    /// Makes a cache for the given numbers of genuine and refused tokens.
     #[must_use]
     pub fn with_capacity(genuine: usize, refused: usize) -> Self {
         Self {
@@ -54,13 +54,13 @@ impl MemoryCache {
         }
     }
 
-    /// The number of genuine tokens in memory, including those whose time is over.
+    /// The number of genuine tokens in memory, expired ones included.
     #[must_use]
     pub fn genuine_len(&self) -> usize {
         self.genuine.len()
     }
 
-    /// The number of refused tokens in memory, including those whose time is over.
+    /// The number of refused tokens in memory, expired ones included.
     #[must_use]
     pub fn refused_len(&self) -> usize {
         self.refused.len()
@@ -125,8 +125,8 @@ impl VerdictCache for MemoryCache {
     }
 }
 
-/// Makes a cache without ghosts: remembering evicted keys would double the memory of a full cache, for a few
-/// hits more.
+/// Makes a cache without ghost entries: remembering evicted keys would double the memory of a full cache for a few more
+/// hits.
 fn cache(capacity: usize) -> Cache<u128, KeptVerdict> {
     let options = OptionsBuilder::new()
         .estimated_items_capacity(capacity)
@@ -135,7 +135,7 @@ fn cache(capacity: usize) -> Cache<u128, KeptVerdict> {
         .build();
     match options {
         Ok(options) => Cache::with_options(options, UnitWeighter, Default::default(), Default::default()),
-        // This is not reached: no option is missing.
+        // Unreachable, because no option is missing.
         Err(_) => Cache::new(capacity),
     }
 }

@@ -5,7 +5,8 @@ use crate::device_check::cache::{
 };
 use crate::gate::observer::CacheError;
 
-/// Keeps nothing: the layer asks about every token, unless another request is asking about it already.
+/// A cache that keeps nothing: the layer asks Apple about every token, unless another request is already asking about
+/// it.
 pub(crate) struct NoCache;
 
 impl VerdictCache for NoCache {

@@ -10,10 +10,9 @@ use crate::redis::{Access, Redis, RedisFailure, RedisUser, expiry};
 use crate::replay::owner::Owner;
 use crate::runtime::{Instant, SystemTime, millis, since_epoch};
 
-/// Verdicts in Redis or Valkey, shared by all replicas that use the same server and prefix.
+/// A cache in Redis or Valkey, shared by all replicas that use the same server and prefix.
 ///
-/// Put a `MemoryCache` in front of it, so that a token that this process knows
-/// costs no round trip:
+/// Put a `MemoryCache` in front of it, so that a token known to this process costs no round trip:
 ///
 /// ```no_run
 /// use tower_devicecheck::{
@@ -30,20 +29,19 @@ use crate::runtime::{Instant, SystemTime, millis, since_epoch};
 ///
 /// # When Redis fails
 ///
-/// A Redis that is slow, down, restarting, read-only, out of memory or answers nonsense counts as an empty
-/// cache: the layer asks Apple. A request waits for Redis no longer than the [deadline](Redis::with_deadline)
-/// in all, before and after Apple is asked. The verdict is written even if no time is left. [`Redis`]
-/// describes an outage and its log; [`Observer::cache_error`](crate::Observer::cache_error) gets every
-/// failure.
+/// A Redis that is slow, down, restarting, read-only or out of memory, or that returns garbage, counts as an empty
+/// cache: the layer asks Apple. A request waits for Redis for the [deadline](Redis::with_deadline) at most, before and
+/// after the call to Apple together. The cache writes the verdict even if no time is left. [`Redis`] documents outages
+/// and their log lines; [`Observer::cache_error`](crate::Observer::cache_error) receives every failure.
 ///
 /// # Contents
 ///
-/// A key holds prefix, scope, environment and the token's SHA-256. A value holds the verdict and its times,
-/// in 50 bytes. Readers of Redis learn no token. The cache believes only values that this version wrote under
-/// the same key.
+/// A key holds the prefix, the scope, the environment and the token's SHA-256. A value holds the verdict and its times,
+/// in 50 bytes. Redis therefore reveals no token to its readers. The cache accepts only values that this version wrote
+/// under the same key.
 ///
-/// Times come from the replicas' wall clocks. A replica whose clock is ahead forgets verdicts early; a clock
-/// that is behind does not lengthen a time to live.
+/// Times come from the replicas' wall clocks. A replica whose clock is ahead expires verdicts early. A clock that is
+/// behind does not extend a time to live.
 ///
 /// # Danger
 ///
@@ -71,31 +69,29 @@ const LEASES: RedisUser = RedisUser {
 };
 
 impl RedisCache {
-    /// A cache on this server.
+    /// Makes a cache on this server.
     #[must_use]
     pub fn new(redis: Redis) -> Self {
         redis.add_user(&USER);
         Self { redis, seal: Seal::new(&[]), lease: None }
     }
 
-    /// Authenticates values with HMAC-SHA-256, so that someone who can write to Redis but lacks the secret
-    /// cannot forge a verdict. All replicas need the same secret, such as 32 random bytes. Default: no
-    /// secret.
+    /// Authenticates values with HMAC-SHA-256, so that an attacker who can write to Redis but lacks the secret cannot
+    /// forge a verdict. All replicas need the same secret, such as 32 random bytes. Default: no secret.
     ///
-    /// Such a writer can still delete verdicts, and put back an old one within its time to live.
+    /// Such an attacker can still delete verdicts, and restore an old one within its time to live.
     #[must_use]
     pub fn with_secret(mut self, secret: &[u8]) -> Self {
         self.seal = Seal::new(secret);
         self
     }
 
-    /// Lets one replica at a time ask about a token, so that a token that arrives at all replicas at once
-    /// makes one call to Apple. Default: each replica asks for itself.
+    /// Lets one replica at a time ask about a token. A token that arrives at all replicas at once then causes one call
+    /// to Apple. Default: each replica asks for itself.
     ///
-    /// The replica that asks holds a lease for `lease`: about twice the time that Apple usually takes to
-    /// answer, such as 2 seconds. The others look for the verdict every 10 to 50 ms. If the holder dies, the
-    /// lease ends and one of the others gets it. A replica that has waited for `lease` in all asks Apple in
-    /// any case.
+    /// The replica that asks holds a lease for the time `lease`. Choose about twice Apple's usual response time, such
+    /// as 2 seconds. The other replicas look for the verdict every 10 to 50 ms. If the holder dies, the lease expires
+    /// and another replica gets it. A replica that has waited for `lease` in total asks Apple in any case.
     #[must_use]
     pub fn with_fleet_single_flight(mut self, lease: Duration) -> Self {
         self.lease = Some(lease);
@@ -103,7 +99,7 @@ impl RedisCache {
         self
     }
 
-    // A cluster chooses the node by the text in braces, the digest. A verdict and its lease are on the same
+    // A cluster chooses the node by the text in braces, the digest. A verdict and its lease are therefore on the same
     // node.
 
     fn verdict_name(&self, key: &VerdictKey<'_>) -> String {
@@ -116,8 +112,9 @@ impl RedisCache {
         format!("{}:lease1:{scope}:{environment}:{{{}}}", self.redis.prefix(), key.digest())
     }
 
-    /// Reads a value: `None` if Redis has none or its time is over, an error if this version did not write it.
-    /// `left` is the time that Redis will keep it, in milliseconds: negative if it has none or keeps it for ever.
+    /// Reads a value. Returns `None` if Redis has no value or it has expired, and an error if this version did not
+    /// write it. `left` is the time for which Redis will keep the value, in milliseconds. It is negative if Redis has
+    /// no value or keeps it for ever.
     fn open(
         &self,
         key: &VerdictKey<'_>,
@@ -129,8 +126,7 @@ impl RedisCache {
         }
         let sealed = self.seal.open(key, value).ok_or_else(|| self.redis.rubbish())?;
         let Some(verdict) = sealed.at(since_epoch(SystemTime::now()), key) else { return Ok(None) };
-        // The clock of this process may be behind. Redis's own is the same for the one who wrote and all who
-        // read.
+        // The clock of this process may be behind. The writer and all readers share Redis's clock.
         let left = u64::try_from(left).map_or(Duration::MAX, Duration::from_millis);
         Ok(Some(verdict.with_time_to_live(verdict.time_to_live().min(left))))
     }
@@ -153,8 +149,8 @@ impl RedisCache {
     }
 }
 
-/// Tries for a lease, and reads the verdict: a holder stores it before it releases. Arguments: owner, lease in
-/// milliseconds, length of a value.
+/// Tries to get a lease, and reads the verdict, because a holder stores the verdict before it releases the lease.
+/// Arguments: owner, lease in milliseconds, length of a value.
 const LEASE: &str = r"
 local value = redis.pcall('GET', KEYS[1])
 if not value then
@@ -165,14 +161,14 @@ local verdict = redis.pcall('GETRANGE', KEYS[2], 0, ARGV[3])
 if type(verdict) ~= 'string' then verdict = '' end
 return {value == ARGV[1] and 1 or 0, verdict, redis.call('PTTL', KEYS[2])}";
 
-/// The state of a lease after a try for it.
+/// The state of a lease after an attempt to get it.
 enum LeaseState {
     Ours,
     Others,
     Known { verdict: CachedVerdict, leased: bool },
 }
 
-/// Deletes a lease that is still its owner's.
+/// Deletes a lease if the owner still holds it.
 const RELEASE: &str =
     "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0";
 
@@ -180,7 +176,7 @@ impl VerdictCache for RedisCache {
     async fn get(&self, key: &VerdictKey<'_>) -> Result<Option<CachedVerdict>, CacheError> {
         let name = self.verdict_name(key);
         let mut commands = redis::pipe();
-        // Reads one byte more than a value has, and no more, however long the value in Redis is.
+        // Reads one byte more than a valid value has, even if the value in Redis is longer.
         commands.cmd("GETRANGE").arg(&name).arg(0).arg(StoredVerdict::LENGTH);
         commands.cmd("PTTL").arg(&name);
         let answers = self.redis.query(Access::ReadVerdict, commands).await.map_err(CacheError::new)?;
@@ -227,7 +223,7 @@ impl VerdictCache for RedisCache {
                 Ok(LeaseState::Ours) => return MayAsk::UnderLease(owner),
                 Err(_) => return MayAsk::Freely,
             }
-            // A random part, at least a half, so that the replicas do not look all at once.
+            // Waits for a random part of the pause, at least half, so that the replicas do not look simultaneously.
             let part = 128 + u32::from(*jitter.next().unwrap_or(&0)) / 2;
             let wait = pause * part / 256;
             if started.elapsed() + wait >= lease {
@@ -247,7 +243,7 @@ impl VerdictCache for RedisCache {
 }
 
 impl fmt::Debug for RedisCache {
-    // Without the secret.
+    // Omits the secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisCache")
             .field("redis", &self.redis)

@@ -25,9 +25,9 @@ impl StoredVerdict {
     const CONTENT_LENGTH: usize = 18;
     pub(super) const LENGTH: usize = Self::CONTENT_LENGTH + 32;
 
-    /// The verdict at this time since the Unix epoch, unless its time is over.
+    /// Returns the verdict as of `now`, the time since the Unix epoch, unless it has expired.
     pub(super) fn at(&self, now: Duration, key: &VerdictKey<'_>) -> Option<CachedVerdict> {
-        // A clock that is behind must not lengthen the time to live.
+        // A clock that is behind must not extend the time to live.
         let longest = self.expires_at.saturating_sub(self.checked_at);
         let left = self.expires_at.saturating_sub(millis(now)).min(longest);
         let checked_at = UNIX_EPOCH.checked_add(Duration::from_millis(self.checked_at))?;
@@ -46,7 +46,7 @@ impl Seal {
         Self(Hmac::new_from_slice(secret).expect("any length"))
     }
 
-    /// The parts have fixed lengths but for the scope, which comes last.
+    /// All parts except the scope have fixed lengths, and the scope comes last.
     fn over(&self, key: &VerdictKey<'_>, content: &[u8]) -> Hmac<Sha256> {
         self.0
             .clone()
@@ -71,7 +71,7 @@ impl Seal {
         bytes
     }
 
-    /// Opens a value that was closed under this key with this secret. All else is `None`.
+    /// Opens a value that was sealed under this key with this secret. Returns `None` for anything else.
     pub(super) fn open(&self, key: &VerdictKey<'_>, bytes: &[u8]) -> Option<StoredVerdict> {
         let bytes: &[u8; StoredVerdict::LENGTH] = bytes.try_into().ok()?;
         let (content, seal) = bytes.split_first_chunk::<{ StoredVerdict::CONTENT_LENGTH }>()?;

@@ -1,4 +1,4 @@
-//! The cache that is made of two.
+//! A cache made of two caches.
 
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use crate::device_check::cache::verdict_cache::{MayAsk, VerdictCache};
 use crate::device_check::cache::{cached_verdict::CachedVerdict, verdict_key::VerdictKey};
 use crate::{gate::observer::CacheError, replay::owner::Owner};
 
-/// A near cache in front of a far one: a verdict found in the far cache is put into the near one for the
-/// time that it has left.
+/// A near cache in front of a far one. A verdict found in the far cache is copied to the near cache for the rest of its
+/// time to live.
 #[derive(Clone, Debug)]
 pub struct Tiered<Near, Far> {
     near: Near,
@@ -17,7 +17,7 @@ pub struct Tiered<Near, Far> {
 }
 
 impl<Near, Far> Tiered<Near, Far> {
-    /// `near`, usually a `MemoryCache`, in front of `far`, usually a cache shared by replicas.
+    /// Puts `near`, usually a `MemoryCache`, in front of `far`, usually a cache shared by replicas.
     #[must_use]
     pub const fn new(near: Near, far: Far) -> Self {
         Self { near, far }
@@ -29,7 +29,7 @@ impl<Near: VerdictCache, Far: VerdictCache> VerdictCache for Tiered<Near, Far> {
         self.near.peek(key).or_else(|| self.far.peek(key))
     }
 
-    /// Searches the near cache first. Its error is passed over if the far one has the verdict.
+    /// Searches the near cache first. An error of the near cache is ignored if the far cache has the verdict.
     async fn get(&self, key: &VerdictKey<'_>) -> Result<Option<CachedVerdict>, CacheError> {
         let near = self.near.get(key).await;
         if let Ok(Some(_)) = near {
@@ -38,24 +38,24 @@ impl<Near: VerdictCache, Far: VerdictCache> VerdictCache for Tiered<Near, Far> {
         let Some(found) = self.far.get(key).await? else {
             return near;
         };
-        // The verdict is worth more than an error of the near cache.
+        // The verdict matters more than an error of the near cache.
         let _ = self.near.put(key, found).await;
         Ok(Some(found))
     }
 
-    /// Puts into both at the same time. The far cache's error comes before the near one's.
+    /// Stores the verdict in both caches at the same time. If both fail, returns the far cache's error.
     async fn put(&self, key: &VerdictKey<'_>, verdict: CachedVerdict) -> Result<(), CacheError> {
         // A slow near cache must not keep the verdict from the far one.
         let (near, far) = join(self.near.put(key, verdict), self.far.put(key, verdict)).await;
         far.and(near)
     }
 
-    /// The far cache's deadline: requests hardly wait for the near one.
+    /// Returns the far cache's deadline, because requests hardly wait for the near cache.
     fn deadline(&self) -> Duration {
         self.far.deadline()
     }
 
-    /// The far cache's lease: other processes share it.
+    /// Tries to get the far cache's lease, because other processes share the far cache.
     async fn lease(&self, key: &VerdictKey<'_>) -> MayAsk {
         let may_ask = self.far.lease(key).await;
         if let MayAsk::NoNeed(found) = may_ask {

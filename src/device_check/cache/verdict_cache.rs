@@ -7,15 +7,15 @@ use futures_util::future::BoxFuture;
 use crate::device_check::cache::{cached_verdict::CachedVerdict, verdict_key::VerdictKey};
 use crate::{gate::observer::CacheError, replay::owner::Owner};
 
-/// Remembers verdicts: `MemoryCache` in the process, `RedisCache` between processes,
-/// [`Tiered`](crate::cache::Tiered) both.
+/// A cache of verdicts: `MemoryCache` in the process, `RedisCache` shared by processes,
+/// [`Tiered`](crate::cache::Tiered) for both.
 ///
-/// The layer puts only verdicts, never the lack of one. A cache that fails counts as empty. Under tokio, so
-/// does a cache that takes longer than its [deadline](Self::deadline).
+/// The layer stores only verdicts, never failures. A cache that fails counts as empty. Under tokio, so does a cache
+/// that exceeds its [deadline](Self::deadline).
 ///
 /// # Danger
 ///
-/// A cache decides who is admitted: the layer believes every verdict that it finds.
+/// A cache decides which requests are admitted: the layer believes every verdict that it finds in the cache.
 ///
 /// ```
 /// use std::{collections::HashMap, sync::Mutex, time::Instant};
@@ -55,64 +55,63 @@ pub trait VerdictCache: Send + Sync + 'static {
     /// Looks into this process's memory only. The layer calls this for every request, so it must not block.
     /// Default: `None`.
     ///
-    /// `key` may hold a text that is no canonical token, and a cache should answer only if it was given a
-    /// verdict for exactly this text. The layer checks the syntax of the text before it admits on what a
-    /// cache finds. It skips that check for what a `MemoryCache` finds, alone or in a
-    /// [`Tiered`](crate::cache::Tiered), because that compares the whole text.
+    /// The text in `key` may not be a canonical token. A cache should answer only if it has a verdict for exactly this
+    /// text. The layer checks the syntax of the text before it admits a request on a cache's verdict. It skips this
+    /// check for verdicts of a `MemoryCache`, alone or in a [`Tiered`](crate::cache::Tiered), because a `MemoryCache`
+    /// compares the whole text.
     fn peek(&self, key: &VerdictKey<'_>) -> Option<CachedVerdict> {
         let _ = key;
         None
     }
 
-    /// Looks everywhere, also where [`peek`](Self::peek) looks. The answer holds the rest of the verdict's
-    /// time to live.
+    /// Looks in the whole cache, including the memory that [`peek`](Self::peek) searches. The answer holds the rest of
+    /// the verdict's time to live.
     ///
-    /// The layer calls this once for all concurrent requests with the same token to its services.
+    /// The layer calls this once for all concurrent requests to its services with the same token.
     ///
     /// # Errors
     ///
-    /// If the cache does not know. The request goes on as if the cache were empty.
+    /// Returns an error if the lookup fails. The request continues as if the cache were empty.
     fn get(
         &self,
         key: &VerdictKey<'_>,
     ) -> impl Future<Output = Result<Option<CachedVerdict>, CacheError>> + Send;
 
-    /// Keeps a verdict for its time to live, counted from now.
+    /// Stores a verdict for its time to live, counted from now.
     ///
     /// A cache must be bounded, and a flood of refused tokens should not displace genuine ones.
     ///
     /// # Errors
     ///
-    /// If the verdict could not be kept. The request goes on.
+    /// Returns an error if the verdict could not be stored. The request continues.
     fn put(
         &self,
         key: &VerdictKey<'_>,
         verdict: CachedVerdict,
     ) -> impl Future<Output = Result<(), CacheError>> + Send;
 
-    /// The time that one request waits for this cache in all. [`get`](Self::get), before Apple is asked, has
-    /// all of it; [`put`](Self::put) and [`release`](Self::release), afterwards, have the rest. Each step
-    /// gets a second of it at most. Default: 2 seconds.
+    /// The total time that one request waits for this cache. [`get`](Self::get), before the call to Apple, may use all
+    /// of it; [`put`](Self::put) and [`release`](Self::release), afterwards, may use the rest. Each step gets at most
+    /// one second. Default: 2 seconds.
     ///
-    /// If no time is left, the layer polls the future of a `put` once and drops it. A shared cache should
-    /// spawn its write, so that the verdict is stored all the same. The time in [`lease`](Self::lease) does
-    /// not count.
+    /// If no time is left, the layer polls the future of a `put` once and drops it. A shared cache should spawn its
+    /// write, so that the verdict is stored nevertheless. The time spent in [`lease`](Self::lease) does not count.
     fn deadline(&self) -> Duration {
         Duration::from_secs(2)
     }
 
-    /// Decides whether this process asks Apple about a token that the cache does not know, for caches that
-    /// let only one of several processes ask at a time. Default: [`MayAsk::Freely`].
+    /// Decides whether this process asks Apple about a token that the cache does not know. This is for caches that let
+    /// only one of several processes ask at a time. Default: [`MayAsk::Freely`].
     ///
-    /// The layer calls this as often as [`get`](Self::get). It may wait for the verdict of another process,
-    /// but must end by itself. After a failure this process must be let ask. A lease must end by itself,
-    /// because its holder may die or all of its requests may go away.
+    /// The layer calls this as often as [`get`](Self::get). The future may wait for the verdict of another process, but
+    /// must end by itself. If the cache fails, the answer must let this process ask. A lease must expire by itself,
+    /// because its holder may die, or all clients of its requests may disconnect.
     fn lease(&self, key: &VerdictKey<'_>) -> impl Future<Output = MayAsk> + Send {
         let _ = key;
         std::future::ready(MayAsk::Freely)
     }
 
-    /// Gives back a [lease](MayAsk::UnderLease) of this owner, after the verdict was put or Apple gave none.
+    /// Gives back a [lease](MayAsk::UnderLease) of this owner, after the verdict was stored or Apple gave none.
     /// Default: does nothing.
     fn release(&self, key: &VerdictKey<'_>, owner: Owner) -> impl Future<Output = ()> + Send {
         let _ = (key, owner);
@@ -146,16 +145,16 @@ impl<C: VerdictCache> VerdictCache for Arc<C> {
     }
 }
 
-/// The answer to whether this process may ask Apple about a token.
+/// Whether this process may ask Apple about a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(
     clippy::exhaustive_enums,
     reason = "either there is a verdict or this process asks, with a lease or without"
 )]
 pub enum MayAsk {
-    /// This process may ask, and has nothing to give back.
+    /// This process may ask, and holds no lease.
     Freely,
-    /// This process may ask, and [gives the lease back](VerdictCache::release) afterwards.
+    /// This process may ask, and must [give the lease back](VerdictCache::release) afterwards.
     UnderLease(Owner),
     /// This process need not ask: another one has asked, and this is the verdict.
     NoNeed(CachedVerdict),
@@ -164,7 +163,7 @@ pub enum MayAsk {
 /// A step of a cache, boxed.
 type CacheStep<'a, T> = BoxFuture<'a, Result<T, CacheError>>;
 
-/// The twin of [`VerdictCache`] that can be a trait object.
+/// The dyn-safe twin of [`VerdictCache`].
 pub(crate) trait ErasedCache: Send + Sync {
     fn peek(&self, key: &VerdictKey<'_>) -> Option<CachedVerdict>;
     fn get<'a>(&'a self, key: &'a VerdictKey<'_>) -> CacheStep<'a, Option<CachedVerdict>>;

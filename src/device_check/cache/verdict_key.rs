@@ -5,10 +5,9 @@ use std::fmt;
 use crate::apple::token::DeviceToken;
 use crate::gate::{credential::TokenDigest, routing::Environment};
 
-/// The key of a verdict: a token, the environment that was asked, and the scope of the credentials that
-/// asked.
+/// The key of a verdict: the token, the environment that was asked, and the scope of the credentials.
 ///
-/// A verdict for one scope or environment says nothing about another, so a cache must tell them apart.
+/// A verdict for one scope or environment says nothing about another, so a cache must keep them apart.
 #[derive(Clone, Copy)]
 pub struct VerdictKey<'a> {
     scope: &'a str,
@@ -18,18 +17,18 @@ pub struct VerdictKey<'a> {
 }
 
 impl<'a> VerdictKey<'a> {
-    /// The key of `token`'s verdict.
+    /// Makes the key of the verdict about `token`.
     #[must_use]
     pub fn new(scope: &'a str, environment: Environment, token: &'a DeviceToken) -> Self {
         Self::of_text(scope, environment, token.as_bytes())
     }
 
-    /// The key for a text that may not be a token.
+    /// Makes the key for a text that may not be a token.
     pub(crate) const fn of_text(scope: &'a str, environment: Environment, text: &'a [u8]) -> Self {
         Self { scope, environment, text, digest: None }
     }
 
-    /// The same key, with the text's digest, which is then not computed again.
+    /// Adds the text's digest, so that it is not computed again.
     pub(crate) const fn with_digest(mut self, digest: TokenDigest) -> Self {
         self.digest = Some(digest);
         self
@@ -47,14 +46,14 @@ impl<'a> VerdictKey<'a> {
         self.environment
     }
 
-    /// The token's SHA-256. The layer computes it once for all methods of a cache but
-    /// [`peek`](crate::cache::VerdictCache::peek): there, each call of this computes it.
+    /// The token digest, its SHA-256. The layer computes it once for all methods of a cache except
+    /// [`peek`](crate::cache::VerdictCache::peek). In `peek`, each call of `digest` computes it.
     #[must_use]
     pub fn digest(&self) -> TokenDigest {
         self.digest.unwrap_or_else(|| TokenDigest::of(self.text))
     }
 
-    /// The text itself, which is a secret if it is a token.
+    /// The text. It is a secret if it is a token.
     #[cfg(feature = "memory-cache")]
     pub(super) const fn text(&self) -> &'a [u8] {
         self.text
@@ -62,7 +61,7 @@ impl<'a> VerdictKey<'a> {
 }
 
 impl fmt::Debug for VerdictKey<'_> {
-    // Without the token itself.
+    // Omits the token.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("VerdictKey")
             .field("scope", &self.scope)

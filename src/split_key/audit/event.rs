@@ -13,8 +13,8 @@ use crate::split_key::{limits::Limit, rejection::SplitKeyRejection, store::Split
 pub enum SplitKeyOutcome {
     /// The request reaches the inner service with the key.
     Opened,
-    /// The request reaches the inner service with a key that retires soon: the client has not moved to the
-    /// new split yet.
+    /// The request reaches the inner service with a key that retires soon: the client has not yet moved to the new
+    /// split.
     OpenedRetiring,
     /// The request has no client part, or no project id.
     Missing,
@@ -33,7 +33,7 @@ pub enum SplitKeyOutcome {
     /// The key is blocked for a while because its use is suspicious. The store was not asked.
     #[non_exhaustive]
     Blocked {
-        /// The time until its release.
+        /// The time until the block ends.
         retry_after: Duration,
     },
     /// The store failed.
@@ -63,8 +63,8 @@ impl SplitKeyOutcome {
         }
     }
 
-    /// The rejection of the request; `None` if it reaches the inner service. Where the store failed, the time to come
-    /// back differs from call to call.
+    /// The rejection of the request; `None` if the request reaches the inner service. If the store failed, the waiting
+    /// time is random and differs from call to call.
     pub(crate) fn rejection(&self) -> Option<SplitKeyRejection> {
         Some(match self {
             Self::Opened | Self::OpenedRetiring => return None,
@@ -101,8 +101,8 @@ impl SplitKeyEvent {
         self.outcome
     }
 
-    /// The project id as the client sent it, 1 to 128 visible ASCII characters. Untrusted unless
-    /// [`provider`](Self::provider) is `Some`. `None` if the client sent none.
+    /// The project id as the client sent it: 1 to 128 visible ASCII characters, or `None` if the client sent none. The
+    /// id is untrusted unless [`provider`](Self::provider) is `Some`.
     #[must_use]
     pub fn project(&self) -> Option<&str> {
         self.project.as_deref()
@@ -132,7 +132,7 @@ impl SplitKeyEvent {
         self.error.as_ref()
     }
 
-    /// When the request arrived.
+    /// The time at which the request arrived.
     #[must_use]
     pub const fn at(&self) -> SystemTime {
         self.started.wall
@@ -149,13 +149,13 @@ impl SplitKeyEvent {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SuspicionKind {
-    /// One client part was used with more device tokens than the threshold, within one window.
+    /// Within one window, one client part was used with more device tokens than the threshold.
     ManyDevices,
-    /// One split was refused more often than the threshold, within one window.
+    /// Within one window, one split was refused more often than the threshold.
     ManyRefusals,
-    /// The right client part of a retired key is in use. Reported once in a window.
+    /// The right client part of a retired key is in use. Reported once per window.
     RetiredPart,
-    /// The right client part of a revoked key is in use. Reported once in a window.
+    /// The right client part of a revoked key is in use. Reported once per window.
     RevokedPart,
 }
 
@@ -206,7 +206,7 @@ impl SuspiciousUse {
         self.device
     }
 
-    /// The time for which the split is blocked from now on; `None` if it is not.
+    /// The time for which the split is blocked from now on; `None` if it is not blocked.
     #[must_use]
     pub const fn blocked_for(&self) -> Option<Duration> {
         self.blocked_for

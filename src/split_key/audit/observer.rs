@@ -7,18 +7,18 @@ use tracing::{Level, event};
 use crate::gate::observer::{Chain, TARGET};
 use crate::split_key::audit::event::{SplitKeyEvent, SplitKeyOutcome, SuspiciousUse};
 
-/// Observes every use of a key, and uses that look suspicious.
+/// An observer of every use of a key, and of suspicious uses.
 ///
-/// The layer calls it on the task that serves the request, so it must not block. The layer does not report
-/// CORS preflights, nor requests whose clients go away while the key is looked up.
+/// The layer calls the observer on the task that serves the request, so the observer must not block. The layer does not
+/// report CORS preflights, nor requests whose clients disconnect while the key is looked up.
 /// [`TracingSplitKeyObserver`] is the default. To keep it beside another observer, give the layer both:
 /// `with_observer((TracingSplitKeyObserver, usage_log))`.
 #[diagnostic::on_unimplemented(note = "implement `used`")]
 pub trait SplitKeyObserver: Send + Sync + 'static {
-    /// A request got its key, or was refused.
+    /// Reports that a request got its key or was refused.
     fn used(&self, event: &SplitKeyEvent);
 
-    /// The use of a key is suspicious. Default: does nothing.
+    /// Reports a suspicious use of a key. Default: does nothing.
     fn suspicious(&self, event: &SuspiciousUse) {
         let _ = event;
     }

@@ -8,10 +8,10 @@ use crate::runtime::{Instant, later, lock};
 use crate::split_key::audit::event::{SplitKeyEvent, SplitKeyOutcome, SuspicionKind, SuspiciousUse};
 use crate::split_key::metadata::SplitId;
 
-/// The rules for suspicious uses, and whether a suspicion leads to more than an event.
+/// The rules for suspicious uses, and whether a suspicion also blocks the split.
 ///
-/// A window begins with the first use and does not slide, so that up to twice the threshold may pass
-/// unnoticed around its end. Each process counts for itself.
+/// A window begins with the first use and does not slide, so up to twice the threshold may pass unnoticed around its
+/// end. Each process counts separately.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Suspicion {
@@ -22,43 +22,43 @@ pub struct Suspicion {
 }
 
 impl Suspicion {
-    /// Windows of 10 minutes; more than 1,000 devices, or more than 100 refusals; nothing is blocked.
+    /// Makes the default rules: windows of 10 minutes, thresholds of 1,000 device tokens and 100 refusals, no blocking.
     pub const fn new() -> Self {
         Self { window: Duration::from_secs(10 * 60), devices: 1_000, refusals: 100, block: None }
     }
 
-    /// The time within which uses are counted. Default: 10 minutes.
+    /// Sets the length of a window. Default: 10 minutes.
     pub const fn with_window(mut self, window: Duration) -> Self {
         self.window = window;
         self
     }
 
-    /// The most device tokens with which one client part may be used within a window. Default: 1,000.
+    /// Sets the most device tokens with which one client part may be used within a window. Default: 1,000.
     ///
-    /// Apple does not tell devices apart: a device has another token each time that its app asks for one. A
-    /// client part that is the same in every copy of an app is used with as many tokens as the app has active
-    /// devices, or more. Set the threshold to what is usual for yours. Each process remembers 8 bytes of each
+    /// A device token does not identify a device: a device gets a new token each time that its app asks for one. If
+    /// every copy of an app has the same client part, the client part is used with at least as many tokens as the app
+    /// has active devices. Set the threshold to the usual number for your app. Each process remembers 8 bytes of each
     /// token, for up to 20,000 splits.
     pub const fn with_max_devices(mut self, devices: usize) -> Self {
         self.devices = devices;
         self
     }
 
-    /// The most refusals of one split within a window: for an unknown or a wrong client part, a retired or
-    /// revoked key, or a limit. Default: 100.
+    /// Sets the most refusals of one split within a window. They count if the client part is unknown or wrong, the key
+    /// is retired or revoked, or a limit is not met. Default: 100.
     pub const fn with_max_refusals(mut self, refusals: u32) -> Self {
         self.refusals = refusals;
         self
     }
 
-    /// Answers every use of a split with [`Blocked`](crate::split_key::SplitKeyRejection::Blocked) for this
-    /// long after a threshold was passed. Then the split is released, and counting begins anew. Default:
-    /// nothing is blocked.
+    /// Blocks a split for this time after a threshold was exceeded: the layer answers every use of the split with
+    /// [`Blocked`](crate::split_key::SplitKeyRejection::Blocked). Then the block ends, and counting starts again.
+    /// Default: no blocking.
     ///
     /// # Danger
     ///
-    /// Split ids are no secret to the users of an app. Anyone who can send requests from a genuine device can
-    /// have a split blocked, for all of its users.
+    /// Split ids are not secret from the users of an app. Anyone who can send requests from a genuine device can get a
+    /// split blocked, for all of its users.
     pub const fn with_blocking(mut self, duration: Duration) -> Self {
         self.block = Some(duration);
         self
@@ -71,7 +71,7 @@ impl Default for Suspicion {
     }
 }
 
-/// The most splits of the store that are watched at the same time, and the most others.
+/// The most splits of the store that are watched at the same time, and also the most other splits.
 const MAX_SPLITS: usize = 10_000;
 
 /// Counts uses by the rules of a [`Suspicion`].
@@ -80,7 +80,8 @@ pub(crate) struct Watch {
     watched: Mutex<Watched>,
 }
 
-/// Splits that clients made up are kept apart, so that a flood of them displaces no split of the store.
+/// The watched splits. Splits that clients made up are kept separately, so that a flood of them displaces no split of
+/// the store.
 #[derive(Default)]
 struct Watched {
     known: WatchedSplits,
@@ -90,11 +91,11 @@ struct Watched {
 #[derive(Default)]
 struct WatchedSplits {
     by_key: HashMap<(Arc<str>, SplitId), WatchedSplit>,
-    /// The time of the last search for windows that have ended, which looks at all of them.
+    /// The time of the last search for ended windows. A search scans all windows.
     searched: Option<Instant>,
 }
 
-/// The time between two such searches: a flood of made-up splits must not make each use as dear as a search.
+/// The shortest time between two such searches, so that a flood of made-up splits does not cost a search for each use.
 const SEARCH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The uses of one split within one window.
@@ -110,9 +111,9 @@ struct WatchedSplit {
     ends: Instant,
 }
 
-/// The answer about a split that is blocked.
+/// A split that is blocked.
 pub(crate) struct BlockedSplit {
-    /// The time until its release, in whole seconds.
+    /// The time until the block ends, in whole seconds.
     pub(crate) left: Duration,
     pub(crate) provider: Option<Arc<str>>,
 }
@@ -140,7 +141,7 @@ impl Watch {
         })
     }
 
-    /// Counts a use, and says what is suspicious about it.
+    /// Counts a use, and returns the suspicions about it.
     pub(crate) fn note(&self, event: &SplitKeyEvent) -> Vec<SuspiciousUse> {
         let (Some(project), Some(metadata)) = (&event.project, event.metadata) else {
             return Vec::new();
@@ -153,7 +154,7 @@ impl Watch {
             | SplitKeyOutcome::Retired
             | SplitKeyOutcome::Revoked
             | SplitKeyOutcome::LimitNotMet(_) => true,
-            // The other outcomes are the server's own doing, or say nothing about a split.
+            // The other outcomes are caused by the server, or say nothing about a split.
             _ => return Vec::new(),
         };
         let now = event.started.monotonic;
@@ -185,7 +186,7 @@ impl Watch {
 }
 
 impl WatchedSplits {
-    /// The window in which `now` is, perhaps a new one. `None` if too many other splits are watched.
+    /// Returns the window of `now`, perhaps a new one. Returns `None` if too many other splits are watched.
     fn current(
         &mut self,
         key: (Arc<str>, SplitId),
@@ -220,7 +221,7 @@ impl WatchedSplits {
 }
 
 impl WatchedSplit {
-    /// Counts one use, and says what is suspicious and was not reported in this window.
+    /// Counts one use, and returns the suspicions that were not yet reported in this window.
     fn count(&mut self, event: &SplitKeyEvent, refused: bool, rules: &Suspicion) -> Vec<SuspicionKind> {
         self.provider.clone_from(&event.provider);
         let mut kinds = Vec::new();

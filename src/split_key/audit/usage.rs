@@ -33,7 +33,7 @@ pub struct UsageLog {
 
 #[derive(Default)]
 struct Tallies {
-    /// Days since 1970-01-01 come first in the key, so that the first entry is of the oldest day.
+    /// The day (days since 1970-01-01) comes first in the key, so that the first entry belongs to the oldest day.
     entries: BTreeMap<(u64, Arc<str>, SplitId), Tally>,
     unattributed: u64,
     dropped: u64,
@@ -53,14 +53,14 @@ struct Tally {
 }
 
 impl UsageLog {
-    /// A log of 10,000 entries.
+    /// Makes a log of at most 10,000 entries.
     #[must_use]
     pub fn new() -> Self {
         Self::with_capacity(10_000)
     }
 
-    /// A log of `capacity` entries, at least one. Each entry is for one project, split and day. A full log
-    /// drops an entry of the oldest day for each new one.
+    /// Makes a log of at most `capacity` entries, and at least one. Each entry is for one project, split and day. A
+    /// full log drops an entry of the oldest day for each new entry.
     #[must_use]
     pub fn with_capacity(capacity: usize) -> Self {
         Self { capacity, tallies: Mutex::default() }
@@ -82,9 +82,9 @@ impl UsageLog {
     ///
     /// * `opened` includes `opened_retiring`, the uses of a key that retires soon.
     /// * `limited` counts refusals for a limit, `refused` all other refusals.
-    /// * `last_used` is when the key was last opened on that day, in seconds since 1970, or 0.
-    /// * `unattributed` counts uses of splits that the store does not have, `dropped` the uses in dropped
-    ///   entries, both since the start of the process.
+    /// * `last_used` is the time at which the key was last opened on that day, in seconds since 1970, or 0.
+    /// * `unattributed` counts uses of splits that the store does not have. `dropped` counts the uses in dropped
+    ///   entries. Both count from the start of the process.
     #[must_use]
     pub fn to_json(&self) -> String {
         let tallies = lock(&self.tallies);
@@ -102,7 +102,7 @@ impl UsageLog {
             unattributed: tallies.unattributed,
             dropped: tallies.dropped,
         };
-        // Only a map whose keys are no strings could fail, and the report has no map.
+        // Serialization fails only for a map with keys that are not strings, and the report has no map.
         serde_json::to_string(&report).unwrap_or_default()
     }
 }
@@ -138,7 +138,7 @@ impl SplitKeyObserver for UsageLog {
             _ => tally.refused += 1,
         }
         if tallies.entries.len() > self.capacity {
-            // The entry just used stays, or a busy key could remain without one.
+            // The entry just used stays. Otherwise a busy key could be left without an entry.
             let oldest = tallies.entries.keys().find(|other| **other != key).cloned();
             if let Some(gone) = oldest.and_then(|oldest| tallies.entries.remove(&oldest)) {
                 tallies.dropped += gone.opened + gone.refused + gone.limited + gone.blocked;
