@@ -223,6 +223,18 @@ impl<M: BodyMode> DeviceCheckLayer<M> {
         })
     }
 
+    /// Lets a genuine verdict that has expired count for this much longer, while the verifier
+    /// [knows that Apple is down](crate::VerifyError::is_known_outage) and does not ask. The device has the evidence
+    /// [`STALE`](crate::Evidence::STALE). Refused verdicts are never used so, and a layer with single use has no
+    /// verdicts. The cache keeps genuine verdicts for this much longer. Default: zero, which uses none.
+    ///
+    /// # Danger
+    ///
+    /// During an outage, an attacker who has captured a token can use it for this much longer.
+    pub fn with_stale_verdicts(self, time: Duration) -> Self {
+        self.with_settings(|settings| settings.stale_time = time)
+    }
+
     /// Sets whether the layer keeps rejected requests from the inner service or only reports them. Default:
     /// [`Enforcement::Enforce`].
     ///

@@ -222,7 +222,7 @@ pub mod testing;
 pub use self::apple::CredentialsWatch;
 #[cfg(feature = "_apple")]
 pub use self::apple::{
-    AppleClient, AppleClientBuilder, Bits, BitsError, BitsErrorKind, ClientError, Credentials,
+    AppleClient, AppleClientBuilder, Availability, Bits, BitsError, BitsErrorKind, ClientError, Credentials,
     CredentialsError, HttpTransport, TransportError,
 };
 pub use self::apple::{DeviceToken, Verdict};

@@ -12,7 +12,10 @@ pub(crate) use tokio::time::Instant;
 pub(crate) use web_time::Instant;
 
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicU8, Ordering},
+};
 use std::{future::poll_fn, pin::pin, task::Poll, time::Duration};
 
 use futures_util::future::BoxFuture;
@@ -88,6 +91,34 @@ pub(crate) const fn date(days: u64) -> (u64, u64, u64) {
     let month = (months_since_march + 2) % 12 + 1;
     let year = era * 400 + year_of_era + (month <= 2) as u64;
     (year, month, day_of_year - (153 * months_since_march + 2) / 5 + 1)
+}
+
+/// A computation and those that wait for it: whether anybody does, and whether it must finish all the same.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Attendance(Arc<AtomicU8>);
+
+impl Attendance {
+    const MUST_FINISH: u8 = 1;
+    const DESERTED: u8 = 2;
+
+    /// The computation has gone so far that it must finish, even if all that wait for it leave.
+    pub(crate) fn must_finish(&self) {
+        self.0.fetch_or(Self::MUST_FINISH, Ordering::AcqRel);
+    }
+
+    /// All that waited for the computation have left. Returns whether it must finish all the same.
+    pub(crate) fn desert(&self) -> bool {
+        self.0.fetch_or(Self::DESERTED, Ordering::AcqRel) & Self::MUST_FINISH != 0
+    }
+
+    /// Somebody waits for it again.
+    pub(crate) fn join(&self) {
+        self.0.fetch_and(!Self::DESERTED, Ordering::AcqRel);
+    }
+
+    pub(crate) fn is_deserted(&self) -> bool {
+        self.0.load(Ordering::Acquire) & Self::DESERTED != 0
+    }
 }
 
 /// The time limit passed before the future was done.

@@ -7,6 +7,7 @@ use http::{Request, Response, Uri, uri::Scheme};
 use tower_service::Service;
 
 use crate::BoxError;
+use crate::apple::breaker::{Availability, Breaker, Listener, RetryBudget};
 use crate::apple::call::{Caller, Endpoints};
 use crate::apple::transport::{ErasedTransport, ServiceTransport};
 use crate::apple::{
@@ -38,6 +39,7 @@ impl AppleClient {
             in_flight_limit: 256,
             waiting_limit: 4096,
             retry: true,
+            listener: None,
         }
     }
 }
@@ -55,6 +57,7 @@ pub struct AppleClientBuilder {
     in_flight_limit: usize,
     waiting_limit: usize,
     retry: bool,
+    listener: Option<Listener>,
 }
 
 impl AppleClientBuilder {
@@ -121,6 +124,16 @@ impl AppleClientBuilder {
         self
     }
 
+    /// Sets a listener that is told whenever calls to one of Apple's two servers begin to fail at once, or are made again.
+    /// It runs on the task of a call, so it must not block. Default: none. The log has the same at level DEBUG.
+    pub fn on_availability(
+        mut self,
+        listener: impl Fn(Environment, Availability) + Send + Sync + 'static,
+    ) -> Self {
+        self.listener = Some(Arc::new(listener));
+        self
+    }
+
     #[cfg(test)]
     pub(super) fn url(&self, environment: Environment) -> &str {
         match environment {
@@ -158,9 +171,11 @@ impl AppleClientBuilder {
             transport,
             attempt_timeout: self.attempt_timeout,
             total_timeout: self.total_timeout,
-            limit: CallLimit::new(self.in_flight_limit, self.waiting_limit),
+            limit: CallLimit::new(self.in_flight_limit, self.waiting_limit, self.total_timeout),
             retry: self.retry,
+            retry_budget: RetryBudget::default(),
             refusals: Refusals::default(),
+            breaker: Breaker::new(self.listener),
         };
         Ok(AppleClient { caller: Arc::new(caller) })
     }

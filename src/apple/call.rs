@@ -12,12 +12,16 @@ use crate::apple::task::{self, Driven, Interest};
 use crate::apple::transport::{self, ErasedTransport};
 use crate::apple::wire::{self, Answer, Class, Operation};
 use crate::apple::{
-    credentials::Credentials, limit::CallLimit, provider_token::ProviderToken, refusals::Refusals,
+    breaker::{Availability, Breaker, Pass, RetryBudget},
+    credentials::Credentials,
+    limit::{CallLimit, TurnedAway},
+    provider_token::ProviderToken,
+    refusals::Refusals,
     token::DeviceToken,
 };
 use crate::gate::error::{VerifyError, impl_error};
 use crate::gate::{observer::TARGET, routing::Environment};
-use crate::runtime::{Instant, SystemTime, Timestamp, lock, within};
+use crate::runtime::{Attendance, Instant, SystemTime, Timestamp, later, lock, within};
 
 /// The state that a call needs. All clones of an [`AppleClient`](crate::AppleClient) share one.
 pub(super) struct Caller {
@@ -31,7 +35,23 @@ pub(super) struct Caller {
     pub(super) total_timeout: Duration,
     pub(super) limit: CallLimit,
     pub(super) retry: bool,
+    pub(super) retry_budget: RetryBudget,
     pub(super) refusals: Refusals,
+    pub(super) breaker: Breaker,
+}
+
+/// The beginning of a check, and those that wait for it.
+#[derive(Clone, Debug)]
+pub(crate) struct Check {
+    /// The total timeout counts from here.
+    pub(crate) started: Instant,
+    pub(crate) attendance: Attendance,
+}
+
+impl Check {
+    pub(crate) fn new() -> Self {
+        Self { started: Instant::now(), attendance: Attendance::default() }
+    }
 }
 
 /// The URLs of one environment.
@@ -52,40 +72,58 @@ impl Caller {
         operation: Operation,
         token: &DeviceToken,
         environment: Environment,
+        check: Check,
     ) -> Result<Option<Bytes>, VerifyError> {
-        let started = Instant::now();
-        if let Some(answer) = self.refusals.hold(environment, started) {
+        let now = Instant::now();
+        if let Some(answer) = self.refusals.hold(environment, now) {
             return answer.into_error().map_or(Ok(None), Err);
         }
-        let (caller, token) = (Arc::clone(self), token.clone());
+        let pass = self.breaker.admit(environment, now)?;
+        let (caller, token, attendance) = (Arc::clone(self), token.clone(), check.attendance.clone());
         let call = |interest, driven| async move {
-            caller.run(operation, &token, environment, started, &interest, driven).await
+            caller.run(operation, &token, environment, check, pass, &interest, driven).await
         };
         let stopped = |_| VerifyError::unavailable("the runtime of the call to Apple was shut down");
-        task::run(call).await.map_err(stopped)?
+        task::run(attendance, call).await.map_err(stopped)?
     }
 
+    #[allow(clippy::too_many_arguments, reason = "they are what one call is made of")]
     async fn run(
         &self,
         operation: Operation,
         token: &DeviceToken,
         environment: Environment,
-        started: Instant,
+        check: Check,
+        mut pass: Pass,
         interest: &Interest,
         driven: Driven,
     ) -> Result<Option<Bytes>, VerifyError> {
         let no_answer =
             |reason, source| VerifyError::unavailable(NoAnswer { reason, environment, operation, source });
-        let _slot = within(self.total_timeout, self.limit.acquire(driven))
+        let started = check.started;
+        let until = later(started, self.total_timeout);
+        let left = until.saturating_duration_since(Instant::now());
+        let mut slot = within(left, self.limit.acquire(driven, until))
             .await
             .map_err(|_elapsed| no_answer(TOO_LATE, None))?
-            .map_err(|_full| {
-                VerifyError::unavailable("too many calls to Apple wait for a slot already")
-                    .with_retry_after(Some(Duration::from_secs(3)))
+            .map_err(|turned_away| match turned_away {
+                TurnedAway::QueueFull => {
+                    VerifyError::unavailable("too many calls to Apple wait for a slot already")
+                        .with_retry_after(Some(Duration::from_secs(3)))
+                }
+                TurnedAway::TooLate => {
+                    VerifyError::unavailable("so many calls wait that Apple cannot answer this one in time")
+                }
             })?;
+        if pass == Pass::Regular {
+            // Apple may have gone while this call waited.
+            pass = self.breaker.admit(environment, Instant::now())?;
+        }
         if !interest.commit() {
             return Err(no_answer("the caller has left", None));
         }
+        slot.send(Instant::now());
+        self.retry_budget.call();
         let uri = self.endpoint(operation, environment);
         let mut renewed = None;
         let mut may_retry = self.retry;
@@ -103,15 +141,21 @@ impl Caller {
                 Ok(response) => match wire::read(operation, environment, &response, SystemTime::now) {
                     Ok(body) => {
                         self.refusals.accepted(environment);
+                        self.breaker.answered(environment);
                         return Ok(Some(body));
                     }
                     Err(answer) => Failure::Answer(answer),
                 },
                 Err(failure) => failure,
             };
+            self.note(environment, operation, &failure, Instant::now());
             // After the total timeout, the failure of this attempt says more than "no answer in time".
             let may_go_on = started.elapsed() < self.total_timeout && interest.is_there();
-            if may_retry && may_go_on && failure.is_worth_another_attempt() {
+            if may_retry
+                && may_go_on
+                && failure.is_worth_another_attempt()
+                && self.may_repeat(environment, pass, &failure)
+            {
                 may_retry = false;
                 continue;
             }
@@ -134,6 +178,41 @@ impl Caller {
         }
     }
 
+    /// Tells the breaker of a failed attempt. Only an outage counts: a fault in an answer of status 4xx may be the doing of
+    /// one client's token.
+    fn note(&self, environment: Environment, operation: Operation, failure: &Failure, now: Instant) {
+        match failure {
+            Failure::Answer(answer) => match answer.class {
+                Class::Throttled | Class::Unavailable
+                    if answer.class == Class::Throttled || answer.status.is_server_error() =>
+                {
+                    let error = answer.clone().into_error();
+                    let error = error.unwrap_or_else(|| VerifyError::unavailable(answer.clone()));
+                    self.breaker.failed(environment, &error, answer.retry_after, now);
+                }
+                Class::Unavailable => {}
+                _ => self.breaker.answered(environment),
+            },
+            Failure::NoAnswer { reason, source, was_short, .. } if !was_short => {
+                let source = source.as_ref().map(|source| source.to_string().into());
+                let error = VerifyError::unavailable(NoAnswer { reason, environment, operation, source });
+                self.breaker.failed(environment, &error, None, now);
+            }
+            Failure::NoAnswer { .. } => {}
+        }
+    }
+
+    /// Whether a failed attempt may be made again. A request that reached nobody costs Apple nothing. Any other retry is
+    /// one call more for an Apple that may have trouble already.
+    fn may_repeat(&self, environment: Environment, pass: Pass, failure: &Failure) -> bool {
+        if matches!(failure, Failure::NoAnswer { source: Some(_), .. }) {
+            return true;
+        }
+        pass == Pass::Regular
+            && self.breaker.availability(environment) == Availability::Available
+            && self.retry_budget.retry()
+    }
+
     /// Sends the request once and waits for the answer. `left` is the rest of the total timeout.
     async fn attempt(&self, request: Request<Bytes>, left: Duration) -> Result<Response<Bytes>, Failure> {
         let (reason, source) =
@@ -145,7 +224,8 @@ impl Caller {
             };
         let is_worth_repeating =
             source.as_ref().is_none_or(|source| transport::is_worth_repeating(&**source));
-        Err(Failure::NoAnswer { reason, source, is_worth_repeating })
+        let was_short = source.is_none() && left < self.attempt_timeout.min(self.total_timeout / 2);
+        Err(Failure::NoAnswer { reason, source, is_worth_repeating, was_short })
     }
 
     fn endpoint(&self, operation: Operation, environment: Environment) -> &Uri {
@@ -194,7 +274,13 @@ const TOO_LATE: &str = "no answer in time, including the wait for a free slot";
 /// A failed attempt.
 enum Failure {
     Answer(Answer),
-    NoAnswer { reason: &'static str, source: Option<BoxError>, is_worth_repeating: bool },
+    NoAnswer {
+        reason: &'static str,
+        source: Option<BoxError>,
+        is_worth_repeating: bool,
+        /// The attempt had so little time that its end says nothing about Apple.
+        was_short: bool,
+    },
 }
 
 impl Failure {

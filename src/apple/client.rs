@@ -6,9 +6,11 @@ use bytes::Bytes;
 use tracing::{Level, event};
 
 use crate::apple::bits::{Bits, BitsError};
+use crate::apple::breaker::Availability;
+use crate::apple::call::{Caller, Check};
 use crate::apple::credentials::{Credentials, CredentialsError};
 use crate::apple::token::{DeviceToken, Verdict};
-use crate::apple::{call::Caller, wire::Operation};
+use crate::apple::wire::Operation;
 use crate::gate::{decision::VerifiedDevice, error::VerifyError, observer::TARGET, routing::Environment};
 use crate::quote::{quoted, shown_id};
 use crate::runtime::lock;
@@ -85,8 +87,17 @@ impl AppleClient {
         token: &DeviceToken,
         environment: Environment,
     ) -> Result<Verdict, VerifyError> {
+        self.validate_within(token, environment, Check::new()).await
+    }
+
+    pub(crate) async fn validate_within(
+        &self,
+        token: &DeviceToken,
+        environment: Environment,
+        check: Check,
+    ) -> Result<Verdict, VerifyError> {
         // Apple promises nothing about the body beyond the checks in `wire`.
-        let body = self.caller.ask(Operation::Validate, token, environment).await?;
+        let body = self.caller.ask(Operation::Validate, token, environment, check).await?;
         Ok(match body {
             Some(_) => Verdict::Genuine,
             None => Verdict::Refused,
@@ -136,8 +147,14 @@ impl AppleClient {
     async fn ask_about(&self, operation: Operation, device: &VerifiedDevice) -> Result<Bytes, BitsError> {
         let text = device.text().ok_or(BitsError::NO_DEVICE_TOKEN)?;
         let token = &DeviceToken::try_from(text).map_err(|_| BitsError::NO_DEVICE_TOKEN)?;
-        let body = self.caller.ask(operation, token, device.environment()).await?;
+        let body = self.caller.ask(operation, token, device.environment(), Check::new()).await?;
         body.ok_or_else(|| BitsError::refused_token(!device.evidence().is_fresh()))
+    }
+
+    /// Whether calls to the server of this environment are made at the moment, or fail at once.
+    #[must_use]
+    pub fn availability(&self, environment: Environment) -> Availability {
+        self.caller.breaker.availability(environment)
     }
 
     pub(crate) fn team_id(&self) -> &str {

@@ -5,18 +5,25 @@ use std::{
     future::poll_fn,
     sync::Mutex,
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 use crate::apple::task::Driven;
-use crate::runtime::{REQUESTS_MAY_AWAIT_EACH_OTHER, lock};
+use crate::runtime::{Instant, REQUESTS_MAY_AWAIT_EACH_OTHER, lock};
 
 /// Slots for calls to Apple, and a bounded number of waiters for them.
 ///
 /// Waiters that a runtime drives get slots in order of arrival. Other waiters may never be polled again, so none of
 /// them may hold up the queue: a slot that the driven waiters leave free wakes all of them.
+///
+/// The limit turns a caller away on arrival if the call could not end in time, judging by the length of the queue and by
+/// the time that recent calls took. Without that, under more load than Apple can bear, each call would be made for a
+/// caller that has given up. A waiter whose time has become too short meanwhile is turned away when its turn comes.
 pub(super) struct CallLimit {
     state: Mutex<State>,
+    in_flight: usize,
     waiting_limit: usize,
+    longest_burst: Duration,
 }
 
 struct State {
@@ -24,20 +31,73 @@ struct State {
     arrivals: u64,
     driven: BTreeMap<u64, Waker>,
     others: BTreeMap<u64, Waker>,
+    /// The time that a call takes, as a moving average.
+    call_time: Duration,
+    /// The time since when there has been a waiter.
+    queue_since: Option<Instant>,
 }
 
-/// All slots are taken, and too many calls already wait for one.
+/// The reason for having no slot.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct QueueFull;
+pub(super) enum TurnedAway {
+    /// Too many calls wait for a slot already.
+    QueueFull,
+    /// The call could not be over in time.
+    TooLate,
+}
 
-impl CallLimit {
-    pub(super) fn new(in_flight: usize, waiting_limit: usize) -> Self {
-        let (driven, others) = (BTreeMap::new(), BTreeMap::new());
-        Self { state: Mutex::new(State { free: in_flight, arrivals: 0, driven, others }), waiting_limit }
+impl State {
+    /// The share of a sample in the moving average.
+    const SHARE: u32 = 8;
+
+    fn learn(&mut self, call_time: Duration) {
+        self.call_time = match self.call_time {
+            Duration::ZERO => call_time,
+            known => (known * (Self::SHARE - 1) + call_time) / Self::SHARE,
+        };
     }
 
-    pub(super) async fn acquire(&self, driven: Driven) -> Result<Slot<'_>, QueueFull> {
-        let mut place = Place { limit: self, number: None };
+    /// Whether a call behind so many waiters should wait.
+    ///
+    /// It must end in time, even if it takes a quarter longer than recent calls. That lets a burst wait. A queue that
+    /// stands for longer is no burst: every caller would wait for nearly all of its time, for the same number of calls.
+    /// Such a queue is kept as short as a quarter of a call.
+    fn may_wait(&self, waiting: usize, limit: &CallLimit, until: Instant, now: Instant) -> bool {
+        let rounds = (waiting + 1) as f64 / limit.in_flight as f64;
+        let stands = |since: Instant| now.saturating_duration_since(since) > limit.longest_burst;
+        if self.queue_since.is_some_and(stands) && waiting > 0 && rounds > 0.25 {
+            return false;
+        }
+        self.call_time.mul_f64(rounds + 1.25) <= until.saturating_duration_since(now)
+    }
+
+    /// Notes whether there is a queue.
+    fn watch_queue(&mut self) {
+        if self.driven.is_empty() && self.others.is_empty() {
+            self.queue_since = None;
+        } else {
+            self.queue_since.get_or_insert_with(Instant::now);
+        }
+    }
+}
+
+impl CallLimit {
+    /// `longest_burst` is the time for which a queue may stand.
+    pub(super) fn new(in_flight: usize, waiting_limit: usize, longest_burst: Duration) -> Self {
+        let state = State {
+            free: in_flight,
+            arrivals: 0,
+            driven: BTreeMap::new(),
+            others: BTreeMap::new(),
+            call_time: Duration::ZERO,
+            queue_since: None,
+        };
+        Self { state: Mutex::new(state), in_flight, waiting_limit, longest_burst }
+    }
+
+    /// Waits for a slot, for a call that must be over at `until`.
+    pub(super) async fn acquire(&self, driven: Driven, until: Instant) -> Result<Slot<'_>, TurnedAway> {
+        let mut place = Place { limit: self, until, number: None };
         poll_fn(|cx| place.poll(driven, cx)).await
     }
 
@@ -45,6 +105,7 @@ impl CallLimit {
     fn change(&self, change: impl FnOnce(&mut State)) {
         let mut state = lock(&self.state);
         change(&mut state);
+        state.watch_queue();
         let State { free, driven, others, .. } = &*state;
         let others = others.values().filter(|_| *free > driven.len());
         let woken: Vec<_> = driven.values().take(*free).chain(others).cloned().collect();
@@ -56,35 +117,50 @@ impl CallLimit {
 /// A caller's place in the queue, given up on drop.
 struct Place<'a> {
     limit: &'a CallLimit,
+    until: Instant,
     number: Option<u64>,
 }
 
 impl<'a> Place<'a> {
-    fn poll(&mut self, Driven(is_driven): Driven, cx: &Context<'_>) -> Poll<Result<Slot<'a>, QueueFull>> {
+    fn poll(&mut self, Driven(is_driven): Driven, cx: &Context<'_>) -> Poll<Result<Slot<'a>, TurnedAway>> {
         let mut state = lock(&self.limit.state);
-        let State { free, arrivals, driven, others } = &mut *state;
+        let State { free, driven, others, .. } = &mut *state;
         let ahead = match self.number {
             Some(number) if is_driven => driven.range(..number).take(*free).count(),
             _ => driven.len(),
         };
         if ahead < *free {
-            *free -= 1;
             if let Some(number) = self.number.take() {
                 driven.remove(&number);
                 others.remove(&number);
+                // Nothing is sent for a caller whose time will be up.
+                if state.call_time > self.until.saturating_duration_since(Instant::now()) {
+                    drop(state);
+                    self.limit.change(|_| ());
+                    return Poll::Ready(Err(TurnedAway::TooLate));
+                }
             }
-            return Poll::Ready(Ok(Slot(self.limit)));
+            state.free -= 1;
+            state.watch_queue();
+            return Poll::Ready(Ok(Slot { limit: self.limit, sent: None }));
         }
-        let is_full = driven.len() + others.len() >= self.limit.waiting_limit;
-        if self.number.is_none() && (is_full || !REQUESTS_MAY_AWAIT_EACH_OTHER) {
-            return Poll::Ready(Err(QueueFull));
+        if self.number.is_none() {
+            let waiting = driven.len() + others.len();
+            if waiting >= self.limit.waiting_limit || !REQUESTS_MAY_AWAIT_EACH_OTHER {
+                return Poll::Ready(Err(TurnedAway::QueueFull));
+            }
+            if !state.may_wait(waiting, self.limit, self.until, Instant::now()) {
+                return Poll::Ready(Err(TurnedAway::TooLate));
+            }
         }
+        let State { arrivals, driven, others, .. } = &mut *state;
         let number = *self.number.get_or_insert_with(|| {
             *arrivals += 1;
             *arrivals
         });
         let line = if is_driven { driven } else { others };
         line.insert(number, cx.waker().clone());
+        state.watch_queue();
         Poll::Pending
     }
 }
@@ -101,11 +177,27 @@ impl Drop for Place<'_> {
 }
 
 /// A slot, given back on drop.
-pub(super) struct Slot<'a>(&'a CallLimit);
+pub(super) struct Slot<'a> {
+    limit: &'a CallLimit,
+    sent: Option<Instant>,
+}
+
+impl Slot<'_> {
+    /// The call is made now. The time from here to the drop counts for those who come later.
+    pub(super) fn send(&mut self, now: Instant) {
+        self.sent = Some(now);
+    }
+}
 
 impl Drop for Slot<'_> {
     fn drop(&mut self) {
-        self.0.change(|state| state.free += 1);
+        let call_time = self.sent.map(|sent| sent.elapsed());
+        self.limit.change(|state| {
+            state.free += 1;
+            if let Some(call_time) = call_time {
+                state.learn(call_time);
+            }
+        });
     }
 }
 
@@ -115,17 +207,21 @@ mod tests {
 
     use super::*;
 
+    fn far() -> Instant {
+        Instant::now() + Duration::from_secs(3600)
+    }
+
     #[test]
     fn waiters_are_counted_and_forgotten() {
         for driven in [Driven(true), Driven(false)] {
-            let limit = CallLimit::new(1, 1);
-            let slot = limit.acquire(driven).now_or_never().unwrap().unwrap();
-            let mut first = Box::pin(limit.acquire(driven));
+            let limit = CallLimit::new(1, 1, Duration::from_secs(5));
+            let slot = limit.acquire(driven, far()).now_or_never().unwrap().unwrap();
+            let mut first = Box::pin(limit.acquire(driven, far()));
             assert!(first.as_mut().now_or_never().is_none());
-            assert!(matches!(limit.acquire(driven).now_or_never(), Some(Err(QueueFull))));
+            assert!(matches!(limit.acquire(driven, far()).now_or_never(), Some(Err(TurnedAway::QueueFull))));
             drop(first);
 
-            let mut second = Box::pin(limit.acquire(driven));
+            let mut second = Box::pin(limit.acquire(driven, far()));
             assert!(second.as_mut().now_or_never().is_none(), "the place is free again");
             drop(slot);
             let slot = second.as_mut().now_or_never().unwrap().unwrap();
@@ -134,14 +230,14 @@ mod tests {
             assert!(state.driven.is_empty() && state.others.is_empty());
             drop(state);
             drop(slot);
-            assert!(limit.acquire(driven).now_or_never().unwrap().is_ok());
+            assert!(limit.acquire(driven, far()).now_or_never().unwrap().is_ok());
         }
     }
 
     #[test]
     fn nobody_overtakes_the_first_of_those_who_wait() {
-        let limit = CallLimit::new(1, 2);
-        let acquire = || limit.acquire(Driven(true));
+        let limit = CallLimit::new(1, 2, Duration::from_secs(5));
+        let acquire = || limit.acquire(Driven(true), far());
         let slot = acquire().now_or_never().unwrap().unwrap();
         let mut first = Box::pin(acquire());
         assert!(first.as_mut().now_or_never().is_none());
@@ -156,16 +252,16 @@ mod tests {
 
     #[test]
     fn a05_without_a_runtime_a_waiter_that_is_never_polled_holds_up_nobody() {
-        let limit = CallLimit::new(1, 9);
-        let slot = limit.acquire(Driven(false)).now_or_never().unwrap().unwrap();
-        let mut stuck = Box::pin(limit.acquire(Driven(false)));
+        let limit = CallLimit::new(1, 9, Duration::from_secs(5));
+        let slot = limit.acquire(Driven(false), far()).now_or_never().unwrap().unwrap();
+        let mut stuck = Box::pin(limit.acquire(Driven(false), far()));
         assert!(stuck.as_mut().now_or_never().is_none());
         let waits = async {
-            let waits = limit.acquire(Driven(false));
+            let waits = limit.acquire(Driven(false), far());
             let (slot, ()) = futures_util::future::join(waits, async { drop(slot) }).await;
             slot.is_ok()
         };
         assert!(futures::executor::block_on(waits), "it is woken");
-        assert!(limit.acquire(Driven(true)).now_or_never().unwrap().is_ok());
+        assert!(limit.acquire(Driven(true), far()).now_or_never().unwrap().is_ok());
     }
 }

@@ -7,6 +7,8 @@
 #[cfg(feature = "_apple")]
 mod bits;
 #[cfg(feature = "_apple")]
+mod breaker;
+#[cfg(feature = "_apple")]
 mod builder;
 #[cfg(feature = "_apple")]
 mod call;
@@ -46,6 +48,8 @@ mod watch;
 #[cfg(feature = "_apple")]
 mod wire;
 
+#[cfg(feature = "_apple")]
+pub(crate) use self::call::Check;
 #[cfg(all(feature = "_apple", feature = "reqwest", not(target_arch = "wasm32")))]
 pub use self::reqwest_transport::{ReqwestTransport, ReqwestTransportBuilder};
 pub use self::token::{DeviceToken, Verdict};
@@ -54,6 +58,7 @@ pub use self::watch::CredentialsWatch;
 #[cfg(feature = "_apple")]
 pub use self::{
     bits::{Bits, BitsError, BitsErrorKind},
+    breaker::Availability,
     builder::AppleClientBuilder,
     client::AppleClient,
     credentials::{Credentials, CredentialsError},

@@ -5,9 +5,15 @@ use std::sync::{
     atomic::{AtomicU8, Ordering},
 };
 
+use crate::runtime::Attendance;
+
 /// The caller's interest, as the work sees it.
 #[derive(Clone, Default)]
-pub(super) struct Interest(Arc<AtomicU8>);
+pub(super) struct Interest {
+    caller: Arc<AtomicU8>,
+    /// The requests behind the caller, which may leave without it.
+    attendance: Attendance,
+}
 
 impl Interest {
     const COMMITTED: u8 = 1;
@@ -16,18 +22,19 @@ impl Interest {
     /// Commits the work: from now on it continues even if the caller leaves. Returns false if the caller has already
     /// left.
     pub(super) fn commit(&self) -> bool {
-        self.0.fetch_or(Self::COMMITTED, Ordering::AcqRel) & Self::LEFT == 0
+        self.attendance.must_finish();
+        self.caller.fetch_or(Self::COMMITTED, Ordering::AcqRel) & Self::LEFT == 0
     }
 
     /// Whether the caller still waits for the result.
     pub(super) fn is_there(&self) -> bool {
-        self.0.load(Ordering::Acquire) & Self::LEFT == 0
+        self.caller.load(Ordering::Acquire) & Self::LEFT == 0 && !self.attendance.is_deserted()
     }
 
     /// Ends the interest. Returns whether the work may be stopped.
     #[cfg(all(feature = "tokio", not(target_arch = "wasm32")))]
     fn leave(&self) -> bool {
-        self.0.fetch_or(Self::LEFT, Ordering::AcqRel) & Self::COMMITTED == 0
+        self.caller.fetch_or(Self::LEFT, Ordering::AcqRel) & Self::COMMITTED == 0
     }
 }
 
@@ -41,11 +48,14 @@ pub(super) struct Stopped;
 
 /// Runs the work. On tokio it is a task, and dropping this future ends the work only before it has
 /// [committed](Interest::commit) itself. Elsewhere dropping always ends it.
-pub(super) async fn run<F>(work: impl FnOnce(Interest, Driven) -> F) -> Result<F::Output, Stopped>
+pub(super) async fn run<F>(
+    attendance: Attendance,
+    work: impl FnOnce(Interest, Driven) -> F,
+) -> Result<F::Output, Stopped>
 where
     F: Future<Output: Send + 'static> + Send + 'static,
 {
-    let interest = Interest::default();
+    let interest = Interest { caller: Arc::default(), attendance };
     #[cfg(all(feature = "tokio", not(target_arch = "wasm32")))]
     if let Ok(runtime) = tokio::runtime::Handle::try_current() {
         use std::task::Poll;

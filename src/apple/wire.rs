@@ -178,7 +178,7 @@ pub(super) struct Answer {
     pub(super) class: Class,
     pub(super) status: StatusCode,
     pub(super) has_retry_after: bool,
-    retry_after: Option<Duration>,
+    pub(super) retry_after: Option<Duration>,
     /// The seconds by which this server's clock is ahead of Apple's, if the answer has a date.
     ahead: Option<i64>,
     environment: Environment,

@@ -16,7 +16,9 @@ use crate::gate::decision::{Evidence, Rejected, VerifiedDevice};
 use crate::gate::proof::{Facts, Step};
 use crate::gate::{credential::TokenDigest, error::VerifyError, rejection::Rejection, routing::Environment};
 use crate::replay::{Claim, Claimed, ErasedReplayGuard, GuardError, ReplayKey, Retry, owner::Owner};
-use crate::runtime::{Instant, SystemTime, Timestamp, patiently, pause, spawn, wall_clock, within};
+use crate::runtime::{
+    Attendance, Instant, SystemTime, Timestamp, patiently, pause, spawn, wall_clock, within,
+};
 
 /// The time limit of one step of a guard. A slower step counts as failed, and the request is not admitted.
 const GUARD_DEADLINE: Duration = Duration::from_secs(1);
@@ -82,6 +84,10 @@ impl Checks {
                     let device = VerifiedDevice::new(digest, environment, evidence, checked_at);
                     return Ok(device.with_text(token.text()));
                 }
+                Err(error) if error.is_known_outage() => {
+                    let stale = self.find_stale(token, digest, facts).await;
+                    return stale.ok_or_else(|| Rejected::from(error).with_environment(environment));
+                }
                 Err(error) => return Err(Rejected::from(error).with_environment(environment)),
             }
         }
@@ -134,6 +140,29 @@ impl Checks {
         decision
     }
 
+    /// A genuine verdict whose time to live is over, but not for long: for as long as Apple is known to be down.
+    async fn find_stale(
+        &self,
+        token: &DeviceToken,
+        digest: TokenDigest,
+        facts: &Facts,
+    ) -> Option<VerifiedDevice> {
+        let (settings, cache) = (&self.settings, self.settings.cache());
+        if settings.stale_time.is_zero() {
+            return None;
+        }
+        let mut left = cache.deadline();
+        for &environment in facts.environments() {
+            let key = VerdictKey::new(settings.scope(), environment, token).with_digest(digest);
+            let found = spending(&mut left, cache.get(&key)).await.ok().flatten();
+            if let Some(cached) = found.filter(|cached| settings.is_usable_when_stale(cached, wall_clock())) {
+                let device = VerifiedDevice::new(digest, environment, Evidence::STALE, cached.checked_at());
+                return Some(device.with_text(token.text()));
+            }
+        }
+        None
+    }
+
     /// The finding for all requests that wait for this token together.
     async fn find(
         self: &Arc<Self>,
@@ -142,8 +171,9 @@ impl Checks {
         environment: Environment,
     ) -> Result<Finding, VerifyError> {
         let flight = {
-            let ask = Arc::clone(self).ask(token.clone(), digest, environment);
-            self.flights.run((environment, digest), ask)
+            let attendance = Attendance::default();
+            let ask = Arc::clone(self).ask(token.clone(), digest, environment, attendance.clone());
+            self.flights.run((environment, digest), attendance, ask)
         };
         flight.await.unwrap_or_else(|_panicked| Err(VerifyError::unavailable("the check panicked")))
     }
@@ -154,7 +184,9 @@ impl Checks {
         token: DeviceToken,
         digest: TokenDigest,
         environment: Environment,
+        attendance: Attendance,
     ) -> Result<Finding, VerifyError> {
+        let began = Instant::now();
         let (settings, cache) = (&self.settings, self.settings.cache());
         let key = VerdictKey::new(settings.scope(), environment, &token).with_digest(digest);
         // This is the total time that the request waits for the cache, before and after the call to Apple.
@@ -173,10 +205,11 @@ impl Checks {
             return Ok(cached.into());
         }
         let started = Timestamp::now();
-        let verdict = settings.verifier.verify(TokenQuestion::new(&token, environment)).await;
+        let verdict =
+            settings.verifier.verify(TokenQuestion::new(&token, environment, began, &attendance)).await;
         if let Ok(verdict) = verdict {
             // Apple's answer describes the token as of the start of the call.
-            let time_to_live = settings.time_to_live(verdict).saturating_sub(started.monotonic.elapsed());
+            let time_to_live = settings.time_in_cache(verdict).saturating_sub(started.monotonic.elapsed());
             if time_to_live > Duration::ZERO {
                 let cached = CachedVerdict::new(verdict, digest, started.wall, time_to_live);
                 if let Err(error) = spending(&mut left, cache.put(&key, cached)).await {

@@ -13,6 +13,9 @@ impl Evidence {
     pub const APPLE: Self = Self::fresh(SCHEME, "apple");
     /// Apple accepted the device token earlier, and the verdict had not expired.
     pub const CACHE: Self = Self::remembered(SCHEME, "cache");
+    /// Apple accepted the device token earlier, the verdict had expired, and Apple was known to be down: see
+    /// [`with_stale_verdicts`](crate::DeviceCheckLayer::with_stale_verdicts).
+    pub const STALE: Self = Self::remembered(SCHEME, "stale");
 
     /// The debug token of this name admitted the request. There is no device.
     #[must_use]

@@ -21,6 +21,8 @@ pub(crate) struct Settings {
     pub(crate) idempotency_header: HeaderName,
     pub(crate) genuine_time_to_live: Duration,
     pub(crate) refused_time_to_live: Duration,
+    /// The time after its time to live for which a genuine verdict counts while Apple is known to be down.
+    pub(crate) stale_time: Duration,
     /// Receives the errors of the cache.
     pub(crate) observer: Arc<dyn Observer>,
 }
@@ -49,6 +51,7 @@ impl Settings {
             idempotency_header: HeaderName::from_static("idempotency-key"),
             genuine_time_to_live: Duration::from_secs(5 * 60),
             refused_time_to_live: Duration::from_secs(30),
+            stale_time: Duration::ZERO,
             observer: Arc::new(TracingObserver),
         }
     }
@@ -70,6 +73,20 @@ impl Settings {
             Verdict::Genuine => self.genuine_time_to_live,
             Verdict::Refused => self.refused_time_to_live,
         }
+    }
+
+    /// The time for which a cache must keep a verdict.
+    pub(super) const fn time_in_cache(&self, verdict: Verdict) -> Duration {
+        match verdict {
+            Verdict::Genuine => self.genuine_time_to_live.saturating_add(self.stale_time),
+            Verdict::Refused => self.refused_time_to_live,
+        }
+    }
+
+    /// Whether a verdict from the cache counts while Apple is known to be down.
+    pub(super) fn is_usable_when_stale(&self, cached: &CachedVerdict, now: SystemTime) -> bool {
+        let age = now.duration_since(cached.checked_at()).unwrap_or_default();
+        cached.verdict() == Verdict::Genuine && age < self.time_in_cache(Verdict::Genuine)
     }
 
     /// Whether a verdict from the cache is within this layer's own time to live. A layer with a longer time to live may

@@ -12,14 +12,13 @@ use std::{
 
 use futures_util::{FutureExt, future::BoxFuture};
 
-use crate::runtime::{REQUESTS_MAY_AWAIT_EACH_OTHER, lock};
+use crate::runtime::{Attendance, REQUESTS_MAY_AWAIT_EACH_OTHER, lock, spawn};
 
 /// Computations in flight, by key.
 ///
 /// The callers poll a computation in turn: each wake-up reaches all of them, and the first to be polled drives the
 /// computation. A caller that is dropped does not disturb the others. When the last caller is dropped, the computation
-/// is dropped, and its key is removed from the map. A call that was already sent to Apple continues in a task of the
-/// client and keeps its slot.
+/// is dropped, and its key is removed from the map. One that must finish becomes a task, which later callers join.
 ///
 /// `futures_util::future::Shared` would lose a wake-up during a poll for callers that join during that poll.
 pub(crate) struct SingleFlight<K: Eq + Hash, T> {
@@ -37,7 +36,7 @@ pub(crate) struct Panicked;
 
 type Outcome<T> = Result<T, Panicked>;
 
-impl<K: Clone + Eq + Hash, T: Clone + Send + 'static> SingleFlight<K, T> {
+impl<K: Clone + Eq + Hash + Send + Sync + 'static, T: Clone + Send + 'static> SingleFlight<K, T> {
     pub(crate) fn new() -> Self {
         Self { flights: Arc::new(Mutex::new(Map { by_key: HashMap::new(), next_id: 0 })) }
     }
@@ -45,7 +44,12 @@ impl<K: Clone + Eq + Hash, T: Clone + Send + 'static> SingleFlight<K, T> {
     /// Joins the computation of `key` in flight, or starts a new one.
     ///
     /// Always starts a new one on platforms where requests must not await each other.
-    pub(crate) fn run(&self, key: K, compute: impl Future<Output = T> + Send + 'static) -> Caller<K, T> {
+    pub(crate) fn run(
+        &self,
+        key: K,
+        attendance: Attendance,
+        compute: impl Future<Output = T> + Send + 'static,
+    ) -> Caller<K, T> {
         // `joined` is dropped after the lock is released, because dropping the last caller locks the map.
         let mut joined = None;
         let mut map = lock(&self.flights);
@@ -55,7 +59,8 @@ impl<K: Clone + Eq + Hash, T: Clone + Send + 'static> SingleFlight<K, T> {
             joined = entry.get().1.upgrade();
         }
         if let Some(place) = joined.take_if(|place| !place.flight.is_done()) {
-            return Caller { id: place.flight.add_caller(), place: Some(place) };
+            place.attendance.join();
+            return Caller { id: place.flight.add_caller(), place: Some(place), is_request: true };
         }
         let compute = AssertUnwindSafe(compute).catch_unwind().map(|result| result.map_err(|_| Panicked));
         let state = FlightState {
@@ -67,9 +72,14 @@ impl<K: Clone + Eq + Hash, T: Clone + Send + 'static> SingleFlight<K, T> {
         let flight = Arc::new(Flight { state: Mutex::new(state) });
         let id = *next_id;
         *next_id += 1;
-        let place = Arc::new(Place { flights: Arc::clone(&self.flights), key, id, flight });
+        let finish = |place: Arc<Place<K, T>>| {
+            let id = place.flight.add_caller();
+            spawn(Caller { id, place: Some(place), is_request: false }.map(drop));
+        };
+        let flights = Arc::clone(&self.flights);
+        let place = Arc::new(Place { flights, key, id, flight, attendance, finish });
         entry.insert_entry((id, Arc::downgrade(&place)));
-        Caller { id: 0, place: Some(place) }
+        Caller { id: 0, place: Some(place), is_request: true }
     }
 
     #[cfg(test)]
@@ -85,6 +95,9 @@ struct Place<K: Eq + Hash, T> {
     key: K,
     id: u64,
     flight: Arc<Flight<T>>,
+    attendance: Attendance,
+    /// Makes a task of the computation.
+    finish: fn(Arc<Place<K, T>>),
 }
 
 impl<K: Eq + Hash, T> Drop for Place<K, T> {
@@ -159,6 +172,8 @@ pub(crate) struct Caller<K: Eq + Hash, T> {
     id: u64,
     /// `None` once the caller has returned the result.
     place: Option<Arc<Place<K, T>>>,
+    /// Whether a request waits. If not, this is the task of a computation that must finish.
+    is_request: bool,
 }
 
 impl<K: Eq + Hash + Send + Sync + 'static, T: Clone + Send + 'static> Future for Caller<K, T> {
@@ -202,9 +217,15 @@ impl<K: Eq + Hash + Send + Sync + 'static, T: Clone + Send + 'static> Future for
 
 impl<K: Eq + Hash, T> Drop for Caller<K, T> {
     fn drop(&mut self) {
-        if let Some(place) = &self.place {
-            let waker = lock(&place.flight.state).waiting.remove(&self.id);
-            drop(waker);
+        let Some(place) = self.place.take() else { return };
+        let waker = lock(&place.flight.state).waiting.remove(&self.id);
+        drop(waker);
+        // Under the lock, nobody joins.
+        let map = lock(&place.flights);
+        let is_deserted = self.is_request && Arc::strong_count(&place) == 1 && place.attendance.desert();
+        drop(map);
+        if is_deserted {
+            (place.finish)(place);
         }
     }
 }

@@ -1,13 +1,14 @@
 //! The `DeviceVerifier` trait, and `AppleClient` as one.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 
-#[cfg(feature = "_apple")]
-use crate::apple::AppleClient;
 use crate::apple::token::{DeviceToken, Verdict};
+#[cfg(feature = "_apple")]
+use crate::apple::{AppleClient, Check};
 use crate::gate::{error::VerifyError, routing::Environment};
+use crate::runtime::{Attendance, Instant};
 
 /// Answers whether a device token is genuine. Servers use `AppleClient`; tests may implement their own.
 ///
@@ -35,8 +36,8 @@ pub trait DeviceVerifier: Send + Sync + 'static {
     /// Asks about one token.
     ///
     /// The layer asks once for all concurrent requests with the same token. It drops the future when the last of these
-    /// requests is dropped. If the future panics, all of them get [`Unavailable`](crate::Rejection::Unavailable). A
-    /// request also gets `Unavailable` at the layer's [deadline](crate::DeviceCheckLayer::with_deadline).
+    /// requests is dropped, unless the future has said that it [must finish](TokenQuestion::must_finish). If
+    /// the future panics, all of them get [`Unavailable`](crate::Rejection::Unavailable). A request also gets `Unavailable` at the layer's [deadline](crate::DeviceCheckLayer::with_deadline).
     ///
     /// # Errors
     ///
@@ -56,12 +57,19 @@ pub trait DeviceVerifier: Send + Sync + 'static {
 pub struct TokenQuestion<'a> {
     token: &'a DeviceToken,
     environment: Environment,
+    started: Instant,
+    attendance: &'a Attendance,
 }
 
 impl<'a> TokenQuestion<'a> {
-    /// Makes the question about `token` in `environment`.
-    pub(super) const fn new(token: &'a DeviceToken, environment: Environment) -> Self {
-        Self { token, environment }
+    /// Makes the question about `token` in `environment`, of a check that began at `started`.
+    pub(super) const fn new(
+        token: &'a DeviceToken,
+        environment: Environment,
+        started: Instant,
+        attendance: &'a Attendance,
+    ) -> Self {
+        Self { token, environment, started, attendance }
     }
 
     /// The token.
@@ -74,6 +82,21 @@ impl<'a> TokenQuestion<'a> {
     #[must_use]
     pub const fn environment(&self) -> Environment {
         self.environment
+    }
+}
+
+impl TokenQuestion<'_> {
+    /// The time that the check has taken so far, in shared caches. Deadlines of a verifier should count it.
+    #[must_use]
+    pub fn time_spent(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Lets the check finish, and its verdict be cached, even if all requests that wait for it are dropped. An
+    /// `AppleClient` calls it when it sends the question: the answer costs no further call, and the next request with
+    /// the token finds it. Needs a tokio runtime; elsewhere the check ends with the last request.
+    pub fn must_finish(&self) {
+        self.attendance.must_finish();
     }
 }
 
@@ -91,7 +114,8 @@ impl<V: DeviceVerifier> DeviceVerifier for Arc<V> {
 #[cfg(feature = "_apple")]
 impl DeviceVerifier for AppleClient {
     async fn verify(&self, question: TokenQuestion<'_>) -> Result<Verdict, VerifyError> {
-        self.validate(question.token, question.environment).await
+        let check = Check { started: question.started, attendance: question.attendance.clone() };
+        self.validate_within(question.token, question.environment, check).await
     }
 
     fn scope(&self) -> &str {

@@ -33,6 +33,7 @@ pub(crate) use impl_error;
 pub struct VerifyError {
     kind: VerifyErrorKind,
     retry_after: Option<Duration>,
+    is_known_outage: bool,
     source: Arc<dyn Error + Send + Sync>,
 }
 
@@ -66,7 +67,7 @@ impl VerifyError {
     }
 
     fn new(kind: VerifyErrorKind, retry_after: Option<Duration>, source: BoxError) -> Self {
-        Self { kind, retry_after, source: source.into() }
+        Self { kind, retry_after, is_known_outage: false, source: source.into() }
     }
 
     /// Sets the waiting time that the other side names.
@@ -74,6 +75,20 @@ impl VerifyError {
     pub const fn with_retry_after(mut self, retry_after: Option<Duration>) -> Self {
         self.retry_after = retry_after;
         self
+    }
+
+    /// Marks the error of a verifier that did not ask, because the other side is known to be down. A layer
+    /// [with stale verdicts](crate::DeviceCheckLayer::with_stale_verdicts) then honours an expired verdict.
+    #[must_use]
+    pub const fn with_known_outage(mut self) -> Self {
+        self.is_known_outage = true;
+        self
+    }
+
+    /// Whether the other side is known to be down, and was not asked.
+    #[must_use]
+    pub const fn is_known_outage(&self) -> bool {
+        self.is_known_outage
     }
 
     /// The kind of this error.

@@ -155,21 +155,27 @@ impl From<MalformedToken> for Rejection {
 /// * [`Throttled`](Rejection::Throttled): from the time that the error names, at least 1 second, to half as much again,
 ///   but at most 300 seconds. If the error names no time, 5 to 7 seconds.
 /// * [`Unavailable`](Rejection::Unavailable): from the time that the error names, at least 1 second, to 5 seconds. If
-///   the error names no time, 1 to 5 seconds. If it names more than 5 seconds, 3 to 5 seconds.
+///   the error names no time, 1 to 5 seconds. If it names more than 5 seconds, 3 to 5 seconds; in a
+///   [known outage](VerifyError::is_known_outage), at least the time that it names, as for `Throttled`.
 impl From<&VerifyError> for Rejection {
     fn from(error: &VerifyError) -> Self {
         let asked = error.retry_after().map(|time| time.as_secs());
-        match error.kind() {
-            VerifyErrorKind::Throttled => {
-                let soonest = asked.unwrap_or(5).clamp(1, 300);
-                let retry_after = spread(soonest, (soonest + soonest / 2).min(300));
-                Self::Throttled { retry_after: Duration::from_secs(retry_after) }
+        let not_before = |seconds: u64| {
+            let soonest = seconds.clamp(1, 300);
+            Duration::from_secs(spread(soonest, (soonest + soonest / 2).min(300)))
+        };
+        match (error.kind(), asked) {
+            (VerifyErrorKind::Throttled, _) => {
+                Self::Throttled { retry_after: not_before(asked.unwrap_or(5)) }
             }
-            VerifyErrorKind::Unavailable => {
+            (VerifyErrorKind::Unavailable, Some(asked)) if error.is_known_outage() => {
+                Self::Unavailable { retry_after: not_before(asked) }
+            }
+            (VerifyErrorKind::Unavailable, _) => {
                 let soonest = asked.map_or(1, |asked| if asked > 5 { 3 } else { asked.max(1) });
                 Self::Unavailable { retry_after: Duration::from_secs(spread(soonest, 5)) }
             }
-            VerifyErrorKind::Misconfigured => Self::Misconfigured,
+            (VerifyErrorKind::Misconfigured, _) => Self::Misconfigured,
         }
     }
 }

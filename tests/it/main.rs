@@ -18,6 +18,7 @@ mod faults;
 mod first_steps;
 mod gateway;
 mod outage;
+mod overload;
 mod proofs;
 mod protocols;
 mod provider_token;

@@ -27,7 +27,7 @@ async fn r13_all_share_one_computation() {
     let mut callers: Vec<_> = (0..500)
         .map(|_| {
             let (runs, answered) = (Arc::clone(&runs), answered.clone());
-            Box::pin(flights.run("token", async move {
+            Box::pin(flights.run("token", Attendance::default(), async move {
                 runs.fetch_add(1, Ordering::Relaxed);
                 answered.await.unwrap()
             }))
@@ -45,25 +45,26 @@ async fn r13_all_share_one_computation() {
 #[tokio::test]
 async fn results_are_not_stored() {
     let flights = flights();
-    assert_eq!(flights.run("token", async { 1 }).await.unwrap(), 1);
-    assert_eq!(flights.run("token", async { 2 }).await.unwrap(), 2);
+    assert_eq!(flights.run("token", Attendance::default(), async { 1 }).await.unwrap(), 1);
+    assert_eq!(flights.run("token", Attendance::default(), async { 2 }).await.unwrap(), 2);
 }
 
 #[tokio::test]
 async fn other_keys_do_not_wait() {
     let flights = flights();
-    let stuck = flights.run("stuck", std::future::pending());
+    let stuck = flights.run("stuck", Attendance::default(), std::future::pending());
     pin_mut!(stuck);
     assert!(poll!(&mut stuck).is_pending());
-    assert_eq!(flights.run("token", async { 1 }).await.unwrap(), 1);
+    assert_eq!(flights.run("token", Attendance::default(), async { 1 }).await.unwrap(), 1);
 }
 
 #[tokio::test]
 async fn r13_the_first_caller_leaves_and_the_others_are_served_without_spinning() {
     let flights = flights();
     let (answer, answered) = oneshot::channel();
-    let mut first = Box::pin(flights.run("token", async { answered.await.unwrap() }));
-    let mut second = Box::pin(flights.run("token", async { panic!("the first one runs already") }));
+    let mut first = Box::pin(flights.run("token", Attendance::default(), async { answered.await.unwrap() }));
+    let mut second =
+        Box::pin(flights.run("token", Attendance::default(), async { panic!("the first one runs already") }));
     assert!(poll!(&mut first).is_pending());
 
     let wakes = Arc::new(Wakes::default());
@@ -91,6 +92,7 @@ fn joined_during_a_poll() {
     let poll_it = poll_second.clone();
     let first = flights.run(
         "token",
+        Attendance::default(),
         std::future::poll_fn(move |cx| {
             polls += 1;
             if polls > 1 {
@@ -102,7 +104,9 @@ fn joined_during_a_poll() {
         }),
     );
     let mut first = first.boxed();
-    *lock(&second) = Some(flights.run("token", async { panic!("the first one runs already") }).boxed());
+    *lock(&second) = Some(
+        flights.run("token", Attendance::default(), async { panic!("the first one runs already") }).boxed(),
+    );
     assert!(first.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
     drop(first);
     assert!(wakes.0.load(Ordering::Relaxed) > 0, "it drives the computation on, or is told");
@@ -128,6 +132,7 @@ fn c02_none_is_lost_among_threads() {
                     let mut run = flights
                         .run(
                             "token",
+                            Attendance::default(),
                             std::future::poll_fn(move |cx| {
                                 polls += 1;
                                 cx.waker().wake_by_ref();
@@ -152,8 +157,9 @@ fn c02_none_is_lost_among_threads() {
 async fn r13_all_callers_leave_and_the_slot_is_freed() {
     let flights = flights();
     let (mut answer, answered) = oneshot::channel::<u32>();
-    let mut first = Box::pin(flights.run("token", async { answered.await.unwrap() }));
-    let mut second = Box::pin(flights.run("token", async { panic!("the first one runs already") }));
+    let mut first = Box::pin(flights.run("token", Attendance::default(), async { answered.await.unwrap() }));
+    let mut second =
+        Box::pin(flights.run("token", Attendance::default(), async { panic!("the first one runs already") }));
     assert!(poll!(&mut first).is_pending());
     assert!(poll!(&mut second).is_pending());
     assert_eq!(flights.len(), 1);
@@ -162,14 +168,14 @@ async fn r13_all_callers_leave_and_the_slot_is_freed() {
     drop(second);
     assert_eq!(flights.len(), 0);
     assert!(poll!(answer.cancellation()).is_ready(), "the computation itself is dropped");
-    assert_eq!(flights.run("token", async { 1 }).await.unwrap(), 1);
+    assert_eq!(flights.run("token", Attendance::default(), async { 1 }).await.unwrap(), 1);
 }
 
 #[tokio::test]
 async fn r14_a_panic_reaches_all_who_wait_and_frees_the_slot() {
     let flights = flights();
     let run = || {
-        flights.run("token", async {
+        flights.run("token", Attendance::default(), async {
             tokio::task::yield_now().await;
             panic!("computation panics, as this test wants")
         })
@@ -177,7 +183,7 @@ async fn r14_a_panic_reaches_all_who_wait_and_frees_the_slot() {
     let (first, second) = join!(run(), run());
     assert!(first.is_err() && second.is_err());
     assert_eq!(flights.len(), 0);
-    assert_eq!(flights.run("token", async { 1 }).await.unwrap(), 1);
+    assert_eq!(flights.run("token", Attendance::default(), async { 1 }).await.unwrap(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -187,7 +193,7 @@ async fn callers_that_come_and_go_on_many_threads_leave_nothing_behind() {
         let flights = Arc::clone(&flights);
         tokio::spawn(async move {
             for round in 0..200 {
-                let mut run = Box::pin(flights.run("token", async {
+                let mut run = Box::pin(flights.run("token", Attendance::default(), async {
                     tokio::task::yield_now().await;
                     7
                 }));

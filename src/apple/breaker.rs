@@ -1,0 +1,327 @@
+//! The breaker: while Apple is down, or wants to be left alone, no request waits for it.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use tracing::{Level, event};
+
+use crate::gate::error::{VerifyError, VerifyErrorKind, impl_error};
+use crate::gate::{observer::TARGET, routing::Environment};
+use crate::runtime::{Instant, later, lock};
+
+/// The state of the way to one of Apple's two servers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Availability {
+    /// Calls are made.
+    Available,
+    /// Apple gave no answer, or a fault, many times in a row: one call a second finds out whether it is back, and all
+    /// others fail at once.
+    Down,
+    /// Apple named a time to come back (`Retry-After`): until then, calls fail at once.
+    HeldOff,
+}
+
+impl Availability {
+    /// The state in one word: `available`, `down` or `held_off`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Available => "available",
+            Self::Down => "down",
+            Self::HeldOff => "held_off",
+        }
+    }
+}
+
+/// Is told when the way to Apple closes or opens. It is called on the task of a call, and must not block.
+pub(super) type Listener = Arc<dyn Fn(Environment, Availability) + Send + Sync>;
+
+/// One state for each environment: Apple's two servers fail apart.
+#[derive(Default)]
+pub(super) struct Breaker {
+    production: Mutex<State>,
+    development: Mutex<State>,
+    listener: Option<Listener>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Failed attempts since the last answer.
+    failures: u32,
+    open: Option<Open>,
+}
+
+struct Open {
+    availability: Availability,
+    /// The last failure.
+    error: VerifyError,
+    /// The time from which one more call may ask.
+    next: Instant,
+}
+
+/// A call that may be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pass {
+    /// Like any other.
+    Regular,
+    /// The one call that finds out whether Apple is back.
+    Probe,
+}
+
+impl Breaker {
+    /// So many attempts fail in a row before calls fail at once.
+    const THRESHOLD: u32 = 30;
+    /// The time between two calls that find out whether Apple is back.
+    const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+    /// The longest time for which one answer of Apple's closes the way. A mistake in front of Apple must not last.
+    pub(super) const LONGEST_HOLD: Duration = Duration::from_secs(300);
+
+    pub(super) fn new(listener: Option<Listener>) -> Self {
+        Self { listener, ..Self::default() }
+    }
+
+    /// Lets a call go on. Fails with the last failure while Apple is known to be down.
+    pub(super) fn admit(&self, environment: Environment, now: Instant) -> Result<Pass, VerifyError> {
+        let mut state = lock(self.place(environment));
+        let Some(open) = &mut state.open else { return Ok(Pass::Regular) };
+        if now < open.next {
+            return Err(open.error_at(now));
+        }
+        open.next = now + Self::PROBE_INTERVAL;
+        let was_held_off =
+            std::mem::replace(&mut open.availability, Availability::Down) == Availability::HeldOff;
+        drop(state);
+        if was_held_off {
+            self.tell(environment, Availability::Down);
+        }
+        Ok(Pass::Probe)
+    }
+
+    pub(super) fn availability(&self, environment: Environment) -> Availability {
+        lock(self.place(environment)).open.as_ref().map_or(Availability::Available, |open| open.availability)
+    }
+
+    /// Apple gave an answer, whatever it is about.
+    pub(super) fn answered(&self, environment: Environment) {
+        let mut state = lock(self.place(environment));
+        state.failures = 0;
+        let was_open = state.open.take().is_some();
+        drop(state);
+        if was_open {
+            self.tell(environment, Availability::Available);
+        }
+    }
+
+    /// An attempt got no answer, or one that says that Apple is down or asked too often. `hold` is the time after which
+    /// Apple wants to be asked again.
+    pub(super) fn failed(
+        &self,
+        environment: Environment,
+        error: &VerifyError,
+        hold: Option<Duration>,
+        now: Instant,
+    ) {
+        let mut state = lock(self.place(environment));
+        state.failures = state.failures.saturating_add(1);
+        let is_down = state.failures >= Self::THRESHOLD || state.open.is_some();
+        let before = state.open.as_ref().map(|open| (open.availability, open.next));
+        let (availability, next) = match (hold, before) {
+            (Some(hold), _) => {
+                let next = later(now, hold.clamp(Duration::from_secs(1), Self::LONGEST_HOLD));
+                (Availability::HeldOff, before.map_or(next, |(_, before)| before.max(next)))
+            }
+            // What Apple has named holds, whatever came of calls that were under way.
+            (None, Some((Availability::HeldOff, next))) if now < next => (Availability::HeldOff, next),
+            (None, Some((_, next))) => (Availability::Down, next),
+            (None, None) if is_down => (Availability::Down, now + Self::PROBE_INTERVAL),
+            (None, None) => return,
+        };
+        state.open = Some(Open { availability, error: error.clone(), next });
+        drop(state);
+        if before.is_none_or(|(before, _)| before != availability) {
+            self.tell(environment, availability);
+        }
+    }
+
+    fn tell(&self, environment: Environment, availability: Availability) {
+        let availability_name = availability.as_str();
+        event!(target: TARGET, Level::DEBUG, %environment, availability = availability_name, "the way to Apple");
+        if let Some(listener) = &self.listener {
+            listener(environment, availability);
+        }
+    }
+
+    const fn place(&self, environment: Environment) -> &Mutex<State> {
+        match environment {
+            Environment::Production => &self.production,
+            Environment::Development => &self.development,
+        }
+    }
+}
+
+impl Open {
+    fn error_at(&self, now: Instant) -> VerifyError {
+        let rest = self.next.saturating_duration_since(now);
+        let source = KnownOutage { source: self.error.clone() };
+        let error = match self.error.kind() {
+            VerifyErrorKind::Throttled => VerifyError::throttled(None, source),
+            _ => VerifyError::unavailable(source),
+        };
+        let is_named = self.availability == Availability::HeldOff;
+        error.with_retry_after(is_named.then_some(rest)).with_known_outage()
+    }
+}
+
+/// Apple was not asked.
+#[derive(Debug)]
+struct KnownOutage {
+    source: VerifyError,
+}
+
+impl_error!(KnownOutage, |error| Some(&error.source), "Apple is known to be down, and was not asked");
+
+impl fmt::Display for Availability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The retries that may be made: a share of all calls, so that an outage does not double their number.
+pub(super) struct RetryBudget {
+    /// In hundredths of a retry.
+    balance: Mutex<u32>,
+}
+
+impl RetryBudget {
+    const RETRY: u32 = 100;
+    /// Each call pays for a part of a retry.
+    const SHARE: u32 = 15;
+    /// Ten retries, for a client that asks seldom.
+    const MOST: u32 = 10 * Self::RETRY;
+
+    pub(super) fn call(&self) {
+        let mut balance = lock(&self.balance);
+        *balance = (*balance + Self::SHARE).min(Self::MOST);
+    }
+
+    /// Takes a retry, if there is one.
+    pub(super) fn retry(&self) -> bool {
+        let mut balance = lock(&self.balance);
+        let left = balance.checked_sub(Self::RETRY);
+        *balance = left.unwrap_or(*balance);
+        left.is_some()
+    }
+}
+
+impl Default for RetryBudget {
+    fn default() -> Self {
+        Self { balance: Mutex::new(Self::MOST) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Environment::{Development, Production};
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn down() -> VerifyError {
+        VerifyError::unavailable("down")
+    }
+
+    #[test]
+    fn only_failures_in_a_row_open_it_and_any_answer_closes_it() {
+        let (breaker, now) = (Breaker::default(), Instant::now());
+        for _ in 0..3 {
+            for _ in 1..Breaker::THRESHOLD {
+                breaker.failed(Production, &down(), None, now);
+                assert_eq!(breaker.admit(Production, now).unwrap(), Pass::Regular);
+            }
+            breaker.answered(Production);
+        }
+        for _ in 0..Breaker::THRESHOLD {
+            breaker.failed(Production, &down(), None, now);
+        }
+        let error = breaker.admit(Production, now).unwrap_err();
+        assert_eq!((error.kind(), error.retry_after()), (VerifyErrorKind::Unavailable, None));
+        assert!(error.is_known_outage() && !down().is_known_outage());
+        assert_eq!(breaker.admit(Development, now).unwrap(), Pass::Regular, "the other server");
+        breaker.answered(Production);
+        assert_eq!(breaker.admit(Production, now).unwrap(), Pass::Regular);
+    }
+
+    #[test]
+    fn one_probe_a_second_while_it_is_down() {
+        let (breaker, start) = (Breaker::default(), Instant::now());
+        for _ in 0..Breaker::THRESHOLD {
+            breaker.failed(Production, &down(), None, start);
+        }
+        let mut probes = 0;
+        for tenth in 0..100 {
+            let now = start + Duration::from_millis(100 * tenth);
+            if let Ok(pass) = breaker.admit(Production, now) {
+                assert_eq!(pass, Pass::Probe);
+                probes += 1;
+                breaker.failed(Production, &down(), None, now + Duration::from_millis(50));
+            }
+        }
+        assert_eq!(probes, 9, "in ten seconds, the first after one");
+    }
+
+    #[test]
+    fn the_time_that_apple_named_is_kept() {
+        // name, what Apple named, how long no call is made
+        let cases = [
+            ("nothing", Duration::ZERO, SECOND),
+            ("a minute", Duration::from_secs(60), Duration::from_secs(60)),
+            ("more than five minutes", Duration::from_secs(3600), Breaker::LONGEST_HOLD),
+            ("for ever", Duration::MAX, Breaker::LONGEST_HOLD),
+        ];
+        for (name, named, kept) in cases {
+            for error in [down(), VerifyError::throttled(Some(named), "too often")] {
+                let (breaker, now) = (Breaker::default(), Instant::now());
+                breaker.failed(Production, &error, Some(named), now);
+                // Calls that were under way fail, too.
+                breaker.failed(Production, &down(), None, now);
+                assert_eq!(breaker.availability(Production), Availability::HeldOff, "{name}");
+                let last = now + kept - Duration::from_millis(1);
+                let rest = breaker.admit(Production, last).unwrap_err().retry_after();
+                assert_eq!(rest, Some(Duration::from_millis(1)), "{name}");
+                assert_eq!(breaker.admit(Production, now + kept).unwrap(), Pass::Probe, "{name}");
+                assert!(breaker.admit(Production, now + kept).is_err(), "{name}: one probe");
+            }
+        }
+    }
+
+    #[test]
+    fn the_listener_hears_of_each_change_once() {
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let note = Arc::clone(&heard);
+        let listener: Listener = Arc::new(move |_, availability| lock(&note).push(availability));
+        let (breaker, now) = (Breaker::new(Some(listener)), Instant::now());
+        for _ in 0..2 * Breaker::THRESHOLD {
+            breaker.failed(Production, &down(), None, now);
+        }
+        breaker.failed(Production, &down(), Some(SECOND), now);
+        breaker.failed(Production, &down(), Some(SECOND), now);
+        breaker.answered(Production);
+        breaker.answered(Production);
+        use Availability::{Available, Down, HeldOff};
+        assert_eq!(*lock(&heard), [Down, HeldOff, Available]);
+    }
+
+    #[test]
+    fn retries_are_a_share_of_all_calls() {
+        let budget = RetryBudget::default();
+        let retries = (0..400).filter(|_| {
+            budget.call();
+            budget.retry()
+        });
+        assert!((60..=70).contains(&retries.count()));
+    }
+}

@@ -1,0 +1,261 @@
+//! More load than Apple can bear, an Apple that hangs, and one that wants to be left alone.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use futures::future::join_all;
+use http::{Request, Response, StatusCode};
+use tokio::time::{Instant, sleep, timeout};
+use tower::service_fn;
+use tower_devicecheck::{
+    AppleClient, AppleClientBuilder, Availability, DeviceCheckLayer, Environment, Evidence, TransportError,
+    Verdict,
+    cache::{CachedVerdict, MemoryCache, VerdictCache, VerdictKey},
+    testing::{FakeApple, Reply, realistic_token},
+};
+
+use crate::support::{App, Apple, Counter};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A client of an Apple that takes this time for each answer, and the calls that it gets.
+fn slow_apple(answer_time: Duration) -> (AppleClientBuilder, Counter) {
+    let calls = Counter::default();
+    let count = calls.clone();
+    let transport = service_fn(move |_: Request<Bytes>| {
+        count.add();
+        async move {
+            sleep(answer_time).await;
+            Ok::<_, TransportError>(Response::new(Bytes::new()))
+        }
+    });
+    (AppleClient::builder(FakeApple::new().credentials()).transport(transport), calls)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a06_under_overload_apple_is_used_to_the_full() {
+    for (load, answer_time) in [(1.5, 1), (3.0, 1), (1.5, 2), (3.0, 2)] {
+        let answer_time = Duration::from_secs(answer_time);
+        let (client, calls) = slow_apple(answer_time);
+        let app = App::new(&DeviceCheckLayer::new(client.build().unwrap()));
+        let capacity = 256.0 / answer_time.as_secs_f64();
+        let started = Instant::now();
+        let mut requests = Vec::new();
+        let windows = 10;
+        while started.elapsed() < 2 * windows * answer_time {
+            let app = app.clone();
+            requests.push(tokio::spawn(async move {
+                let arrived = Instant::now();
+                let status = app.status(&realistic_token()).await;
+                (status, arrived.elapsed(), started.elapsed())
+            }));
+            sleep(Duration::from_secs_f64(1.0 / (load * capacity))).await;
+        }
+        let answers: Vec<_> = join_all(requests).await.into_iter().map(Result::unwrap).collect();
+        for window in 3..windows {
+            let (from, to) = (2 * window * answer_time, 2 * (window + 1) * answer_time);
+            let admitted =
+                answers.iter().filter(|(status, _, at)| *status == StatusCode::OK && (from..to).contains(at));
+            let share = admitted.count() as f64 / (capacity * 2.0 * answer_time.as_secs_f64());
+            assert!(share >= 0.9, "load {load}, {answer_time:?}, window {window}: {share}");
+        }
+        let mut waits: Vec<_> = answers
+            .iter()
+            .filter(|(status, ..)| *status != StatusCode::OK)
+            .map(|(_, wait, _)| *wait)
+            .collect();
+        waits.sort_unstable();
+        assert!(
+            waits[waits.len() / 2] < Duration::from_millis(100),
+            "load {load}, {answer_time:?}: {waits:?}"
+        );
+        assert!(answers.iter().all(|(_, wait, _)| *wait <= Duration::from_millis(5_500)));
+        // No call was made in vain.
+        let admitted = answers.iter().filter(|(status, ..)| *status == StatusCode::OK).count();
+        assert!(calls.get() <= admitted + admitted / 20, "{} calls, {admitted} admitted", calls.get());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a06_a_flood_takes_no_more_than_its_share_and_what_was_asked_is_remembered() {
+    // 250 made-up tokens a second beside 10 genuine devices, and an Apple that bears 128.
+    let apple = FakeApple::new();
+    apple.always(Reply::normal().delay(2 * SECOND));
+    let client = AppleClient::builder(apple.credentials()).transport(apple.transport()).build().unwrap();
+    let app = App::new(&DeviceCheckLayer::new(client));
+    let mut devices = Vec::new();
+    let began = Instant::now();
+    for tick in 0..5_000 {
+        let token = match tick % 25 {
+            0 => apple.genuine_token(Environment::Production),
+            _ => apple.forged_token(),
+        };
+        let app = app.clone();
+        let request = tokio::spawn(async move {
+            // As apps do: they wait for three seconds, and come back with the token.
+            for _ in 0..3 {
+                match timeout(3 * SECOND, app.status(&token)).await {
+                    Ok(StatusCode::OK) => return true,
+                    Ok(StatusCode::UNAUTHORIZED) => break,
+                    _ => sleep(SECOND).await,
+                }
+            }
+            false
+        });
+        if tick % 25 == 0 {
+            devices.push(request);
+        }
+        sleep(Duration::from_millis(4)).await;
+    }
+    let devices = join_all(devices).await;
+    let admitted = devices.iter().filter(|admitted| *admitted.as_ref().unwrap()).count();
+    // Apple bears 128 of 250 new tokens a second. The share of the devices is the share of their requests.
+    println!("{} calls in {:?}", apple.calls(), began.elapsed());
+    assert!(admitted * 100 >= devices.len() * 45, "{admitted} of {}", devices.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a06_a_verdict_is_remembered_when_all_who_waited_have_left() {
+    let apple = Apple::new();
+    apple.fake.always(Reply::normal().delay(SECOND));
+    let app = App::new(&apple.layer());
+    let token = apple.genuine();
+    assert!(timeout(Duration::from_millis(100), app.status(&token)).await.is_err());
+    sleep(2 * SECOND).await;
+    assert_eq!(app.status(&token).await, StatusCode::OK);
+    assert_eq!(app.evidence(), Evidence::CACHE);
+    assert_eq!(apple.calls(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a07_while_apple_hangs_a_new_device_is_answered_at_once() {
+    for crowd in [1_000, 5_000] {
+        let fake = FakeApple::new();
+        let client = AppleClient::builder(fake.credentials()).transport(fake.transport()).build().unwrap();
+        let app = App::new(&DeviceCheckLayer::new(client.clone()));
+        let token = || fake.genuine_token(Environment::Production);
+        let crowd: Vec<_> = (0..crowd).map(|_| token()).collect();
+        fake.always(Reply::hang());
+        let started = Instant::now();
+        let statuses = join_all(crowd.iter().map(|token| app.status(token))).await;
+        assert!(statuses.iter().all(|status| *status == StatusCode::SERVICE_UNAVAILABLE));
+        assert!(started.elapsed() <= Duration::from_millis(5_500), "{:?}", started.elapsed());
+        assert_eq!(client.availability(Environment::Production), Availability::Down);
+        assert_eq!(client.availability(Environment::Development), Availability::Available);
+
+        let mut waits = Vec::new();
+        let calls = fake.calls();
+        for _ in 0..500 {
+            let (arrived, token) = (Instant::now(), token());
+            // A probe may take as long as an attempt.
+            let status = timeout(Duration::from_millis(50), app.status(&token)).await;
+            waits.push(arrived.elapsed());
+            assert_ne!(status.ok(), Some(StatusCode::OK));
+            sleep(Duration::from_millis(20)).await;
+        }
+        waits.sort_unstable();
+        assert!(waits[250] <= Duration::from_millis(50), "{:?}", waits[250]);
+        // One probe a second.
+        assert!(fake.calls() - calls <= 12, "{}", fake.calls() - calls);
+
+        fake.clear();
+        let back = Instant::now();
+        while app.status(&token()).await != StatusCode::OK {
+            sleep(Duration::from_millis(20)).await;
+        }
+        assert!(back.elapsed() <= 3 * SECOND, "{:?}", back.elapsed());
+        assert_eq!(client.availability(Environment::Production), Availability::Available);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a08_apple_is_left_alone_for_as_long_as_it_said() {
+    for status in [429, 503] {
+        let apple = Apple::new();
+        apple.fake.always(Reply::status(status).header("retry-after", "60"));
+        let app = App::new(&apple.layer());
+        for number in 0..600 {
+            let response = app.get(&apple.genuine()).await;
+            assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+            if number == 300 {
+                // The rest of the minute, a little spread.
+                let rest: u64 = response.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+                assert!((1..=90).contains(&rest), "{status}: {rest}");
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+        assert!(apple.calls() <= 2, "{status}: {}", apple.calls());
+        apple.fake.clear();
+        sleep(60 * SECOND).await;
+        assert_eq!(app.status(&apple.genuine()).await, StatusCode::OK, "{status}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a09_an_apple_with_a_fault_is_not_asked_twice_as_often() {
+    let apple = Apple::new();
+    apple.fake.always(Reply::status(503));
+    let app = App::new(&apple.layer());
+    for _ in 0..400 {
+        assert_eq!(app.status(&apple.genuine()).await, StatusCode::SERVICE_UNAVAILABLE);
+        sleep(Duration::from_millis(15)).await;
+    }
+    assert!(apple.calls() * 10 <= 400 * 12, "{}", apple.calls());
+
+    // A fault now and then, so that nobody takes it for an outage.
+    let apple = Apple::new();
+    let app = App::new(&apple.layer());
+    for number in 0..400 {
+        if number % 2 == 0 {
+            apple.fake.script(Reply::status(503));
+        }
+        app.status(&apple.genuine()).await;
+    }
+    assert!(apple.calls() * 10 <= 400 * 12, "{}", apple.calls());
+}
+
+#[tokio::test(start_paused = true)]
+async fn stale_verdicts_count_while_apple_is_known_to_be_down_and_no_longer() {
+    let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
+    for (age, is_admitted) in [(minutes(15) - SECOND, true), (minutes(15) + SECOND, false)] {
+        let apple = Apple::new();
+        let (genuine, forged) = (apple.genuine(), apple.fake.forged_token());
+        let checked_at = SystemTime::now() - age;
+        let cache = Arc::new(MemoryCache::new());
+        let token = genuine.parse().unwrap();
+        let credentials = apple.fake.credentials();
+        let key = VerdictKey::new(credentials.team_id(), Environment::Production, &token);
+        let hour = Duration::from_secs(60 * 60);
+        let verdict = CachedVerdict::new(Verdict::Genuine, key.digest(), checked_at, hour);
+        cache.put(&key, verdict).await.unwrap();
+        let layer = apple.layer().with_cache(Arc::clone(&cache)).with_stale_verdicts(minutes(10));
+        let app = App::new(&layer);
+        apple.fake.always(Reply::status(503));
+        // Nobody knows yet that Apple is down.
+        assert_eq!(app.status(&genuine).await, StatusCode::SERVICE_UNAVAILABLE);
+        while apple.client.availability(Environment::Production) == Availability::Available {
+            assert_eq!(app.status(&apple.genuine()).await, StatusCode::SERVICE_UNAVAILABLE);
+        }
+        let calls = apple.calls();
+        let expected = if is_admitted { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        assert_eq!(app.status(&genuine).await, expected, "{age:?}");
+        if is_admitted {
+            assert_eq!(app.evidence(), Evidence::STALE);
+            assert!(!app.evidence().is_fresh());
+        }
+        assert_eq!(app.status(&forged).await, StatusCode::SERVICE_UNAVAILABLE);
+        // Without the switch it counts for nothing.
+        let strict = App::new(&apple.layer().with_cache(cache));
+        assert_eq!(strict.status(&genuine).await, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(apple.calls(), calls);
+
+        apple.fake.clear();
+        sleep(2 * SECOND).await;
+        assert_eq!(app.status(&genuine).await, StatusCode::OK);
+        assert_eq!(app.evidence(), Evidence::APPLE);
+        assert_eq!(apple.calls(), calls + 1);
+    }
+}
