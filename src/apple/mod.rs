@@ -36,6 +36,8 @@ mod provider_token;
 mod refusals;
 #[cfg(all(feature = "_apple", feature = "reqwest", not(target_arch = "wasm32")))]
 mod reqwest_transport;
+#[cfg(all(feature = "_apple", feature = "reqwest", not(target_arch = "wasm32")))]
+mod resolver;
 #[cfg(feature = "_apple")]
 mod task;
 #[cfg(test)]

@@ -15,6 +15,7 @@ use tower_service::Service;
 
 use crate::BoxError;
 use crate::apple::pools::{Pools, Sent};
+use crate::apple::resolver::SharedLookups;
 use crate::apple::transport::{TransportError, chain, is_turned_away};
 use crate::apple::{error::ClientError, task::Interest, wire::MAX_ANSWER_LENGTH};
 
@@ -145,16 +146,22 @@ impl ReqwestTransportBuilder {
     /// or `SSL_CERT_FILE` or `SSL_CERT_DIR` cannot be read or names a file without certificates.
     pub fn build(self) -> Result<ReqwestTransport, ClientError> {
         check_environment()?;
-        ReqwestTransport::from_make(Box::new(move |is_https| Ok(self.client(is_https)?)))
+        let lookups = Arc::new(SharedLookups::default());
+        ReqwestTransport::from_make(Box::new(move |is_https| Ok(self.client(is_https, &lookups)?)))
     }
 
-    fn client(&self, is_https: bool) -> Result<reqwest::Client, reqwest::Error> {
+    fn client(
+        &self,
+        is_https: bool,
+        lookups: &Arc<SharedLookups>,
+    ) -> Result<reqwest::Client, reqwest::Error> {
         let builder = reqwest::Client::builder()
             .connect_timeout(self.connect_timeout)
             .redirect(Policy::none())
             // `AppleClient` decides about retries, and counts them.
             .retry(reqwest::retry::never().max_retries_per_request(0))
             .referer(false)
+            .dns_resolver(Arc::clone(lookups))
             .tcp_nodelay(true)
             .tcp_keepalive(Duration::from_secs(30))
             // Keeps the connection for the next request, no matter how late.

@@ -97,7 +97,7 @@ struct Place<K: Eq + Hash, T> {
     flight: Arc<Flight<T>>,
     attendance: Attendance,
     /// Makes a task of the computation.
-    finish: fn(Arc<Place<K, T>>),
+    finish: fn(Arc<Self>),
 }
 
 impl<K: Eq + Hash, T> Drop for Place<K, T> {
