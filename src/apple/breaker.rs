@@ -147,6 +147,28 @@ impl Breaker {
         }
     }
 
+    /// Another process was told to leave Apple alone for this time.
+    #[cfg(feature = "redis")]
+    pub(super) fn hold(&self, environment: Environment, rest: Duration, now: Instant) {
+        let error = VerifyError::throttled(Some(rest), "Apple has told another process when to come back");
+        let mut state = lock(self.place(environment));
+        let next = later(now, rest.min(Self::LONGEST_HOLD));
+        let is_new = match &mut state.open {
+            Some(open) => {
+                open.next = open.next.max(next);
+                std::mem::replace(&mut open.availability, Availability::HeldOff) != Availability::HeldOff
+            }
+            none => {
+                *none = Some(Open { availability: Availability::HeldOff, error, next });
+                true
+            }
+        };
+        drop(state);
+        if is_new {
+            self.tell(environment, Availability::HeldOff);
+        }
+    }
+
     fn tell(&self, environment: Environment, availability: Availability) {
         let availability_name = availability.as_str();
         event!(target: TARGET, Level::DEBUG, %environment, availability = availability_name, "the way to Apple");

@@ -9,12 +9,16 @@ use tower_service::Service;
 use crate::BoxError;
 use crate::apple::breaker::{Availability, Breaker, Listener, RetryBudget};
 use crate::apple::call::{Caller, Endpoints};
+#[cfg(feature = "redis")]
+use crate::apple::shared_hold::SharedHold;
 use crate::apple::transport::{ErasedTransport, ServiceTransport};
 use crate::apple::{
     client::AppleClient, credentials::Credentials, error::ClientError, limit::CallLimit, refusals::Refusals,
     wire::Operation,
 };
 use crate::gate::routing::Environment;
+#[cfg(feature = "redis")]
+use crate::redis::Redis;
 
 impl AppleClient {
     /// A client with every default of [`AppleClientBuilder`]. Feature `reqwest`.
@@ -40,6 +44,8 @@ impl AppleClient {
             waiting_limit: 4096,
             retry: true,
             listener: None,
+            #[cfg(feature = "redis")]
+            redis: None,
         }
     }
 }
@@ -58,6 +64,8 @@ pub struct AppleClientBuilder {
     waiting_limit: usize,
     retry: bool,
     listener: Option<Listener>,
+    #[cfg(feature = "redis")]
+    redis: Option<Redis>,
 }
 
 impl AppleClientBuilder {
@@ -124,6 +132,16 @@ impl AppleClientBuilder {
         self
     }
 
+    /// Shares the time for which Apple wants to be left alone (`Retry-After`) with all processes that use this Redis
+    /// with the same prefix. A process that is asked about new tokens looks once a second, which takes one command, and
+    /// the deadline of a cache at most. Default: each process goes by what Apple has told it. Feature `redis`.
+    #[cfg(feature = "redis")]
+    #[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "redis")))]
+    pub fn share_retry_after(mut self, redis: Redis) -> Self {
+        self.redis = Some(redis);
+        self
+    }
+
     /// Sets a listener that is told whenever calls to one of Apple's two servers begin to fail at once, or are made again.
     /// It runs on the task of a call, so it must not block. Default: none. The log has the same at level DEBUG.
     pub fn on_availability(
@@ -163,6 +181,8 @@ impl AppleClientBuilder {
             Some(transport) => transport,
             None => default_transport(self.attempt_timeout)?,
         };
+        #[cfg(feature = "redis")]
+        let shared_hold = self.redis.map(|redis| SharedHold::new(redis, self.credentials.team_id()));
         let caller = Caller {
             team_id: self.credentials.team_id().into(),
             credentials: self.credentials.into(),
@@ -176,6 +196,8 @@ impl AppleClientBuilder {
             retry_budget: RetryBudget::default(),
             refusals: Refusals::default(),
             breaker: Breaker::new(self.listener),
+            #[cfg(feature = "redis")]
+            shared_hold,
         };
         Ok(AppleClient { caller: Arc::new(caller) })
     }

@@ -8,6 +8,8 @@ use http::{Request, Response, Uri};
 use tracing::{Level, event};
 
 use crate::BoxError;
+#[cfg(feature = "redis")]
+use crate::apple::shared_hold::SharedHold;
 use crate::apple::task::{self, Driven, Interest};
 use crate::apple::transport::{self, ErasedTransport};
 use crate::apple::wire::{self, Answer, Class, Operation};
@@ -38,6 +40,8 @@ pub(super) struct Caller {
     pub(super) retry_budget: RetryBudget,
     pub(super) refusals: Refusals,
     pub(super) breaker: Breaker,
+    #[cfg(feature = "redis")]
+    pub(super) shared_hold: Option<SharedHold>,
 }
 
 /// The beginning of a check, and those that wait for it.
@@ -78,7 +82,11 @@ impl Caller {
         if let Some(answer) = self.refusals.hold(environment, now) {
             return answer.into_error().map_or(Ok(None), Err);
         }
-        let pass = self.breaker.admit(environment, now)?;
+        #[cfg(feature = "redis")]
+        if let Some(shared) = &self.shared_hold {
+            shared.learn(environment, &self.breaker, now).await;
+        }
+        let pass = self.breaker.admit(environment, Instant::now())?;
         let (caller, token, attendance) = (Arc::clone(self), token.clone(), check.attendance.clone());
         let call = |interest, driven| async move {
             caller.run(operation, &token, environment, check, pass, &interest, driven).await
@@ -189,6 +197,10 @@ impl Caller {
                     let error = answer.clone().into_error();
                     let error = error.unwrap_or_else(|| VerifyError::unavailable(answer.clone()));
                     self.breaker.failed(environment, &error, answer.retry_after, now);
+                    #[cfg(feature = "redis")]
+                    if let (Some(shared), Some(hold)) = (&self.shared_hold, answer.retry_after) {
+                        shared.tell(environment, hold);
+                    }
                 }
                 Class::Unavailable => {}
                 _ => self.breaker.answered(environment),

@@ -38,6 +38,8 @@ mod refusals;
 mod reqwest_transport;
 #[cfg(all(feature = "_apple", feature = "reqwest", not(target_arch = "wasm32")))]
 mod resolver;
+#[cfg(all(feature = "_apple", feature = "redis"))]
+mod shared_hold;
 #[cfg(feature = "_apple")]
 mod task;
 #[cfg(test)]

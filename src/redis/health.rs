@@ -24,6 +24,9 @@ pub(crate) enum Access {
     Guard,
     /// The withdrawal of a claim. It is sent even if Redis is known not to answer.
     Undo,
+    /// The time for which Apple wants to be left alone.
+    #[cfg(feature = "_apple")]
+    Hold,
     #[cfg(feature = "split-key")]
     ReadKey,
     #[cfg(feature = "split-key")]
@@ -35,6 +38,8 @@ impl Access {
     pub(super) const fn is_needed(self) -> bool {
         match self {
             Self::ReadVerdict | Self::WriteVerdict | Self::Lease => false,
+            #[cfg(feature = "_apple")]
+            Self::Hold => false,
             Self::Guard | Self::Undo => true,
             #[cfg(feature = "split-key")]
             Self::ReadKey | Self::CountUse => true,

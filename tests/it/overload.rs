@@ -259,3 +259,47 @@ async fn stale_verdicts_count_while_apple_is_known_to_be_down_and_no_longer() {
         assert_eq!(apple.calls(), calls + 1);
     }
 }
+
+#[cfg(feature = "redis")]
+#[tokio::test]
+async fn a08_the_fleet_leaves_apple_alone_for_as_long_as_one_process_was_told() {
+    use tower_devicecheck::Redis;
+
+    let server = crate::redis_server::RedisServer::start();
+    let fake = FakeApple::new();
+    let mut replicas = Vec::new();
+    for _ in 0..3 {
+        let redis = Redis::connect(server.url()).await.unwrap();
+        let client = AppleClient::builder(fake.credentials()).transport(fake.transport());
+        let client = client.share_retry_after(redis).build().unwrap();
+        replicas.push((App::new(&DeviceCheckLayer::new(client.clone())), client));
+    }
+    let token = || fake.genuine_token(Environment::Production);
+    fake.always(Reply::status(429).header("retry-after", "60"));
+    assert_eq!(replicas[0].0.status(&token()).await, StatusCode::SERVICE_UNAVAILABLE);
+    // The first one does not wait for Redis.
+    let redis = redis::Client::open(server.url()).unwrap();
+    let mut connection = redis.get_multiplexed_async_connection().await.unwrap();
+    let key = format!("tower-devicecheck:hold1:{}:p", fake.credentials().team_id());
+    while !redis::cmd("EXISTS").arg(&key).query_async::<bool>(&mut connection).await.unwrap() {
+        tokio::task::yield_now().await;
+    }
+    for (app, client) in &replicas {
+        let response = app.get(&token()).await;
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        let rest: u64 = response.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+        assert!((50..=90).contains(&rest), "{rest}");
+        assert_eq!(client.availability(Environment::Production), Availability::HeldOff);
+        assert_eq!(client.availability(Environment::Development), Availability::Available);
+    }
+    assert_eq!(fake.calls(), 1);
+
+    // Without Redis each process goes by what it was told itself.
+    drop(server);
+    fake.clear();
+    let redis = Redis::connect("redis://127.0.0.1:1").await.unwrap();
+    let client = AppleClient::builder(fake.credentials()).transport(fake.transport());
+    let app = App::new(&DeviceCheckLayer::new(client.share_retry_after(redis).build().unwrap()));
+    assert_eq!(app.status(&token()).await, StatusCode::OK);
+    assert_eq!(fake.calls(), 2);
+}
