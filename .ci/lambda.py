@@ -66,6 +66,7 @@ class Wire:
         return self.server.sockets[0].getsockname()[1]
 
     async def connected(self, reader, writer):
+        self.protocol = writer.get_extra_info("ssl_object").selected_alpn_protocol()
         connection = Connection(self, reader, writer)
         self.opened += 1
         self.connections.add(connection)
@@ -372,7 +373,7 @@ def events():
     fake("/fake/outage?status=500", "POST")
     check("Apple is down", function, api_gateway(headers={TOKEN: genuine()}), 503, 1, code="unavailable")
     fake("/fake/outage", "DELETE")
-    assert function.wire.opened == 1, "one connection for all"
+    assert (function.wire.opened, function.wire.protocol) == (1, "h2"), "one connection for all"
     function.stop()
     ended = subprocess.run([BINARY], env={}, stderr=subprocess.PIPE, text=True, timeout=10)
     print(f"without credentials: {ended.stderr.strip()}")
