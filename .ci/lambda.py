@@ -24,7 +24,7 @@ FREEZE = float(os.environ.get("FREEZE", "60"))
 APPLES_IDLE_TIMEOUT = min(30.0, FREEZE / 2)
 COLD_STARTS = 11
 TOKEN = "x-apple-device-token"
-tokens = []
+tokens, processes = [], []
 
 
 def fake(path, method="GET"):
@@ -202,6 +202,7 @@ class Function:
             lambdas |= {"LD_PRELOAD": f"{WORK}/clocks.so", "CLOCKS": self.clocks}
         self.started = time.monotonic()
         self.process = subprocess.Popen([BINARY], env=apple | lambdas, stderr=self.log)
+        processes.append(self.process)
 
     def move_clocks(self, monotonic, wall):
         data = struct.pack("qq", int(monotonic * 1e9), int(wall * 1e9))
@@ -472,6 +473,11 @@ def roots():
 
 threading.Thread(target=Wire.loop.run_forever, daemon=True).start()
 roots()
-events()
-frozen()
-cold_starts()
+try:
+    events()
+    frozen()
+    cold_starts()
+finally:
+    # After a failure, no frozen process may be left.
+    for process in processes:
+        process.kill()
