@@ -16,6 +16,10 @@ pub mod operating {}
 #[doc = include_str!("../docs/scaling.md")]
 pub mod scaling {}
 
+/// Platforms that freeze processes or have no sockets: AWS Lambda, Cloudflare Workers.
+#[doc = include_str!("../docs/platforms.md")]
+pub mod platforms {}
+
 /// Migration from Bearologics' DeviceCheck, on Workers or Vapor.
 #[doc = include_str!("../docs/from-bearologics.md")]
 pub mod from_bearologics {}
