@@ -212,6 +212,8 @@ fn w16_no_setting_that_is_refused_is_printed() {
         "IDLE_TIMEOUT",
         "IDLE_CONNECTIONS",
         "LISTEN",
+        "REQUEST_HEAD_TIMEOUT",
+        "SHUTDOWN_TIMEOUT",
         "SINGLE_USE",
         "FLEET_SINGLE_FLIGHT",
         "REDIS_URL",
