@@ -43,6 +43,7 @@ async fn serve() -> Result<(), BoxError> {
     // The tokens that are printed are used by hand.
     apple.set_token_lifetime(Duration::from_secs(24 * 60 * 60));
 
+    let limits = shared::limits()?;
     let production = address("LISTEN", SocketAddr::from(([127, 0, 0, 1], 3000))).await?;
     let development = address("LISTEN_DEVELOPMENT", next(production)).await?;
     let orders = address("LISTEN_ORDERS", next(next(production))).await?;
@@ -53,7 +54,7 @@ async fn serve() -> Result<(), BoxError> {
     let orders = TcpListener::bind(orders)
         .await
         .map_err(|error| format!("LISTEN_ORDERS: cannot listen on {orders}: {error}"))?;
-    let orders = Server::with_listener(orders)?;
+    let orders = Server::with_listener(orders, limits);
 
     let urls = Urls {
         production: shared::local_url(server.address(Environment::Production)),
@@ -61,11 +62,10 @@ async fn serve() -> Result<(), BoxError> {
         orders: shared::local_url(orders.address()?),
     };
     shared::announce(server.address(Environment::Production), &hints(&apple, &urls, own_key));
-    let limit = orders.limits().shutdown;
     let drained = async {
         ctrl_c().await;
         // Cuts the connections that take longer when it is dropped.
-        let _ = timeout(limit, server.drain()).await;
+        let _ = timeout(limits.shutdown, server.drain()).await;
     };
     tokio::join!(orders.run(orders::app(apple)), drained);
     Ok(())

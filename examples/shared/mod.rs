@@ -177,31 +177,20 @@ pub(crate) struct Server {
 impl Server {
     /// Where `LISTEN` says, `127.0.0.1:3000` by default.
     pub(crate) async fn from_env() -> Result<Self, BoxError> {
+        let limits = limits()?;
         let address = variable("LISTEN")?.unwrap_or_else(|| "127.0.0.1:3000".to_owned());
         let listener = TcpListener::bind(address.trim())
             .await
             .map_err(|error| format!("LISTEN: cannot listen there: {error}"))?;
-        Self::with_listener(listener)
+        Ok(Self { listener, limits })
     }
 
-    /// With the limits that `REQUEST_HEAD_TIMEOUT` and `SHUTDOWN_TIMEOUT` say.
-    pub(crate) fn with_listener(listener: TcpListener) -> Result<Self, BoxError> {
-        let mut limits = serve::Limits::default();
-        if let Some(time) = seconds("REQUEST_HEAD_TIMEOUT", 1)? {
-            limits.head = time;
-        }
-        if let Some(time) = seconds("SHUTDOWN_TIMEOUT", 0)? {
-            limits.shutdown = time;
-        }
-        Ok(Self { listener, limits })
+    pub(crate) const fn with_listener(listener: TcpListener, limits: serve::Limits) -> Self {
+        Self { listener, limits }
     }
 
     pub(crate) fn address(&self) -> Result<SocketAddr, BoxError> {
         Ok(self.listener.local_addr()?)
-    }
-
-    pub(crate) const fn limits(&self) -> serve::Limits {
-        self.limits
     }
 
     pub(crate) async fn run<S, B>(self, app: S)
@@ -213,6 +202,15 @@ impl Server {
     {
         serve::serve(self.listener, app, self.limits, ctrl_c()).await;
     }
+}
+
+/// The limits that `REQUEST_HEAD_TIMEOUT` and `SHUTDOWN_TIMEOUT` ask for.
+pub(crate) fn limits() -> Result<serve::Limits, BoxError> {
+    let defaults = serve::Limits::default();
+    Ok(serve::Limits {
+        head: seconds("REQUEST_HEAD_TIMEOUT", 1)?.unwrap_or(defaults.head),
+        shutdown: seconds("SHUTDOWN_TIMEOUT", 0)?.unwrap_or(defaults.shutdown),
+    })
 }
 
 /// An environment variable with a time: whole seconds, at least `least`, an hour at most.
