@@ -52,7 +52,7 @@ async fn serve() -> Result<(), BoxError> {
     let server = Server::from_env().await?;
     let address = server.address()?;
     shared::announce(address, &apple.curl_hints(address, settings.routing.environment()));
-    // In the place of `axum::serve`, which may wait for ever.
+    // `axum::serve` would wait for slow clients for ever.
     server.run(app(gate, apple.client.clone(), settings)).await;
     Ok(())
 }

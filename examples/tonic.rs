@@ -51,8 +51,8 @@ async fn serve() -> Result<(), BoxError> {
     let address = server.address()?;
     let hints = apple.orders().map(|orders| hints(orders, address)).unwrap_or_default();
     shared::announce(address, &hints);
-    // In the place of tonic's own server, which may wait for ever. That one, however, also keeps the deadline that a
-    // client announces in `grpc-timeout`.
+    // tonic's own server would wait for slow clients for ever. On the other hand, it keeps the deadline that a client
+    // announces in `grpc-timeout`, and this one does not.
     server.run(app(apple.client.clone())).await;
     Ok(())
 }

@@ -39,7 +39,7 @@ pub(crate) fn run(example: impl Future<Output = Result<(), BoxError>>) -> ExitCo
     }
 }
 
-/// As `#[tokio::main]` does it, but for the end: that one waits until every name that is being looked up has been found.
+/// Runs on the runtime of `#[tokio::main]`, which at its end, however, waits for every name that is being looked up.
 pub(crate) fn block_on<T>(example: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
     let runtime = tokio::runtime::Runtime::new()?;
     let outcome = runtime.block_on(example);
@@ -175,7 +175,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Where `LISTEN` says, `127.0.0.1:3000` by default.
+    /// Listens where `LISTEN` says, by default at `127.0.0.1:3000`.
     pub(crate) async fn from_env() -> Result<Self, BoxError> {
         let limits = limits()?;
         let address = variable("LISTEN")?.unwrap_or_else(|| "127.0.0.1:3000".to_owned());

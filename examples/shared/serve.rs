@@ -60,7 +60,7 @@ where
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => stream,
                 Err(error) => {
-                    // Such as too many open files: other connections get time to end.
+                    // An error such as too many open files: the other connections get time to end.
                     tracing::warn!("accept: {error}");
                     sleep(Duration::from_millis(100)).await;
                     continue;

@@ -466,7 +466,7 @@ async fn too_many_open_files_are_an_incident_and_not_the_end() {
     assert_eq!(timeout(PATIENCE, health).await.unwrap().unwrap().status(), 200);
 }
 
-/// As the look-up of a name is, which the operating system may take half a minute for.
+/// The thread stands for the look-up of a name, which may take the operating system half a minute.
 #[test]
 fn a_thread_that_is_stuck_does_not_keep_an_example_from_its_end() {
     let (done, wait) = std::sync::mpsc::channel::<()>();
