@@ -27,6 +27,8 @@
 //! | `SINGLE_USE` | `1`: a device token admits one request |
 //! | `FLEET_SINGLE_FLIGHT` | `1`: of all copies that share a Redis one asks Apple about a token |
 //! | `LISTEN` | default `127.0.0.1:3000` |
+//! | `REQUEST_HEAD_TIMEOUT` | seconds until the head of a request has come, default 30; also how long an HTTP/1.1 connection is kept for the next one |
+//! | `SHUTDOWN_TIMEOUT` | seconds that requests get to end after SIGTERM or Ctrl-C, default 25 |
 //! | `RUST_LOG` | default `info` |
 
 #[path = "ai_gateway/fake_provider.rs"]
@@ -37,7 +39,6 @@ mod shared;
 
 use std::{alloc::System, fmt::Write, net::SocketAddr, process::ExitCode, time::Duration};
 
-use axum::serve::ListenerExt;
 use gateway::{
     Limits, Settings, app,
     target::{Provider, Providers},
@@ -48,15 +49,17 @@ use tower_devicecheck::{
 };
 use zeroizing_alloc::ZeroAlloc;
 
-use self::{fake_provider::FakeProvider, shared::Apple};
+use self::{
+    fake_provider::FakeProvider,
+    shared::{Apple, Server},
+};
 
 /// Wipes what is freed: the HTTP client's buffers hold whole keys for a moment, and do not wipe themselves.
 #[global_allocator]
 static ALLOCATOR: ZeroAlloc<System> = ZeroAlloc(System);
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    shared::run(serve()).await
+fn main() -> ExitCode {
+    shared::run(serve())
 }
 
 async fn serve() -> Result<(), BoxError> {
@@ -91,16 +94,10 @@ async fn listen(
 ) -> Result<(), BoxError> {
     let gate = shared::remembering(DeviceCheckLayer::new(apple.client.clone())).await?;
     let app = app(gate, keys, settings)?;
-    let listener = shared::listen().await?;
-    let address = listener.local_addr()?;
+    let server = Server::from_env().await?;
+    let address = server.address()?;
     shared::announce(address, &hints(address));
-    // Small pieces of a stream must not wait for more of them.
-    let listener = listener.tap_io(|stream| {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!("TCP_NODELAY: {error}");
-        }
-    });
-    axum::serve(listener, app).with_graceful_shutdown(shared::ctrl_c()).await?;
+    server.run(app).await;
     Ok(())
 }
 

@@ -18,6 +18,8 @@
 //! | `REDIS_URL` | Redis or Valkey, shared with other copies of this server (build with `--features redis`); default: this process remembers verdicts for itself |
 //! | `SINGLE_USE` | `1`: a token admits one request |
 //! | `FLEET_SINGLE_FLIGHT` | `1`: of all copies that share a Redis one asks Apple about a token |
+//! | `REQUEST_HEAD_TIMEOUT` | seconds until the head of a request has come, default 30; also how long an HTTP/1.1 connection is kept for the next one |
+//! | `SHUTDOWN_TIMEOUT` | seconds that requests get to end after SIGTERM or Ctrl-C, default 25 |
 //! | `RUST_LOG` | default `info` |
 
 mod shared;
@@ -32,15 +34,14 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use shared::Apple;
+use shared::{Apple, Server};
 use tower_devicecheck::{
     AppleClient, BitsError, BoxError, DeviceCheckLayer, DeviceOutcome, Enforcement, Environment,
     EnvironmentHeader, Route, RoutingPolicy, VerifiedDevice,
 };
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    shared::run(serve()).await
+fn main() -> ExitCode {
+    shared::run(serve())
 }
 
 async fn serve() -> Result<(), BoxError> {
@@ -48,12 +49,11 @@ async fn serve() -> Result<(), BoxError> {
     let apple = Apple::from_env().await?;
     apple.check(settings.routing.environment()).await?;
     let gate = shared::remembering(DeviceCheckLayer::new(apple.client.clone())).await?;
-    let listener = shared::listen().await?;
-    let address = listener.local_addr()?;
+    let server = Server::from_env().await?;
+    let address = server.address()?;
     shared::announce(address, &apple.curl_hints(address, settings.routing.environment()));
-    axum::serve(listener, app(gate, apple.client.clone(), settings))
-        .with_graceful_shutdown(shared::ctrl_c())
-        .await?;
+    // `axum::serve` would wait for slow clients for ever.
+    server.run(app(gate, apple.client.clone(), settings)).await;
     Ok(())
 }
 

@@ -11,26 +11,30 @@
 //! | `LISTEN_DEVELOPMENT` | where it is the development server; default: `LISTEN` with the next port |
 //! | `LISTEN_ORDERS` | where it takes orders; default: `LISTEN` with the port after that |
 //! | `APPLE_JWT_ISS`, `APPLE_JWT_KID`, `APPLE_JWT_PRIVATE_KEY` or `APPLE_JWT_PRIVATE_KEY_FILE` | the key that it knows; without them, a new one |
+//! | `REQUEST_HEAD_TIMEOUT` | seconds until the head of an order has come, default 30; calls to the fake Apple have no limit |
+//! | `SHUTDOWN_TIMEOUT` | seconds that requests get to end after SIGTERM or Ctrl-C, default 25 |
 //! | `RUST_LOG` | default `info` |
 
 mod shared;
 
 use std::{fs, net::SocketAddr, process::ExitCode, time::Duration};
 
-use shared::{orders, variable};
-use tokio::net::{TcpListener, lookup_host};
+use shared::{Server, ctrl_c, orders, variable};
+use tokio::{
+    net::{TcpListener, lookup_host},
+    time::timeout,
+};
 use tower_devicecheck::{
     BoxError, Credentials, Environment,
     testing::{FakeApple, PrivateKey},
 };
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     if std::env::args().len() > 1 {
         shared::print(orders::HELP);
         return ExitCode::SUCCESS;
     }
-    shared::run(serve()).await
+    shared::run(serve())
 }
 
 async fn serve() -> Result<(), BoxError> {
@@ -39,6 +43,7 @@ async fn serve() -> Result<(), BoxError> {
     // The tokens that are printed are used by hand.
     apple.set_token_lifetime(Duration::from_secs(24 * 60 * 60));
 
+    let limits = shared::limits()?;
     let production = address("LISTEN", SocketAddr::from(([127, 0, 0, 1], 3000))).await?;
     let development = address("LISTEN_DEVELOPMENT", next(production)).await?;
     let orders = address("LISTEN_ORDERS", next(next(production))).await?;
@@ -49,15 +54,20 @@ async fn serve() -> Result<(), BoxError> {
     let orders = TcpListener::bind(orders)
         .await
         .map_err(|error| format!("LISTEN_ORDERS: cannot listen on {orders}: {error}"))?;
+    let orders = Server::with_listener(orders, limits);
 
     let urls = Urls {
         production: shared::local_url(server.address(Environment::Production)),
         development: shared::local_url(server.address(Environment::Development)),
-        orders: shared::local_url(orders.local_addr()?),
+        orders: shared::local_url(orders.address()?),
     };
     shared::announce(server.address(Environment::Production), &hints(&apple, &urls, own_key));
-    axum::serve(orders, orders::app(apple)).with_graceful_shutdown(shared::ctrl_c()).await?;
-    server.stop().await;
+    let drained = async {
+        ctrl_c().await;
+        // Cuts the connections that take longer when it is dropped.
+        let _ = timeout(limits.shutdown, server.drain()).await;
+    };
+    tokio::join!(orders.run(orders::app(apple)), drained);
     Ok(())
 }
 

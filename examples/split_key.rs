@@ -48,9 +48,8 @@ const USAGE: &str = "one of add, list, rotate, retire, revoke and lint is wanted
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const OVERLAP: Duration = Duration::from_secs(14 * DAY.as_secs());
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> ExitCode {
-    shared::run(work(std::env::args().skip(1))).await
+fn main() -> ExitCode {
+    shared::run(work(std::env::args().skip(1)))
 }
 
 async fn work(arguments: impl Iterator<Item = String>) -> Result<(), BoxError> {

@@ -30,45 +30,38 @@ use greeter::{
     greeter_client::GreeterClient,
     greeter_server::{Greeter, GreeterServer},
 };
-use shared::Apple;
-use tonic::{
-    Request, Response, Status,
-    transport::{
-        Server,
-        server::{Router, TcpIncoming},
-    },
-};
-use tower::layer::util::{Identity, Stack};
-use tower_devicecheck::{AppleClient, BoxError, DeviceCheckLayer, Environment, VerifiedDevice};
+use shared::{Apple, Server};
+use tonic::{Request, Response, Status, service::Routes};
+use tower::Layer;
+use tower_devicecheck::{AppleClient, BoxError, DeviceCheck, DeviceCheckLayer, Environment, VerifiedDevice};
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     match &*arguments {
-        [] => shared::run(serve()).await,
-        [url, token] => shared::run(call(url, token)).await,
-        _ => shared::run(async { Err("usage: tonic [URL TOKEN]".into()) }).await,
+        [] => shared::run(serve()),
+        [url, token] => shared::run(call(url, token)),
+        _ => shared::run(async { Err("usage: tonic [URL TOKEN]".into()) }),
     }
 }
 
 async fn serve() -> Result<(), BoxError> {
     let apple = Apple::from_env().await?;
     apple.check(Environment::Production).await?;
-    let listener = shared::listen().await?;
-    let address = listener.local_addr()?;
+    let server = Server::from_env().await?;
+    let address = server.address()?;
     let hints = apple.orders().map(|orders| hints(orders, address)).unwrap_or_default();
     shared::announce(address, &hints);
-    app(apple.client.clone())
-        .serve_with_incoming_shutdown(TcpIncoming::from(listener), shared::ctrl_c())
-        .await?;
+    // tonic's own server would wait for slow clients for ever. On the other hand, it keeps the deadline that a client
+    // announces in `grpc-timeout`, and this one does not.
+    server.run(app(apple.client.clone())).await;
     Ok(())
 }
 
 /// The whole server but for its socket.
-pub(crate) fn app(apple: AppleClient) -> Router<Stack<DeviceCheckLayer, Identity>> {
+pub(crate) fn app(apple: AppleClient) -> DeviceCheck<Routes> {
     // tonic does not look at a request's method: to it a CORS preflight is a call like any other.
     let gate = DeviceCheckLayer::new(apple).with_exempt_preflights(false);
-    Server::builder().layer(gate).add_service(service())
+    gate.layer(Routes::new(service()))
 }
 
 /// The service alone, which expects the layer around it.

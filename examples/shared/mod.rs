@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "no example uses all of it")]
 
 pub(crate) mod orders;
+pub(crate) mod serve;
 
 use std::{
     env::{self, VarError},
@@ -12,9 +13,13 @@ use std::{
     io::{self, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     process::ExitCode,
+    time::Duration,
 };
 
+use http::{Request, Response};
+use hyper::body::{Body, Incoming};
 use tokio::net::TcpListener;
+use tower::Service;
 use tower_devicecheck::{
     AppleClient, BoxError, DeviceCheckLayer, Environment, VerifyErrorKind,
     replay::MemoryReplayGuard,
@@ -24,18 +29,22 @@ use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::Subscriber
 
 /// The `main` of every example: logs to stderr as `RUST_LOG` says (default `info`), runs, and tells
 /// what went wrong.
-pub(crate) async fn run(example: impl Future<Output = Result<(), BoxError>>) -> ExitCode {
-    let outcome = match start_logging() {
-        Ok(()) => example.await,
-        Err(error) => Err(error),
-    };
-    match outcome {
+pub(crate) fn run(example: impl Future<Output = Result<(), BoxError>>) -> ExitCode {
+    match start_logging().and_then(|()| block_on(example)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", Chain(&*error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// Runs on the runtime of `#[tokio::main]`, which at its end, however, waits for every name that is being looked up.
+pub(crate) fn block_on<T>(example: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
+    let runtime = tokio::runtime::Runtime::new()?;
+    let outcome = runtime.block_on(example);
+    runtime.shutdown_background();
+    outcome
 }
 
 fn start_logging() -> Result<(), BoxError> {
@@ -125,7 +134,6 @@ async fn remembering_in_redis(
     single_use: bool,
     fleet: bool,
 ) -> Result<DeviceCheckLayer, BoxError> {
-    use std::time::Duration;
     use tower_devicecheck::{
         Redis,
         cache::{MemoryCache, RedisCache, Tiered},
@@ -159,12 +167,59 @@ async fn remembering_in_redis(
     Err("REDIS_URL: build the example with --features redis".into())
 }
 
-/// The listener that `LISTEN` asks for, `127.0.0.1:3000` by default.
-pub(crate) async fn listen() -> Result<TcpListener, BoxError> {
-    let address = variable("LISTEN")?.unwrap_or_else(|| "127.0.0.1:3000".to_owned());
-    TcpListener::bind(address.trim())
-        .await
-        .map_err(|error| format!("LISTEN: cannot listen there: {error}").into())
+/// A server that listens, and serves until Ctrl-C or SIGTERM.
+#[derive(Debug)]
+pub(crate) struct Server {
+    listener: TcpListener,
+    limits: serve::Limits,
+}
+
+impl Server {
+    /// Listens where `LISTEN` says, by default at `127.0.0.1:3000`.
+    pub(crate) async fn from_env() -> Result<Self, BoxError> {
+        let limits = limits()?;
+        let address = variable("LISTEN")?.unwrap_or_else(|| "127.0.0.1:3000".to_owned());
+        let listener = TcpListener::bind(address.trim())
+            .await
+            .map_err(|error| format!("LISTEN: cannot listen there: {error}"))?;
+        Ok(Self { listener, limits })
+    }
+
+    pub(crate) const fn with_listener(listener: TcpListener, limits: serve::Limits) -> Self {
+        Self { listener, limits }
+    }
+
+    pub(crate) fn address(&self) -> Result<SocketAddr, BoxError> {
+        Ok(self.listener.local_addr()?)
+    }
+
+    pub(crate) async fn run<S, B>(self, app: S)
+    where
+        S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+        S::Future: Send + 'static,
+        S::Error: Into<BoxError>,
+        B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
+    {
+        serve::serve(self.listener, app, self.limits, ctrl_c()).await;
+    }
+}
+
+/// The limits that `REQUEST_HEAD_TIMEOUT` and `SHUTDOWN_TIMEOUT` ask for.
+pub(crate) fn limits() -> Result<serve::Limits, BoxError> {
+    let defaults = serve::Limits::default();
+    Ok(serve::Limits {
+        head: seconds("REQUEST_HEAD_TIMEOUT", 1)?.unwrap_or(defaults.head),
+        shutdown: seconds("SHUTDOWN_TIMEOUT", 0)?.unwrap_or(defaults.shutdown),
+    })
+}
+
+/// An environment variable with a time: whole seconds, at least `least`, an hour at most.
+fn seconds(name: &str, least: u64) -> Result<Option<Duration>, BoxError> {
+    let Some(text) = variable(name)? else { return Ok(None) };
+    match text.trim().parse() {
+        Ok(seconds) if (least..=3600).contains(&seconds) => Ok(Some(Duration::from_secs(seconds))),
+        _ => Err(format!("{name}: it is not a number of seconds from {least} to 3600").into()),
+    }
 }
 
 /// Prints the address, the first line on stdout, and then `hints` about how to try the server.
@@ -262,7 +317,7 @@ impl Apple {
     pub(crate) async fn fake() -> Result<Self, BoxError> {
         let apple = FakeApple::new();
         // The tokens that are printed are used by hand.
-        apple.set_token_lifetime(std::time::Duration::from_secs(24 * 60 * 60));
+        apple.set_token_lifetime(Duration::from_secs(24 * 60 * 60));
         let server = apple.serve().await?;
         let client = AppleClient::builder(apple.credentials())
             .base_url(Environment::Production, server.url(Environment::Production))

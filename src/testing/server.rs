@@ -3,7 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll};
-use std::{io, net::SocketAddr, pin::Pin, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, header::CONTENT_LENGTH};
@@ -13,7 +18,7 @@ use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::gate::routing::Environment;
@@ -48,6 +53,8 @@ struct Port {
 struct Running {
     /// Dropping this stops the task.
     stop: oneshot::Sender<()>,
+    /// Sending on this lets the task end with its last connection.
+    drain: watch::Sender<()>,
     task: JoinHandle<()>,
 }
 
@@ -118,10 +125,33 @@ impl FakeAppleServer {
     /// If the returned future is dropped, the server still stops.
     pub async fn stop(&mut self) {
         let running = [self.production.running.take(), self.development.running.take()];
-        for Running { stop, task } in running.into_iter().flatten() {
+        for Running { stop, task, .. } in running.into_iter().flatten() {
             drop(stop);
             // The task fails only if the runtime shuts down, which stops it, too.
             let _ = task.await;
+        }
+    }
+
+    /// Closes both ports, lets the connections answer the requests that are under way, and ends with the last
+    /// connection. It may never end: a client may keep back a part of its request, and a [`Reply::hang`] has no end.
+    /// Does nothing on a server that is stopped.
+    ///
+    /// If the returned future is dropped, the ports stay closed, and [`stop`](Self::stop) cuts the remaining
+    /// connections.
+    ///
+    /// [`Reply::hang`]: crate::testing::Reply::hang
+    pub async fn drain(&mut self) {
+        let mut ports = [&mut self.production, &mut self.development];
+        for running in ports.iter().filter_map(|port| port.running.as_ref()) {
+            // Nobody receives this if the task has ended.
+            let _ = running.drain.send(());
+        }
+        for port in &mut ports {
+            if let Some(running) = &mut port.running {
+                // The task fails only if the runtime shuts down, which stops it, too.
+                let _ = (&mut running.task).await;
+            }
+            port.running = None;
         }
     }
 
@@ -138,8 +168,10 @@ impl FakeAppleServer {
                 let (stop, stopped) = oneshot::channel();
                 let apple = self.apple.clone();
                 let connections = Arc::clone(&self.connections);
-                let task = tokio::spawn(listen(listener, apple, port.environment, connections, stopped));
-                port.running = Some(Running { stop, task });
+                let (drain, draining) = watch::channel(());
+                let stops = (stopped, draining);
+                let task = tokio::spawn(listen(listener, apple, port.environment, connections, stops));
+                port.running = Some(Running { stop, drain, task });
             }
         }
         Ok(())
@@ -151,12 +183,16 @@ async fn listen(
     apple: FakeApple,
     environment: Environment,
     count: Arc<AtomicUsize>,
-    mut stopped: oneshot::Receiver<()>,
+    (mut stopped, mut draining): (oneshot::Receiver<()>, watch::Receiver<()>),
 ) {
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
-            _ = &mut stopped => break,
+            _ = &mut stopped => {
+                connections.abort_all();
+                break;
+            }
+            _ = draining.changed() => break,
             accepted = listener.accept() => accepted,
         };
         // Forgets the connections that are over.
@@ -166,17 +202,27 @@ async fn listen(
                 count.fetch_add(1, Relaxed);
                 // Sends small answers without delay. If the socket cannot do this, it still works.
                 let _ = stream.set_nodelay(true);
-                connections.spawn(serve(stream, apple.clone(), environment));
+                connections.spawn(serve(stream, apple.clone(), environment, draining.clone()));
             }
             // An error such as too many open files: waiting gives other tasks time to close some.
             Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
         }
     }
     drop(listener);
-    connections.shutdown().await;
+    while !connections.is_empty() {
+        tokio::select! {
+            _ = &mut stopped, if !stopped.is_terminated() => connections.abort_all(),
+            _ = connections.join_next() => {}
+        }
+    }
 }
 
-async fn serve(stream: TcpStream, apple: FakeApple, environment: Environment) -> io::Result<()> {
+async fn serve(
+    stream: TcpStream,
+    apple: FakeApple,
+    environment: Environment,
+    mut draining: watch::Receiver<()>,
+) -> io::Result<()> {
     let stream = stream.into_std()?;
     // Another handle of the same socket. The socket stays open until both handles are dropped.
     let socket = TcpStream::from_std(stream.try_clone()?)?;
@@ -186,10 +232,18 @@ async fn serve(stream: TcpStream, apple: FakeApple, environment: Environment) ->
         async move { answer(&apple, environment, request, &plug).await }
     });
     let server = auto::Builder::new(TokioExecutor::new());
-    let reset = tokio::select! {
-        // The client notices an error of the connection by itself.
-        _ = server.serve_connection(TokioIo::new(TcpStream::from_std(stream)?), service) => false,
-        () = plug.notified() => true,
+    let mut connection = pin!(server.serve_connection(TokioIo::new(TcpStream::from_std(stream)?), service));
+    let mut drains = false;
+    let reset = loop {
+        tokio::select! {
+            // The client notices an error by itself.
+            _ = connection.as_mut() => break false,
+            () = plug.notified() => break true,
+            _ = draining.changed(), if !drains => {
+                drains = true;
+                connection.as_mut().graceful_shutdown();
+            }
+        }
     };
     if reset {
         // Closing without time to linger is a reset. If this fails, the client sees an early end.

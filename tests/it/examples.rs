@@ -2,19 +2,22 @@
 
 use std::{future::pending, net::SocketAddr};
 
-use axum::{body::Body, routing::Router};
-use http::{Request, StatusCode, header::CONTENT_TYPE};
+use axum::{
+    body::{Body, HttpBody},
+    routing::Router,
+};
+use http::{Request, Response, StatusCode, header::CONTENT_TYPE};
 use http_body_util::BodyExt;
+use hyper::body::Incoming;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tonic::transport::server::TcpIncoming;
-use tower::ServiceExt;
+use tower::{Service, ServiceExt};
 use tower_devicecheck::{
-    Credentials, DeviceCheckLayer, DeviceToken, Environment, Verdict,
+    BoxError, Credentials, DeviceCheckLayer, DeviceToken, Environment, Verdict,
     testing::{Endpoint, FakeApple, Reply},
 };
 
-use self::axum_example::Settings;
+use self::{axum_example::Settings, shared::serve::Limits};
 use crate::support::{Apple, TOKEN_HEADER};
 
 // Each example is a program with its own `mod shared`.
@@ -29,7 +32,7 @@ mod fake_apple_example;
 mod hyper_example;
 #[path = "../../examples/shared/mod.rs"]
 #[allow(clippy::duplicate_mod, reason = "a part of every example")]
-mod shared;
+pub(crate) mod shared;
 #[path = "../../examples/tonic.rs"]
 #[allow(dead_code, clippy::duplicate_mod, reason = "a program")]
 pub(crate) mod tonic_example;
@@ -40,6 +43,17 @@ async fn socket() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     (listener, address)
+}
+
+/// Serves as the examples do, until the test ends.
+pub(crate) fn serve<S, B>(listener: TcpListener, app: S)
+where
+    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+    S::Error: Into<BoxError>,
+    B: HttpBody<Data: Send, Error: Into<BoxError>> + Send + 'static,
+{
+    tokio::spawn(shared::serve::serve(listener, app, Limits::default(), pending()));
 }
 
 fn settings(routing: &str, enforcement: &str) -> Settings {
@@ -136,7 +150,7 @@ async fn axum_over_a_socket() {
         apple.client.clone(),
         Settings::default(),
     );
-    tokio::spawn(axum::serve(listener, app).into_future());
+    serve(listener, app);
     check_over_a_socket("axum", &apple, address).await;
 }
 
@@ -144,7 +158,7 @@ async fn axum_over_a_socket() {
 async fn hyper_over_a_socket() {
     let apple = shared::Apple::fake().await.unwrap();
     let (listener, address) = socket().await;
-    tokio::spawn(hyper_example::serve_on(listener, apple.client.clone(), pending()));
+    serve(listener, hyper_example::app(apple.client.clone()));
     check_over_a_socket("hyper", &apple, address).await;
 }
 
@@ -153,7 +167,8 @@ async fn hyper_stops_when_it_is_told_to() {
     let apple = Apple::new();
     let (listener, address) = socket().await;
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let server = tokio::spawn(hyper_example::serve_on(listener, apple.client.clone(), async {
+    let app = hyper_example::app(apple.client.clone());
+    let server = tokio::spawn(shared::serve::serve(listener, app, Limits::default(), async {
         let _ = stopped.await;
     }));
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
@@ -309,8 +324,7 @@ async fn tonic_over_a_socket() {
     let apple = shared::Apple::fake().await.unwrap();
     let fake = apple.as_fake().unwrap();
     let (listener, address) = socket().await;
-    let server = tonic_example::app(apple.client.clone()).serve_with_incoming(TcpIncoming::from(listener));
-    tokio::spawn(server);
+    serve(listener, tonic_example::app(apple.client.clone()));
 
     let token = fake.genuine_token(Environment::Production);
     let reply = tonic_example::greet(format!("http://{address}"), Some(&token)).await.unwrap().unwrap();

@@ -42,6 +42,7 @@ mod redis_server;
 #[cfg(feature = "redis")]
 mod redis_slow;
 mod secrets;
+mod servers;
 mod sharing;
 mod single_use;
 mod split_key;

@@ -34,7 +34,7 @@ use tower_http::{
 };
 
 use crate::{
-    examples::tonic_example,
+    examples::{serve, tonic_example},
     support::{App, Apple, TOKEN_HEADER, get as get_with},
 };
 
@@ -59,7 +59,7 @@ impl Grpc {
             .unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        tokio::spawn(tonic_example::app(client).serve_with_incoming(TcpIncoming::from(listener)));
+        serve(listener, tonic_example::app(client));
         Self { fake, url }
     }
 

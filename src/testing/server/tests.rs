@@ -125,3 +125,43 @@ async fn the_plug_can_be_pulled_and_put_back() {
     assert_eq!(call().await.unwrap().0, 200);
     drop(server);
 }
+
+#[tokio::test]
+async fn a_drained_server_answers_the_calls_under_way() {
+    let apple = FakeApple::new();
+    let token = apple.genuine_token(Environment::Production);
+    let mut server = apple.serve().await.unwrap();
+    let url = server.url(Environment::Production);
+    for http2 in [false, true] {
+        let client = client(http2);
+        let call = || over_socket(&client, &apple, &url, &token);
+        let calls = apple.calls();
+        apple.script(Reply::normal().delay(Duration::from_millis(200)));
+        let drained = async {
+            while apple.calls() == calls {
+                tokio::task::yield_now().await;
+            }
+            server.drain().await;
+        };
+        let (answer, ()) = tokio::join!(call(), drained);
+        assert_eq!(answer.unwrap().0, 200, "HTTP/2: {http2}");
+        assert!(call().await.unwrap_err().is_connect(), "HTTP/2: {http2}");
+        server.drain().await;
+        server.restart().await.unwrap();
+
+        // A call that is never answered is cut by `stop`.
+        apple.script(Reply::hang());
+        let cut = async {
+            while apple.calls() == calls + 1 {
+                tokio::task::yield_now().await;
+            }
+            let drained = tokio::time::timeout(Duration::from_millis(100), server.drain()).await;
+            assert!(drained.is_err(), "HTTP/2: {http2}");
+            server.stop().await;
+        };
+        let (hanging, ()) = tokio::join!(call(), cut);
+        assert!(hanging.is_err(), "HTTP/2: {http2}");
+        server.restart().await.unwrap();
+    }
+    assert_eq!(apple.calls(), 4);
+}

@@ -212,12 +212,22 @@ fn w16_no_setting_that_is_refused_is_printed() {
         "IDLE_TIMEOUT",
         "IDLE_CONNECTIONS",
         "LISTEN",
+        "REQUEST_HEAD_TIMEOUT",
+        "SHUTDOWN_TIMEOUT",
         "SINGLE_USE",
         "FLEET_SINGLE_FLIGHT",
         "REDIS_URL",
         "KEYS_FILE",
     ] {
         refused("ai_gateway", &[(name, &format!("redis+x://:{SECRET}@host/"))], "", SECRET);
+    }
+    for (name, value) in [
+        ("REQUEST_HEAD_TIMEOUT", "0"),
+        ("REQUEST_HEAD_TIMEOUT", "3601"),
+        ("SHUTDOWN_TIMEOUT", "-1"),
+        ("SHUTDOWN_TIMEOUT", "18446744073709551616"),
+    ] {
+        refused("ai_gateway", &[(name, value)], name, SECRET);
     }
     refused("ai_gateway", &[("TEST_KEY", &format!("{SECRET} {SECRET}"))], "TEST_KEY", SECRET);
     refused("ai_gateway", &[("KEYS_FILE", keys.to_str().unwrap())], "KEYS_FILE", SECRET);
