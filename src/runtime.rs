@@ -1,8 +1,11 @@
-//! The crate's clock.
+//! The crate's clocks, timers and tasks: all behaviour that depends on the platform.
 //!
 //! Under tokio the monotonic clock is tokio's, so that a test that pauses tokio's time moves every time to
-//! live, renewal and latency of this crate with it. Elsewhere it is the platform's; on wasm, where the
-//! standard library's clocks panic, it is the host's.
+//! live, renewal and latency of this crate with it. Elsewhere it is the platform's.
+//!
+//! On `wasm32-unknown-unknown` the standard library's clocks panic. Clocks and timers are those of the JavaScript host
+//! there, such as Cloudflare Workers. tokio's clocks and tasks panic there, too, and this crate does not use them
+//! even if the feature `tokio` is on.
 
 pub(crate) use web_time::SystemTime;
 
@@ -13,7 +16,12 @@ pub(crate) use web_time::Instant;
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::{future::poll_fn, pin::pin, task::Poll, time::Duration};
+use std::{
+    future::poll_fn,
+    pin::{Pin, pin},
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use futures_util::future::BoxFuture;
 use web_time::UNIX_EPOCH;
@@ -21,6 +29,11 @@ use web_time::UNIX_EPOCH;
 /// Whether a request may wait for what another request does. On wasm it must not: hosts such as Cloudflare Workers
 /// let no request wait for the I/O of another one.
 pub(crate) const REQUESTS_MAY_AWAIT_EACH_OTHER: bool = cfg!(not(target_arch = "wasm32"));
+
+/// Whether a request may end without a trace. Where the client leaves, such hosts poll a request no more, and do not
+/// drop it either.
+#[cfg_attr(not(feature = "_apple"), allow(dead_code))]
+pub(crate) const REQUESTS_MAY_VANISH: bool = cfg!(target_arch = "wasm32");
 
 /// One reading of both clocks. Decisions about time take it as an argument, which makes them pure.
 #[derive(Clone, Copy, Debug)]
@@ -65,7 +78,8 @@ pub(crate) fn since_epoch(time: SystemTime) -> Duration {
 
 /// A number from `low` to `high`, for what shall not happen to everybody at the same time. Not for secrets.
 pub(crate) fn spread(low: u64, high: u64) -> u64 {
-    // The standard library's own randomness, which is there on every platform.
+    // The standard library's own randomness, which is there on every platform. On wasm it only tells the requests of
+    // one process apart.
     let random = RandomState::new().build_hasher().finish();
     low + random % (high.saturating_sub(low) + 1)
 }
@@ -94,7 +108,7 @@ pub(crate) const fn date(days: u64) -> (u64, u64, u64) {
 #[derive(Debug)]
 pub(crate) struct Elapsed;
 
-/// Waits for `future` no longer than `limit`: where tokio's clock runs. Elsewhere for as long as it takes.
+/// Waits for `future` no longer than `limit`: where there is a timer. Elsewhere for as long as it takes.
 pub(crate) async fn within<F: Future>(limit: Duration, future: F) -> Result<F::Output, Elapsed> {
     let mut future = pin!(future);
     let mut end = pin!(None);
@@ -129,7 +143,7 @@ pub(crate) async fn patiently<F: Future>(limit: Duration, future: F) -> Result<F
     }
 }
 
-/// Waits this long where tokio's clock runs. Elsewhere for ever.
+/// Waits this long where there is a timer. Elsewhere for ever.
 pub(crate) async fn pause(time: Duration) {
     let _ = within(time, std::future::pending::<()>()).await;
 }
@@ -145,6 +159,89 @@ pub(crate) fn spawn(future: impl Future<Output = ()> + Send + 'static) {
 #[cfg(not(all(feature = "tokio", not(target_arch = "wasm32"))))]
 pub(crate) fn spawn(future: impl Future<Output = ()> + Send + 'static) {
     drop(future);
+}
+
+/// Whether there are tasks, which go on when the request goes away for which they were started.
+#[cfg_attr(not(feature = "_apple"), allow(dead_code))]
+pub(crate) fn has_tasks() -> bool {
+    #[cfg(all(feature = "tokio", not(target_arch = "wasm32")))]
+    let has_tasks = tokio::runtime::Handle::try_current().is_ok();
+    #[cfg(not(all(feature = "tokio", not(target_arch = "wasm32"))))]
+    let has_tasks = false;
+    has_tasks
+}
+
+/// Work that was started.
+#[allow(dead_code, reason = "there is not everywhere a task")]
+pub(crate) enum Started<T> {
+    Done(T),
+    Task(Task<T>),
+}
+
+/// Starts the work as a task. Work that ends at once needs none, and where there are no tasks, this future is the work.
+#[cfg_attr(not(feature = "_apple"), allow(dead_code))]
+#[cfg(all(feature = "tokio", not(target_arch = "wasm32")))]
+pub(crate) async fn start<F>(mut work: Pin<Box<F>>) -> Started<F::Output>
+where
+    F: Future<Output: Send + 'static> + Send + 'static,
+{
+    if !has_tasks() {
+        return Started::Done(work.await);
+    }
+    // The first poll leaves the caller its share of tokio's time.
+    let mut at_once = tokio::task::unconstrained(work.as_mut());
+    match poll_fn(|cx| Poll::Ready(Pin::new(&mut at_once).poll(cx))).await {
+        Poll::Ready(output) => Started::Done(output),
+        Poll::Pending => Started::Task(Task(tokio::spawn(work))),
+    }
+}
+
+#[cfg_attr(not(feature = "_apple"), allow(dead_code))]
+#[cfg(not(all(feature = "tokio", not(target_arch = "wasm32"))))]
+pub(crate) async fn start<F: Future>(work: Pin<Box<F>>) -> Started<F::Output> {
+    Started::Done(work.await)
+}
+
+/// The task was stopped, which only a runtime does that shuts down.
+#[cfg_attr(not(feature = "_apple"), allow(dead_code))]
+#[derive(Debug)]
+pub(crate) struct Stopped;
+
+/// A task. Dropping this leaves it alone.
+#[cfg(all(feature = "tokio", not(target_arch = "wasm32")))]
+pub(crate) struct Task<T>(tokio::task::JoinHandle<T>);
+
+#[cfg(all(feature = "tokio", not(target_arch = "wasm32")))]
+#[cfg_attr(not(feature = "_apple"), allow(dead_code))]
+impl<T> Task<T> {
+    pub(crate) fn stop(&self) {
+        self.0.abort();
+    }
+
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<T, Stopped>> {
+        Pin::new(&mut self.0).poll(cx).map(|result| {
+            result.map_err(|error| match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_stopped) => Stopped,
+            })
+        })
+    }
+}
+
+/// No task: there is none without tokio.
+#[cfg(not(all(feature = "tokio", not(target_arch = "wasm32"))))]
+pub(crate) struct Task<T>(std::convert::Infallible, std::marker::PhantomData<fn() -> T>);
+
+#[cfg(not(all(feature = "tokio", not(target_arch = "wasm32"))))]
+#[cfg_attr(not(feature = "_apple"), allow(dead_code))]
+impl<T> Task<T> {
+    pub(crate) fn stop(&self) {
+        match self.0 {}
+    }
+
+    pub(crate) fn poll(&mut self, _: &mut Context<'_>) -> Poll<Result<T, Stopped>> {
+        match self.0 {}
+    }
 }
 
 /// Adds to an instant. A century is as good as any longer time, and does not overflow.
@@ -172,7 +269,19 @@ fn timer(limit: Duration) -> Option<impl Future<Output = ()>> {
     is_running.then(|| tokio::task::unconstrained(tokio::time::sleep(limit)))
 }
 
-#[cfg(not(all(feature = "tokio", not(target_arch = "wasm32"))))]
+/// The host's `setTimeout`.
+#[cfg(all(target_family = "wasm", target_os = "unknown"))]
+fn timer(limit: Duration) -> Option<impl Future<Output = ()> + Send> {
+    // The host counts in an `i32`, and a number beyond it would be no time at all.
+    let millis = limit.as_nanos().div_ceil(1_000_000).min(i32::MAX as u128);
+    // The futures of the crate must be `Send`. There is one thread.
+    Some(send_wrapper::SendWrapper::new(gloo_timers::future::TimeoutFuture::new(millis as u32)))
+}
+
+#[cfg(not(any(
+    all(feature = "tokio", not(target_arch = "wasm32")),
+    all(target_family = "wasm", target_os = "unknown")
+)))]
 fn timer(_: Duration) -> Option<std::future::Pending<()>> {
     None
 }
