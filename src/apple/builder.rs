@@ -13,7 +13,7 @@ use crate::apple::{
     client::AppleClient, credentials::Credentials, error::ClientError, limit::CallLimit, refusals::Refusals,
     wire::Operation,
 };
-use crate::gate::routing::Environment;
+use crate::{gate::routing::Environment, runtime::REQUESTS_MAY_VANISH};
 
 impl AppleClient {
     /// A client with every default of [`AppleClientBuilder`]. Feature `reqwest`.
@@ -85,8 +85,8 @@ impl AppleClientBuilder {
 
     /// The deadline of one attempt. Default: 3 seconds.
     ///
-    /// Deadlines need the feature `tokio` and a tokio runtime with its time driver on. Elsewhere the transport has
-    /// to keep deadlines of its own.
+    /// Deadlines need the feature `tokio` and a tokio runtime with its time driver on, or, on
+    /// `wasm32-unknown-unknown`, a host with `setTimeout`. Elsewhere the transport has to keep deadlines of its own.
     pub const fn attempt_timeout(mut self, timeout: Duration) -> Self {
         self.attempt_timeout = timeout;
         self
@@ -157,7 +157,11 @@ impl AppleClientBuilder {
             transport,
             attempt_timeout: self.attempt_timeout,
             total_timeout: self.total_timeout,
-            limit: CallLimit::new(self.in_flight_limit, self.waiting_limit),
+            limit: CallLimit::new(
+                self.in_flight_limit,
+                self.waiting_limit,
+                REQUESTS_MAY_VANISH.then_some(self.total_timeout),
+            ),
             retry: self.retry,
             refusals: Refusals::default(),
         };

@@ -1,14 +1,15 @@
 //! A limit on the calls to Apple that are under way, and on those that wait.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     future::poll_fn,
     sync::Mutex,
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 use crate::apple::task::Driven;
-use crate::runtime::{REQUESTS_MAY_AWAIT_EACH_OTHER, lock};
+use crate::runtime::{Instant, REQUESTS_MAY_AWAIT_EACH_OTHER, later, lock};
 
 /// Slots for calls to Apple, and a bounded number of waiters for them.
 ///
@@ -17,23 +18,37 @@ use crate::runtime::{REQUESTS_MAY_AWAIT_EACH_OTHER, lock};
 pub(super) struct CallLimit {
     state: Mutex<State>,
     waiting_limit: usize,
+    /// The longest time of a call, where a call may vanish without a word.
+    lapse: Option<Duration>,
 }
 
 struct State {
     free: usize,
     arrivals: u64,
+    /// The slots that lapse, by the ends of their times.
+    lapsing: BTreeSet<Lapse>,
     driven: BTreeMap<u64, Waker>,
     others: BTreeMap<u64, Waker>,
 }
+
+/// The end of a slot's time, and the slot's number.
+type Lapse = (Instant, u64);
 
 /// All slots are taken, and too many calls wait for one already.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct QueueFull;
 
 impl CallLimit {
-    pub(super) fn new(in_flight: usize, waiting_limit: usize) -> Self {
-        let (driven, others) = (BTreeMap::new(), BTreeMap::new());
-        Self { state: Mutex::new(State { free: in_flight, arrivals: 0, driven, others }), waiting_limit }
+    /// With `lapse`, a slot is free again after this time, even if its call has not given it back.
+    pub(super) fn new(in_flight: usize, waiting_limit: usize, lapse: Option<Duration>) -> Self {
+        let state = State {
+            free: in_flight,
+            arrivals: 0,
+            lapsing: BTreeSet::new(),
+            driven: BTreeMap::new(),
+            others: BTreeMap::new(),
+        };
+        Self { state: Mutex::new(state), waiting_limit, lapse }
     }
 
     pub(super) async fn acquire(&self, driven: Driven) -> Result<Slot<'_>, QueueFull> {
@@ -62,7 +77,14 @@ struct Place<'a> {
 impl<'a> Place<'a> {
     fn poll(&mut self, Driven(is_driven): Driven, cx: &Context<'_>) -> Poll<Result<Slot<'a>, QueueFull>> {
         let mut state = lock(&self.limit.state);
-        let State { free, arrivals, driven, others } = &mut *state;
+        let State { free, arrivals, lapsing, driven, others } = &mut *state;
+        let lapse = self.limit.lapse.map(|lapse| (Instant::now(), lapse));
+        while let (Some((now, _)), Some((end, _))) = (lapse, lapsing.first())
+            && *end <= now
+        {
+            lapsing.pop_first();
+            *free += 1;
+        }
         let ahead = match self.number {
             Some(number) if is_driven => driven.range(..number).take(*free).count(),
             _ => driven.len(),
@@ -73,7 +95,12 @@ impl<'a> Place<'a> {
                 driven.remove(&number);
                 others.remove(&number);
             }
-            return Poll::Ready(Ok(Slot(self.limit)));
+            let lapse = lapse.map(|(now, lapse)| {
+                *arrivals += 1;
+                (later(now, lapse), *arrivals)
+            });
+            lapsing.extend(lapse);
+            return Poll::Ready(Ok(Slot { limit: self.limit, lapse }));
         }
         let is_full = driven.len() + others.len() >= self.limit.waiting_limit;
         if self.number.is_none() && (is_full || !REQUESTS_MAY_AWAIT_EACH_OTHER) {
@@ -101,11 +128,19 @@ impl Drop for Place<'_> {
 }
 
 /// A slot, given back on drop.
-pub(super) struct Slot<'a>(&'a CallLimit);
+pub(super) struct Slot<'a> {
+    limit: &'a CallLimit,
+    lapse: Option<Lapse>,
+}
 
 impl Drop for Slot<'_> {
     fn drop(&mut self) {
-        self.0.change(|state| state.free += 1);
+        self.limit.change(|state| {
+            // A slot that has lapsed may be another call's by now.
+            if self.lapse.is_none_or(|lapse| state.lapsing.remove(&lapse)) {
+                state.free += 1;
+            }
+        });
     }
 }
 
@@ -118,7 +153,7 @@ mod tests {
     #[test]
     fn waiters_are_counted_and_forgotten() {
         for driven in [Driven(true), Driven(false)] {
-            let limit = CallLimit::new(1, 1);
+            let limit = CallLimit::new(1, 1, None);
             let slot = limit.acquire(driven).now_or_never().unwrap().unwrap();
             let mut first = Box::pin(limit.acquire(driven));
             assert!(first.as_mut().now_or_never().is_none());
@@ -140,7 +175,7 @@ mod tests {
 
     #[test]
     fn nobody_overtakes_the_first_of_those_who_wait() {
-        let limit = CallLimit::new(1, 2);
+        let limit = CallLimit::new(1, 2, None);
         let acquire = || limit.acquire(Driven(true));
         let slot = acquire().now_or_never().unwrap().unwrap();
         let mut first = Box::pin(acquire());
@@ -156,7 +191,7 @@ mod tests {
 
     #[test]
     fn a05_without_a_runtime_a_waiter_that_is_never_polled_holds_up_nobody() {
-        let limit = CallLimit::new(1, 9);
+        let limit = CallLimit::new(1, 9, None);
         let slot = limit.acquire(Driven(false)).now_or_never().unwrap().unwrap();
         let mut stuck = Box::pin(limit.acquire(Driven(false)));
         assert!(stuck.as_mut().now_or_never().is_none());
@@ -167,5 +202,21 @@ mod tests {
         };
         assert!(futures::executor::block_on(waits), "it is woken");
         assert!(limit.acquire(Driven(true)).now_or_never().unwrap().is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn h01_a_call_that_vanished_gives_its_slot_back_once() {
+        let limit = CallLimit::new(1, 0, Some(Duration::from_secs(5)));
+        let acquire = || limit.acquire(Driven(false)).now_or_never().unwrap();
+        let vanished = acquire().unwrap();
+        tokio::time::advance(Duration::from_secs(4)).await;
+        assert!(matches!(acquire(), Err(QueueFull)));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let slot = acquire().unwrap();
+        drop(vanished);
+        assert!(matches!(acquire(), Err(QueueFull)), "the slot is another call's");
+        drop(slot);
+        assert!(acquire().is_ok());
+        assert!(limit.state.lock().unwrap().lapsing.is_empty());
     }
 }
