@@ -16,6 +16,10 @@ pub mod operating {}
 #[doc = include_str!("../docs/scaling.md")]
 pub mod scaling {}
 
+/// Cloudflare Workers and other hosts of functions: what differs there, and what was tried.
+#[doc = include_str!("../docs/platforms.md")]
+pub mod platforms {}
+
 /// For users of Bearologics' DeviceCheck, on Workers or Vapor.
 #[doc = include_str!("../docs/from-bearologics.md")]
 pub mod from_bearologics {}

@@ -249,7 +249,7 @@ impl<M: BodyMode> DeviceCheckLayer<M> {
     /// an `AppleClient` takes. A request without an answer by then is [`Unavailable`](crate::Rejection::Unavailable).
     ///
     /// It keeps a verifier that does not end, or asks through the very layer that it serves, from holding requests for
-    /// ever. Holds inside of a tokio runtime, with the feature `tokio`.
+    /// ever. Holds inside of a tokio runtime, with the feature `tokio`, and on `wasm32-unknown-unknown`.
     pub fn with_deadline(self, deadline: Duration) -> Self {
         self.with_gate(|gate| gate.deadline = deadline)
     }

@@ -191,7 +191,8 @@
 //! * A token that was found genuine admits requests for 5 minutes, also those of an attacker who has captured it.
 //!   [`DeviceCheckLayer::with_time_to_live`] shortens this time, and [single use](replay) admits one request only.
 //! * The token is about 3 KB long. Proxies in front of the server must let such a header through.
-//! * Without a tokio runtime this crate keeps no deadlines. The transport must keep its own.
+//! * Without a tokio runtime this crate keeps no deadlines, except on `wasm32-unknown-unknown`, where the host has
+//!   timers. Elsewhere the transport must keep its own. [`guide::platforms`] is about Workers and other hosts.
 //! * [`Enforcement::Monitor`] and some other switches weaken the gate: [`guide::threat_model`] lists them.
 //! * [`guide::operating`] explains the log lines. [`guide::architecture`] is for people who change this crate.
 

@@ -113,7 +113,7 @@ impl ReadBodies {
     /// The time within which a body must have arrived. Default: 10 seconds. A later one is
     /// [`IncompleteBody`](Rejection::IncompleteBody). A stream without end, such as that of a gRPC call, ends so.
     ///
-    /// Holds inside of a tokio runtime, with the feature `tokio`.
+    /// Holds inside of a tokio runtime, with the feature `tokio`, and on `wasm32-unknown-unknown`.
     pub const fn with_deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
         self

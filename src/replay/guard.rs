@@ -14,7 +14,7 @@ pub(super) const DEFAULT_RETENTION: Duration = Duration::from_secs(60 * 60);
 /// Remembers which tokens are in use or spent: [`MemoryReplayGuard`](crate::replay::MemoryReplayGuard)
 /// in the process, `RedisReplayGuard` between processes.
 ///
-/// Under tokio, a step that takes longer than a second fails. Time in which the process itself was too busy to
+/// Where there are timers, a step that takes longer than a second fails. Time in which the process itself was too busy to
 /// look at the answer does not count.
 ///
 /// ```

@@ -10,7 +10,7 @@ use crate::{gate::observer::CacheError, replay::owner::Owner};
 /// Remembers verdicts: `MemoryCache` in the process, `RedisCache` between processes,
 /// [`Tiered`](crate::cache::Tiered) both.
 ///
-/// The layer puts only verdicts, never the lack of one. A cache that fails counts as empty. Under tokio, so
+/// The layer puts only verdicts, never the lack of one. A cache that fails counts as empty. Where there are timers, so
 /// does a cache that takes longer than its [deadline](Self::deadline).
 ///
 /// # Danger
