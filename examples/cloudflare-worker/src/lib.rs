@@ -1,6 +1,6 @@
 //! A Cloudflare Worker that lets only requests from genuine Apple devices through.
 //!
-//! The README has the steps. What is yours begins at `routes`.
+//! The README has the steps. Your own part begins at `routes`.
 
 mod apple;
 mod kv;
@@ -18,7 +18,8 @@ use tower_devicecheck::{
 use worker::{Context, Env, HttpRequest, event};
 
 fn routes(gate: DeviceCheckLayer) -> Router {
-    Router::new().route("/", get(hello)).route_layer(gate).route("/health", get(|| async { "ok" })) // after the layer: not protected
+    let protected = Router::new().route("/", get(hello)).route_layer(gate);
+    protected.route("/health", get(|| async { "ok" })) // after the layer: not protected
 }
 
 async fn hello(device: VerifiedDevice) -> String {
