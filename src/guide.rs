@@ -16,7 +16,7 @@ pub mod operating {}
 #[doc = include_str!("../docs/scaling.md")]
 pub mod scaling {}
 
-/// Platforms that freeze processes or have no sockets: AWS Lambda, Cloudflare Workers.
+/// Platforms that freeze processes or have no sockets: Cloudflare Workers, AWS Lambda.
 #[doc = include_str!("../docs/platforms.md")]
 pub mod platforms {}
 

@@ -263,7 +263,8 @@ impl<M: BodyMode> DeviceCheckLayer<M> {
     /// [`Unavailable`](crate::Rejection::Unavailable).
     ///
     /// Without the deadline, a verifier that never ends, or that asks through the very layer that it serves, would hold
-    /// requests for ever. The deadline applies only inside a tokio runtime, with the feature `tokio`.
+    /// requests for ever. The deadline applies only inside a tokio runtime, with the feature `tokio`, and on
+    /// `wasm32-unknown-unknown`.
     pub fn with_deadline(self, deadline: Duration) -> Self {
         self.with_gate(|gate| gate.deadline = deadline)
     }

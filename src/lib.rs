@@ -192,7 +192,8 @@
 //!   [`DeviceCheckLayer::with_time_to_live`] shortens this time. With [single use](replay), a token admits only one
 //!   request.
 //! * The token is about 3 KB long. Proxies in front of the server must accept a header of this size.
-//! * Without a tokio runtime this crate enforces no deadlines. The transport must enforce its own.
+//! * Without a tokio runtime this crate enforces no deadlines, except on `wasm32-unknown-unknown`, where the host has
+//!   timers. Elsewhere the transport must enforce its own. [`guide::platforms`] covers Workers and other hosts.
 //! * [`Enforcement::Monitor`] and some other switches weaken the gate: [`guide::threat_model`] lists them.
 //! * [`guide::operating`] explains the log lines. [`guide::architecture`] is for contributors.
 

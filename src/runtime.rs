@@ -1,8 +1,10 @@
-//! The crate's clock.
+//! The crate's clocks, timers and tasks: all behaviour that depends on the platform.
 //!
 //! Under tokio the monotonic clock is tokio's. A test that pauses tokio's time therefore controls every time to live,
-//! renewal and latency of this crate. Elsewhere the clock is the platform's. On wasm, where the standard library's
-//! clocks panic, it is the host's.
+//! renewal and latency of this crate. Elsewhere the clock is the platform's.
+//!
+//! On `wasm32-unknown-unknown` the standard library's clocks panic, and so do tokio's clocks and tasks. The clocks and
+//! timers there are those of the JavaScript host, such as Cloudflare Workers, even if the feature `tokio` is on.
 
 pub(crate) use web_time::SystemTime;
 
@@ -16,7 +18,12 @@ use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError,
     atomic::{AtomicU8, Ordering},
 };
-use std::{future::poll_fn, pin::pin, task::Poll, time::Duration};
+use std::{
+    future::poll_fn,
+    pin::{Pin, pin},
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use futures_util::future::BoxFuture;
 use web_time::UNIX_EPOCH;
@@ -24,6 +31,10 @@ use web_time::UNIX_EPOCH;
 /// Whether a request may wait for the work of another request. On wasm it must not: hosts such as Cloudflare Workers do
 /// not let a request wait for the I/O of another one.
 pub(crate) const REQUESTS_MAY_AWAIT_EACH_OTHER: bool = cfg!(not(target_arch = "wasm32"));
+
+/// Whether a request may end without a trace: when a client leaves, such hosts neither poll nor drop its request.
+#[cfg_attr(not(feature = "_apple"), allow(dead_code))]
+pub(crate) const REQUESTS_MAY_VANISH: bool = cfg!(target_arch = "wasm32");
 
 /// One reading of both clocks. Decisions about time take it as an argument, which makes them pure.
 #[derive(Clone, Copy, Debug)]
@@ -68,7 +79,8 @@ pub(crate) fn since_epoch(time: SystemTime) -> Duration {
 
 /// A random number from `low` to `high`, to spread events over time. Not for secrets.
 pub(crate) fn spread(low: u64, high: u64) -> u64 {
-    // This uses the standard library's randomness, which is available on every platform.
+    // This uses the standard library's randomness, which is available on every platform. On wasm it only tells the
+    // requests of one process apart.
     let random = RandomState::new().build_hasher().finish();
     low + random % (high.saturating_sub(low) + 1)
 }
@@ -125,7 +137,7 @@ impl Attendance {
 #[derive(Debug)]
 pub(crate) struct Elapsed;
 
-/// Waits for `future`, at most for `limit` if tokio's clock runs. Elsewhere there is no limit.
+/// Waits for `future`, at most for `limit` if there are timers. Elsewhere there is no limit.
 pub(crate) async fn within<F: Future>(limit: Duration, future: F) -> Result<F::Output, Elapsed> {
     let mut future = pin!(future);
     let mut end = pin!(None);
@@ -160,7 +172,7 @@ pub(crate) async fn patiently<F: Future>(limit: Duration, future: F) -> Result<F
     }
 }
 
-/// Waits for this time if tokio's clock runs. Elsewhere waits for ever.
+/// Waits for this time if there are timers. Elsewhere waits for ever.
 pub(crate) async fn pause(time: Duration) {
     let _ = within(time, std::future::pending::<()>()).await;
 }
@@ -176,6 +188,89 @@ pub(crate) fn spawn(future: impl Future<Output = ()> + Send + 'static) {
 #[cfg(not(all(feature = "tokio", not(target_arch = "wasm32"))))]
 pub(crate) fn spawn(future: impl Future<Output = ()> + Send + 'static) {
     drop(future);
+}
+
+/// Whether there are tasks, which continue when the request that started them is dropped.
+#[cfg_attr(not(feature = "_apple"), allow(dead_code))]
+pub(crate) fn has_tasks() -> bool {
+    #[cfg(all(feature = "tokio", not(target_arch = "wasm32")))]
+    let has_tasks = tokio::runtime::Handle::try_current().is_ok();
+    #[cfg(not(all(feature = "tokio", not(target_arch = "wasm32"))))]
+    let has_tasks = false;
+    has_tasks
+}
+
+/// Work that was started.
+#[allow(dead_code, reason = "not every platform has tasks")]
+pub(crate) enum Started<T> {
+    Done(T),
+    Task(Task<T>),
+}
+
+/// Starts the work as a task, unless it ends at once. Where there are no tasks, this future is the work.
+#[cfg_attr(not(feature = "_apple"), allow(dead_code))]
+#[cfg(all(feature = "tokio", not(target_arch = "wasm32")))]
+pub(crate) async fn start<F>(mut work: Pin<Box<F>>) -> Started<F::Output>
+where
+    F: Future<Output: Send + 'static> + Send + 'static,
+{
+    if !has_tasks() {
+        return Started::Done(work.await);
+    }
+    // The poll is unconstrained, so it does not consume the caller's coop budget.
+    let mut at_once = tokio::task::unconstrained(work.as_mut());
+    match poll_fn(|cx| Poll::Ready(Pin::new(&mut at_once).poll(cx))).await {
+        Poll::Ready(output) => Started::Done(output),
+        Poll::Pending => Started::Task(Task(tokio::spawn(work))),
+    }
+}
+
+#[cfg_attr(not(feature = "_apple"), allow(dead_code))]
+#[cfg(not(all(feature = "tokio", not(target_arch = "wasm32"))))]
+pub(crate) async fn start<F: Future>(work: Pin<Box<F>>) -> Started<F::Output> {
+    Started::Done(work.await)
+}
+
+/// The task was stopped. This happens only when its runtime shuts down.
+#[cfg_attr(not(feature = "_apple"), allow(dead_code))]
+#[derive(Debug)]
+pub(crate) struct Stopped;
+
+/// A task, which continues when this is dropped.
+#[cfg(all(feature = "tokio", not(target_arch = "wasm32")))]
+pub(crate) struct Task<T>(tokio::task::JoinHandle<T>);
+
+#[cfg(all(feature = "tokio", not(target_arch = "wasm32")))]
+#[cfg_attr(not(feature = "_apple"), allow(dead_code))]
+impl<T> Task<T> {
+    pub(crate) fn stop(&self) {
+        self.0.abort();
+    }
+
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<T, Stopped>> {
+        Pin::new(&mut self.0).poll(cx).map(|result| {
+            result.map_err(|error| match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_stopped) => Stopped,
+            })
+        })
+    }
+}
+
+/// A task where there are none.
+#[cfg(not(all(feature = "tokio", not(target_arch = "wasm32"))))]
+pub(crate) struct Task<T>(std::convert::Infallible, std::marker::PhantomData<fn() -> T>);
+
+#[cfg(not(all(feature = "tokio", not(target_arch = "wasm32"))))]
+#[cfg_attr(not(feature = "_apple"), allow(dead_code))]
+impl<T> Task<T> {
+    pub(crate) fn stop(&self) {
+        match self.0 {}
+    }
+
+    pub(crate) fn poll(&mut self, _: &mut Context<'_>) -> Poll<Result<T, Stopped>> {
+        match self.0 {}
+    }
 }
 
 /// Adds a duration to an instant. A longer duration than a century counts as a century, which does not overflow.
@@ -204,7 +299,19 @@ fn timer(limit: Duration) -> Option<impl Future<Output = ()>> {
     is_running.then(|| tokio::task::unconstrained(tokio::time::sleep(limit)))
 }
 
-#[cfg(not(all(feature = "tokio", not(target_arch = "wasm32"))))]
+/// The host's `setTimeout`.
+#[cfg(all(target_family = "wasm", target_os = "unknown"))]
+fn timer(limit: Duration) -> Option<impl Future<Output = ()> + Send> {
+    // The host counts in an `i32`, and a number beyond it would be no time at all.
+    let millis = limit.as_nanos().div_ceil(1_000_000).min(i32::MAX as u128);
+    // The futures of the crate must be `Send`. There is one thread.
+    Some(send_wrapper::SendWrapper::new(gloo_timers::future::TimeoutFuture::new(millis as u32)))
+}
+
+#[cfg(not(any(
+    all(feature = "tokio", not(target_arch = "wasm32")),
+    all(target_family = "wasm", target_os = "unknown")
+)))]
 fn timer(_: Duration) -> Option<std::future::Pending<()>> {
     None
 }

@@ -19,6 +19,7 @@ use crate::apple::{
 use crate::gate::routing::Environment;
 #[cfg(feature = "redis")]
 use crate::redis::Redis;
+use crate::runtime::REQUESTS_MAY_VANISH;
 
 impl AppleClient {
     /// A client with every default of [`AppleClientBuilder`]. Feature `reqwest`.
@@ -96,8 +97,8 @@ impl AppleClientBuilder {
 
     /// Sets the deadline of one attempt. Default: 3 seconds.
     ///
-    /// Deadlines need the feature `tokio` and a tokio runtime with its time driver on. Elsewhere the transport must
-    /// keep its own deadlines.
+    /// Deadlines need the feature `tokio` and a tokio runtime with its time driver on, or, on
+    /// `wasm32-unknown-unknown`, a host with `setTimeout`. Elsewhere the transport must keep its own deadlines.
     pub const fn attempt_timeout(mut self, timeout: Duration) -> Self {
         self.attempt_timeout = timeout;
         self
@@ -191,7 +192,12 @@ impl AppleClientBuilder {
             transport,
             attempt_timeout: self.attempt_timeout,
             total_timeout: self.total_timeout,
-            limit: CallLimit::new(self.in_flight_limit, self.waiting_limit, self.total_timeout),
+            limit: CallLimit::new(
+                self.in_flight_limit,
+                self.waiting_limit,
+                self.total_timeout,
+                REQUESTS_MAY_VANISH,
+            ),
             retry: self.retry,
             retry_budget: RetryBudget::default(),
             refusals: Refusals::default(),

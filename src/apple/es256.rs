@@ -27,19 +27,21 @@ mod aws_lc {
 
 #[cfg(not(feature = "aws-lc-rs"))]
 mod pure_rust {
+    // p256's errors are errors of the standard library only with its feature `std`. That one brings a random number
+    // generator, which needs a setting in each application for wasm. Signatures by RFC 6979 need no randomness.
     use p256::ecdsa::{self, Signature, signature::Signer};
-    use p256::pkcs8::{self, DecodePrivateKey};
+    use p256::pkcs8::DecodePrivateKey;
 
     /// A private key. It wipes itself on drop.
     pub(in crate::apple) struct SigningKey(ecdsa::SigningKey);
 
     impl SigningKey {
-        pub(in crate::apple) fn from_pkcs8(der: &[u8]) -> Result<Self, pkcs8::Error> {
-            ecdsa::SigningKey::from_pkcs8_der(der).map(Self)
+        pub(in crate::apple) fn from_pkcs8(der: &[u8]) -> Result<Self, String> {
+            ecdsa::SigningKey::from_pkcs8_der(der).map(Self).map_err(|error| error.to_string())
         }
 
-        pub(in crate::apple) fn sign(&self, text: &[u8]) -> Result<impl AsRef<[u8]> + use<>, ecdsa::Error> {
-            let signature: Signature = self.0.try_sign(text)?;
+        pub(in crate::apple) fn sign(&self, text: &[u8]) -> Result<impl AsRef<[u8]> + use<>, String> {
+            let signature: Signature = self.0.try_sign(text).map_err(|error| error.to_string())?;
             Ok(signature.to_bytes())
         }
     }

@@ -1,7 +1,7 @@
 //! A limit on calls to Apple in flight, and on calls that wait.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     future::poll_fn,
     sync::Mutex,
     task::{Context, Poll, Waker},
@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::apple::task::Driven;
-use crate::runtime::{Instant, REQUESTS_MAY_AWAIT_EACH_OTHER, lock};
+use crate::runtime::{Instant, REQUESTS_MAY_AWAIT_EACH_OTHER, later, lock};
 
 /// Slots for calls to Apple, and a bounded number of waiters for them.
 ///
@@ -23,12 +23,17 @@ pub(super) struct CallLimit {
     state: Mutex<State>,
     in_flight: usize,
     waiting_limit: usize,
-    longest_burst: Duration,
+    /// The longest time of a call.
+    longest: Duration,
+    /// Whether a slot is free again after this time even if its call has not given it back: where a call may vanish.
+    slots_lapse: bool,
 }
 
 struct State {
     free: usize,
     arrivals: u64,
+    /// The slots that lapse, by the ends of their times.
+    lapsing: BTreeSet<Lapse>,
     driven: BTreeMap<u64, Waker>,
     others: BTreeMap<u64, Waker>,
     /// The time that a call takes, as a moving average.
@@ -36,6 +41,9 @@ struct State {
     /// The time since when there has been a waiter.
     queue_since: Option<Instant>,
 }
+
+/// The end of a slot's time, and the slot's number.
+type Lapse = (Instant, u64);
 
 /// The reason for having no slot.
 #[derive(Debug, PartialEq, Eq)]
@@ -64,7 +72,7 @@ impl State {
     /// Such a queue is kept as short as a quarter of a call.
     fn may_wait(&self, waiting: usize, limit: &CallLimit, until: Instant, now: Instant) -> bool {
         let rounds = (waiting + 1) as f64 / limit.in_flight as f64;
-        let stands = |since: Instant| now.saturating_duration_since(since) > limit.longest_burst;
+        let stands = |since: Instant| now.saturating_duration_since(since) > limit.longest;
         if self.queue_since.is_some_and(stands) && waiting > 0 && rounds > 0.25 {
             return false;
         }
@@ -82,17 +90,17 @@ impl State {
 }
 
 impl CallLimit {
-    /// `longest_burst` is the time for which a queue may stand.
-    pub(super) fn new(in_flight: usize, waiting_limit: usize, longest_burst: Duration) -> Self {
+    pub(super) fn new(in_flight: usize, waiting_limit: usize, longest: Duration, slots_lapse: bool) -> Self {
         let state = State {
             free: in_flight,
             arrivals: 0,
+            lapsing: BTreeSet::new(),
             driven: BTreeMap::new(),
             others: BTreeMap::new(),
             call_time: Duration::ZERO,
             queue_since: None,
         };
-        Self { state: Mutex::new(state), in_flight, waiting_limit, longest_burst }
+        Self { state: Mutex::new(state), in_flight, waiting_limit, longest, slots_lapse }
     }
 
     /// Waits for a slot, for a call that must be over at `until`.
@@ -124,6 +132,11 @@ struct Place<'a> {
 impl<'a> Place<'a> {
     fn poll(&mut self, Driven(is_driven): Driven, cx: &Context<'_>) -> Poll<Result<Slot<'a>, TurnedAway>> {
         let mut state = lock(&self.limit.state);
+        let now = Instant::now();
+        while self.limit.slots_lapse && state.lapsing.first().is_some_and(|(end, _)| *end <= now) {
+            state.lapsing.pop_first();
+            state.free += 1;
+        }
         let State { free, driven, others, .. } = &mut *state;
         let ahead = match self.number {
             Some(number) if is_driven => driven.range(..number).take(*free).count(),
@@ -142,7 +155,12 @@ impl<'a> Place<'a> {
             }
             state.free -= 1;
             state.watch_queue();
-            return Poll::Ready(Ok(Slot { limit: self.limit, sent: None }));
+            let lapse = self.limit.slots_lapse.then(|| {
+                state.arrivals += 1;
+                (later(now, self.limit.longest), state.arrivals)
+            });
+            state.lapsing.extend(lapse);
+            return Poll::Ready(Ok(Slot { limit: self.limit, sent: None, lapse }));
         }
         if self.number.is_none() {
             let waiting = driven.len() + others.len();
@@ -180,6 +198,7 @@ impl Drop for Place<'_> {
 pub(super) struct Slot<'a> {
     limit: &'a CallLimit,
     sent: Option<Instant>,
+    lapse: Option<Lapse>,
 }
 
 impl Slot<'_> {
@@ -193,7 +212,10 @@ impl Drop for Slot<'_> {
     fn drop(&mut self) {
         let call_time = self.sent.map(|sent| sent.elapsed());
         self.limit.change(|state| {
-            state.free += 1;
+            // A slot that has lapsed may be another call's by now.
+            if self.lapse.is_none_or(|lapse| state.lapsing.remove(&lapse)) {
+                state.free += 1;
+            }
             if let Some(call_time) = call_time {
                 state.learn(call_time);
             }
@@ -214,7 +236,7 @@ mod tests {
     #[test]
     fn waiters_are_counted_and_forgotten() {
         for driven in [Driven(true), Driven(false)] {
-            let limit = CallLimit::new(1, 1, Duration::from_secs(5));
+            let limit = CallLimit::new(1, 1, Duration::from_secs(5), false);
             let slot = limit.acquire(driven, far()).now_or_never().unwrap().unwrap();
             let mut first = Box::pin(limit.acquire(driven, far()));
             assert!(first.as_mut().now_or_never().is_none());
@@ -236,7 +258,7 @@ mod tests {
 
     #[test]
     fn nobody_overtakes_the_first_of_those_who_wait() {
-        let limit = CallLimit::new(1, 2, Duration::from_secs(5));
+        let limit = CallLimit::new(1, 2, Duration::from_secs(5), false);
         let acquire = || limit.acquire(Driven(true), far());
         let slot = acquire().now_or_never().unwrap().unwrap();
         let mut first = Box::pin(acquire());
@@ -252,7 +274,7 @@ mod tests {
 
     #[test]
     fn a05_without_a_runtime_a_waiter_that_is_never_polled_holds_up_nobody() {
-        let limit = CallLimit::new(1, 9, Duration::from_secs(5));
+        let limit = CallLimit::new(1, 9, Duration::from_secs(5), false);
         let slot = limit.acquire(Driven(false), far()).now_or_never().unwrap().unwrap();
         let mut stuck = Box::pin(limit.acquire(Driven(false), far()));
         assert!(stuck.as_mut().now_or_never().is_none());
@@ -263,5 +285,21 @@ mod tests {
         };
         assert!(futures::executor::block_on(waits), "it is woken");
         assert!(limit.acquire(Driven(true), far()).now_or_never().unwrap().is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn h01_a_call_that_vanished_gives_its_slot_back_once() {
+        let limit = CallLimit::new(1, 0, Duration::from_secs(5), true);
+        let acquire = || limit.acquire(Driven(false), far()).now_or_never().unwrap();
+        let vanished = acquire().unwrap();
+        tokio::time::advance(Duration::from_secs(4)).await;
+        assert!(matches!(acquire(), Err(TurnedAway::QueueFull)));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let slot = acquire().unwrap();
+        drop(vanished);
+        assert!(matches!(acquire(), Err(TurnedAway::QueueFull)), "the slot is another call's");
+        drop(slot);
+        assert!(acquire().is_ok());
+        assert!(limit.state.lock().unwrap().lapsing.is_empty());
     }
 }

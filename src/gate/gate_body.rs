@@ -115,7 +115,7 @@ impl ReadBodies {
     /// rejected as [`IncompleteBody`](Rejection::IncompleteBody). This includes endless streams, such as those of gRPC
     /// calls.
     ///
-    /// The deadline applies only inside a tokio runtime, with the feature `tokio`.
+    /// The deadline applies only inside a tokio runtime, with the feature `tokio`, and on `wasm32-unknown-unknown`.
     pub const fn with_deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
         self

@@ -15,8 +15,8 @@ pub(super) const DEFAULT_RETENTION: Duration = Duration::from_secs(60 * 60);
 /// [`MemoryReplayGuard`](crate::replay::MemoryReplayGuard) works within one process, `RedisReplayGuard` across
 /// processes.
 ///
-/// Under tokio, a step that takes longer than 1 second fails. Time in which the process itself was too busy to read the
-/// answer does not count.
+/// Where there are timers, a step that takes longer than 1 second fails. Time in which the process itself was too busy to
+/// read the answer does not count.
 ///
 /// ```
 /// use std::{collections::HashMap, sync::Mutex};

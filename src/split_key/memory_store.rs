@@ -21,6 +21,7 @@ impl RecordMap {
     }
 
     /// Adds a record unchanged. Returns `None` if the map already has a record of the same project and split.
+    #[cfg(not(target_arch = "wasm32"))]
     pub(super) fn add(&mut self, record: SplitKeyRecord) -> Option<()> {
         let project = self.0.entry(Arc::clone(record.shared_project())).or_default();
         project.insert(record.split(), record).is_none().then_some(())

@@ -10,8 +10,8 @@ use crate::{gate::observer::CacheError, replay::owner::Owner};
 /// A cache of verdicts: `MemoryCache` in the process, `RedisCache` shared by processes,
 /// [`Tiered`](crate::cache::Tiered) for both.
 ///
-/// The layer stores only verdicts, never failures. A cache that fails counts as empty. Under tokio, so does a cache
-/// that exceeds its [deadline](Self::deadline).
+/// The layer stores only verdicts, never failures. A cache that fails counts as empty. Where there are timers, so does a
+/// cache that exceeds its [deadline](Self::deadline).
 ///
 /// # Danger
 ///
