@@ -158,6 +158,7 @@
 //! | no token, or one that is malformed, refused by Apple, or spent | 401 | 16 `UNAUTHENTICATED` |
 //! | Apple is down, slow, or asked too often | 503 with `Retry-After` | 14 `UNAVAILABLE` |
 //! | Apple does not accept the server's credentials | 500 | 13 `INTERNAL` |
+//! | the operator's own [limit] is used up | 429 with `Retry-After` | 8 `RESOURCE_EXHAUSTED` |
 //! | a body that a proof needs is too long, or does not arrive in time | 413, 408 | 8 `RESOURCE_EXHAUSTED`, 4 `DEADLINE_EXCEEDED` |
 //!
 //! HTTP answers are problem details (RFC 9457). A gRPC answer is a status without a body, a Connect answer an error
@@ -227,10 +228,10 @@ pub use self::apple::{
 pub use self::apple::{DeviceToken, Verdict};
 #[cfg(all(feature = "_apple", feature = "reqwest", not(target_arch = "wasm32")))]
 pub use self::apple::{ReqwestTransport, ReqwestTransportBuilder};
-pub use self::device_check::cache;
 pub use self::device_check::debug_token::{DebugTokenError, DebugTokens};
 pub use self::device_check::token_source::{BearerToken, HeaderToken, TokenSource};
 pub use self::device_check::verifier::{DeviceVerifier, TokenQuestion};
+pub use self::device_check::{cache, limit};
 pub use self::gate::credential::{Candidate, TokenDigest};
 pub use self::gate::decision::{DeviceOutcome, Enforcement, Evidence, Rejected, VerifiedDevice};
 pub use self::gate::error::{VerifyError, VerifyErrorKind};

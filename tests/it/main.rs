@@ -17,6 +17,7 @@ mod extremes;
 mod faults;
 mod first_steps;
 mod gateway;
+mod limiter;
 mod outage;
 mod proofs;
 mod protocols;
