@@ -22,6 +22,8 @@ mod outage;
 mod proofs;
 mod protocols;
 mod provider_token;
+#[cfg(feature = "limit")]
+mod rate_limiter;
 mod readiness;
 #[cfg(feature = "redis")]
 mod redis;
