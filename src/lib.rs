@@ -181,7 +181,7 @@
 //! | `redis-tls` | no | `redis`, and `rediss://` addresses: rustls, with the certificates of the platform |
 //! | `redis-sentinel` | no | `redis`, and `Redis::connect_sentinel`: the primary that sentinels name |
 //! | `split-key` | no | `split_key`: API keys in two parts, put together for verified devices only |
-//! | `limit` | no | [`limit`]`::RateLimiter`: how often each client may have Apple asked |
+//! | `limit` | no | `limit::RateLimiter`: how often each client may have Apple asked |
 //! | `testing` | no | a fake Apple, and builders for tokens and keys, for your tests. Turns on `tokio`, and `AppleClient` |
 //!
 //! # Caveats

@@ -15,13 +15,13 @@ pub fn peer_address(head: &request::Parts) -> Option<IpAddr> {
     extensions.get::<SocketAddr>().map(SocketAddr::ip).or_else(|| extensions.get::<IpAddr>().copied())
 }
 
-/// The address that the proxy in front of your proxies' chain has seen, from a header to which each of your proxies
-/// appends the address of its client: `X-Forwarded-For`, or `Forwarded` (RFC 7239).
+/// The address of the client, as the outermost of your proxies saw it: from a header to which each of them appends the
+/// address of its own client, `X-Forwarded-For` or `Forwarded` (RFC 7239).
 ///
-/// `hops` is the number of your proxies. The address is the one at that place from the right, and whatever is further to
-/// the left was written by clients. It may have a port, brackets and quotes. `None`, if there are fewer addresses,
-/// if there is no address at that place, or if `hops` is zero; a [`RateLimiter`](crate::limit::RateLimiter) then counts
-/// the request with all those that have no key.
+/// `hops` is the number of your proxies. The address is the one at that place from the right; clients wrote all that is
+/// further to the left. It may have a port, brackets and quotes. `None`, if there are fewer addresses, if there is no
+/// address at that place, or if `hops` is zero; a [`RateLimiter`](crate::limit::RateLimiter) then counts the request
+/// with all those that have no key.
 ///
 /// ```
 /// use std::time::Duration;

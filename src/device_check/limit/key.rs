@@ -33,8 +33,8 @@ pub struct LimitKey(u64);
 impl LimitKey {
     /// The client with this address. Of an IPv6 address, the first `bits` count, 128 at most.
     ///
-    /// [`From<IpAddr>`](#impl-From<IpAddr>-for-LimitKey) takes 64, the network that every client has for itself. Whoever
-    /// rents a server often gets 56 or 48 bits, so 256 or 65,536 such networks; with 48 bits, neighbours of an attacker
+    /// [`From<IpAddr>`](#impl-From<IpAddr>-for-LimitKey) takes 64, the network that every client has for itself. A rented
+    /// server often has a network of 56 or 48 bits: 256 or 65,536 such keys. With 48 bits the neighbours of an attacker
     /// share its limit.
     #[must_use]
     pub fn with_ipv6_prefix(address: IpAddr, bits: u8) -> Self {

@@ -26,8 +26,7 @@ use http::request;
     note = "use `RateLimiter` or a closure `Fn(&request::Parts) -> Result<(), Duration>`"
 )]
 pub trait Limiter: Send + Sync + 'static {
-    /// Takes a permit for one request. `head` is its head, without its device token and the credentials of the proofs
-    /// before the check with device tokens.
+    /// Takes a permit for one request. `head` is its head without the device token.
     ///
     /// Called once for each request that would have somebody asked, and for no other. Must not block, and must not
     /// panic: the layer catches the panics of what is asked, not of this.

@@ -45,7 +45,7 @@ use tower_devicecheck::{limit::{LimitKey, RateLimiter}, split_key::{ClientPart, 
 fn by_app(ours: HashSet<SplitId>) -> RateLimiter {
     RateLimiter::new(6_000, Duration::from_secs(60), move |head: &request::Parts| {
         let part: ClientPart = head.headers.get("x-ai-key")?.to_str().ok()?.parse().ok()?;
-        let id = part.metadata().split_id();
+        let id = part.metadata().split();
         // Made-up ids share the common bucket.
         ours.contains(&id).then(|| LimitKey::from(&*id.to_string()))
     })
