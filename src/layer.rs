@@ -7,6 +7,7 @@ use tower_layer::Layer;
 
 use crate::apple::token::Verdict;
 use crate::device_check::cache::{NoCache, VerdictCache};
+use crate::device_check::limit::Limiter;
 use crate::device_check::settings::{Reuse, Settings};
 use crate::device_check::{
     debug_token::DebugTokens, proof::DeviceTokenProof, token_source::TokenSource, verifier::DeviceVerifier,
@@ -207,6 +208,15 @@ impl<M: BodyMode> DeviceCheckLayer<M> {
     /// The header stays in the request. An empty or repeated header counts as absent.
     pub fn with_idempotency_header(self, name: HeaderName) -> Self {
         self.with_settings(|settings| settings.idempotency_header = name)
+    }
+
+    /// Sets the limiter. The layer asks it about each request with a device token that this process does not remember,
+    /// before it asks the shared cache and Apple. A request over the limit is
+    /// [`LimitExceeded`](crate::Rejection::LimitExceeded). Default: no limit. See [the module's docs](crate::limit).
+    ///
+    /// With [`Enforcement::Monitor`] such a request reaches the inner service, and the layer does not ask Apple about it.
+    pub fn with_limiter(self, limiter: impl Limiter) -> Self {
+        self.with_settings(|settings| settings.limiter = Some(Arc::new(limiter)))
     }
 
     /// Sets the time for which the layer remembers a verdict, counted from the start of the check. With zero, it does

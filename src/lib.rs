@@ -158,6 +158,7 @@
 //! | no token, or one that is malformed, refused by Apple, or spent | 401 | 16 `UNAUTHENTICATED` |
 //! | Apple is down or slow, or throttles the server | 503 with `Retry-After` | 14 `UNAVAILABLE` |
 //! | Apple does not accept the server's credentials | 500 | 13 `INTERNAL` |
+//! | the operator's own [limit] is used up | 429 with `Retry-After` | 8 `RESOURCE_EXHAUSTED` |
 //! | a body that a proof needs is too long, or does not arrive in time | 413, 408 | 8 `RESOURCE_EXHAUSTED`, 4 `DEADLINE_EXCEEDED` |
 //!
 //! HTTP clients get problem details (RFC 9457), gRPC clients a status without a body, and Connect clients a Connect
@@ -180,6 +181,7 @@
 //! | `redis-tls` | no | `redis`, with `rediss://` addresses: rustls, with the platform's root certificates |
 //! | `redis-sentinel` | no | `redis`, with `Redis::connect_sentinel`: connects to the primary that sentinels name |
 //! | `split-key` | no | `split_key`: API keys in two parts, joined for verified devices only |
+//! | `limit` | no | `limit::RateLimiter`: how often each client may cause a question to Apple |
 //! | `testing` | no | a fake Apple, and builders for tokens and keys, for your tests. Turns on `tokio`, and `AppleClient` |
 //!
 //! # Caveats
@@ -229,10 +231,10 @@ pub use self::apple::{
 pub use self::apple::{DeviceToken, Verdict};
 #[cfg(all(feature = "_apple", feature = "reqwest", not(target_arch = "wasm32")))]
 pub use self::apple::{ReqwestTransport, ReqwestTransportBuilder};
-pub use self::device_check::cache;
 pub use self::device_check::debug_token::{DebugTokenError, DebugTokens};
 pub use self::device_check::token_source::{BearerToken, HeaderToken, TokenSource};
 pub use self::device_check::verifier::{DeviceVerifier, TokenQuestion};
+pub use self::device_check::{cache, limit};
 pub use self::gate::credential::{Candidate, TokenDigest};
 pub use self::gate::decision::{DeviceOutcome, Enforcement, Evidence, Rejected, VerifiedDevice};
 pub use self::gate::error::{VerifyError, VerifyErrorKind};

@@ -120,7 +120,11 @@ pub(crate) async fn in_the_providers_shape(request: Request, next: Next) -> Resp
 }
 
 fn openai(status: StatusCode, code: &str, title: &str) -> Value {
-    let kind = if status.is_server_error() { "server_error" } else { "invalid_request_error" };
+    let kind = match status.as_u16() {
+        429 => "requests",
+        500.. => "server_error",
+        _ => "invalid_request_error",
+    };
     json!({ "error": { "message": title, "type": kind, "param": null, "code": code } })
 }
 

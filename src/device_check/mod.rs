@@ -7,6 +7,7 @@ mod ask;
 pub mod cache;
 pub(crate) mod debug_token;
 mod evidence;
+pub mod limit;
 pub(crate) mod proof;
 pub(crate) mod settings;
 mod single_flight;

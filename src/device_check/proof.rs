@@ -86,6 +86,12 @@ impl DeviceTokenProof {
     ) -> Result<Step, MalformedToken> {
         let Some((cached, environment)) = self.peek(unpadded(&candidate)?, facts) else {
             let token = DeviceToken::try_from(candidate)?;
+            if let Some(limiter) = &self.settings().limiter
+                && let Err(wait) = limiter.check(head)
+            {
+                // Without the digest, which is nearly all that the answer to a flood would cost.
+                return Ok(Step::rejected(Rejection::limit_exceeded(wait)));
+            }
             let unknown = UnknownToken { token, facts: facts.clone(), retry: self.retry(head) };
             return Ok(Step::ask(Arc::clone(&self.checks).decide(unknown)));
         };
@@ -183,6 +189,7 @@ impl fmt::Debug for DeviceTokenProof {
             .field("token_sources", &settings.token_sources.len())
             .field("debug_tokens", &settings.debug_tokens)
             .field("single_use", &matches!(settings.reuse, Reuse::Once(_)))
+            .field("limited", &settings.limiter.is_some())
             .field("genuine_time_to_live", &settings.genuine_time_to_live)
             .field("refused_time_to_live", &settings.refused_time_to_live)
             .finish_non_exhaustive()

@@ -6,6 +6,7 @@ use http::HeaderName;
 
 use crate::device_check::cache::{CachedVerdict, ErasedCache, NoCache};
 use crate::device_check::debug_token::DebugTokens;
+use crate::device_check::limit::Limiter;
 use crate::device_check::token_source::{HeaderToken, TokenSource};
 use crate::device_check::verifier::{DeviceVerifier, ErasedVerifier};
 use crate::gate::observer::{Observer, TracingObserver};
@@ -17,6 +18,7 @@ pub(crate) struct Settings {
     pub(crate) token_sources: Vec<Arc<dyn TokenSource>>,
     pub(crate) debug_tokens: Option<Arc<DebugTokens>>,
     pub(crate) reuse: Reuse,
+    pub(crate) limiter: Option<Arc<dyn Limiter>>,
     pub(crate) retry_window: Duration,
     pub(crate) idempotency_header: HeaderName,
     pub(crate) genuine_time_to_live: Duration,
@@ -47,6 +49,7 @@ impl Settings {
             reuse: Reuse::Cached(Arc::new(crate::device_check::cache::MemoryCache::new())),
             #[cfg(not(feature = "memory-cache"))]
             reuse: Reuse::Cached(Arc::new(NoCache)),
+            limiter: None,
             retry_window: Duration::ZERO,
             idempotency_header: HeaderName::from_static("idempotency-key"),
             genuine_time_to_live: Duration::from_secs(5 * 60),

@@ -19,6 +19,7 @@ use crate::runtime::spread;
 /// | [`ReusedToken`](Self::ReusedToken) | `reused_token` | 401 | 16 `UNAUTHENTICATED` | |
 /// | [`Throttled`](Self::Throttled) | `throttled` | 503 | 14 `UNAVAILABLE` | 1 to 300 s |
 /// | [`Unavailable`](Self::Unavailable) | `unavailable` | 503 | 14 `UNAVAILABLE` | 1 to 5 s |
+/// | [`LimitExceeded`](Self::LimitExceeded) | `limit_exceeded` | 429 | 8 `RESOURCE_EXHAUSTED` | 1 s or more |
 /// | [`TooLarge`](Self::TooLarge) | `too_large` | 413 | 8 `RESOURCE_EXHAUSTED` | |
 /// | [`IncompleteBody`](Self::IncompleteBody) | `incomplete_body` | 408 | 4 `DEADLINE_EXCEEDED` | |
 /// | [`Misconfigured`](Self::Misconfigured) | `misconfigured` | 500 | 13 `INTERNAL` | |
@@ -47,6 +48,13 @@ pub enum Rejection {
     #[non_exhaustive]
     Unavailable {
         /// The time to wait before a retry.
+        retry_after: Duration,
+    },
+    /// The operator's own [limit](crate::limit), or that of a proof, is used up. Apple was not asked. Made by
+    /// [`limit_exceeded`](Self::limit_exceeded).
+    #[non_exhaustive]
+    LimitExceeded {
+        /// When the client may come back.
         retry_after: Duration,
     },
     /// A proof needs the body, and the body is longer than the layer reads.
@@ -103,6 +111,7 @@ impl Rejection {
             Self::ReusedToken => ("ReusedToken", "reused_token", "Device token used before", StatusCode::UNAUTHORIZED, 16),
             Self::Throttled { .. } => ("Throttled", "throttled", "Too many device checks", StatusCode::SERVICE_UNAVAILABLE, 14),
             Self::Unavailable { .. } => ("Unavailable", "unavailable", "Device check unavailable", StatusCode::SERVICE_UNAVAILABLE, 14),
+            Self::LimitExceeded { .. } => ("LimitExceeded", "limit_exceeded", "Too many new device tokens", StatusCode::TOO_MANY_REQUESTS, 8),
             Self::TooLarge => ("TooLarge", "too_large", "Body too large", StatusCode::PAYLOAD_TOO_LARGE, 8),
             Self::IncompleteBody => ("IncompleteBody", "incomplete_body", "Body incomplete", StatusCode::REQUEST_TIMEOUT, 4),
             Self::Misconfigured => ("Misconfigured", "misconfigured", "Device check misconfigured", StatusCode::INTERNAL_SERVER_ERROR, 13),
@@ -112,7 +121,9 @@ impl Rejection {
             _ => None,
         };
         let retry_after = match self {
-            Self::Throttled { retry_after } | Self::Unavailable { retry_after } => Some(*retry_after),
+            Self::Throttled { retry_after }
+            | Self::Unavailable { retry_after }
+            | Self::LimitExceeded { retry_after } => Some(*retry_after),
             _ => None,
         };
         Row {
@@ -121,6 +132,16 @@ impl Rejection {
             challenge: "DeviceCheck",
             retry_after,
         }
+    }
+}
+
+impl Rejection {
+    /// [`LimitExceeded`](Self::LimitExceeded), for a client that may come back after `wait`: in whole seconds, rounded
+    /// up, and at least one.
+    #[must_use]
+    pub const fn limit_exceeded(wait: Duration) -> Self {
+        let begun = if wait.subsec_nanos() > 0 || wait.is_zero() { 1 } else { 0 };
+        Self::LimitExceeded { retry_after: Duration::from_secs(wait.as_secs().saturating_add(begun)) }
     }
 }
 
@@ -288,6 +309,11 @@ mod tests {
                 Some((3, 5)),
                 "unavailable",
             ),
+            (Rejection::limit_exceeded(seconds(0)), 429, 8, Some((1, 1)), "limit_exceeded"),
+            (Rejection::limit_exceeded(Duration::from_nanos(1)), 429, 8, Some((1, 1)), "limit_exceeded"),
+            (Rejection::limit_exceeded(seconds(7)), 429, 8, Some((7, 7)), "limit_exceeded"),
+            (Rejection::limit_exceeded(Duration::from_millis(7_001)), 429, 8, Some((8, 8)), "limit_exceeded"),
+            (Rejection::limit_exceeded(Duration::MAX), 429, 8, Some((u64::MAX, u64::MAX)), "limit_exceeded"),
             (Rejection::TooLarge, 413, 8, None, "too_large"),
             (Rejection::IncompleteBody, 408, 4, None, "incomplete_body"),
             (error(VerifyError::misconfigured("x")), 500, 13, None, "misconfigured"),

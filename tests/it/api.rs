@@ -16,6 +16,7 @@ use tower_devicecheck::{
     ReadBodies, Rejected, Rejection, ReqwestTransport, ResponseBody, Route, TokenDigest, VerifiedDevice,
     VerifyError,
     cache::{CacheError, CachedVerdict, MemoryCache, Tiered, VerdictKey},
+    limit::Limiter,
     replay::{Claim, GuardError, MemoryReplayGuard, ReplayKey},
 };
 
@@ -45,6 +46,11 @@ fn auto_traits() {
     cloned::<HttpTransport<u8>>();
     cloned::<ReqwestTransport>();
     cloned::<TokenDigest>();
+    #[cfg(feature = "limit")]
+    {
+        cloned::<tower_devicecheck::limit::LimitKey>();
+        cloned::<tower_devicecheck::limit::RateLimiter>();
+    }
     cloned::<VerifiedDevice>();
     cloned::<VerifyError>();
     cloned::<CachedVerdict>();
@@ -52,6 +58,7 @@ fn auto_traits() {
     shared::<CacheError>();
     shared::<Event<'static>>();
     shared::<GateBody<Full<bytes::Bytes>>>();
+    shared::<dyn Limiter>();
     shared::<dyn Proof>();
     shared::<MemoryCache>();
     shared::<MemoryReplayGuard>();

@@ -148,6 +148,39 @@ async fn c08_times_and_counts_of_the_client() {
     }
 }
 
+#[cfg(feature = "limit")]
+#[tokio::test(start_paused = true)]
+async fn c08_permits_and_times_of_limiters() {
+    use tower_devicecheck::limit::RateLimiter;
+
+    for time in TIMES {
+        for permits in [0, 1, 2, u32::MAX / 2, u32::MAX] {
+            for clients in [0, 1, usize::MAX] {
+                let apple = Apple::new();
+                let limiter = RateLimiter::new(permits, time, |_: &request::Parts| Some("a".into()));
+                let app = App::new(&apple.layer().with_limiter(limiter.with_capacity(clients)));
+                let name = format!("{permits} in {time:?} for {clients}");
+                for number in 0..3 {
+                    let response = app.get(&apple.genuine()).await;
+                    // In the shortest times all permits come back between two requests.
+                    tokio::time::advance(Duration::from_micros(1)).await;
+                    let is_short = time < Duration::from_micros(1);
+                    let has_passed = permits > 0 && (is_short || number < permits);
+                    let expected = if has_passed { StatusCode::OK } else { StatusCode::TOO_MANY_REQUESTS };
+                    assert_eq!(response.status(), expected, "{name}");
+                    if !has_passed {
+                        let wait: u64 = response.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+                        assert!((1..=366 * 24 * 60 * 60).contains(&wait), "{name}: {wait}");
+                    }
+                }
+                let longest = 3_u32.min(permits) as usize;
+                let calls = if time < Duration::from_micros(1) && permits > 0 { 3 } else { longest };
+                assert_eq!(apple.calls(), calls, "{name}");
+            }
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn c08_the_deadline_of_the_layer() {
     for time in TIMES {

@@ -17,11 +17,14 @@ mod extremes;
 mod faults;
 mod first_steps;
 mod gateway;
+mod limiter;
 mod outage;
 mod overload;
 mod proofs;
 mod protocols;
 mod provider_token;
+#[cfg(feature = "limit")]
+mod rate_limiter;
 mod readiness;
 #[cfg(feature = "redis")]
 mod redis;

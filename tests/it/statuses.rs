@@ -3,6 +3,7 @@
 use std::{
     convert::Infallible,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use axum::{Router, body::Body, routing::any};
@@ -238,13 +239,15 @@ fn g07_connect_clients_get_errors_of_connect() {
             (error(VerifyError::unavailable("x")), "unavailable", 503),
             (error(VerifyError::throttled(None, "x")), "unavailable", 503),
             (error(VerifyError::misconfigured("x")), "internal", 500),
+            (Rejection::limit_exceeded(Duration::ZERO), "resource_exhausted", 429),
             (Rejection::TooLarge, "resource_exhausted", 429),
             (Rejection::IncompleteBody, "deadline_exceeded", 504),
         ] {
             let response = RejectionResponse::response(&ProblemDetails, &rejection, head);
             assert_eq!(response.status().as_u16(), status, "{rejection:?}");
             assert_eq!(response.headers()[CONTENT_TYPE], "application/json", "{rejection:?}");
-            assert_eq!(response.headers().contains_key(RETRY_AFTER), status == 503, "{rejection:?}");
+            let may_come_back = rejection.retry_after().is_some();
+            assert_eq!(response.headers().contains_key(RETRY_AFTER), may_come_back, "{rejection:?}");
             let error: serde_json::Value = serde_json::from_slice(response.body()).unwrap();
             assert_eq!(error["code"], code, "{rejection:?}");
             assert_eq!(error["message"], rejection.to_string(), "{rejection:?}");
@@ -319,6 +322,7 @@ fn g10_every_answer_has_a_code_for_machines() {
             MalformedToken::Empty.into(),
             Rejection::RefusedToken,
             Rejection::ReusedToken,
+            Rejection::limit_exceeded(Duration::ZERO),
         ] {
             let response = RejectionResponse::response(&ProblemDetails, &rejection, &head);
             assert_eq!(response.headers()[&code], rejection.code());

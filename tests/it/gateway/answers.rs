@@ -5,7 +5,7 @@ use serde_json::Value;
 use tokio::net::TcpListener;
 use tower_devicecheck::{split_key::Limits as KeyLimits, testing::Reply};
 
-use super::{ADMIN, CHAT, Gateway, ai_gateway::Limits, code, ok, provider};
+use super::{ADMIN, CHAT, Gateway, OVER_THE_LIMIT, ai_gateway::Limits, code, ok, provider};
 
 #[tokio::test]
 async fn faults_have_their_own_answers() {
@@ -114,4 +114,25 @@ async fn g09_rejections_have_the_shape_that_the_providers_sdks_read() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn over_the_limit_in_the_words_of_the_provider() {
+    let (url, seen) = provider(ok).await;
+    let gateway = Gateway::new(&url, Limits::default()).await;
+    for (name, header, scheme, pointer, expected) in [
+        ("openai", "authorization", "Bearer ", "/error/type", "requests"),
+        ("anthropic", "x-api-key", "", "/error/type", "rate_limit_error"),
+        ("google", "x-goog-api-key", "", "/error/status", "RESOURCE_EXHAUSTED"),
+    ] {
+        let request = gateway.client.post(format!("{}/v1/{name}/app/x", gateway.url)).body("{}");
+        let credential = format!("{scheme}{}", gateway.credential());
+        let response = request.header(header, credential).header(OVER_THE_LIMIT, "1").send().await.unwrap();
+        assert_eq!(response.status().as_u16(), 429, "{name}");
+        assert_eq!(response.headers()["retry-after"], "2", "{name}");
+        let answer: Value = serde_json::from_str(&response.text().await.unwrap()).unwrap();
+        assert_eq!(answer.pointer(pointer), Some(&expected.into()), "{answer}");
+        assert!(answer.to_string().contains("limit_exceeded"), "{answer}");
+    }
+    assert_eq!((gateway.apple.calls(), seen.lock().unwrap().len()), (0, 0));
 }

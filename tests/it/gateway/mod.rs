@@ -41,6 +41,8 @@ use crate::support::Apple;
 const KEY: &str = "sk-proj-9aB1cD2eF3gH4iJ5kL6mN7oP8qR9sT0uV1wX2yZ3aB4cD5eF6gH7iJ8kL9";
 const TEST_KEY: &str = "a-key-for-the-simulator";
 const ADMIN: &str = "the-admin-token";
+/// A request with this header is over the limit.
+const OVER_THE_LIMIT: &str = "x-over-the-limit";
 
 /// Serves on the loopback interface until the test ends.
 async fn serve(app: Router) -> String {
@@ -93,7 +95,11 @@ impl Gateway {
             admin_token: Some(ADMIN.to_owned()),
             debug_tokens: DebugTokens::new().add("simulator", TEST_KEY).unwrap(),
         };
-        let app = app(apple.layer(), keys, settings).unwrap();
+        let limiter = |head: &http::request::Parts| match head.headers.get(OVER_THE_LIMIT) {
+            Some(_) => Err(std::time::Duration::from_millis(1_500)),
+            None => Ok(()),
+        };
+        let app = app(apple.layer().with_limiter(limiter), keys, settings).unwrap();
         let url = serve(app.clone()).await;
         Self { url, app, apple, split, client: reqwest::Client::new() }
     }
