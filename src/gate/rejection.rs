@@ -180,7 +180,8 @@ impl From<MalformedToken> for Rejection {
 ///   [known outage](VerifyError::is_known_outage), at least the time that it names, as for `Throttled`.
 impl From<&VerifyError> for Rejection {
     fn from(error: &VerifyError) -> Self {
-        let asked = error.retry_after().map(|time| time.as_secs());
+        let rounded_up = |time: Duration| time.as_secs().saturating_add(u64::from(time.subsec_nanos() > 0));
+        let asked = error.retry_after().map(rounded_up);
         let not_before = |seconds: u64| {
             let soonest = seconds.clamp(1, 300);
             Duration::from_secs(spread(soonest, (soonest + soonest / 2).min(300)))

@@ -336,9 +336,9 @@ fn g10_every_answer_has_a_code_for_machines() {
 
 #[tokio::test]
 async fn g12_clients_do_not_come_back_together() {
-    let apple = Apple::new();
-    let app = App::new(&apple.layer());
     let seconds = async |reply: fn() -> Reply| {
+        let apple = Apple::new();
+        let app = App::new(&apple.layer());
         apple.fake.always(reply());
         let mut all = Vec::new();
         for _ in 0..40 {
