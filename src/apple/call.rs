@@ -58,6 +58,22 @@ impl Check {
     }
 }
 
+/// One call.
+struct Call {
+    operation: Operation,
+    token: DeviceToken,
+    environment: Environment,
+    started: Instant,
+    pass: Pass,
+}
+
+impl Call {
+    fn no_answer(&self, reason: &'static str, source: Option<BoxError>) -> VerifyError {
+        let Self { operation, environment, .. } = *self;
+        VerifyError::unavailable(NoAnswer { reason, environment, operation, source })
+    }
+}
+
 /// The URLs of one environment.
 #[derive(Debug)]
 pub(super) struct Endpoints {
@@ -87,33 +103,24 @@ impl Caller {
             shared.learn(environment, &self.breaker, now).await;
         }
         let pass = self.breaker.admit(environment, Instant::now())?;
-        let (caller, token, attendance) = (Arc::clone(self), token.clone(), check.attendance.clone());
-        let call = |interest, driven| async move {
-            caller.run(operation, &token, environment, check, pass, &interest, driven).await
-        };
+        let (caller, attendance) = (Arc::clone(self), check.attendance.clone());
+        let call = Call { operation, token: token.clone(), environment, started: check.started, pass };
+        let work = |interest, driven| async move { caller.run(call, &interest, driven).await };
         let stopped = |_| VerifyError::unavailable("the runtime of the call to Apple was shut down");
-        task::run(attendance, call).await.map_err(stopped)?
+        task::run(attendance, work).await.map_err(stopped)?
     }
 
-    #[allow(clippy::too_many_arguments, reason = "they are what one call is made of")]
     async fn run(
         &self,
-        operation: Operation,
-        token: &DeviceToken,
-        environment: Environment,
-        check: Check,
-        mut pass: Pass,
+        mut call: Call,
         interest: &Interest,
         driven: Driven,
     ) -> Result<Option<Bytes>, VerifyError> {
-        let no_answer =
-            |reason, source| VerifyError::unavailable(NoAnswer { reason, environment, operation, source });
-        let started = check.started;
-        let until = later(started, self.total_timeout);
+        let until = later(call.started, self.total_timeout);
         let left = until.saturating_duration_since(Instant::now());
         let mut slot = within(left, self.limit.acquire(driven, until))
             .await
-            .map_err(|_elapsed| no_answer(TOO_LATE, None))?
+            .map_err(|_elapsed| call.no_answer(TOO_LATE, None))?
             .map_err(|turned_away| match turned_away {
                 TurnedAway::QueueFull => {
                     VerifyError::unavailable("too many calls to Apple wait for a slot already")
@@ -123,15 +130,21 @@ impl Caller {
                     VerifyError::unavailable("so many calls wait that Apple cannot answer this one in time")
                 }
             })?;
-        if pass == Pass::Regular {
+        if call.pass == Pass::Regular {
             // Apple may have gone while this call waited.
-            pass = self.breaker.admit(environment, Instant::now())?;
+            call.pass = self.breaker.admit(call.environment, Instant::now())?;
         }
         if !interest.commit() {
-            return Err(no_answer("the caller has left", None));
+            return Err(call.no_answer("the caller has left", None));
         }
         slot.send(Instant::now());
         self.retry_budget.call();
+        // Boxed, so that a call that waits for a slot is small.
+        Box::pin(self.attempts(&call, interest)).await
+    }
+
+    async fn attempts(&self, call: &Call, interest: &Interest) -> Result<Option<Bytes>, VerifyError> {
+        let Call { operation, ref token, environment, started, pass } = *call;
         let uri = self.endpoint(operation, environment);
         let mut renewed = None;
         let mut may_retry = self.retry;
@@ -169,7 +182,7 @@ impl Caller {
             }
             let answer = match failure {
                 Failure::Answer(answer) => answer,
-                Failure::NoAnswer { reason, source, .. } => return Err(no_answer(reason, source)),
+                Failure::NoAnswer { reason, source, .. } => return Err(call.no_answer(reason, source)),
             };
             if answer.class == Class::RefusedProviderToken {
                 if std::mem::take(&mut may_renew) {

@@ -20,6 +20,7 @@ mod gateway;
 mod limiter;
 mod outage;
 mod overload;
+mod overload_sockets;
 mod proofs;
 mod protocols;
 mod provider_token;

@@ -5,8 +5,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use allocation_counter::measure;
 use bytes::Bytes;
-use futures::future::join_all;
+use futures::{FutureExt, future::join_all};
 use http::{Request, Response, StatusCode};
 use tokio::time::{Instant, sleep, timeout};
 use tower::service_fn;
@@ -87,7 +88,6 @@ async fn a06_a_flood_takes_no_more_than_its_share_and_what_was_asked_is_remember
     let client = AppleClient::builder(apple.credentials()).transport(apple.transport()).build().unwrap();
     let app = App::new(&DeviceCheckLayer::new(client));
     let mut devices = Vec::new();
-    let began = Instant::now();
     for tick in 0..5_000 {
         let token = match tick % 25 {
             0 => apple.genuine_token(Environment::Production),
@@ -113,7 +113,6 @@ async fn a06_a_flood_takes_no_more_than_its_share_and_what_was_asked_is_remember
     let devices = join_all(devices).await;
     let admitted = devices.iter().filter(|admitted| *admitted.as_ref().unwrap()).count();
     // Apple bears 128 of 250 new tokens a second. The share of the devices is the share of their requests.
-    println!("{} calls in {:?}", apple.calls(), began.elapsed());
     assert!(admitted * 100 >= devices.len() * 45, "{admitted} of {}", devices.len());
 }
 
@@ -302,4 +301,29 @@ async fn a08_the_fleet_leaves_apple_alone_for_as_long_as_one_process_was_told() 
     let app = App::new(&DeviceCheckLayer::new(client.share_retry_after(redis).build().unwrap()));
     assert_eq!(app.status(&token()).await, StatusCode::OK);
     assert_eq!(fake.calls(), 2);
+}
+
+#[tokio::test]
+#[allow(clippy::print_stdout, reason = "a figure for people")]
+async fn a10_the_memory_of_a_request_that_waits() {
+    let fake = FakeApple::new();
+    fake.always(Reply::hang());
+    let client = AppleClient::builder(fake.credentials()).transport(fake.transport());
+    let app = App::new(&DeviceCheckLayer::new(client.in_flight_limit(1).build().unwrap()));
+    let mut asking = Box::pin(app.status("AAAA"));
+    assert!(asking.as_mut().now_or_never().is_none());
+    let tokens: Vec<_> = (0..1_000).map(|_| realistic_token()).collect();
+    let mut waiting = Vec::new();
+    let used = measure(|| {
+        for token in &tokens {
+            let mut request = Box::pin(app.status(token));
+            assert!(request.as_mut().now_or_never().is_none());
+            waiting.push(request);
+        }
+    });
+    // With its head, the token and the future of the test's own service.
+    println!("{} bytes for a request that waits", used.bytes_current / 1_000);
+    assert!(used.bytes_current <= 10_000 * 1_000, "{used:?}");
+    drop((asking, waiting));
+    assert_eq!(fake.calls(), 1);
 }
