@@ -128,6 +128,7 @@ impl Attendance {
         self.0.fetch_and(!Self::DESERTED, Ordering::AcqRel);
     }
 
+    #[cfg_attr(not(feature = "_apple"), allow(dead_code))]
     pub(crate) fn is_deserted(&self) -> bool {
         self.0.load(Ordering::Acquire) & Self::DESERTED != 0
     }

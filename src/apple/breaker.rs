@@ -134,7 +134,7 @@ impl Breaker {
                 let next = later(now, hold.clamp(Duration::from_secs(1), Self::LONGEST_HOLD));
                 (Availability::HeldOff, before.map_or(next, |(_, before)| before.max(next)))
             }
-            // What Apple has named holds, whatever came of calls that were under way.
+            // The time that Apple named holds, even if calls that were in flight fail later.
             (None, Some((Availability::HeldOff, next))) if now < next => (Availability::HeldOff, next),
             (None, Some((_, next))) => (Availability::Down, next),
             (None, None) if is_down => (Availability::Down, now + Self::PROBE_INTERVAL),
