@@ -75,6 +75,9 @@ pub(super) enum Pass {
 impl Breaker {
     /// So many attempts fail in a row before calls fail at once.
     const THRESHOLD: u32 = 30;
+    /// The caller of a probe waits for this time. If Apple is still down, a caller each second or so would otherwise wait
+    /// for all of an attempt, and where there are few callers, each of them would.
+    pub(super) const PROBE_PATIENCE: Duration = Duration::from_millis(40);
     /// The time between two calls that find out whether Apple is back.
     const PROBE_INTERVAL: Duration = Duration::from_secs(1);
     /// The longest time for which one answer of Apple's closes the way. A mistake in front of Apple must not last.
@@ -99,6 +102,11 @@ impl Breaker {
             self.tell(environment, Availability::Down);
         }
         Ok(Pass::Probe)
+    }
+
+    /// The error of a call that does not wait for the probe.
+    pub(super) fn error(&self, environment: Environment, now: Instant) -> Option<VerifyError> {
+        lock(self.place(environment)).open.as_ref().map(|open| open.error_at(now))
     }
 
     pub(super) fn availability(&self, environment: Environment) -> Availability {

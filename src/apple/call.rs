@@ -23,7 +23,7 @@ use crate::apple::{
 };
 use crate::gate::error::{VerifyError, impl_error};
 use crate::gate::{observer::TARGET, routing::Environment};
-use crate::runtime::{Attendance, Instant, SystemTime, Timestamp, later, lock, within};
+use crate::runtime::{Attendance, Instant, SystemTime, Timestamp, has_tasks, later, lock, within};
 
 /// The state that a call needs. All clones of an [`AppleClient`](crate::AppleClient) share one.
 pub(super) struct Caller {
@@ -107,7 +107,17 @@ impl Caller {
         let call = Call { operation, token: token.clone(), environment, started: check.started, pass };
         let work = |interest, driven| async move { caller.run(call, &interest, driven).await };
         let stopped = |_| VerifyError::unavailable("the runtime of the call to Apple was shut down");
-        task::run(attendance, work).await.map_err(stopped)?
+        let result = task::run(attendance, work);
+        if pass == Pass::Regular || !has_tasks() {
+            return result.await.map_err(stopped)?;
+        }
+        match within(Breaker::PROBE_PATIENCE, result).await {
+            Ok(result) => result.map_err(stopped)?,
+            // The probe goes on as a task, and tells the breaker.
+            Err(_elapsed) => Err(self.breaker.error(environment, Instant::now()).unwrap_or_else(|| {
+                VerifyError::unavailable("Apple was down a moment ago").with_known_outage()
+            })),
+        }
     }
 
     async fn run(
