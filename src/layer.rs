@@ -236,7 +236,7 @@ impl<M: BodyMode> DeviceCheckLayer<M> {
     /// Lets a genuine verdict that has expired count for this much longer, while the verifier
     /// [knows that Apple is down](crate::VerifyError::is_known_outage) and does not ask. The device has the evidence
     /// [`STALE`](crate::Evidence::STALE). Refused verdicts are never used so, and a layer with single use has no
-    /// verdicts. The cache keeps genuine verdicts for this much longer. Default: zero, which uses none.
+    /// verdicts. With fleet-wide single flight, a returning token that has expired costs a call for each replica. The cache keeps genuine verdicts for this much longer. Default: zero, which uses none.
     ///
     /// # Danger
     ///

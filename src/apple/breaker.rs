@@ -43,14 +43,21 @@ pub(super) type Listener = Arc<dyn Fn(Environment, Availability) + Send + Sync>;
 /// One state for each environment: Apple's two servers fail apart.
 #[derive(Default)]
 pub(super) struct Breaker {
-    production: Mutex<State>,
-    development: Mutex<State>,
+    production: Side,
+    development: Side,
     listener: Option<Listener>,
 }
 
 #[derive(Default)]
+struct Side {
+    state: Mutex<State>,
+    /// The state of which the listener was told last. Held while it is told, so that it hears the changes in their order.
+    told: Mutex<Option<Availability>>,
+}
+
+#[derive(Default)]
 struct State {
-    /// Failed attempts since the last answer.
+    /// Failed calls since the last answer.
     failures: u32,
     open: Option<Open>,
 }
@@ -59,6 +66,8 @@ struct Open {
     availability: Availability,
     /// The last failure.
     error: VerifyError,
+    /// The time of the first failure or of the last `Retry-After`.
+    since: Instant,
     /// The time from which one more call may ask.
     next: Instant,
 }
@@ -73,7 +82,7 @@ pub(super) enum Pass {
 }
 
 impl Breaker {
-    /// So many attempts fail in a row before calls fail at once.
+    /// So many calls fail in a row before calls fail at once.
     const THRESHOLD: u32 = 30;
     /// The caller of a probe waits for this time. If Apple is still down, a caller each second or so would otherwise wait
     /// for all of an attempt, and where there are few callers, each of them would.
@@ -89,7 +98,7 @@ impl Breaker {
 
     /// Lets a call go on. Fails with the last failure while Apple is known to be down.
     pub(super) fn admit(&self, environment: Environment, now: Instant) -> Result<Pass, VerifyError> {
-        let mut state = lock(self.place(environment));
+        let mut state = lock(&self.side(environment).state);
         let Some(open) = &mut state.open else { return Ok(Pass::Regular) };
         if now < open.next {
             return Err(open.error_at(now));
@@ -99,32 +108,40 @@ impl Breaker {
             std::mem::replace(&mut open.availability, Availability::Down) == Availability::HeldOff;
         drop(state);
         if was_held_off {
-            self.tell(environment, Availability::Down);
+            self.tell(environment);
         }
         Ok(Pass::Probe)
     }
 
     /// The error of a call that does not wait for the probe.
     pub(super) fn error(&self, environment: Environment, now: Instant) -> Option<VerifyError> {
-        lock(self.place(environment)).open.as_ref().map(|open| open.error_at(now))
+        lock(&self.side(environment).state).open.as_ref().map(|open| open.error_at(now))
     }
 
     pub(super) fn availability(&self, environment: Environment) -> Availability {
-        lock(self.place(environment)).open.as_ref().map_or(Availability::Available, |open| open.availability)
+        lock(&self.side(environment).state)
+            .open
+            .as_ref()
+            .map_or(Availability::Available, |open| open.availability)
     }
 
-    /// Apple gave an answer, whatever it is about.
-    pub(super) fn answered(&self, environment: Environment) {
-        let mut state = lock(self.place(environment));
+    /// Apple gave an answer, whatever it is about, to a request of this time. An answer to an older request does not end
+    /// the time that Apple has named since.
+    pub(super) fn answered(&self, environment: Environment, sent: Instant) {
+        let mut state = lock(&self.side(environment).state);
         state.failures = 0;
+        let holds = |open: &Open| open.availability == Availability::HeldOff && sent < open.since;
+        if state.open.as_ref().is_some_and(holds) {
+            return;
+        }
         let was_open = state.open.take().is_some();
         drop(state);
         if was_open {
-            self.tell(environment, Availability::Available);
+            self.tell(environment);
         }
     }
 
-    /// An attempt got no answer, or one that says that Apple is down or asked too often. `hold` is the time after which
+    /// A call got no answer, or one that says that Apple is down or asked too often. `hold` is the time after which
     /// Apple wants to be asked again.
     pub(super) fn failed(
         &self,
@@ -133,7 +150,7 @@ impl Breaker {
         hold: Option<Duration>,
         now: Instant,
     ) {
-        let mut state = lock(self.place(environment));
+        let mut state = lock(&self.side(environment).state);
         state.failures = state.failures.saturating_add(1);
         let is_down = state.failures >= Self::THRESHOLD || state.open.is_some();
         let before = state.open.as_ref().map(|open| (open.availability, open.next));
@@ -148,10 +165,11 @@ impl Breaker {
             (None, None) if is_down => (Availability::Down, now + Self::PROBE_INTERVAL),
             (None, None) => return,
         };
-        state.open = Some(Open { availability, error: error.clone(), next });
+        let since = if hold.is_some() { now } else { state.open.as_ref().map_or(now, |open| open.since) };
+        state.open = Some(Open { availability, error: error.clone(), since, next });
         drop(state);
         if before.is_none_or(|(before, _)| before != availability) {
-            self.tell(environment, availability);
+            self.tell(environment);
         }
     }
 
@@ -159,7 +177,7 @@ impl Breaker {
     #[cfg(feature = "redis")]
     pub(super) fn hold(&self, environment: Environment, rest: Duration, now: Instant) {
         let error = VerifyError::throttled(Some(rest), "Apple has told another process when to come back");
-        let mut state = lock(self.place(environment));
+        let mut state = lock(&self.side(environment).state);
         let next = later(now, rest.min(Self::LONGEST_HOLD));
         let is_new = match &mut state.open {
             Some(open) => {
@@ -167,17 +185,23 @@ impl Breaker {
                 std::mem::replace(&mut open.availability, Availability::HeldOff) != Availability::HeldOff
             }
             none => {
-                *none = Some(Open { availability: Availability::HeldOff, error, next });
+                *none = Some(Open { availability: Availability::HeldOff, error, since: now, next });
                 true
             }
         };
         drop(state);
         if is_new {
-            self.tell(environment, Availability::HeldOff);
+            self.tell(environment);
         }
     }
 
-    fn tell(&self, environment: Environment, availability: Availability) {
+    /// Tells of the state, unless another thread has done so.
+    fn tell(&self, environment: Environment) {
+        let mut told = lock(&self.side(environment).told);
+        let availability = self.availability(environment);
+        if told.replace(availability) == Some(availability) {
+            return;
+        }
         let availability_name = availability.as_str();
         event!(target: TARGET, Level::DEBUG, %environment, availability = availability_name, "the way to Apple");
         if let Some(listener) = &self.listener {
@@ -185,7 +209,7 @@ impl Breaker {
         }
     }
 
-    const fn place(&self, environment: Environment) -> &Mutex<State> {
+    const fn side(&self, environment: Environment) -> &Side {
         match environment {
             Environment::Production => &self.production,
             Environment::Development => &self.development,
@@ -272,7 +296,7 @@ mod tests {
                 breaker.failed(Production, &down(), None, now);
                 assert_eq!(breaker.admit(Production, now).unwrap(), Pass::Regular);
             }
-            breaker.answered(Production);
+            breaker.answered(Production, now);
         }
         for _ in 0..Breaker::THRESHOLD {
             breaker.failed(Production, &down(), None, now);
@@ -281,7 +305,7 @@ mod tests {
         assert_eq!((error.kind(), error.retry_after()), (VerifyErrorKind::Unavailable, None));
         assert!(error.is_known_outage() && !down().is_known_outage());
         assert_eq!(breaker.admit(Development, now).unwrap(), Pass::Regular, "the other server");
-        breaker.answered(Production);
+        breaker.answered(Production, now);
         assert_eq!(breaker.admit(Production, now).unwrap(), Pass::Regular);
     }
 
@@ -339,10 +363,36 @@ mod tests {
         }
         breaker.failed(Production, &down(), Some(SECOND), now);
         breaker.failed(Production, &down(), Some(SECOND), now);
-        breaker.answered(Production);
-        breaker.answered(Production);
+        breaker.answered(Production, now);
+        breaker.answered(Production, now);
         use Availability::{Available, Down, HeldOff};
         assert_eq!(*lock(&heard), [Down, HeldOff, Available]);
+    }
+
+    #[test]
+    fn the_listener_hears_last_how_it_is() {
+        let last = Arc::new(Mutex::new(Availability::Available));
+        let note = Arc::clone(&last);
+        let listener: Listener = Arc::new(move |_, availability| *lock(&note) = availability);
+        let (breaker, now) = (Breaker::new(Some(listener)), Instant::now());
+        for round in 0..20_000 {
+            std::thread::scope(|scope| {
+                for failing in [true, false] {
+                    let breaker = &breaker;
+                    scope.spawn(move || {
+                        for _ in 0..4 {
+                            if failing {
+                                breaker.failed(Production, &down(), Some(Duration::ZERO), now);
+                                let _ = breaker.admit(Production, now + SECOND);
+                            } else {
+                                breaker.answered(Production, now);
+                            }
+                        }
+                    });
+                }
+            });
+            assert_eq!(*lock(&last), breaker.availability(Production), "round {round}");
+        }
     }
 
     #[test]

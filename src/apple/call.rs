@@ -21,7 +21,7 @@ use crate::apple::{
     refusals::Refusals,
     token::DeviceToken,
 };
-use crate::gate::error::{VerifyError, impl_error};
+use crate::gate::error::{VerifyError, VerifyErrorKind, impl_error};
 use crate::gate::{observer::TARGET, routing::Environment};
 use crate::runtime::{Attendance, Instant, SystemTime, Timestamp, has_tasks, later, lock, within};
 
@@ -112,6 +112,10 @@ impl Caller {
             return result.await.map_err(stopped)?;
         }
         match within(Breaker::PROBE_PATIENCE, result).await {
+            // Apple is still down.
+            Ok(Ok(Err(error))) if error.kind() != VerifyErrorKind::Misconfigured => {
+                Err(error.with_known_outage())
+            }
             Ok(result) => result.map_err(stopped)?,
             // The probe goes on as a task, and tells the breaker.
             Err(_elapsed) => Err(self.breaker.error(environment, Instant::now()).unwrap_or_else(|| {
@@ -128,6 +132,9 @@ impl Caller {
     ) -> Result<Option<Bytes>, VerifyError> {
         let until = later(call.started, self.total_timeout);
         let left = until.saturating_duration_since(Instant::now());
+        if driven.0 && left.is_zero() {
+            return Err(call.no_answer(TOO_LATE, None));
+        }
         let mut slot = within(left, self.limit.acquire(driven, until))
             .await
             .map_err(|_elapsed| call.no_answer(TOO_LATE, None))?
@@ -147,10 +154,15 @@ impl Caller {
         if !interest.commit() {
             return Err(call.no_answer("the caller has left", None));
         }
-        slot.send(Instant::now());
+        let sent = Instant::now();
         self.retry_budget.call();
         // Boxed, so that a call that waits for a slot is small.
-        Box::pin(self.attempts(&call, interest)).await
+        let result = Box::pin(self.attempts(&call, interest)).await;
+        // The time of a call without an answer says nothing about the time that answers take.
+        if result.is_ok() {
+            slot.answered(sent);
+        }
+        result
     }
 
     async fn attempts(&self, call: &Call, interest: &Interest) -> Result<Option<Bytes>, VerifyError> {
@@ -172,16 +184,20 @@ impl Caller {
                 Ok(response) => match wire::read(operation, environment, &response, SystemTime::now) {
                     Ok(body) => {
                         self.refusals.accepted(environment);
-                        self.breaker.answered(environment);
+                        self.breaker.answered(environment, now.monotonic);
                         return Ok(Some(body));
                     }
                     Err(answer) => Failure::Answer(answer),
                 },
                 Err(failure) => failure,
             };
-            self.note(environment, operation, &failure, Instant::now());
             // After the total timeout, the failure of this attempt says more than "no answer in time".
             let may_go_on = started.elapsed() < self.total_timeout && interest.is_there();
+            // Silence counts at once. All calls share a connection, so its end counts only where the next one ends, too.
+            let is_silence = matches!(failure, Failure::NoAnswer { source: None, .. });
+            if is_silence {
+                self.note(environment, operation, &failure, now.monotonic);
+            }
             if may_retry
                 && may_go_on
                 && failure.is_worth_another_attempt()
@@ -189,6 +205,9 @@ impl Caller {
             {
                 may_retry = false;
                 continue;
+            }
+            if !is_silence {
+                self.note(environment, operation, &failure, now.monotonic);
             }
             let answer = match failure {
                 Failure::Answer(answer) => answer,
@@ -209,25 +228,21 @@ impl Caller {
         }
     }
 
-    /// Tells the breaker of a failed attempt. Only an outage counts: a fault in an answer of status 4xx may be the doing of
-    /// one client's token.
-    fn note(&self, environment: Environment, operation: Operation, failure: &Failure, now: Instant) {
+    /// Tells the breaker how an attempt has ended. Only an outage counts as a failure: status 500 and 4xx may be about the
+    /// token of one client.
+    fn note(&self, environment: Environment, operation: Operation, failure: &Failure, sent: Instant) {
+        let now = Instant::now();
         match failure {
-            Failure::Answer(answer) => match answer.class {
-                Class::Throttled | Class::Unavailable
-                    if answer.class == Class::Throttled || answer.status.is_server_error() =>
-                {
-                    let error = answer.clone().into_error();
-                    let error = error.unwrap_or_else(|| VerifyError::unavailable(answer.clone()));
-                    self.breaker.failed(environment, &error, answer.retry_after, now);
-                    #[cfg(feature = "redis")]
-                    if let (Some(shared), Some(hold)) = (&self.shared_hold, answer.retry_after) {
-                        shared.tell(environment, hold);
-                    }
+            Failure::Answer(answer) if answer.is_outage() => {
+                let error = answer.clone().into_error();
+                let error = error.unwrap_or_else(|| VerifyError::unavailable(answer.clone()));
+                self.breaker.failed(environment, &error, answer.retry_after, now);
+                #[cfg(feature = "redis")]
+                if let (Some(shared), Some(hold)) = (&self.shared_hold, answer.retry_after) {
+                    shared.tell(environment, hold);
                 }
-                Class::Unavailable => {}
-                _ => self.breaker.answered(environment),
-            },
+            }
+            Failure::Answer(_) => self.breaker.answered(environment, sent),
             Failure::NoAnswer { reason, source, was_short, .. } if !was_short => {
                 let source = source.as_ref().map(|source| source.to_string().into());
                 let error = VerifyError::unavailable(NoAnswer { reason, environment, operation, source });
@@ -237,15 +252,19 @@ impl Caller {
         }
     }
 
-    /// Whether a failed attempt may be made again. A request that reached nobody costs Apple nothing. Any other retry is
-    /// one call more for an Apple that may have trouble already.
+    /// Whether a failed attempt may be made again. Without an answer, the connection is suspect, and the next attempt goes
+    /// over another one. After an answer, a retry is one call more for an Apple that has trouble already.
     fn may_repeat(&self, environment: Environment, pass: Pass, failure: &Failure) -> bool {
-        if matches!(failure, Failure::NoAnswer { source: Some(_), .. }) {
-            return true;
+        match (self.breaker.availability(environment), failure) {
+            (Availability::HeldOff, _) => false,
+            (_, Failure::NoAnswer { source: Some(_), .. }) => true,
+            // The first one over another connection may find out that only the connection was at fault.
+            (_, Failure::NoAnswer { .. }) => pass == Pass::Regular,
+            (Availability::Down, Failure::Answer(_)) => false,
+            (Availability::Available, Failure::Answer(_)) => {
+                pass == Pass::Regular && self.retry_budget.retry()
+            }
         }
-        pass == Pass::Regular
-            && self.breaker.availability(environment) == Availability::Available
-            && self.retry_budget.retry()
     }
 
     /// Sends the request once and waits for the answer. `left` is the rest of the total timeout.
@@ -259,7 +278,7 @@ impl Caller {
             };
         let is_worth_repeating =
             source.as_ref().is_none_or(|source| transport::is_worth_repeating(&**source));
-        let was_short = source.is_none() && left < self.attempt_timeout.min(self.total_timeout / 2);
+        let was_short = source.is_none() && left < self.attempt_timeout.min(self.total_timeout / 4);
         Err(Failure::NoAnswer { reason, source, is_worth_repeating, was_short })
     }
 

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{Request, Response};
 use http_body::Body;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use tower_service::Service;
 
 use crate::BoxError;
@@ -96,8 +96,15 @@ where
         Box::pin(async move {
             let (head, body) = answer.await.map_err(Into::into)?.into_parts();
             let body = Limited::new(body, MAX_ANSWER_LENGTH).collect().await;
-            let body = body.map_err(TransportError::other)?;
-            Ok(Response::from_parts(head, body.to_bytes()))
+            let body = match body {
+                Ok(body) => body.to_bytes(),
+                // One byte too many says that the answer is too long. Its status and its headers count.
+                Err(error) if error.is::<LengthLimitError>() => {
+                    Bytes::from_static(&[b' '; MAX_ANSWER_LENGTH + 1])
+                }
+                Err(error) => return Err(TransportError::other(error).into()),
+            };
+            Ok(Response::from_parts(head, body))
         })
     }
 }

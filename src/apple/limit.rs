@@ -36,8 +36,10 @@ struct State {
     lapsing: BTreeSet<Lapse>,
     driven: BTreeMap<u64, Waker>,
     others: BTreeMap<u64, Waker>,
-    /// The time that a call takes, as a moving average.
+    /// The time that an answer takes, as a moving average.
     call_time: Duration,
+    /// The time of the last answer.
+    answered: Option<Instant>,
     /// The time since when there has been a waiter.
     queue_since: Option<Instant>,
 }
@@ -58,11 +60,19 @@ impl State {
     /// The share of a sample in the moving average.
     const SHARE: u32 = 8;
 
-    fn learn(&mut self, call_time: Duration) {
+    fn learn(&mut self, call_time: Duration, now: Instant) {
         self.call_time = match self.call_time {
             Duration::ZERO => call_time,
             known => (known * (Self::SHARE - 1) + call_time) / Self::SHARE,
         };
+        self.answered = Some(now);
+    }
+
+    /// Forgets how long answers took if the last one is older than any call can be.
+    fn forget(&mut self, longest: Duration, now: Instant) {
+        if self.answered.is_some_and(|at| now.saturating_duration_since(at) > longest) {
+            (self.call_time, self.answered) = (Duration::ZERO, None);
+        }
     }
 
     /// Whether a call behind so many waiters should wait.
@@ -98,6 +108,7 @@ impl CallLimit {
             driven: BTreeMap::new(),
             others: BTreeMap::new(),
             call_time: Duration::ZERO,
+            answered: None,
             queue_since: None,
         };
         Self { state: Mutex::new(state), in_flight, waiting_limit, longest, slots_lapse }
@@ -137,6 +148,7 @@ impl<'a> Place<'a> {
             state.lapsing.pop_first();
             state.free += 1;
         }
+        state.forget(self.limit.longest, now);
         let State { free, driven, others, .. } = &mut *state;
         let ahead = match self.number {
             Some(number) if is_driven => driven.range(..number).take(*free).count(),
@@ -160,7 +172,7 @@ impl<'a> Place<'a> {
                 (later(now, self.limit.longest), state.arrivals)
             });
             state.lapsing.extend(lapse);
-            return Poll::Ready(Ok(Slot { limit: self.limit, sent: None, lapse }));
+            return Poll::Ready(Ok(Slot { limit: self.limit, call_time: None, lapse }));
         }
         if self.number.is_none() {
             let waiting = driven.len() + others.len();
@@ -197,27 +209,26 @@ impl Drop for Place<'_> {
 /// A slot, given back on drop.
 pub(super) struct Slot<'a> {
     limit: &'a CallLimit,
-    sent: Option<Instant>,
+    call_time: Option<Duration>,
     lapse: Option<Lapse>,
 }
 
 impl Slot<'_> {
-    /// The call is made now. The time from here to the drop counts for those who come later.
-    pub(super) fn send(&mut self, now: Instant) {
-        self.sent = Some(now);
+    /// The call that was made at `sent` has an answer. The time that it took counts for those who come later.
+    pub(super) fn answered(&mut self, sent: Instant) {
+        self.call_time = Some(sent.elapsed());
     }
 }
 
 impl Drop for Slot<'_> {
     fn drop(&mut self) {
-        let call_time = self.sent.map(|sent| sent.elapsed());
         self.limit.change(|state| {
             // A slot that has lapsed may be another call's by now.
             if self.lapse.is_none_or(|lapse| state.lapsing.remove(&lapse)) {
                 state.free += 1;
             }
-            if let Some(call_time) = call_time {
-                state.learn(call_time);
+            if let Some(call_time) = self.call_time {
+                state.learn(call_time, Instant::now());
             }
         });
     }

@@ -269,10 +269,12 @@ fn is_over(error: &TransportError) -> bool {
 async fn read(mut response: reqwest::Response, is_reused: bool) -> Result<Response<Bytes>, TransportError> {
     let mut body = BytesMut::new();
     while let Some(chunk) = response.chunk().await.map_err(|error| failure(error, is_reused))? {
-        if body.len() + chunk.len() > MAX_ANSWER_LENGTH {
-            return Err(TransportError::other("the answer is longer than 4 KiB"));
+        // One byte too many says that the answer is too long. Its status and its headers count.
+        let room = MAX_ANSWER_LENGTH + 1 - body.len();
+        body.extend_from_slice(&chunk[..chunk.len().min(room)]);
+        if body.len() > MAX_ANSWER_LENGTH {
+            break;
         }
-        body.extend_from_slice(&chunk);
     }
     let mut answer = Response::new(body.freeze());
     *answer.status_mut() = response.status();

@@ -128,7 +128,9 @@ const TABLE: &[(u16, &str, Class)] = &[
 fn look_up(operation: Operation, response: &Response<Bytes>) -> (Class, &'static str) {
     let (status, body) = (response.status(), response.body());
     if body.len() > MAX_ANSWER_LENGTH {
-        return (Class::Unavailable, "");
+        // The page of a server in front of Apple. Its status is what counts.
+        let is_throttled = status == StatusCode::TOO_MANY_REQUESTS;
+        return (if is_throttled { Class::Throttled } else { Class::Unavailable }, "");
     }
     let text = String::from_utf8_lossy(body).to_ascii_lowercase();
     let (class, phrase) = TABLE
@@ -227,6 +229,13 @@ impl Answer {
 }
 
 impl Answer {
+    /// Whether Apple is down, or wants to be left alone.
+    pub(super) fn is_outage(&self) -> bool {
+        let is_down = matches!(self.status.as_u16(), 502..=504)
+            || self.status.is_server_error() && self.has_retry_after;
+        self.class == Class::Throttled || self.class == Class::Unavailable && is_down
+    }
+
     /// The seconds by which the clocks differ, if this explains the refusal of the provider token.
     fn fault_of_clock(&self) -> Option<i64> {
         let fast = BACKDATING.as_secs().cast_signed();

@@ -210,6 +210,10 @@ impl Checks {
         if let Ok(verdict) = verdict {
             // Apple's answer describes the token as of the start of the call.
             let time_to_live = settings.time_in_cache(verdict).saturating_sub(started.monotonic.elapsed());
+            // A refusal takes the place of an older verdict, which must not count as a stale one.
+            let replaces = verdict == Verdict::Refused && !settings.stale_time.is_zero();
+            let time_to_live =
+                time_to_live.max(if replaces { Duration::from_millis(1) } else { Duration::ZERO });
             if time_to_live > Duration::ZERO {
                 let cached = CachedVerdict::new(verdict, digest, started.wall, time_to_live);
                 if let Err(error) = spending(&mut left, cache.put(&key, cached)).await {

@@ -6,7 +6,10 @@ use std::{
     mem,
     panic::AssertUnwindSafe,
     pin::Pin,
-    sync::{Arc, Mutex, Weak},
+    sync::{
+        Arc, Mutex, Weak,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     task::{Context, Poll, Wake, Waker},
 };
 
@@ -59,6 +62,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static, T: Clone + Send + 'static> Si
             joined = entry.get().1.upgrade();
         }
         if let Some(place) = joined.take_if(|place| !place.flight.is_done()) {
+            place.requests.fetch_add(1, Ordering::Relaxed);
             place.attendance.join();
             return Caller { id: place.flight.add_caller(), place: Some(place), is_request: true };
         }
@@ -77,7 +81,8 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static, T: Clone + Send + 'static> Si
             spawn(Caller { id, place: Some(place), is_request: false }.map(drop));
         };
         let flights = Arc::clone(&self.flights);
-        let place = Arc::new(Place { flights, key, id, flight, attendance, finish });
+        let (requests, is_task) = (AtomicUsize::new(1), AtomicBool::new(false));
+        let place = Arc::new(Place { flights, key, id, flight, attendance, requests, is_task, finish });
         entry.insert_entry((id, Arc::downgrade(&place)));
         Caller { id: 0, place: Some(place), is_request: true }
     }
@@ -96,6 +101,10 @@ struct Place<K: Eq + Hash, T> {
     id: u64,
     flight: Arc<Flight<T>>,
     attendance: Attendance,
+    /// The requests that wait. Changed under the lock of the map only.
+    requests: AtomicUsize,
+    /// Whether the computation has become a task.
+    is_task: AtomicBool,
     /// Makes a task of the computation.
     finish: fn(Arc<Self>),
 }
@@ -220,11 +229,16 @@ impl<K: Eq + Hash, T> Drop for Caller<K, T> {
         let Some(place) = self.place.take() else { return };
         let waker = lock(&place.flight.state).waiting.remove(&self.id);
         drop(waker);
+        if !self.is_request {
+            return;
+        }
         // Under the lock, nobody joins.
         let map = lock(&place.flights);
-        let is_deserted = self.is_request && Arc::strong_count(&place) == 1 && place.attendance.desert();
+        let is_last = place.requests.fetch_sub(1, Ordering::Relaxed) == 1;
+        let becomes_task =
+            is_last && place.attendance.desert() && !place.is_task.swap(true, Ordering::Relaxed);
         drop(map);
-        if is_deserted {
+        if becomes_task {
             (place.finish)(place);
         }
     }

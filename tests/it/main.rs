@@ -8,6 +8,7 @@
 mod allocations;
 mod api;
 mod apple_client;
+
 mod attacks;
 mod cache_contract;
 mod caches;
@@ -20,6 +21,7 @@ mod gateway;
 mod limiter;
 mod outage;
 mod overload;
+mod overload_attacks;
 mod overload_sockets;
 mod proofs;
 mod protocols;

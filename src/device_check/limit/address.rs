@@ -62,7 +62,13 @@ fn is_whole(element: &[u8]) -> bool {
 /// parameter `for`.
 fn address(element: &str) -> Option<IpAddr> {
     let node = if element.contains('=') {
-        element.split(';').find_map(|pair| {
+        // A semicolon in quotes may be the client's: its `Host`, for instance.
+        let mut is_quoted = false;
+        let ends = |byte: char| {
+            is_quoted ^= byte == '"';
+            byte == ';' && !is_quoted
+        };
+        element.split(ends).find_map(|pair| {
             let (name, value) = pair.split_once('=')?;
             name.trim().eq_ignore_ascii_case("for").then_some(value)
         })?

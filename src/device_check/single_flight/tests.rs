@@ -211,3 +211,81 @@ async fn callers_that_come_and_go_on_many_threads_leave_nothing_behind() {
     }
     assert_eq!(flights.len(), 0);
 }
+
+/// Two callers leave at the same moment, on two threads, a computation that must finish.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_computation_that_must_finish_does_so_when_its_last_callers_leave_together() {
+    let (rounds, handle) = (200_000, tokio::runtime::Handle::current());
+    let finished = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&finished);
+    let race = tokio::task::spawn_blocking(move || {
+        let flights = flights();
+        let turn = AtomicUsize::new(0);
+        let second = Mutex::new(None);
+        let is_at = |turn: &AtomicUsize, at| {
+            while turn.load(Ordering::Acquire) < at {
+                std::hint::spin_loop();
+            }
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let _guard = handle.enter();
+                for round in 0..rounds {
+                    is_at(&turn, 2 * round + 1);
+                    let caller = lock(&second).take();
+                    turn.store(2 * round + 2, Ordering::Release);
+                    drop::<Option<BoxFuture<'static, Result<u32, Panicked>>>>(caller);
+                }
+            });
+            let _guard = handle.enter();
+            for round in 0..rounds {
+                let attendance = Attendance::default();
+                attendance.must_finish();
+                let count = Arc::clone(&count);
+                let mut polls = 0;
+                let compute = std::future::poll_fn(move |cx| {
+                    polls += 1;
+                    if polls == 1 {
+                        cx.waker().wake_by_ref();
+                        return Poll::Pending;
+                    }
+                    count.fetch_add(1, Ordering::Relaxed);
+                    Poll::Ready(7)
+                });
+                let mut first = flights.run("token", attendance, compute).boxed();
+                assert!(first.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+                *lock(&second) = Some(flights.run("token", Attendance::default(), async { 0 }).boxed());
+                turn.store(2 * round + 1, Ordering::Release);
+                is_at(&turn, 2 * round + 2);
+                (0..round % 64).for_each(|_| std::hint::spin_loop());
+                drop(first);
+                while flights.len() > 0 {
+                    std::thread::yield_now();
+                }
+            }
+        });
+    });
+    race.await.unwrap();
+    assert_eq!(finished.load(Ordering::Relaxed), rounds, "of {rounds}");
+}
+
+#[tokio::test]
+async fn one_who_joins_a_task_and_leaves_is_not_there_any_more() {
+    let flights = flights();
+    let attendance = Attendance::default();
+    attendance.must_finish();
+    let (answer, answered) = oneshot::channel();
+    let mut first = Box::pin(flights.run("token", attendance.clone(), async { answered.await.unwrap_or(0) }));
+    assert!(poll!(&mut first).is_pending());
+    drop(first);
+    assert!(attendance.is_deserted());
+    let mut second = Box::pin(flights.run("token", Attendance::default(), async { 1 }));
+    assert!(poll!(&mut second).is_pending());
+    assert!(!attendance.is_deserted());
+    drop(second);
+    assert!(attendance.is_deserted(), "nobody waits");
+    answer.send(7).unwrap();
+    while flights.len() > 0 {
+        tokio::task::yield_now().await;
+    }
+}
