@@ -12,6 +12,10 @@ pub mod threat_model {}
 #[doc = include_str!("../docs/operating.md")]
 pub mod operating {}
 
+/// For developers of apps: a client in Swift, retries, simulators, OpenAPI, and what to do about each rejection.
+#[doc = include_str!("../docs/clients.md")]
+pub mod clients {}
+
 /// One process, a few replicas, many regions: the caches and guards for each.
 #[doc = include_str!("../docs/scaling.md")]
 pub mod scaling {}

@@ -9,10 +9,7 @@ use http::{HeaderName, HeaderValue, Method, Response, StatusCode, request};
 /// The answer to one kind of rejection. The texts are literals of this crate that need no escaping, neither
 /// in JSON nor in headers.
 pub(crate) struct Row {
-    /// The page of this crate's documentation that lists the variants.
-    pub(crate) page: &'static str,
-    /// The variant's name, to which the problem's `type` points.
-    pub(crate) variant: &'static str,
+    /// Also the fragment of the problem's `type`: the page `docs/clients.md` has a section for each code.
     pub(crate) code: &'static str,
     pub(crate) title: &'static str,
     pub(crate) detail: Option<&'static str>,
@@ -61,6 +58,10 @@ macro_rules! row_accessors {
 }
 pub(crate) use row_accessors;
 
+/// The `type` of each problem is this and the code. RFC 9457 has clients compare it as a whole, so it never changes, and
+/// no name of a Rust type is in it. `src/guide.rs` makes the page.
+const TYPE: &str = "https://docs.rs/tower-devicecheck/latest/tower_devicecheck/guide/clients/index.html#";
+
 /// The header with the code of a rejection. Every response has it; gRPC clients find it in the metadata.
 const CODE: HeaderName = HeaderName::from_static("x-devicecheck-code");
 
@@ -76,13 +77,13 @@ impl Row {
 
     /// Makes problem details with the table's HTTP status, in any protocol.
     pub(crate) fn problem(&self) -> Response<Bytes> {
-        let Self { page, variant, code, title, .. } = self;
+        let Self { code, title, .. } = self;
         let detail = match self.detail {
             Some(detail) => format!(r#","detail":"{detail}""#),
             None => String::new(),
         };
         let body = format!(
-            r#"{{"type":"https://docs.rs/tower-devicecheck/latest/tower_devicecheck/{page}#variant.{variant}","title":"{title}","status":{status},"code":"{code}"{detail}}}"#,
+            r#"{{"type":"{TYPE}{code}","title":"{title}","status":{status},"code":"{code}"{detail}}}"#,
             status = self.status.as_u16(),
         );
         self.finish(self.json(self.status, "application/problem+json", body))

@@ -24,6 +24,10 @@ use crate::runtime::spread;
 /// | [`IncompleteBody`](Self::IncompleteBody) | `incomplete_body` | 408 | 4 `DEADLINE_EXCEEDED` | |
 /// | [`Misconfigured`](Self::Misconfigured) | `misconfigured` | 500 | 13 `INTERNAL` | |
 ///
+/// The `type` of the problem is
+/// `https://docs.rs/tower-devicecheck/latest/tower_devicecheck/guide/clients/index.html#<code>`: see
+/// [`guide::clients`](crate::guide::clients).
+///
 /// A 401 carries `WWW-Authenticate: DeviceCheck`. For [`MissingToken`](Self::MissingToken), the header names every
 /// [proof](crate::Proof) of the layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,17 +108,17 @@ row_accessors!(Rejection);
 impl Rejection {
     #[rustfmt::skip]
     const fn row(&self) -> Row {
-        let (variant, code, title, status, grpc_status) = match self {
-            Self::MissingToken => ("MissingToken", "missing_token", "No device token", StatusCode::UNAUTHORIZED, 16),
-            Self::MalformedToken(_) => ("MalformedToken", "malformed_token", "Malformed device token", StatusCode::UNAUTHORIZED, 16),
-            Self::RefusedToken => ("RefusedToken", "refused_token", "Device token refused", StatusCode::UNAUTHORIZED, 16),
-            Self::ReusedToken => ("ReusedToken", "reused_token", "Device token used before", StatusCode::UNAUTHORIZED, 16),
-            Self::Throttled { .. } => ("Throttled", "throttled", "Too many device checks", StatusCode::SERVICE_UNAVAILABLE, 14),
-            Self::Unavailable { .. } => ("Unavailable", "unavailable", "Device check unavailable", StatusCode::SERVICE_UNAVAILABLE, 14),
-            Self::LimitExceeded { .. } => ("LimitExceeded", "limit_exceeded", "Too many new device tokens", StatusCode::TOO_MANY_REQUESTS, 8),
-            Self::TooLarge => ("TooLarge", "too_large", "Body too large", StatusCode::PAYLOAD_TOO_LARGE, 8),
-            Self::IncompleteBody => ("IncompleteBody", "incomplete_body", "Body incomplete", StatusCode::REQUEST_TIMEOUT, 4),
-            Self::Misconfigured => ("Misconfigured", "misconfigured", "Device check misconfigured", StatusCode::INTERNAL_SERVER_ERROR, 13),
+        let (code, title, status, grpc_status) = match self {
+            Self::MissingToken => ("missing_token", "No device token", StatusCode::UNAUTHORIZED, 16),
+            Self::MalformedToken(_) => ("malformed_token", "Malformed device token", StatusCode::UNAUTHORIZED, 16),
+            Self::RefusedToken => ("refused_token", "Device token refused", StatusCode::UNAUTHORIZED, 16),
+            Self::ReusedToken => ("reused_token", "Device token used before", StatusCode::UNAUTHORIZED, 16),
+            Self::Throttled { .. } => ("throttled", "Too many device checks", StatusCode::SERVICE_UNAVAILABLE, 14),
+            Self::Unavailable { .. } => ("unavailable", "Device check unavailable", StatusCode::SERVICE_UNAVAILABLE, 14),
+            Self::LimitExceeded { .. } => ("limit_exceeded", "Too many new device tokens", StatusCode::TOO_MANY_REQUESTS, 8),
+            Self::TooLarge => ("too_large", "Body too large", StatusCode::PAYLOAD_TOO_LARGE, 8),
+            Self::IncompleteBody => ("incomplete_body", "Body incomplete", StatusCode::REQUEST_TIMEOUT, 4),
+            Self::Misconfigured => ("misconfigured", "Device check misconfigured", StatusCode::INTERNAL_SERVER_ERROR, 13),
         };
         let detail = match self {
             Self::MalformedToken(reason) => Some(reason.as_str()),
@@ -127,8 +131,7 @@ impl Rejection {
             _ => None,
         };
         Row {
-            page: "enum.Rejection.html",
-            variant, code, title, detail, status, grpc_status,
+            code, title, detail, status, grpc_status,
             challenge: "DeviceCheck",
             retry_after,
         }
@@ -336,10 +339,8 @@ mod tests {
             assert_eq!(problem["code"], *code, "{name}");
             assert_eq!(problem["status"], *status, "{name}");
             assert_eq!(problem["title"], rejection.to_string(), "{name}");
-            assert!(
-                problem["type"].as_str().unwrap().starts_with("https://docs.rs/tower-devicecheck/"),
-                "{name}"
-            );
+            let page = "https://docs.rs/tower-devicecheck/latest/tower_devicecheck/guide/clients/index.html";
+            assert_eq!(problem["type"], format!("{page}#{code}"), "{name}");
             assert_eq!(problem.get("detail").is_some(), rejection.source().is_some(), "{name}");
             let http_only = HttpProblemDetails.response(rejection, &head("application/grpc"));
             assert_eq!(http_only.status(), response.status(), "{name}");

@@ -20,7 +20,8 @@ use crate::split_key::limits::Limit;
 /// | [`Unavailable`](Self::Unavailable) | `keys_unavailable` | 503 | 14 `UNAVAILABLE` | 1 to 5 s |
 /// | [`Unverified`](Self::Unverified) | `device_unverified` | 500 | 13 `INTERNAL` | |
 ///
-/// A 401 carries `WWW-Authenticate: SplitKey`.
+/// A 401 carries `WWW-Authenticate: SplitKey`. The `type` of the problem is made as for a
+/// [`Rejection`](crate::Rejection).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SplitKeyRejection {
@@ -54,13 +55,13 @@ row_accessors!(SplitKeyRejection);
 impl SplitKeyRejection {
     #[rustfmt::skip]
     const fn row(&self) -> Row {
-        let (variant, code, title, status, grpc_status) = match self {
-            Self::MissingKey => ("MissingKey", "missing_key", "No key", StatusCode::UNAUTHORIZED, 16),
-            Self::InvalidKey => ("InvalidKey", "invalid_key", "Invalid key", StatusCode::UNAUTHORIZED, 16),
-            Self::LimitNotMet(_) => ("LimitNotMet", "limit_not_met", "Key not allowed here", StatusCode::FORBIDDEN, 7),
-            Self::Blocked { .. } => ("Blocked", "key_blocked", "Key blocked for a while", StatusCode::TOO_MANY_REQUESTS, 8),
-            Self::Unavailable { .. } => ("Unavailable", "keys_unavailable", "Keys unavailable", StatusCode::SERVICE_UNAVAILABLE, 14),
-            Self::Unverified => ("Unverified", "device_unverified", "Device not verified", StatusCode::INTERNAL_SERVER_ERROR, 13),
+        let (code, title, status, grpc_status) = match self {
+            Self::MissingKey => ("missing_key", "No key", StatusCode::UNAUTHORIZED, 16),
+            Self::InvalidKey => ("invalid_key", "Invalid key", StatusCode::UNAUTHORIZED, 16),
+            Self::LimitNotMet(_) => ("limit_not_met", "Key not allowed here", StatusCode::FORBIDDEN, 7),
+            Self::Blocked { .. } => ("key_blocked", "Key blocked for a while", StatusCode::TOO_MANY_REQUESTS, 8),
+            Self::Unavailable { .. } => ("keys_unavailable", "Keys unavailable", StatusCode::SERVICE_UNAVAILABLE, 14),
+            Self::Unverified => ("device_unverified", "Device not verified", StatusCode::INTERNAL_SERVER_ERROR, 13),
         };
         let detail = match self {
             Self::LimitNotMet(limit) => Some(limit.as_str()),
@@ -71,8 +72,7 @@ impl SplitKeyRejection {
             _ => None,
         };
         Row {
-            page: "split_key/enum.SplitKeyRejection.html",
-            variant, code, title, detail, status, grpc_status,
+            code, title, detail, status, grpc_status,
             challenge: "SplitKey",
             retry_after,
         }
@@ -160,6 +160,8 @@ mod tests {
             assert_eq!(header("www-authenticate"), (*status == 401).then_some("SplitKey"), "{code}");
             let problem: serde_json::Value = serde_json::from_slice(response.body()).unwrap();
             assert_eq!(problem["code"], *code);
+            let page = "https://docs.rs/tower-devicecheck/latest/tower_devicecheck/guide/clients/index.html";
+            assert_eq!(problem["type"], format!("{page}#{code}"));
             assert_eq!(problem["title"], rejection.to_string(), "{code}");
             assert_eq!(problem.get("detail").is_some(), rejection.source().is_some(), "{code}");
 

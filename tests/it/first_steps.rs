@@ -141,3 +141,50 @@ fn p05_the_guides_index_says_each_name_once() {
         assert!(own.starts_with("/// "), "{page}: the index would repeat its title");
     }
 }
+
+/// The code, the title and the status of each row of both tables, as they stand in the source.
+fn rows_of_both_tables() -> Vec<(String, String, u16)> {
+    let tables = text("src/gate/rejection.rs") + &text("src/split_key/rejection.rs");
+    let rows = tables.lines().filter_map(|line| {
+        let (strings, status) = line.split_once("=> (\"")?.1.split_once("\", StatusCode::")?;
+        let (code, title) = strings.split_once("\", \"")?;
+        let status = match status.split_once(',')?.0 {
+            "UNAUTHORIZED" => 401,
+            "FORBIDDEN" => 403,
+            "REQUEST_TIMEOUT" => 408,
+            "PAYLOAD_TOO_LARGE" => 413,
+            "TOO_MANY_REQUESTS" => 429,
+            "INTERNAL_SERVER_ERROR" => 500,
+            "SERVICE_UNAVAILABLE" => 503,
+            other => panic!("{code}: add the status {other} here and to docs/clients-openapi.yaml"),
+        };
+        Some((code.to_owned(), title.to_owned(), status))
+    });
+    rows.collect()
+}
+
+#[test]
+fn the_page_for_clients_and_the_openapi_document_have_every_rejection() {
+    let rows = rows_of_both_tables();
+    assert_eq!(rows.len(), 16, "the tables have another form now, or another length");
+    let page = text("docs/clients.md");
+    let openapi = text("docs/clients-openapi.yaml");
+    let words = openapi.split_whitespace().collect::<Vec<_>>().join(" ");
+    let problem = Rejection::RefusedToken.into_response();
+    let problem = futures::executor::block_on(problem.into_body().collect()).unwrap().to_bytes();
+    let problem: Value = serde_json::from_slice(&problem).unwrap();
+    let base = problem["type"].as_str().unwrap().strip_suffix("refused_token").unwrap();
+    for (code, title, status) in &rows {
+        // Both rustdoc and GitHub make the anchor `#code` of this heading.
+        assert_eq!(page.matches(&format!("\n### `{code}`\n")).count(), 1, "{code}: a section");
+        assert!(page.contains(&format!("\n| `{code}` | {status} |")), "{code}: a row of the table");
+        let example =
+            format!("{code}: value: type: {base}{code} title: {title} status: {status} code: {code} ");
+        assert!(format!("{words} ").contains(&example), "{code}: {example}");
+        assert!(openapi.contains(&format!("\n        - {code}\n")), "{code}: an example of a code");
+    }
+    let sections = page.lines().filter(|line| line.starts_with("### `")).count();
+    assert_eq!(sections, rows.len(), "a section for a code that does not exist");
+    let examples = openapi.lines().filter(|line| line.trim() == "value:").count();
+    assert_eq!(examples, rows.len(), "an example for a code that does not exist");
+}
