@@ -478,15 +478,11 @@ async fn goodput_at_any_load() {
     };
     for (limit, load, answer) in [
         (1, 1.5, 0.5),
-        (1, 20.0, 0.5),
         (4, 1.2, 1.0),
         (8, 3.0, 2.0),
-        (64, 1.05, 2.0),
         (256, 1.1, 2.5),
-        (256, 10.0, 1.0),
         (64, 3.0, 2.8),
         (16, 2.0, 0.2),
-        (256, 1.3, 0.25),
     ] {
         let (builder, calls) = client(move |number, _| async move {
             let part = (number as f64 * 0.618_033_988_75).fract();
