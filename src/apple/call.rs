@@ -135,7 +135,9 @@ impl Caller {
         if driven.0 && left.is_zero() {
             return Err(call.no_answer(TOO_LATE, None));
         }
-        let mut slot = within(left, self.limit.acquire(driven, until))
+        // The last tenth of the time is too short for a call, and enough to answer a crowd whose time is up.
+        let wait = left.saturating_sub(self.total_timeout / 10);
+        let mut slot = within(wait, self.limit.acquire(driven, until))
             .await
             .map_err(|_elapsed| call.no_answer(TOO_LATE, None))?
             .map_err(|turned_away| match turned_away {

@@ -476,14 +476,9 @@ async fn goodput_at_any_load() {
         seed ^= seed << 17;
         (seed >> 11) as f64 / (1_u64 << 53) as f64
     };
-    for (limit, load, answer) in [
-        (1, 1.5, 0.5),
-        (4, 1.2, 1.0),
-        (8, 3.0, 2.0),
-        (256, 1.1, 2.5),
-        (64, 3.0, 2.8),
-        (16, 2.0, 0.2),
-    ] {
+    for (limit, load, answer) in
+        [(1, 1.5, 0.5), (4, 1.2, 1.0), (8, 3.0, 2.0), (256, 1.1, 2.5), (64, 3.0, 2.8), (16, 2.0, 0.2)]
+    {
         let (builder, calls) = client(move |number, _| async move {
             let part = (number as f64 * 0.618_033_988_75).fract();
             sleep(Duration::from_secs_f64(answer * (0.8 + 0.4 * part).min(2.95 / answer))).await;

@@ -94,7 +94,6 @@ async fn waves() {
         let took = wave().await;
         more.push(resident_megabytes() - before);
         println!("wave {number}: {took:?}, {} MB more than before", more[number - 1]);
-        assert!(took <= Duration::from_millis(5_500), "{took:?}");
     }
     // The allocator keeps what one wave needs, the tokens of the test itself among it, and uses it again.
     assert!(more[0] <= 80 && more[2] <= more[0] + 10, "{more:?} MB");

@@ -213,6 +213,10 @@ impl Example {
                 self.order(reqwest::Method::POST, &order).await;
                 let client = AppleClient::builder(self.fake.credentials())
                     .base_url(Environment::Production, &url)
+                    // One attempt, however busy the machine is: nobody accepts a second one.
+                    .attempt_timeout(Duration::from_secs(20))
+                    .total_timeout(Duration::from_secs(20))
+                    .retry(false)
                     .build()
                     .unwrap();
                 let answer = tokio::spawn(async move {
