@@ -1,5 +1,6 @@
 //! One call to Apple, with its attempts and deadlines.
 
+use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use crate::apple::wire::{self, Answer, Class, Operation};
 use crate::apple::{
     breaker::{Availability, Breaker, Pass, RetryBudget},
     credentials::Credentials,
-    limit::{CallLimit, TurnedAway},
+    limit::{CallLimit, Slot, TurnedAway},
     provider_token::ProviderToken,
     refusals::Refusals,
     token::DeviceToken,
@@ -135,20 +136,7 @@ impl Caller {
         if driven.0 && left.is_zero() {
             return Err(call.no_answer(TOO_LATE, None));
         }
-        // The last tenth of the time is too short for a call, and enough to answer a crowd whose time is up.
-        let wait = left.saturating_sub(self.total_timeout / 10);
-        let mut slot = within(wait, self.limit.acquire(driven, until))
-            .await
-            .map_err(|_elapsed| call.no_answer(TOO_LATE, None))?
-            .map_err(|turned_away| match turned_away {
-                TurnedAway::QueueFull => {
-                    VerifyError::unavailable("too many calls to Apple wait for a slot already")
-                        .with_retry_after(Some(Duration::from_secs(3)))
-                }
-                TurnedAway::TooLate => {
-                    VerifyError::unavailable("so many calls wait that Apple cannot answer this one in time")
-                }
-            })?;
+        let mut slot = self.slot(&call, driven, until).await?;
         if call.pass == Pass::Regular {
             // Apple may have gone while this call waited.
             call.pass = self.breaker.admit(call.environment, Instant::now())?;
@@ -165,6 +153,34 @@ impl Caller {
             slot.answered(sent);
         }
         result
+    }
+
+    /// Waits for a slot: not in the last tenth of the time, which is too short for a call, and no longer once Apple is known
+    /// to be down.
+    async fn slot(&self, call: &Call, driven: Driven, until: Instant) -> Result<Slot<'_>, VerifyError> {
+        const PART: Duration = Duration::from_millis(250);
+
+        let last = later(call.started, self.total_timeout - self.total_timeout / 10);
+        let mut slot = pin!(self.limit.acquire(driven, until));
+        loop {
+            let left = last.saturating_duration_since(Instant::now());
+            match within(left.min(PART), slot.as_mut()).await {
+                Ok(Ok(slot)) => return Ok(slot),
+                Ok(Err(TurnedAway::QueueFull)) => {
+                    let error = VerifyError::unavailable("too many calls to Apple wait for a slot already");
+                    return Err(error.with_retry_after(Some(Duration::from_secs(3))));
+                }
+                Ok(Err(TurnedAway::TooLate)) => {
+                    let error = "so many calls wait that Apple cannot answer this one in time";
+                    return Err(VerifyError::unavailable(error));
+                }
+                Err(_elapsed) if left <= PART => return Err(call.no_answer(TOO_LATE, None)),
+                Err(_elapsed) => match self.breaker.error(call.environment, Instant::now()) {
+                    Some(error) if call.pass == Pass::Regular => return Err(error),
+                    _ => {}
+                },
+            }
+        }
     }
 
     async fn attempts(&self, call: &Call, interest: &Interest) -> Result<Option<Bytes>, VerifyError> {
