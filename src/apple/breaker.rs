@@ -152,7 +152,6 @@ impl Breaker {
     ) {
         let mut state = lock(&self.side(environment).state);
         state.failures = state.failures.saturating_add(1);
-        let is_down = state.failures >= Self::THRESHOLD || state.open.is_some();
         let before = state.open.as_ref().map(|open| (open.availability, open.next));
         let (availability, next) = match (hold, before) {
             (Some(hold), _) => {
@@ -162,7 +161,9 @@ impl Breaker {
             // The time that Apple named holds, even if calls that were in flight fail later.
             (None, Some((Availability::HeldOff, next))) if now < next => (Availability::HeldOff, next),
             (None, Some((_, next))) => (Availability::Down, next),
-            (None, None) if is_down => (Availability::Down, now + Self::PROBE_INTERVAL),
+            (None, None) if state.failures >= Self::THRESHOLD => {
+                (Availability::Down, now + Self::PROBE_INTERVAL)
+            }
             (None, None) => return,
         };
         let since = if hold.is_some() { now } else { state.open.as_ref().map_or(now, |open| open.since) };

@@ -159,7 +159,7 @@ impl<'a> Place<'a> {
                 driven.remove(&number);
                 others.remove(&number);
                 // Nothing is sent for a caller whose time will be up.
-                if state.call_time > self.until.saturating_duration_since(Instant::now()) {
+                if state.call_time > self.until.saturating_duration_since(now) {
                     drop(state);
                     self.limit.change(|_| ());
                     return Poll::Ready(Err(TurnedAway::TooLate));
@@ -179,7 +179,7 @@ impl<'a> Place<'a> {
             if waiting >= self.limit.waiting_limit || !REQUESTS_MAY_AWAIT_EACH_OTHER {
                 return Poll::Ready(Err(TurnedAway::QueueFull));
             }
-            if !state.may_wait(waiting, self.limit, self.until, Instant::now()) {
+            if !state.may_wait(waiting, self.limit, self.until, now) {
                 return Poll::Ready(Err(TurnedAway::TooLate));
             }
         }

@@ -88,15 +88,17 @@ impl Settings {
 
     /// Whether a verdict from the cache counts while Apple is known to be down.
     pub(super) fn is_usable_when_stale(&self, cached: &CachedVerdict, now: SystemTime) -> bool {
-        let age = now.duration_since(cached.checked_at()).unwrap_or_default();
-        cached.verdict() == Verdict::Genuine && age < self.time_in_cache(Verdict::Genuine)
+        cached.verdict() == Verdict::Genuine && age(cached, now) < self.time_in_cache(Verdict::Genuine)
     }
 
     /// Whether a verdict from the cache is within this layer's own time to live. A layer with a longer time to live may
     /// have stored it.
     pub(super) fn is_fresh(&self, cached: &CachedVerdict, now: SystemTime) -> bool {
-        // If the wall clock was set back, only the cache's own time counts.
-        let age = now.duration_since(cached.checked_at()).unwrap_or_default();
-        age < self.time_to_live(cached.verdict())
+        age(cached, now) < self.time_to_live(cached.verdict())
     }
+}
+
+/// The age of a verdict. If the wall clock was set back, it is zero, and only the cache's own time counts.
+fn age(cached: &CachedVerdict, now: SystemTime) -> Duration {
+    now.duration_since(cached.checked_at()).unwrap_or_default()
 }
