@@ -8,6 +8,7 @@ use std::{
 
 use tracing::{Level, event};
 
+use crate::apple::per_environment::PerEnvironment;
 use crate::gate::error::{VerifyError, VerifyErrorKind, impl_error};
 use crate::gate::{observer::TARGET, routing::Environment};
 use crate::runtime::{Instant, later, lock};
@@ -40,11 +41,10 @@ impl Availability {
 /// Is told when the way to Apple closes or opens. It is called on the task of a call, and must not block.
 pub(super) type Listener = Arc<dyn Fn(Environment, Availability) + Send + Sync>;
 
-/// One state for each environment: Apple's two servers fail apart.
+/// One state for each environment.
 #[derive(Default)]
 pub(super) struct Breaker {
-    production: Side,
-    development: Side,
+    sides: PerEnvironment<Side>,
     listener: Option<Listener>,
 }
 
@@ -98,7 +98,7 @@ impl Breaker {
 
     /// Lets a call go on. Fails with the last failure while Apple is known to be down.
     pub(super) fn admit(&self, environment: Environment, now: Instant) -> Result<Pass, VerifyError> {
-        let mut state = lock(&self.side(environment).state);
+        let mut state = lock(&self.sides.of(environment).state);
         let Some(open) = &mut state.open else { return Ok(Pass::Regular) };
         if now < open.next {
             return Err(open.error_at(now));
@@ -115,11 +115,11 @@ impl Breaker {
 
     /// The error of a call that does not wait for the probe.
     pub(super) fn error(&self, environment: Environment, now: Instant) -> Option<VerifyError> {
-        lock(&self.side(environment).state).open.as_ref().map(|open| open.error_at(now))
+        lock(&self.sides.of(environment).state).open.as_ref().map(|open| open.error_at(now))
     }
 
     pub(super) fn availability(&self, environment: Environment) -> Availability {
-        lock(&self.side(environment).state)
+        lock(&self.sides.of(environment).state)
             .open
             .as_ref()
             .map_or(Availability::Available, |open| open.availability)
@@ -128,7 +128,7 @@ impl Breaker {
     /// Apple gave an answer, whatever it is about, to a request of this time. An answer to an older request does not end
     /// the time that Apple has named since.
     pub(super) fn answered(&self, environment: Environment, sent: Instant) {
-        let mut state = lock(&self.side(environment).state);
+        let mut state = lock(&self.sides.of(environment).state);
         state.failures = 0;
         let holds = |open: &Open| open.availability == Availability::HeldOff && sent < open.since;
         if state.open.as_ref().is_some_and(holds) {
@@ -150,7 +150,7 @@ impl Breaker {
         hold: Option<Duration>,
         now: Instant,
     ) {
-        let mut state = lock(&self.side(environment).state);
+        let mut state = lock(&self.sides.of(environment).state);
         state.failures = state.failures.saturating_add(1);
         let before = state.open.as_ref().map(|open| (open.availability, open.next));
         let (availability, next) = match (hold, before) {
@@ -178,7 +178,7 @@ impl Breaker {
     #[cfg(feature = "redis")]
     pub(super) fn hold(&self, environment: Environment, rest: Duration, now: Instant) {
         let error = VerifyError::throttled(Some(rest), "Apple has told another process when to come back");
-        let mut state = lock(&self.side(environment).state);
+        let mut state = lock(&self.sides.of(environment).state);
         let next = later(now, rest.min(Self::LONGEST_HOLD));
         let is_new = match &mut state.open {
             Some(open) => {
@@ -198,7 +198,7 @@ impl Breaker {
 
     /// Tells of the state, unless another thread has done so.
     fn tell(&self, environment: Environment) {
-        let mut told = lock(&self.side(environment).told);
+        let mut told = lock(&self.sides.of(environment).told);
         let availability = self.availability(environment);
         if told.replace(availability) == Some(availability) {
             return;
@@ -207,13 +207,6 @@ impl Breaker {
         event!(target: TARGET, Level::DEBUG, %environment, availability = availability_name, "the way to Apple");
         if let Some(listener) = &self.listener {
             listener(environment, availability);
-        }
-    }
-
-    const fn side(&self, environment: Environment) -> &Side {
-        match environment {
-            Environment::Production => &self.production,
-            Environment::Development => &self.development,
         }
     }
 }

@@ -28,6 +28,8 @@ mod http_transport;
 mod limit;
 #[cfg(feature = "_apple")]
 mod pem;
+#[cfg(feature = "_apple")]
+mod per_environment;
 #[cfg(all(feature = "_apple", feature = "reqwest", not(target_arch = "wasm32")))]
 mod pools;
 #[cfg(feature = "_apple")]

@@ -2,16 +2,13 @@
 
 use std::{sync::Mutex, time::Duration};
 
-use crate::apple::wire::Answer;
+use crate::apple::{per_environment::PerEnvironment, wire::Answer};
 use crate::gate::routing::Environment;
 use crate::runtime::{Instant, lock};
 
 /// The refusals in force, one for each environment: Apple's two servers may judge differently.
 #[derive(Default)]
-pub(super) struct Refusals {
-    production: Mutex<Option<Refusal>>,
-    development: Mutex<Option<Refusal>>,
-}
+pub(super) struct Refusals(PerEnvironment<Mutex<Option<Refusal>>>);
 
 struct Refusal {
     answer: Answer,
@@ -27,7 +24,7 @@ impl Refusals {
     /// Returns Apple's last answer while the back-off lasts. Lets one request through from time to time, and doubles
     /// the delay each time.
     pub(super) fn hold(&self, environment: Environment, now: Instant) -> Option<Answer> {
-        let mut place = lock(self.place(environment));
+        let mut place = lock(self.0.of(environment));
         let refusal = place.as_mut()?;
         if now < refusal.next? {
             return Some(refusal.answer.clone());
@@ -40,7 +37,7 @@ impl Refusals {
     /// Records that Apple refused a request, and its renewed provider token too. The second such refusal in a row with
     /// the same status begins the back-off.
     pub(super) fn refused(&self, environment: Environment, answer: &Answer, now: Instant) {
-        let mut place = lock(self.place(environment));
+        let mut place = lock(self.0.of(environment));
         let answer = answer.clone();
         match &mut *place {
             Some(refusal) if refusal.answer.status == answer.status => {
@@ -52,19 +49,12 @@ impl Refusals {
     }
 
     pub(super) fn accepted(&self, environment: Environment) {
-        *lock(self.place(environment)) = None;
+        *lock(self.0.of(environment)) = None;
     }
 
     /// Ends the back-off, because the credentials have changed.
     pub(super) fn forget(&self) {
         self.accepted(Environment::Production);
         self.accepted(Environment::Development);
-    }
-
-    const fn place(&self, environment: Environment) -> &Mutex<Option<Refusal>> {
-        match environment {
-            Environment::Production => &self.production,
-            Environment::Development => &self.development,
-        }
     }
 }

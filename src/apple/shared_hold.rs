@@ -4,7 +4,7 @@ use std::{sync::Mutex, time::Duration};
 
 use redis::cmd;
 
-use crate::apple::breaker::Breaker;
+use crate::apple::{breaker::Breaker, per_environment::PerEnvironment};
 use crate::gate::routing::Environment;
 use crate::redis::{Access, Redis, RedisUser};
 use crate::runtime::{Instant, lock, millis, spawn};
@@ -14,8 +14,7 @@ pub(super) struct SharedHold {
     redis: Redis,
     team_id: Box<str>,
     /// The last time at which this process looked.
-    production: Mutex<Option<Instant>>,
-    development: Mutex<Option<Instant>>,
+    looked: PerEnvironment<Mutex<Option<Instant>>>,
 }
 
 const USER: RedisUser =
@@ -27,7 +26,7 @@ impl SharedHold {
 
     pub(super) fn new(redis: Redis, team_id: &str) -> Self {
         redis.add_user(&USER);
-        Self { redis, team_id: team_id.into(), production: Mutex::default(), development: Mutex::default() }
+        Self { redis, team_id: team_id.into(), looked: PerEnvironment::default() }
     }
 
     /// Lets the breaker know what another process was told, if this process has not looked for a second. Without an
@@ -46,10 +45,7 @@ impl SharedHold {
     }
 
     fn is_due(&self, environment: Environment, now: Instant) -> bool {
-        let mut looked = lock(match environment {
-            Environment::Production => &self.production,
-            Environment::Development => &self.development,
-        });
+        let mut looked = lock(self.looked.of(environment));
         let is_due = looked.is_none_or(|at| now.saturating_duration_since(at) >= Self::INTERVAL);
         if is_due {
             *looked = Some(now);
