@@ -58,10 +58,6 @@ macro_rules! row_accessors {
 }
 pub(crate) use row_accessors;
 
-/// The `type` of each problem is this and the code. RFC 9457 has clients compare it as a whole, so it never changes, and
-/// no name of a Rust type is in it. `src/guide.rs` makes the page.
-const TYPE: &str = "https://docs.rs/tower-devicecheck/latest/tower_devicecheck/guide/clients/index.html#";
-
 /// The header with the code of a rejection. Every response has it; gRPC clients find it in the metadata.
 const CODE: HeaderName = HeaderName::from_static("x-devicecheck-code");
 
@@ -82,8 +78,10 @@ impl Row {
             Some(detail) => format!(r#","detail":"{detail}""#),
             None => String::new(),
         };
+        // RFC 9457 has clients compare the `type` as a whole, so it never changes, and no name of a Rust type is in it.
+        // `src/guide.rs` makes the page.
         let body = format!(
-            r#"{{"type":"{TYPE}{code}","title":"{title}","status":{status},"code":"{code}"{detail}}}"#,
+            r#"{{"type":"https://docs.rs/tower-devicecheck/latest/tower_devicecheck/guide/clients/index.html#{code}","title":"{title}","status":{status},"code":"{code}"{detail}}}"#,
             status = self.status.as_u16(),
         );
         self.finish(self.json(self.status, "application/problem+json", body))
