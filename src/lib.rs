@@ -210,6 +210,7 @@ mod device_check;
 mod gate;
 pub mod guide;
 mod layer;
+mod meter;
 mod quote;
 #[cfg(feature = "redis")]
 mod redis;
@@ -249,6 +250,8 @@ pub use self::gate::rejection::{
 pub use self::gate::routing::{Environment, EnvironmentHeader, Route, RoutingPolicy, UnknownEnvironment};
 pub use self::gate::{DeviceCheck, Gate, body::ResponseBody, future::ResponseFuture, service::Gated};
 pub use self::layer::{DeviceCheckLayer, LayerError};
+#[cfg(feature = "metrics")]
+pub use self::meter::describe_metrics;
 #[cfg(feature = "redis")]
 #[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "redis")))]
 pub use self::redis::Redis;

@@ -11,6 +11,7 @@ use tracing::{Level, event};
 use crate::apple::per_environment::PerEnvironment;
 use crate::gate::error::{VerifyError, VerifyErrorKind, impl_error};
 use crate::gate::{observer::TARGET, routing::Environment};
+use crate::meter::{APPLE_AVAILABILITY, label};
 use crate::runtime::{Instant, later, lock};
 
 /// The state of the way to one of Apple's two servers.
@@ -202,6 +203,10 @@ impl Breaker {
         let availability = self.availability(environment);
         if told.replace(availability) == Some(availability) {
             return;
+        }
+        for state in [Availability::Available, Availability::Down, Availability::HeldOff] {
+            let labels = [label("environment", environment.as_str()), label("state", state.as_str())];
+            APPLE_AVAILABILITY.set(state == availability, labels);
         }
         let availability_name = availability.as_str();
         event!(target: TARGET, Level::DEBUG, %environment, availability = availability_name, "the way to Apple");

@@ -15,6 +15,7 @@ use crate::apple::task::{self, Driven, Interest};
 use crate::apple::transport::{self, ErasedTransport};
 use crate::apple::wire::{self, Answer, Class, Operation};
 use crate::apple::{
+    attempt::Attempt,
     breaker::{Availability, Breaker, Pass, RetryBudget},
     credentials::Credentials,
     limit::{CallLimit, Slot, TurnedAway},
@@ -24,6 +25,7 @@ use crate::apple::{
 };
 use crate::gate::error::{VerifyError, VerifyErrorKind, impl_error};
 use crate::gate::{observer::TARGET, routing::Environment};
+use crate::meter::{APPLE_TURNED_AWAY, label};
 use crate::runtime::{Attendance, Instant, SystemTime, Timestamp, has_tasks, later, lock, within};
 
 /// The state that a call needs. All clones of an [`AppleClient`](crate::AppleClient) share one.
@@ -97,13 +99,16 @@ impl Caller {
     ) -> Result<Option<Bytes>, VerifyError> {
         let now = Instant::now();
         if let Some(answer) = self.refusals.hold(environment, now) {
+            APPLE_TURNED_AWAY.add([label("reason", "credentials")]);
             return answer.into_error().map_or(Ok(None), Err);
         }
         #[cfg(feature = "redis")]
         if let Some(shared) = &self.shared_hold {
             shared.learn(environment, &self.breaker, now).await;
         }
-        let pass = self.breaker.admit(environment, Instant::now())?;
+        let pass = self.breaker.admit(environment, Instant::now()).inspect_err(|_| {
+            APPLE_TURNED_AWAY.add([label("reason", "outage")]);
+        })?;
         let (caller, attendance) = (Arc::clone(self), check.attendance.clone());
         let call = Call { operation, token: token.clone(), environment, started: check.started, pass };
         let work = |interest, driven| async move { caller.run(call, &interest, driven).await };
@@ -167,10 +172,12 @@ impl Caller {
             match within(left.min(PART), slot.as_mut()).await {
                 Ok(Ok(slot)) => return Ok(slot),
                 Ok(Err(TurnedAway::QueueFull)) => {
+                    APPLE_TURNED_AWAY.add([label("reason", "queue_full")]);
                     let error = VerifyError::unavailable("too many calls to Apple wait for a slot already");
                     return Err(error.with_retry_after(Some(Duration::from_secs(3))));
                 }
                 Ok(Err(TurnedAway::TooLate)) => {
+                    APPLE_TURNED_AWAY.add([label("reason", "too_late")]);
                     let error = "so many calls wait that Apple cannot answer this one in time";
                     return Err(VerifyError::unavailable(error));
                 }
@@ -189,6 +196,7 @@ impl Caller {
         let mut renewed = None;
         let mut may_retry = self.retry;
         let mut may_renew = true;
+        let mut number = 0;
         loop {
             let now = Timestamp::now();
             let provider_token = match renewed.take() {
@@ -198,9 +206,12 @@ impl Caller {
             let mut request = operation.request(uri.clone(), &provider_token, token, now);
             request.extensions_mut().insert(interest.clone());
             let left = self.total_timeout.saturating_sub(now.monotonic.saturating_duration_since(started));
-            let failure = match self.attempt(request, left).await {
+            let attempt = Attempt::begin(environment, operation, uri, number);
+            number += 1;
+            let failure = match attempt.within(self.attempt(request, left)).await {
                 Ok(response) => match wire::read(operation, environment, &response, SystemTime::now) {
                     Ok(body) => {
+                        attempt.answered(response.status(), Class::Accepted);
                         self.refusals.accepted(environment);
                         self.breaker.answered(environment, now.monotonic);
                         return Ok(Some(body));
@@ -209,6 +220,10 @@ impl Caller {
                 },
                 Err(failure) => failure,
             };
+            match &failure {
+                Failure::Answer(answer) => attempt.answered(answer.status, answer.class),
+                Failure::NoAnswer { source, .. } => attempt.got_no_answer(source.is_none()),
+            }
             // After the total timeout, the failure of this attempt says more than "no answer in time".
             let may_go_on = started.elapsed() < self.total_timeout && interest.is_there();
             // Silence counts at once. All calls share a connection, so its end counts only where the next one ends, too.

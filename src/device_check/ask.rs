@@ -7,6 +7,7 @@ use std::{
 };
 
 use futures_util::{FutureExt, future::BoxFuture};
+use tracing::Instrument;
 
 use crate::apple::token::{DeviceToken, Verdict};
 use crate::device_check::cache::{CacheError, CachedVerdict, MayAsk, VerdictKey};
@@ -15,6 +16,7 @@ use crate::device_check::{single_flight::SingleFlight, verifier::TokenQuestion};
 use crate::gate::decision::{Evidence, Rejected, VerifiedDevice};
 use crate::gate::proof::{Facts, Step};
 use crate::gate::{credential::TokenDigest, error::VerifyError, rejection::Rejection, routing::Environment};
+use crate::meter::{RESERVATIONS, label};
 use crate::replay::{Claim, Claimed, ErasedReplayGuard, GuardError, ReplayKey, Retry, owner::Owner};
 use crate::runtime::{
     Attendance, Instant, SystemTime, Timestamp, patiently, pause, spawn, wall_clock, within,
@@ -106,7 +108,14 @@ impl Checks {
         let key = ReplayKey::new(scope, digest);
         // `reservation` also withdraws a claim that the guard reserves while this future is dropped.
         let mut reservation = Reservation { guard, scope, digest, claim: &claim, armed: true };
-        match in_time(|| guard.reserve(&key, &claim)).await {
+        let reserved = in_time(|| guard.reserve(&key, &claim)).await;
+        let result = match &reserved {
+            Ok(Claimed::Yours) => "reserved",
+            Ok(Claimed::Taken) => "reused",
+            Err(_) => "failed",
+        };
+        RESERVATIONS.add([label("result", result)]);
+        match reserved {
             Ok(Claimed::Yours) => {}
             Ok(Claimed::Taken) => {
                 reservation.armed = false;
@@ -173,7 +182,8 @@ impl Checks {
         let flight = {
             let attendance = Attendance::default();
             let ask = Arc::clone(self).ask(token.clone(), digest, environment, attendance.clone());
-            self.flights.run((environment, digest), attendance, ask)
+            // Every request that joins polls the check. The check belongs to the trace of the first one.
+            self.flights.run((environment, digest), attendance, ask.in_current_span())
         };
         flight.await.unwrap_or_else(|_panicked| Err(VerifyError::unavailable("the check panicked")))
     }

@@ -20,6 +20,7 @@ pub(crate) mod proof;
 pub(crate) mod rejection;
 pub(crate) mod routing;
 pub(crate) mod service;
+mod span;
 
 use std::{
     fmt, mem,
@@ -33,6 +34,7 @@ use futures_util::FutureExt;
 use http::{
     Extensions, HeaderMap, HeaderValue, Request, Response, Uri, header::WWW_AUTHENTICATE, request, uri,
 };
+use tracing::Instrument;
 
 use self::{
     decision::{DeviceOutcome, Enforcement, Rejected, VerifiedDevice},
@@ -40,7 +42,7 @@ use self::{
     future::{Decide, Progress},
     gate_body::{BodyDigest, BodyMode, HeadOnly},
     headers::{Forwarded, append, names_scheme},
-    observer::{Event, Observer, Outage, TracingObserver},
+    observer::{DecisionSeries, Event, Observer, Outage, TracingObserver},
     outage::Outages,
     preflight::{ExemptPreflight, is_preflight},
     proof::{Facts, Next, Proof, Step},
@@ -48,6 +50,7 @@ use self::{
     routing::{Route, RoutingPolicy},
     service::Gated,
 };
+use crate::meter::{DECISIONS, HotCounter};
 use crate::runtime::{Instant, Timestamp, within};
 
 /// A service that lets only requests from genuine devices through to `S`. With [`ReadBodies`](crate::ReadBodies) as
@@ -70,6 +73,7 @@ pub struct Gate<M = HeadOnly> {
     /// The deadline of a proof's future.
     pub(crate) deadline: Duration,
     outages: Arc<Outages>,
+    decisions: Arc<HotCounter<DecisionSeries>>,
     pub(crate) mode: M,
 }
 
@@ -100,6 +104,7 @@ impl Gate {
             observer: Arc::new(TracingObserver),
             deadline: Duration::from_secs(30),
             outages: Arc::default(),
+            decisions: Arc::default(),
             mode: HeadOnly,
         }
     }
@@ -109,7 +114,8 @@ impl<M> Gate<M> {
     /// Sets whether the gate reads bodies.
     pub(crate) fn with_mode<N>(self, mode: N) -> Gate<N> {
         let Self { routing, exempt_preflights, original_uri, proofs, enforcement, .. } = self;
-        let Self { forward_credentials, rejection_response, observer, deadline, outages, .. } = self;
+        let Self { forward_credentials, rejection_response, observer, deadline, outages, decisions, .. } =
+            self;
         Gate {
             routing,
             exempt_preflights,
@@ -121,6 +127,7 @@ impl<M> Gate<M> {
             observer,
             deadline,
             outages,
+            decisions,
             mode,
         }
     }
@@ -173,7 +180,7 @@ impl<M> Gate<M> {
     where
         D: Decide,
     {
-        self.observer.decision(&Event::new(&decision, began, self.enforcement));
+        self.report(&Event::new(&decision, began, self.enforcement));
         match (decision, self.enforcement) {
             (Ok(device), enforcement) => {
                 let headers = self.response_headers(&device, facts);
@@ -193,6 +200,11 @@ impl<M> Gate<M> {
                 Progress::Respond(Box::new(self.respond(rejected.rejection, head)))
             }
         }
+    }
+
+    fn report(&self, event: &Event<'_>) {
+        self.decisions.add(&DECISIONS, || DecisionSeries::of(event), DecisionSeries::labels);
+        self.observer.decision(event);
     }
 
     fn note_outage(&self, rejected: &Rejected, began: &Facts) {
@@ -260,7 +272,7 @@ impl<M: BodyMode> Gate<M> {
         let route = self.route(head);
         if route == Route::Exempt {
             restore(head);
-            self.observer.decision(&Event::exempt(self.enforcement));
+            self.report(&Event::exempt(self.enforcement));
             return Progress::Forward(None);
         }
         let facts = Facts::new(route, Timestamp::now());
@@ -285,7 +297,7 @@ impl<M: BodyMode> Gate<M> {
             Next::Decided(decision) => self.conclude(decision, facts, began, head),
             Next::Ask(answer) => {
                 let (gate, began) = (Arc::clone(self), began.clone());
-                Progress::Wait(Box::pin(async move {
+                let check = async move {
                     let step = match within(gate.deadline, AssertUnwindSafe(answer).catch_unwind()).await {
                         Ok(answer) => answer.unwrap_or_else(|_| panicked()),
                         Err(_elapsed) => Step::rejected(VerifyError::unavailable(
@@ -293,8 +305,12 @@ impl<M: BodyMode> Gate<M> {
                         )),
                     };
                     gate.note_verdict(&step);
+                    if let Next::Decided(decision) = &step.0 {
+                        span::decided(&Event::new(decision, &began, gate.enforcement));
+                    }
                     Answer { gate, began, step }
-                }))
+                };
+                Progress::Wait(Box::pin(check.instrument(span::of_check())))
             }
             Next::NeedsBody(limit, then) => {
                 let (gate, began) = (Arc::clone(self), began.clone());

@@ -7,7 +7,11 @@ use tracing::{Level, event};
 use crate::gate::decision::{Enforcement, Evidence, Rejected, VerifiedDevice};
 use crate::gate::error::{VerifyError, impl_error};
 use crate::gate::{credential::TokenDigest, proof::Facts, rejection::Rejection, routing::Environment};
-use crate::{BoxError, runtime::Instant};
+use crate::{
+    BoxError,
+    meter::{Label, label},
+    runtime::Instant,
+};
 
 /// An observer of every decision, every failure of a cache, and every outage.
 ///
@@ -212,6 +216,39 @@ impl<'a> Event<'a> {
     #[must_use]
     pub fn latency(&self) -> Duration {
         self.started.map_or(Duration::ZERO, |started| started.elapsed())
+    }
+}
+
+/// The labels of a counted decision.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) struct DecisionSeries {
+    outcome: &'static str,
+    evidence: &'static str,
+    environment: &'static str,
+    enforcement: Enforcement,
+}
+
+impl DecisionSeries {
+    pub(super) fn of(event: &Event<'_>) -> Self {
+        Self {
+            outcome: event.outcome.as_str(),
+            evidence: event.evidence().map_or("none", Evidence::basis),
+            environment: event.environment.map_or("none", Environment::as_str),
+            enforcement: event.enforcement,
+        }
+    }
+
+    pub(super) fn labels(self) -> [Label; 4] {
+        let enforcement = match self.enforcement {
+            Enforcement::Enforce => "enforce",
+            Enforcement::Monitor => "monitor",
+        };
+        [
+            label("outcome", self.outcome),
+            label("evidence", self.evidence),
+            label("environment", self.environment),
+            label("enforcement", enforcement),
+        ]
     }
 }
 

@@ -19,6 +19,8 @@ mod faults;
 mod first_steps;
 mod gateway;
 mod limiter;
+#[cfg(feature = "_prometheus")]
+mod metrics;
 mod outage;
 mod overload;
 mod overload_attacks;
