@@ -20,6 +20,7 @@
 //! | `FLEET_SINGLE_FLIGHT` | `1`: of all copies that share a Redis one asks Apple about a token |
 //! | `REQUEST_HEAD_TIMEOUT` | seconds until the head of a request has come, default 30; also how long an HTTP/1.1 connection is kept for the next one |
 //! | `SHUTDOWN_TIMEOUT` | seconds that requests get to end after SIGTERM or Ctrl-C, default 25 |
+//! | `METRICS_LISTEN` | address of `/metrics` for Prometheus, such as `127.0.0.1:9464` (build with `--features _prometheus`); default: none |
 //! | `RUST_LOG` | default `info` |
 
 mod shared;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
 
 async fn serve() -> Result<(), BoxError> {
     let settings = Settings::from_env()?;
+    shared::metrics::serve().await?;
     let apple = Apple::from_env().await?;
     apple.check(settings.routing.environment()).await?;
     let gate = shared::remembering(DeviceCheckLayer::new(apple.client.clone())).await?;
