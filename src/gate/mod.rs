@@ -173,7 +173,7 @@ impl<M> Gate<M> {
     where
         D: Decide,
     {
-        self.observer.decision(&Event::new(&decision, began, self.enforcement));
+        self.observer.decision(&Event::new(&decision, began, self.enforcement, head));
         match (decision, self.enforcement) {
             (Ok(device), enforcement) => {
                 let headers = self.response_headers(&device, facts);
@@ -184,23 +184,24 @@ impl<M> Gate<M> {
                 Progress::Forward(headers)
             }
             (Err(rejected), Enforcement::Monitor) => {
-                self.note_outage(&rejected, began);
+                self.note_outage(&rejected, began, head);
                 head.extensions.insert(DeviceOutcome::Rejected(rejected.rejection));
                 Progress::Forward(None)
             }
             (Err(rejected), Enforcement::Enforce) => {
-                self.note_outage(&rejected, began);
+                self.note_outage(&rejected, began, head);
                 Progress::Respond(Box::new(self.respond(rejected.rejection, head)))
             }
         }
     }
 
-    fn note_outage(&self, rejected: &Rejected, began: &Facts) {
+    fn note_outage(&self, rejected: &Rejected, began: &Facts, head: &request::Parts) {
         let is_our_fault = rejected.rejection() == Rejection::Misconfigured;
         let is_outage = is_our_fault
             || matches!(rejected.rejection(), Rejection::Unavailable { .. } | Rejection::Throttled { .. });
         if is_outage && self.outages.begins(is_our_fault, Instant::now()) {
-            self.observer.outage(&Outage::Begins(Event::rejected(rejected, began, self.enforcement)));
+            let event = Event::rejected(rejected, began, self.enforcement, head);
+            self.observer.outage(&Outage::Begins(event));
         }
     }
 
@@ -260,7 +261,7 @@ impl<M: BodyMode> Gate<M> {
         let route = self.route(head);
         if route == Route::Exempt {
             restore(head);
-            self.observer.decision(&Event::exempt(self.enforcement));
+            self.observer.decision(&Event::exempt(self.enforcement, head));
             return Progress::Forward(None);
         }
         let facts = Facts::new(route, Timestamp::now());
