@@ -18,6 +18,7 @@ pub(crate) mod preflight;
 pub(crate) mod problem;
 pub(crate) mod proof;
 pub(crate) mod rejection;
+pub(crate) mod rollout;
 pub(crate) mod routing;
 pub(crate) mod service;
 
