@@ -26,7 +26,7 @@ use http::{HeaderValue, Request, Response, request};
 use loopback::{Loopback, spend};
 use tokio::runtime::Runtime;
 use tower::{Layer, Service};
-use tower_devicecheck::{Route, Verdict};
+use tower_devicecheck::{DeviceCheckLayer, RolloutReport, Route, TracingObserver, Verdict};
 
 const WARM_UP: usize = 100;
 const REQUESTS: usize = 200;
@@ -45,6 +45,7 @@ fn main() {
         Some("bare") => count(bare_service(), known),
         Some("exempt") => count(exempt.layer(bare_service()), known),
         Some("hit") => count(ours(Verdict::Genuine).layer(bare_service()), known),
+        Some("reported-hit") => count(reported().layer(bare_service()), known),
         Some("refused") => count(ours(Verdict::Refused).layer(bare_service()), known),
         Some("miss") => count(ours(Verdict::Genuine).layer(bare_service()), fresh_token),
         Some("afternoon-hit") => count(afternoon(Verdict::Genuine), known),
@@ -70,6 +71,12 @@ fn main() {
         }
         _ => println!("run by .ci/instructions"),
     }
+}
+
+/// With a report by version beside the log.
+fn reported() -> DeviceCheckLayer {
+    let report = RolloutReport::by(|_| Some("1.4.2"));
+    ours(Verdict::Genuine).with_observer((TracingObserver, report))
 }
 
 fn count<S, B>(mut service: S, token: impl Fn() -> HeaderValue)

@@ -247,6 +247,7 @@ pub use self::gate::proof::{Facts, Proof, Step};
 pub use self::gate::rejection::{
     HttpProblemDetails, MalformedToken, ProblemDetails, Rejection, RejectionResponse,
 };
+pub use self::gate::rollout::RolloutReport;
 pub use self::gate::routing::{Environment, EnvironmentHeader, Route, RoutingPolicy, UnknownEnvironment};
 pub use self::gate::{DeviceCheck, Gate, body::ResponseBody, future::ResponseFuture, service::Gated};
 pub use self::layer::{DeviceCheckLayer, LayerError};

@@ -18,7 +18,9 @@ pub(crate) mod preflight;
 pub(crate) mod problem;
 pub(crate) mod proof;
 pub(crate) mod rejection;
+pub(crate) mod rollout;
 pub(crate) mod routing;
+mod series;
 pub(crate) mod service;
 mod span;
 
@@ -42,12 +44,13 @@ use self::{
     future::{Decide, Progress},
     gate_body::{BodyDigest, BodyMode, HeadOnly},
     headers::{Forwarded, append, names_scheme},
-    observer::{DecisionSeries, Event, Observer, Outage, TracingObserver},
+    observer::{Event, Observer, Outage, TracingObserver},
     outage::Outages,
     preflight::{ExemptPreflight, is_preflight},
     proof::{Facts, Next, Proof, Step},
     rejection::{ProblemDetails, Rejection, RejectionResponse},
     routing::{Route, RoutingPolicy},
+    series::DecisionSeries,
     service::Gated,
 };
 use crate::meter::{DECISIONS, HotCounter};
@@ -180,7 +183,7 @@ impl<M> Gate<M> {
     where
         D: Decide,
     {
-        self.report(&Event::new(&decision, began, self.enforcement));
+        self.report(&Event::new(&decision, began, self.enforcement, head));
         match (decision, self.enforcement) {
             (Ok(device), enforcement) => {
                 let headers = self.response_headers(&device, facts);
@@ -191,12 +194,12 @@ impl<M> Gate<M> {
                 Progress::Forward(headers)
             }
             (Err(rejected), Enforcement::Monitor) => {
-                self.note_outage(&rejected, began);
+                self.note_outage(&rejected, began, head);
                 head.extensions.insert(DeviceOutcome::Rejected(rejected.rejection));
                 Progress::Forward(None)
             }
             (Err(rejected), Enforcement::Enforce) => {
-                self.note_outage(&rejected, began);
+                self.note_outage(&rejected, began, head);
                 Progress::Respond(Box::new(self.respond(rejected.rejection, head)))
             }
         }
@@ -207,12 +210,13 @@ impl<M> Gate<M> {
         self.observer.decision(event);
     }
 
-    fn note_outage(&self, rejected: &Rejected, began: &Facts) {
+    fn note_outage(&self, rejected: &Rejected, began: &Facts, head: &request::Parts) {
         let is_our_fault = rejected.rejection() == Rejection::Misconfigured;
         let is_outage = is_our_fault
             || matches!(rejected.rejection(), Rejection::Unavailable { .. } | Rejection::Throttled { .. });
         if is_outage && self.outages.begins(is_our_fault, Instant::now()) {
-            self.observer.outage(&Outage::Begins(Event::rejected(rejected, began, self.enforcement)));
+            let event = Event::rejected(rejected, began, self.enforcement, head);
+            self.observer.outage(&Outage::Begins(event));
         }
     }
 
@@ -272,7 +276,7 @@ impl<M: BodyMode> Gate<M> {
         let route = self.route(head);
         if route == Route::Exempt {
             restore(head);
-            self.report(&Event::exempt(self.enforcement));
+            self.report(&Event::exempt(self.enforcement, head));
             return Progress::Forward(None);
         }
         let facts = Facts::new(route, Timestamp::now());
@@ -306,7 +310,7 @@ impl<M: BodyMode> Gate<M> {
                     };
                     gate.note_verdict(&step);
                     if let Next::Decided(decision) = &step.0 {
-                        span::decided(&Event::new(decision, &began, gate.enforcement));
+                        span::decided(decision, &began, gate.enforcement);
                     }
                     Answer { gate, began, step }
                 };

@@ -2,16 +2,13 @@
 
 use std::{fmt, time::Duration};
 
+use http::request;
 use tracing::{Level, event};
 
 use crate::gate::decision::{Enforcement, Evidence, Rejected, VerifiedDevice};
 use crate::gate::error::{VerifyError, impl_error};
 use crate::gate::{credential::TokenDigest, proof::Facts, rejection::Rejection, routing::Environment};
-use crate::{
-    BoxError,
-    meter::{Label, label},
-    runtime::Instant,
-};
+use crate::{BoxError, runtime::Instant};
 
 /// An observer of every decision, every failure of a cache, and every outage.
 ///
@@ -84,9 +81,10 @@ impl<O: Observer> Observer for std::sync::Arc<O> {
 }
 
 /// A decision about one request.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Event<'a> {
     outcome: Outcome<'a>,
+    head: &'a request::Parts,
     environment: Option<Environment>,
     digest: Option<TokenDigest>,
     rejected: Option<&'a Rejected>,
@@ -123,23 +121,31 @@ impl<'a> Event<'a> {
         decision: &'a Result<VerifiedDevice, Rejected>,
         began: &Facts,
         enforcement: Enforcement,
+        head: &'a request::Parts,
     ) -> Self {
         match decision {
             Ok(device) => Self {
                 outcome: Outcome::Verified(device),
+                head,
                 environment: Some(device.environment()),
                 digest: Some(device.digest()),
                 rejected: None,
                 enforcement,
                 started: Some(began.moment().monotonic),
             },
-            Err(rejected) => Self::rejected(rejected, began, enforcement),
+            Err(rejected) => Self::rejected(rejected, began, enforcement, head),
         }
     }
 
-    pub(super) fn rejected(rejected: &'a Rejected, began: &Facts, enforcement: Enforcement) -> Self {
+    pub(super) fn rejected(
+        rejected: &'a Rejected,
+        began: &Facts,
+        enforcement: Enforcement,
+        head: &'a request::Parts,
+    ) -> Self {
         Self {
             outcome: Outcome::Rejected(&rejected.rejection),
+            head,
             environment: Some(rejected.environment.unwrap_or_else(|| began.environment())),
             digest: rejected.digest,
             rejected: Some(rejected),
@@ -148,9 +154,10 @@ impl<'a> Event<'a> {
         }
     }
 
-    pub(super) const fn exempt(enforcement: Enforcement) -> Self {
+    pub(super) const fn exempt(enforcement: Enforcement, head: &'a request::Parts) -> Self {
         Self {
             outcome: Outcome::Exempt,
+            head,
             environment: None,
             digest: None,
             rejected: None,
@@ -163,6 +170,20 @@ impl<'a> Event<'a> {
     #[must_use]
     pub const fn outcome(&self) -> Outcome<'a> {
         self.outcome
+    }
+
+    /// The head of the request, without the credentials that the layer took out. Other observers and logs get it only
+    /// from you: `Debug` of an event does not show it.
+    ///
+    /// # Danger
+    ///
+    /// A head can hold secrets: cookies, and credentials for other layers. It also holds the credentials for this layer
+    /// if the layer [forwards them](crate::DeviceCheckLayer::with_forwarded_credentials), or if the request is exempt,
+    /// because the layer does not search exempt requests. Record only a part that holds no secret, such as a header
+    /// with the app version. The client chose its text, so bound what you keep.
+    #[must_use]
+    pub const fn head(&self) -> &'a request::Parts {
+        self.head
     }
 
     /// The evidence for the admission; `None` unless the device is verified.
@@ -219,36 +240,17 @@ impl<'a> Event<'a> {
     }
 }
 
-/// The labels of a counted decision.
-#[derive(Clone, Copy, PartialEq)]
-pub(super) struct DecisionSeries {
-    outcome: &'static str,
-    evidence: &'static str,
-    environment: &'static str,
-    enforcement: Enforcement,
-}
-
-impl DecisionSeries {
-    pub(super) fn of(event: &Event<'_>) -> Self {
-        Self {
-            outcome: event.outcome.as_str(),
-            evidence: event.evidence().map_or("none", Evidence::basis),
-            environment: event.environment.map_or("none", Environment::as_str),
-            enforcement: event.enforcement,
-        }
-    }
-
-    pub(super) fn labels(self) -> [Label; 4] {
-        let enforcement = match self.enforcement {
-            Enforcement::Enforce => "enforce",
-            Enforcement::Monitor => "monitor",
-        };
-        [
-            label("outcome", self.outcome),
-            label("evidence", self.evidence),
-            label("environment", self.environment),
-            label("enforcement", enforcement),
-        ]
+impl fmt::Debug for Event<'_> {
+    // Omits the head, which may hold secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Event")
+            .field("outcome", &self.outcome)
+            .field("environment", &self.environment)
+            .field("digest", &self.digest)
+            .field("rejected", &self.rejected)
+            .field("enforcement", &self.enforcement)
+            .field("started", &self.started)
+            .finish_non_exhaustive()
     }
 }
 

@@ -1,9 +1,14 @@
 //! The span of a check that asks a cache, Apple or another service.
 
-use tracing::{Level, Span, field::Empty, span};
+use tracing::{
+    Level, Span,
+    field::{Empty, display},
+    span,
+};
 
-use crate::gate::observer::{Chain, Event, TARGET};
-use crate::gate::{decision::Enforcement, routing::Environment};
+use crate::gate::decision::{Enforcement, Rejected, VerifiedDevice};
+use crate::gate::observer::{Chain, Outcome, TARGET};
+use crate::gate::proof::Facts;
 use crate::meter::{CHECK_DURATION, label};
 
 /// Makes the span of a check. Its parent is the span in which the service is called.
@@ -24,19 +29,31 @@ pub(super) fn of_check() -> Span {
 }
 
 /// Records the end of the check in the current span, which [`of_check`] has made.
-pub(super) fn decided(event: &Event<'_>) {
-    let outcome = event.outcome().as_str();
-    CHECK_DURATION.record(event.latency(), [label("outcome", outcome)]);
+pub(super) fn decided(decision: &Result<VerifiedDevice, Rejected>, began: &Facts, enforcement: Enforcement) {
+    let outcome = match decision {
+        Ok(device) => Outcome::Verified(device),
+        Err(rejected) => Outcome::Rejected(&rejected.rejection),
+    };
+    CHECK_DURATION.record(began.moment().monotonic.elapsed(), [label("outcome", outcome.as_str())]);
     let span = Span::current();
-    span.record("outcome", outcome);
-    span.record("environment", event.environment().map(Environment::as_str));
-    span.record("evidence", event.evidence().map(tracing::field::display));
-    span.record("digest", event.digest().map(tracing::field::display));
-    span.record("reason", event.reason());
-    span.record("enforced", event.enforcement() == Enforcement::Enforce);
-    if let Some(error) = event.error() {
-        span.record("error", tracing::field::display(Chain(error)));
-        // OpenTelemetry marks spans that failed. A refusal is no failure of the check.
-        span.record("otel.status_code", "ERROR");
+    span.record("outcome", outcome.as_str());
+    span.record("enforced", enforcement == Enforcement::Enforce);
+    match decision {
+        Ok(device) => {
+            span.record("environment", device.environment().as_str());
+            span.record("evidence", display(device.evidence()));
+            span.record("digest", display(device.digest()));
+        }
+        Err(rejected) => {
+            let environment = rejected.environment.unwrap_or_else(|| began.environment());
+            span.record("environment", environment.as_str());
+            span.record("digest", rejected.digest.map(display));
+            span.record("reason", rejected.reason);
+            if let Some(error) = &rejected.error {
+                span.record("error", display(Chain(error)));
+                // OpenTelemetry marks spans that failed. A refusal is no failure of the check.
+                span.record("otel.status_code", "ERROR");
+            }
+        }
     }
 }

@@ -49,6 +49,7 @@ mod redis_proxy;
 mod redis_server;
 #[cfg(feature = "redis")]
 mod redis_slow;
+mod rollout;
 mod secrets;
 mod servers;
 mod sharing;
