@@ -182,6 +182,7 @@
 //! | `redis-sentinel` | no | `redis`, with `Redis::connect_sentinel`: connects to the primary that sentinels name |
 //! | `split-key` | no | `split_key`: API keys in two parts, joined for verified devices only |
 //! | `limit` | no | `limit::RateLimiter`: how often each client may cause a question to Apple |
+//! | `metrics` | no | counters, gauges and histograms for the application's recorder of the [`metrics`](https://docs.rs/metrics) crate: [guide](guide::metrics) |
 //! | `testing` | no | a fake Apple, and builders for tokens and keys, for your tests. Turns on `tokio`, and `AppleClient` |
 //!
 //! # Caveats

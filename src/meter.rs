@@ -35,7 +35,7 @@ macro_rules! table {
         }
 
         #[cfg(test)]
-        const NAMES: &[(&str, &str, &str)] = &[$(($name, stringify!($kind), $help)),*];
+        const NAMES: &[(&str, &str)] = &[$(($name, stringify!($kind))),*];
     };
 }
 
@@ -176,5 +176,25 @@ impl<K: Copy + PartialEq> HotCounter<K> {
 impl<K> Default for HotCounter<K> {
     fn default() -> Self {
         Self { series: Default::default() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::NAMES;
+
+    #[test]
+    fn the_guide_lists_every_metric_with_its_kind() {
+        let guide = include_str!("../docs/metrics.md");
+        let rows: Vec<_> = guide.lines().filter(|line| line.starts_with("| `devicecheck_")).collect();
+        let listed: Vec<_> = rows
+            .iter()
+            .map(|row| {
+                let mut cells = row.split('|').map(|cell| cell.trim().trim_matches('`'));
+                (cells.nth(1).unwrap(), cells.next().unwrap())
+            })
+            .collect();
+        let table: Vec<_> = NAMES.iter().map(|(name, kind)| (*name, kind.to_lowercase())).collect();
+        assert_eq!(listed, table.iter().map(|(name, kind)| (*name, &**kind)).collect::<Vec<_>>());
     }
 }
