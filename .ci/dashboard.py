@@ -88,8 +88,7 @@ class Clients:
         enforcing = random.choice([ports["api-1"], ports["api-2"]])
         match kind:
             case "new":
-                self.known = (self.known + [token()])[-30:]
-                yield send(enforcing, self.known[-1])
+                yield self.first_time(enforcing, token())
                 yield send(ports["next-release"], token())
             case "again" if self.known:
                 yield send(enforcing, random.choice(self.known))
@@ -114,6 +113,10 @@ class Clients:
                 yield send(ports["payments"], fresh)
             case "gateway":
                 yield send(ports["gateway"], path="/v1/openai/models", headers=[header.replace("$TOKEN", gateway_token()) for header in gateway_headers])
+
+    async def first_time(self, port, token):
+        if await send(port, token) == 200:
+            self.known = (self.known + [token])[-30:]
 
     def go(self, work):
         task = asyncio.ensure_future(work)

@@ -1,17 +1,22 @@
 //! The metrics of a run, as the Prometheus exporter writes them.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, convert::Infallible, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use futures::future::join_all;
-use http::StatusCode;
+use http::{Response, StatusCode};
+use http_body_util::Empty;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use tower::{ServiceBuilder, ServiceExt, service_fn};
 use tower_devicecheck::replay::MemoryReplayGuard;
+use tower_devicecheck::split_key::{Limits, MemorySplitKeyStore, SplitKeyLayer, Splitter};
 use tower_devicecheck::{
     AppleClient, DebugTokens, DeviceCheckLayer, Enforcement, Route, describe_metrics,
     testing::{FakeApple, Reply},
 };
 
 use crate::captured;
+use crate::split_key::KEYS;
 use crate::support::{App, Apple, get, plain};
 
 /// A recorder for this test's thread.
@@ -207,6 +212,34 @@ async fn reservations_are_counted_by_result() {
     }
     let reservations = |result| metrics.value("devicecheck_reservations_total", &[("result", result)]);
     assert_eq!((reservations("reserved"), reservations("reused")), (Some(1.0), Some(2.0)));
+    assert_eq!(apple.calls(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn uses_of_split_keys_are_counted_by_the_projects_that_the_store_has() {
+    let metrics = Metrics::record();
+    let (apple, store) = (Apple::new(), Arc::new(MemorySplitKeyStore::new()));
+    let (_, key) = KEYS[0];
+    let split = Splitter::new().issue(&store, "shop", "openai", key, Limits::none()).await.unwrap();
+    let inner = service_fn(async |_| Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new())));
+    let service = ServiceBuilder::new().layer(apple.layer()).layer(SplitKeyLayer::new(store)).service(inner);
+    let token = apple.genuine();
+    let part = split.client_part().expose();
+    for project in ["shop", "shop", "shop-1", "shop-2", "not a project"] {
+        let mut request = get(&token);
+        request.headers_mut().insert("x-project-id", project.parse().unwrap());
+        request.headers_mut().insert("x-ai-key", part.parse().unwrap());
+        service.clone().oneshot(request).await.unwrap();
+    }
+    let uses = |project, provider, outcome| {
+        let labels = [("project", project), ("provider", provider), ("outcome", outcome)];
+        metrics.value("devicecheck_split_key_uses_total", &labels)
+    };
+    assert_eq!(uses("shop", "openai", "opened"), Some(2.0));
+    assert_eq!(uses("unknown", "unknown", "unknown"), Some(2.0));
+    assert_eq!(uses("unknown", "unknown", "malformed"), Some(1.0));
+    assert_eq!(metrics.text().matches("devicecheck_split_key_uses_total{").count(), 3);
+    assert!(!metrics.text().contains(part.split('.').next().unwrap()));
     assert_eq!(apple.calls(), 1);
 }
 
