@@ -105,14 +105,15 @@ impl Caller {
         }
         let pass = self.breaker.admit(environment, Instant::now())?;
         let (caller, attendance) = (Arc::clone(self), check.attendance.clone());
-        let call = Call { operation, token: token.clone(), environment, started: check.started, pass };
-        let work = |interest, driven| async move { caller.run(call, &interest, driven).await };
+        let mut call = Call { operation, token: token.clone(), environment, started: check.started, pass };
+        let work = |interest, driven| async move { caller.run(&mut call, &interest, driven).await };
         let stopped = |_| VerifyError::unavailable("the runtime of the call to Apple was shut down");
         let result = task::run(attendance, work);
         if pass == Pass::Regular || !has_tasks() {
             return result.await.map_err(stopped)?;
         }
-        match within(Breaker::PROBE_PATIENCE, result).await {
+        // Boxed, so that a call that waits for a slot is small.
+        match Box::pin(within(Breaker::PROBE_PATIENCE, result)).await {
             // Apple is still down.
             Ok(Ok(Err(error))) if error.kind() != VerifyErrorKind::Misconfigured => {
                 Err(error.with_known_outage())
@@ -127,7 +128,7 @@ impl Caller {
 
     async fn run(
         &self,
-        mut call: Call,
+        call: &mut Call,
         interest: &Interest,
         driven: Driven,
     ) -> Result<Option<Bytes>, VerifyError> {
@@ -136,7 +137,7 @@ impl Caller {
         if driven.0 && left.is_zero() {
             return Err(call.no_answer(TOO_LATE, None));
         }
-        let mut slot = self.slot(&call, driven, until).await?;
+        let mut slot = self.slot(call, driven, until).await?;
         if call.pass == Pass::Regular {
             // Apple may have gone while this call waited.
             call.pass = self.breaker.admit(call.environment, Instant::now())?;
@@ -147,7 +148,7 @@ impl Caller {
         let sent = Instant::now();
         self.retry_budget.call();
         // Boxed, so that a call that waits for a slot is small.
-        let result = Box::pin(self.attempts(&call, interest)).await;
+        let result = Box::pin(self.attempts(call, interest)).await;
         // The time of a call without an answer says nothing about the time that answers take.
         if result.is_ok() {
             slot.answered(sent);

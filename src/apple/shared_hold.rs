@@ -38,7 +38,8 @@ impl SharedHold {
         let mut command = cmd("PTTL");
         command.arg(self.key(environment));
         // Negative: there is none.
-        let left = self.redis.query::<i64>(Access::Hold, command).await.unwrap_or(-1);
+        // Boxed, so that a call that waits for a slot is small.
+        let left = Box::pin(self.redis.query::<i64>(Access::Hold, command)).await.unwrap_or(-1);
         if let Ok(left) = u64::try_from(left) {
             breaker.hold(environment, Duration::from_millis(left), Instant::now());
         }
