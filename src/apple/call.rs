@@ -96,7 +96,7 @@ impl Caller {
         check: Check,
     ) -> Result<Option<Bytes>, VerifyError> {
         let now = Instant::now();
-        if let Some(answer) = self.refusals.hold(environment, now) {
+        if let Some(answer) = self.refusals.in_force(environment, now) {
             return answer.into_error().map_or(Ok(None), Err);
         }
         #[cfg(feature = "redis")]
@@ -146,6 +146,9 @@ impl Caller {
             return Err(call.no_answer("the caller has left", None));
         }
         let sent = Instant::now();
+        if let Some(answer) = self.refusals.hold(call.environment, sent) {
+            return answer.into_error().map_or(Ok(None), Err);
+        }
         self.retry_budget.call();
         // Boxed, so that a call that waits for a slot is small.
         let result = Box::pin(self.attempts(call, interest)).await;
