@@ -19,8 +19,8 @@ use crate::runtime::{Instant, later, lock};
 pub enum Availability {
     /// Calls are made.
     Available,
-    /// Apple gave no answer, or a fault, many times in a row: one call a second finds out whether it is back, and all
-    /// others fail at once.
+    /// Apple gave no answer, or a fault, many times in a row, or the time that it named is over and no call has been
+    /// answered since: one call a second finds out whether it is back, and all others fail at once.
     Down,
     /// Apple named a time to come back (`Retry-After`): until then, calls fail at once.
     HeldOff,
@@ -118,11 +118,13 @@ impl Breaker {
         lock(&self.sides.of(environment).state).open.as_ref().map(|open| open.error_at(now))
     }
 
-    pub(super) fn availability(&self, environment: Environment) -> Availability {
-        lock(&self.sides.of(environment).state)
-            .open
-            .as_ref()
-            .map_or(Availability::Available, |open| open.availability)
+    pub(super) fn availability(&self, environment: Environment, now: Instant) -> Availability {
+        match &lock(&self.sides.of(environment).state).open {
+            None => Availability::Available,
+            // The next call finds out whether Apple is back.
+            Some(open) if now >= open.next => Availability::Down,
+            Some(open) => open.availability,
+        }
     }
 
     /// Apple gave an answer, whatever it is about, to a request of this time. An answer to an older request does not end
@@ -199,7 +201,8 @@ impl Breaker {
     /// Tells of the state, unless another thread has done so.
     fn tell(&self, environment: Environment) {
         let mut told = lock(&self.sides.of(environment).told);
-        let availability = self.availability(environment);
+        let noted = lock(&self.sides.of(environment).state).open.as_ref().map(|open| open.availability);
+        let availability = noted.unwrap_or(Availability::Available);
         if told.replace(availability) == Some(availability) {
             return;
         }

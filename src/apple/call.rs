@@ -277,7 +277,7 @@ impl Caller {
     /// Whether a failed attempt may be made again. Without an answer, the connection is suspect, and the next attempt goes
     /// over another one. After an answer, a retry is one call more for an Apple that has trouble already.
     fn may_repeat(&self, environment: Environment, pass: Pass, failure: &Failure) -> bool {
-        match (self.breaker.availability(environment), failure) {
+        match (self.breaker.availability(environment, Instant::now()), failure) {
             (Availability::HeldOff, _) => false,
             (_, Failure::NoAnswer { source: Some(_), .. }) => true,
             // The first one over another connection may find out that only the connection was at fault.

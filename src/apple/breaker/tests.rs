@@ -61,8 +61,9 @@ fn the_time_that_apple_named_is_kept() {
             breaker.failed(Production, &error, Some(named), now);
             // Calls that were under way fail, too.
             breaker.failed(Production, &down(), None, now);
-            assert_eq!(breaker.availability(Production), Availability::HeldOff, "{name}");
             let last = now + kept - Duration::from_millis(1);
+            assert_eq!(breaker.availability(Production, last), Availability::HeldOff, "{name}");
+            assert_eq!(breaker.availability(Production, now + kept), Availability::Down, "{name}");
             let rest = breaker.admit(Production, last).unwrap_err().retry_after();
             assert_eq!(rest, Some(Duration::from_millis(1)), "{name}");
             assert_eq!(breaker.admit(Production, now + kept).unwrap(), Pass::Probe, "{name}");
@@ -110,7 +111,7 @@ fn the_listener_hears_last_how_it_is() {
                 });
             }
         });
-        assert_eq!(*lock(&last), breaker.availability(Production), "round {round}");
+        assert_eq!(*lock(&last), breaker.availability(Production, now), "round {round}");
     }
 }
 
