@@ -310,6 +310,60 @@ async fn a08_the_fleet_leaves_apple_alone_for_as_long_as_one_process_was_told() 
     assert_eq!(fake.calls(), 2);
 }
 
+/// A Redis that knows for how long another process was told to leave Apple alone, and counts how often it is told.
+#[cfg(feature = "redis")]
+#[derive(Clone, Default)]
+struct SharedHold {
+    milliseconds: Arc<std::sync::Mutex<i64>>,
+    told: Counter,
+}
+
+#[cfg(feature = "redis")]
+impl redis::aio::ConnectionLike for SharedHold {
+    fn req_packed_command<'a>(&'a mut self, command: &'a redis::Cmd) -> redis::RedisFuture<'a, redis::Value> {
+        let is_set = matches!(command.args_iter().next(), Some(redis::Arg::Simple(b"SET")));
+        let left = *self.milliseconds.lock().unwrap();
+        if is_set {
+            self.told.add();
+        }
+        Box::pin(async move { Ok(if is_set { redis::Value::Okay } else { redis::Value::Int(left) }) })
+    }
+
+    fn req_packed_commands<'a>(
+        &'a mut self,
+        _: &'a redis::Pipeline,
+        _: usize,
+        _: usize,
+    ) -> redis::RedisFuture<'a, Vec<redis::Value>> {
+        unreachable!("a hold is one command")
+    }
+
+    fn get_db(&self) -> i64 {
+        0
+    }
+}
+
+#[cfg(feature = "redis")]
+#[tokio::test(start_paused = true)]
+async fn a08_a_shorter_time_does_not_take_the_place_of_a_longer_one() {
+    // milliseconds that are left of another process's time, whether 5 seconds take its place
+    for (milliseconds, told) in [(-2, 1), (1_000, 1), (4_999, 1), (5_000, 0), (60_000, 0)] {
+        let (fake, shared) = (FakeApple::new(), SharedHold::default());
+        *shared.milliseconds.lock().unwrap() = -2;
+        let client = AppleClient::builder(fake.credentials()).transport(fake.transport());
+        let redis = tower_devicecheck::Redis::new(shared.clone());
+        let app = App::new(&DeviceCheckLayer::new(client.share_retry_after(redis).build().unwrap()));
+        let token = || fake.genuine_token(Environment::Production);
+        // It has looked, and does not look again within the second.
+        assert_eq!(app.status(&token()).await, StatusCode::OK);
+        *shared.milliseconds.lock().unwrap() = milliseconds;
+        fake.always(Reply::status(429).header("retry-after", "5"));
+        assert_eq!(app.status(&token()).await, StatusCode::SERVICE_UNAVAILABLE);
+        sleep(SECOND).await;
+        assert_eq!((shared.told.get(), fake.calls()), (told, 2), "{milliseconds}");
+    }
+}
+
 #[tokio::test]
 #[allow(clippy::print_stdout, reason = "a figure for people")]
 async fn a10_the_memory_of_a_request_that_waits() {
