@@ -201,7 +201,7 @@ impl AppleClientBuilder {
             retry: self.retry,
             retry_budget: RetryBudget::default(),
             refusals: Refusals::default(),
-            breaker: Breaker::new(self.listener),
+            breaker: Breaker::new(self.in_flight_limit, self.listener),
             #[cfg(feature = "redis")]
             shared_hold,
         };

@@ -178,6 +178,22 @@ async fn a07_while_apple_hangs_a_new_device_is_answered_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a07_a_client_that_makes_one_call_at_a_time_learns_soon_that_apple_hangs() {
+    let fake = FakeApple::new();
+    fake.always(Reply::hang());
+    let client = AppleClient::builder(fake.credentials()).transport(fake.transport());
+    let client = client.in_flight_limit(1).build().unwrap();
+    let app = App::new(&DeviceCheckLayer::new(client.clone()));
+    let started = Instant::now();
+    while client.availability(Environment::Production) == Availability::Available {
+        assert_eq!(app.status(&realistic_token()).await, StatusCode::SERVICE_UNAVAILABLE);
+    }
+    // Each call has two attempts, which take five seconds.
+    assert!(started.elapsed() <= 15 * SECOND, "{:?}", started.elapsed());
+    assert!((5..=6).contains(&fake.calls()), "{}", fake.calls());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a08_apple_is_left_alone_for_as_long_as_it_said() {
     for status in [429, 503] {
         let apple = Apple::new();
