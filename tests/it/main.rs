@@ -22,6 +22,7 @@ mod limiter;
 mod outage;
 mod overload;
 mod overload_attacks;
+mod overload_memory;
 mod overload_sockets;
 mod proofs;
 mod protocols;
