@@ -23,6 +23,8 @@ mod error;
 #[cfg(feature = "_apple")]
 mod es256;
 #[cfg(feature = "_apple")]
+mod failure;
+#[cfg(feature = "_apple")]
 mod from_env;
 #[cfg(feature = "_apple")]
 mod http_transport;

@@ -61,16 +61,19 @@ impl Checks {
     }
 
     /// Decides about a token that this process does not remember.
-    pub(super) async fn decide(self: Arc<Self>, unknown: UnknownToken) -> Step {
+    // A block, because an `async fn` would hold its arguments twice while the request waits.
+    pub(super) fn decide(self: Arc<Self>, unknown: UnknownToken) -> impl Future<Output = Step> {
         let digest = unknown.token.digest();
-        let decision = match &self.settings.reuse {
-            // This future is boxed, so that it does not make the futures of all other checks larger.
-            Reuse::Once(guard) => Box::pin(self.decide_once(guard, &unknown, digest)).await,
-            Reuse::Cached(_) => self.check(&unknown, digest).await,
-        };
-        match decision {
-            Ok(device) => Step::verified(device),
-            Err(rejected) => Step::rejected(rejected.with_digest(digest)),
+        async move {
+            let decision = match &self.settings.reuse {
+                // This future is boxed, so that it does not make the futures of all other checks larger.
+                Reuse::Once(guard) => Box::pin(self.decide_once(guard, &unknown, digest)).await,
+                Reuse::Cached(_) => self.check(&unknown, digest).await,
+            };
+            match decision {
+                Ok(device) => Step::verified(device),
+                Err(rejected) => Step::rejected(rejected.with_digest(digest)),
+            }
         }
     }
 
@@ -87,7 +90,8 @@ impl Checks {
                     return Ok(device.with_text(token.text()));
                 }
                 Err(error) if error.is_known_outage() => {
-                    let stale = self.find_stale(token, digest, facts).await;
+                    // Boxed, so that a request that waits for Apple is small.
+                    let stale = Box::pin(self.find_stale(token, digest, facts)).await;
                     return stale.ok_or_else(|| Rejected::from(error).with_environment(environment));
                 }
                 Err(error) => return Err(Rejected::from(error).with_environment(environment)),

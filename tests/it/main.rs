@@ -24,6 +24,7 @@ mod metrics;
 mod outage;
 mod overload;
 mod overload_attacks;
+mod overload_memory;
 mod overload_sockets;
 mod proofs;
 mod protocols;
