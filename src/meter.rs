@@ -58,7 +58,7 @@ table! {
     APPLE_WAITING: Gauge = "devicecheck_apple_waiting", "Calls to Apple that wait for a slot.";
     APPLE_TURNED_AWAY: Counter = "devicecheck_apple_turned_away_total", "Calls to Apple that were not made.";
     APPLE_AVAILABILITY: Gauge = "devicecheck_apple_availability",
-        "1 for the state of the way to Apple, 0 for its other states. Absent until the state changes.";
+        "Clients whose way to Apple is in this state. A client counts once its state has changed.";
     PROVIDER_TOKENS: Counter = "devicecheck_provider_tokens_total", "Provider tokens that were signed.";
     REDIS_FAILURES: Counter = "devicecheck_redis_failures_total", "Commands that Redis did not carry out in time.";
     REDIS_INCIDENTS: Gauge = "devicecheck_redis_incidents", "Incidents of Redis that are not over.";
@@ -123,11 +123,15 @@ impl Gauge {
         let _ = (before, after);
     }
 
-    pub(crate) fn set<const N: usize>(&self, value: bool, with: [Label; N]) {
+    /// Adds or takes one where something begins or ends to be so. Makes the series in any case.
+    pub(crate) fn change<const N: usize>(&self, was: bool, is: bool, with: [Label; N]) {
         #[cfg(feature = "metrics")]
-        safely(|| metrics::gauge!(self.0, labels(with)).set(f64::from(u8::from(value))));
+        safely(|| {
+            let change = f64::from(u8::from(is)) - f64::from(u8::from(was));
+            metrics::gauge!(self.0, labels(with)).increment(change);
+        });
         #[cfg(not(feature = "metrics"))]
-        let _ = (value, with);
+        let _ = (was, is, with);
     }
 
     #[cfg(feature = "metrics")]
