@@ -12,14 +12,12 @@ use crate::gate::proof::Facts;
 use crate::meter::{CHECK_DURATION, label};
 use crate::runtime::Instant;
 
-const NAME: &str = "devicecheck";
-
 /// Makes the span of a check. Its parent is the span in which the service is called.
 pub(super) fn of_check() -> Span {
     span!(
         target: TARGET,
         Level::INFO,
-        NAME,
+        "devicecheck",
         outcome = Empty,
         environment = Empty,
         evidence = Empty,
@@ -31,8 +29,9 @@ pub(super) fn of_check() -> Span {
     )
 }
 
-/// Records the end of a check that began to ask at `asked`, in the current span, which [`of_check`] has made.
+/// Records the end of a check that began to ask at `asked`, in the span that [`of_check`] has made.
 pub(super) fn decided(
+    span: &Span,
     decision: &Result<VerifiedDevice, Rejected>,
     began: &Facts,
     asked: Instant,
@@ -43,11 +42,6 @@ pub(super) fn decided(
         Err(rejected) => Outcome::Rejected(&rejected.rejection),
     };
     CHECK_DURATION.record(asked.elapsed(), [label("outcome", outcome.as_str())]);
-    let span = Span::current();
-    // With its level off, the check has no span, and the current one is the application's.
-    if span.metadata().is_none_or(|metadata| metadata.target() != TARGET || metadata.name() != NAME) {
-        return;
-    }
     span.record("outcome", outcome.as_str());
     span.record("enforced", enforcement == Enforcement::Enforce);
     match decision {
