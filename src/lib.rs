@@ -181,6 +181,7 @@
 //! | `redis-tls` | no | `redis`, with `rediss://` addresses: rustls, with the platform's root certificates |
 //! | `redis-sentinel` | no | `redis`, with `Redis::connect_sentinel`: connects to the primary that sentinels name |
 //! | `split-key` | no | `split_key`: API keys in two parts, joined for verified devices only |
+//! | `session` | no | `session`: a token that this server signs after one check, and checks by itself for an hour |
 //! | `limit` | no | `limit::RateLimiter`: how often each client may cause a question to Apple |
 //! | `testing` | no | a fake Apple, and builders for tokens and keys, for your tests. Turns on `tokio`, and `AppleClient` |
 //!
@@ -215,6 +216,9 @@ mod quote;
 mod redis;
 pub mod replay;
 mod runtime;
+#[cfg(feature = "session")]
+#[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "session")))]
+pub mod session;
 #[cfg(feature = "split-key")]
 pub mod split_key;
 #[cfg(feature = "testing")]

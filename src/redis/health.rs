@@ -27,6 +27,9 @@ pub(crate) enum Access {
     /// The time for which Apple wants to be left alone.
     #[cfg(feature = "_apple")]
     Hold,
+    /// What is revoked among sessions.
+    #[cfg(feature = "session")]
+    Revocations,
     #[cfg(feature = "split-key")]
     ReadKey,
     #[cfg(feature = "split-key")]
@@ -41,6 +44,8 @@ impl Access {
             #[cfg(feature = "_apple")]
             Self::Hold => false,
             Self::Guard | Self::Undo => true,
+            #[cfg(feature = "session")]
+            Self::Revocations => true,
             #[cfg(feature = "split-key")]
             Self::ReadKey | Self::CountUse => true,
         }
