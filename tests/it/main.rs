@@ -49,6 +49,8 @@ mod redis_server;
 mod redis_slow;
 mod secrets;
 mod servers;
+#[cfg(feature = "session")]
+mod sessions;
 mod sharing;
 mod single_use;
 mod split_key;
