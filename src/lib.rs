@@ -204,7 +204,9 @@
 #![forbid(unsafe_code)]
 
 #[cfg(all(test, not(feature = "testing")))]
-compile_error!("the tests of the package need features: cargo test --features axum,split-key,testing");
+compile_error!(
+    "the tests of the package need features: cargo test --features axum,session,split-key,testing"
+);
 
 mod apple;
 mod device_check;

@@ -49,7 +49,6 @@ mod redis_server;
 mod redis_slow;
 mod secrets;
 mod servers;
-#[cfg(feature = "session")]
 mod sessions;
 mod sharing;
 mod single_use;
