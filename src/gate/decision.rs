@@ -172,7 +172,7 @@ enum Keepsake {
     Value(Arc<dyn Any + Send + Sync>),
     /// A few bytes, which need no allocation.
     #[cfg(feature = "session")]
-    Bytes([u8; 32]),
+    Bytes([u8; 24]),
 }
 
 impl fmt::Debug for Keepsake {
@@ -201,7 +201,7 @@ impl VerifiedDevice {
 
     /// Attaches a few bytes that the proof needs later.
     #[cfg(feature = "session")]
-    pub(crate) fn with_bytes(mut self, bytes: [u8; 32]) -> Self {
+    pub(crate) fn with_bytes(mut self, bytes: [u8; 24]) -> Self {
         self.keepsake = Keepsake::Bytes(bytes);
         self
     }
@@ -283,7 +283,7 @@ impl VerifiedDevice {
     }
 
     #[cfg(feature = "session")]
-    pub(crate) const fn bytes(&self) -> Option<&[u8; 32]> {
+    pub(crate) const fn bytes(&self) -> Option<&[u8; 24]> {
         match &self.keepsake {
             Keepsake::Bytes(bytes) => Some(bytes),
             _ => None,

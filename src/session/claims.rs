@@ -178,8 +178,8 @@ impl Session {
     }
 
     /// The form that a [`VerifiedDevice`] carries, which [`of`](Self::of) reads.
-    pub(super) fn to_bytes(self) -> [u8; 32] {
-        let mut bytes = [0; 32];
+    pub(super) fn to_bytes(self) -> [u8; 24] {
+        let mut bytes = [0; 24];
         bytes[..16].copy_from_slice(&self.id.0);
         bytes[16..20].copy_from_slice(&self.expires.to_be_bytes());
         bytes[20..23].copy_from_slice(&[

@@ -55,7 +55,10 @@ impl Sessions {
                 let taken = match source.load().await {
                     Ok(ring) if current.as_ref().is_some_and(|current| current.is_same(&ring)) => Ok(()),
                     Ok(ring) => sessions.replace_keys(&ring).map_err(Into::into).map(|()| {
-                        event!(target: TARGET, Level::INFO, keys = ?ring, "the session keys are loaded");
+                        // The first ring is usually the one that the server started with.
+                        if current.is_some() {
+                            event!(target: TARGET, Level::INFO, keys = ?ring, "the session keys have changed: using the new ones");
+                        }
                         current = Some(ring);
                     }),
                     Err(error) => Err(error),

@@ -49,6 +49,7 @@ mod redis_server;
 mod redis_slow;
 mod secrets;
 mod servers;
+mod session_example;
 mod sessions;
 mod sharing;
 mod single_use;
