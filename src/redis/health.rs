@@ -27,7 +27,7 @@ pub(crate) enum Access {
     /// The time for which Apple wants to be left alone.
     #[cfg(feature = "_apple")]
     Hold,
-    /// What is revoked among sessions.
+    /// The revocations of sessions.
     #[cfg(feature = "session")]
     Revocations,
     #[cfg(feature = "split-key")]

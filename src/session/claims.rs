@@ -1,4 +1,4 @@
-//! What a session says, and what a handler may see of it.
+//! The content of a session, and the part of it that a handler may see.
 
 use std::{fmt, str::FromStr, time::Duration};
 

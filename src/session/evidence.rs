@@ -24,8 +24,8 @@ pub(super) const fn evidence(bought_with: BoughtWith, is_degraded: bool) -> Evid
     }
 }
 
-/// What a session is bought with, if the evidence can buy one: it is fresh, or a debug token. A session is neither, so
-/// it never buys a session.
+/// The way in which this evidence buys a session: it is fresh, or a debug token. A session is neither, so it never buys
+/// a session.
 pub(super) fn purchase(evidence: &Evidence) -> Option<BoughtWith> {
     match evidence.proof() {
         "DeviceCheck" if evidence.is_fresh() => Some(BoughtWith::DeviceCheck),

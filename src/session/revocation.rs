@@ -10,7 +10,7 @@ use crate::session::revoked::{Change, Revoked, capped, unix_seconds};
 #[cfg(feature = "redis")]
 use crate::session::shared_revocations::Link;
 
-/// What is revoked among the sessions of one [`Sessions`](crate::session::Sessions). Made by
+/// The revocations of one [`Sessions`](crate::session::Sessions). Made by
 /// [`Sessions::revocations`](crate::session::Sessions::revocations).
 ///
 /// While nothing is revoked, a check costs two loads; otherwise one look-up for the session, and one for its subject.

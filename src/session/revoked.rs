@@ -1,4 +1,4 @@
-//! What is revoked, as far as this process knows.
+//! The revocations that this process knows.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -11,7 +11,7 @@ use std::{
 use crate::runtime::{SystemTime, read, since_epoch, write};
 use crate::session::claims::{Claims, NO_SUBJECT};
 
-/// What this process knows of revocations.
+/// The revocations that this process knows.
 #[derive(Default)]
 pub(super) struct Revoked {
     /// No session counts that was issued earlier. Unix seconds.
@@ -92,7 +92,7 @@ impl Revoked {
         }
     }
 
-    /// What this process knows and the other side does not.
+    /// The revocations that this process knows and the other side does not.
     #[cfg(feature = "redis")]
     pub(super) fn beyond(&self, known: &Change, now: u32) -> Option<Change> {
         let theirs: HashMap<_, _> = known.denied.iter().copied().collect();

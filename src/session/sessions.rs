@@ -141,7 +141,7 @@ impl Sessions {
         Ok(())
     }
 
-    /// What is revoked, in all clones.
+    /// The revocations, which all clones share.
     #[must_use]
     pub const fn revocations(&self) -> &Revocations {
         &self.revocations

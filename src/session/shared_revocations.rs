@@ -14,7 +14,7 @@ use crate::runtime::{Instant, lock, pause, spawn, wall_clock};
 use crate::session::claims::{from_hex, to_hex};
 use crate::session::revoked::{Change, Revoked, unix_seconds};
 
-/// What becomes of sessions while this server cannot learn what was revoked, because Redis has not answered for 10
+/// The treatment of sessions while this server cannot learn of revocations, because Redis has not answered for 10
 /// seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]

@@ -218,7 +218,7 @@ mod replicas {
         until(&both, &revoked, StatusCode::UNAUTHORIZED).await;
         server.kill();
         let [strict, lenient] = &both;
-        // What is revoked meanwhile counts where it was revoked.
+        // A revocation that Redis does not take counts where it was made.
         let late = strict.buy(&apple).await;
         let error = lenient.sessions.revocations().revoke_session(id_of(&late), tomorrow).await.unwrap_err();
         assert!(!error.is_full());

@@ -65,7 +65,7 @@ async fn the_exchange_needs_a_device_and_a_post() {
     assert_eq!(world.fake.calls(), 1);
 }
 
-/// What the issue promises: at most 200 calls. Without sessions it is 1,000, one for each request with a new token.
+/// The guide names both numbers.
 #[tokio::test(start_paused = true)]
 async fn an_hour_of_a_hundred_devices() {
     let (world, sessions) = (World::new(), sessions());
