@@ -5,6 +5,7 @@ use std::{fmt, str::FromStr, time::Duration};
 use sha2::{Digest, Sha256};
 use web_time::UNIX_EPOCH;
 
+use crate::gate::credential::TokenDigest;
 use crate::gate::decision::VerifiedDevice;
 use crate::gate::routing::Environment;
 use crate::runtime::SystemTime;
@@ -99,6 +100,11 @@ impl BoughtWith {
 pub struct SessionId([u8; 16]);
 
 impl SessionId {
+    /// The digest by which a session is known to handlers, logs and replay guards.
+    pub(super) fn digest(&self) -> TokenDigest {
+        TokenDigest::of(&self.0)
+    }
+
     /// The id's bytes.
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8; 16] {

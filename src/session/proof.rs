@@ -5,7 +5,6 @@ use std::{fmt, future::ready, sync::Arc, time::Duration};
 use http::header::CACHE_CONTROL;
 use http::{HeaderMap, HeaderName, HeaderValue, request};
 
-use crate::gate::credential::TokenDigest;
 use crate::gate::decision::{Rejected, VerifiedDevice};
 use crate::gate::headers::take_only;
 use crate::gate::proof::{Facts, Proof, Step};
@@ -147,7 +146,7 @@ async fn spend(guard: Arc<dyn ErasedReplayGuard>, scope: Arc<str>, device: Verif
 fn device(accepted: &Accepted, facts: &Facts) -> VerifiedDevice {
     let Accepted { claims, is_degraded } = accepted;
     let device = facts
-        .verified(evidence(claims.bought_with, *is_degraded), TokenDigest::of(claims.id.as_bytes()))
+        .verified(evidence(claims.bought_with, *is_degraded), claims.id.digest())
         .with_environment(claims.environment)
         .with_verified_at(time(claims.issued))
         .with_bytes(Session::new(claims, *is_degraded).to_bytes());

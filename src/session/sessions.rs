@@ -259,7 +259,7 @@ impl Sessions {
         let claims = token.claims().ok_or_else(|| refused("a session of a later version"))?;
         self.check_claims(&claims, circumstances)
             .map(|is_degraded| Accepted { claims, is_degraded })
-            .map_err(|rejected| rejected.with_environment(claims.environment))
+            .map_err(|rejected| rejected.with_environment(claims.environment).with_digest(claims.id.digest()))
     }
 
     fn check_claims<G>(&self, claims: &Claims, circumstances: &Circumstances<'_, G>) -> Result<bool, Rejected>

@@ -38,28 +38,53 @@ const OUT_OF_DATE: Duration = Duration::from_secs(10);
 
 const USER: RedisUser = RedisUser {
     name: "session revocations",
-    commands: &["EVAL", "GET", "SET", "ZADD", "ZRANGE", "ZREMRANGEBYSCORE", "ZSCORE"],
+    commands: &["EVAL", "GET", "SET", "ZADD", "ZRANGE", "ZRANGEBYSCORE", "ZREM", "ZSCORE"],
     must_keep: true,
     access: Access::Revocations,
 };
 
-/// Keys: denied, version, time. Argument: the version that the caller knows. Returns the version, and if it is another
-/// one, the time and all entries with their ends.
+// The keys are, in this order:
+// - `denied`: a sorted set of ids and subjects, by the end of their revocation.
+// - `version`: the name of these data, which is another one after Redis has lost them, a colon, and the number of the
+//   last change.
+// - `time`: no session counts that was issued earlier.
+// - `changes`: the same ids and subjects, by the number of their last change.
+
+/// Argument: the version that the caller knows. Returns the version; if it is another one, also the time and the entries
+/// that changed since, with their ends; and if they are all entries, one value more.
 const LOOK: &str = r"
 local version = redis.call('GET', KEYS[2]) or ''
 if version == ARGV[1] and version ~= '' then return {version} end
-return {version, redis.call('GET', KEYS[3]) or '0', redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')}";
+local time = redis.call('GET', KEYS[3]) or '0'
+local known, number = string.match(ARGV[1], '^(%x+):(%d+)$')
+if known and known == string.match(version, '^(%x+):') then
+  local changed = {}
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[4], '(' .. number, '+inf')) do
+    changed[#changed + 1] = id
+    changed[#changed + 1] = redis.call('ZSCORE', KEYS[1], id) or '0'
+  end
+  return {version, time, changed}
+end
+return {version, time, redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES'), 'all'}";
 
-/// Keys: the same. Arguments: the current time, the new version, the time before which nothing counts, then each entry
+/// Arguments: the current time, a name for data that have none, the time before which nothing counts, then each entry
 /// after its end. Forgets what is over. Of two times for one entry, the later one counts.
 const CHANGE: &str = r"
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', ARGV[1])
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1])) do
+  redis.call('ZREM', KEYS[1], id)
+  redis.call('ZREM', KEYS[4], id)
+end
 if tonumber(ARGV[3]) > tonumber(redis.call('GET', KEYS[3]) or '0') then redis.call('SET', KEYS[3], ARGV[3]) end
+local name, number = string.match(redis.call('GET', KEYS[2]) or '', '^(%x+):(%d+)$')
+number = string.format('%d', (number or 0) + 1)
 for i = 4, #ARGV, 2 do
   local known = redis.call('ZSCORE', KEYS[1], ARGV[i + 1])
-  if not known or tonumber(known) < tonumber(ARGV[i]) then redis.call('ZADD', KEYS[1], ARGV[i], ARGV[i + 1]) end
+  if not known or tonumber(known) < tonumber(ARGV[i]) then
+    redis.call('ZADD', KEYS[1], ARGV[i], ARGV[i + 1])
+    redis.call('ZADD', KEYS[4], number, ARGV[i + 1])
+  end
 end
-redis.call('SET', KEYS[2], ARGV[2])
+redis.call('SET', KEYS[2], (name or ARGV[2]) .. ':' .. number)
 return 1";
 
 /// The most entries of one change, which is one command.
@@ -69,7 +94,7 @@ const ENTRIES_AT_ONCE: usize = 1_000;
 pub(super) struct Link {
     redis: Redis,
     /// The names of the keys in Redis.
-    keys: [String; 3],
+    keys: [String; 4],
     without_redis: WithoutRedis,
     progress: Mutex<Progress>,
 }
@@ -93,7 +118,7 @@ impl Link {
         redis.add_user(&USER);
         // A cluster chooses the node by the text in braces.
         let key = |name: &str| format!("{}:revoked1:{{{scope}}}:{name}", redis.prefix());
-        let keys = ["denied", "version", "time"].map(key);
+        let keys = ["denied", "version", "time", "changes"].map(key);
         let link = Arc::new(Self { redis, keys, without_redis, progress: Mutex::default() });
         link.look(revoked).await;
         spawn(watch(Arc::downgrade(&link), Arc::downgrade(revoked)));
@@ -118,7 +143,10 @@ impl Link {
         loop {
             let part = entries.next().unwrap_or_default();
             let mut command = self.command(CHANGE);
-            command.arg(unix_seconds(wall_clock())).arg(Owner::random().as_bytes()).arg(change.issued_before);
+            command
+                .arg(unix_seconds(wall_clock()))
+                .arg(Owner::random().to_string())
+                .arg(change.issued_before);
             for (id, until) in part {
                 command.arg(*until).arg(&to_hex(id));
             }
@@ -134,34 +162,35 @@ impl Link {
         }
     }
 
-    /// Learns what is new, and tells what Redis does not know: because it has lost it, or was away when it was revoked.
+    /// Learns what is new. After a look at all entries, tells what Redis does not know: because it has lost it, or was
+    /// away when it was revoked.
     async fn look(&self, revoked: &Revoked) {
         let asked = Instant::now();
         let mut command = self.command(LOOK);
         command.arg(lock(&self.progress).version.clone());
         let Ok(answer) = self.redis.query::<Vec<Value>>(Access::Revocations, command).await else { return };
         let now = unix_seconds(wall_clock());
-        let is_rubbish = match answer.as_slice() {
-            [_] => false,
-            [version, issued_before, denied] => match (read_version(version), read(issued_before, denied)) {
-                (Some(version), Some(known)) => {
-                    // Redis holds no more than fits, unless its bound was another version's.
-                    let _ = revoked.merge(&known, now);
-                    lock(&self.progress).version = version;
-                    if let Some(news) = revoked.beyond(&known, now) {
-                        let _ = self.publish(&news).await;
-                    }
-                    false
-                }
-                _ => true,
-            },
-            _ => true,
+        let missing = match answer.as_slice() {
+            [_] => None,
+            [version, issued_before, denied, all @ ..] => {
+                let Some((version, news)) = read(version, issued_before, denied) else {
+                    self.redis.rubbish();
+                    return;
+                };
+                // Redis holds no more than fits, unless its bound was another version's.
+                let _ = revoked.merge(&news, now);
+                lock(&self.progress).version = version;
+                if all.is_empty() { None } else { revoked.beyond(&news, now) }
+            }
+            _ => {
+                self.redis.rubbish();
+                return;
+            }
         };
-        if is_rubbish {
-            self.redis.rubbish();
-        } else {
-            revoked.clean(now);
-            lock(&self.progress).looked_at = Some(asked);
+        revoked.clean(now);
+        lock(&self.progress).looked_at = Some(asked);
+        if let Some(missing) = missing {
+            let _ = self.publish(&missing).await;
         }
     }
 
@@ -180,15 +209,12 @@ async fn watch(link: Weak<Link>, revoked: Weak<Revoked>) {
     }
 }
 
-fn read_version(version: &Value) -> Option<Vec<u8>> {
-    Vec::from_redis_value_ref(version).ok()
-}
-
-fn read(issued_before: &Value, denied: &Value) -> Option<Change> {
+fn read(version: &Value, issued_before: &Value, denied: &Value) -> Option<(Vec<u8>, Change)> {
     let entries: Vec<(String, f64)> = FromRedisValue::from_redis_value_ref(denied).ok()?;
     let entry = |(id, until): (String, f64)| Some((from_hex(&id)?, until as u32));
-    Some(Change {
+    let change = Change {
         issued_before: u32::from_redis_value_ref(issued_before).ok()?,
         denied: entries.into_iter().map(entry).collect::<Option<_>>()?,
-    })
+    };
+    Some((Vec::from_redis_value_ref(version).ok()?, change))
 }

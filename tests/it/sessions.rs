@@ -243,6 +243,42 @@ mod replicas {
         assert_eq!(apple.calls(), 3);
     }
 
+    /// Each look after the first one brings only what has changed, and what is over leaves Redis.
+    #[tokio::test]
+    async fn a_look_brings_what_has_changed() {
+        let (apple, server) = (Apple::new(), RedisServer::start());
+        let writer = replica(&apple, &server, WithoutRedis::Refuse).await;
+        let mut redis = crate::redis_server::client(&server).await;
+        let now = std::time::SystemTime::now();
+        let revoke = async |number: u8, until: std::time::SystemTime| {
+            writer.sessions.revocations().revoke_session([number; 16].into(), until).await.unwrap();
+        };
+        let hour = Duration::from_secs(60 * 60);
+        revoke(1, now + hour).await;
+        revoke(2, now + Duration::from_secs(1)).await;
+        let reader = replica(&apple, &server, WithoutRedis::Refuse).await;
+        assert_eq!(reader.sessions.revocations().len(), 2);
+        let keys: Vec<String> = redis::cmd("KEYS").arg("*").query_async(&mut redis).await.unwrap();
+        let key = |name: &str| keys.iter().find(|key| key.ends_with(name)).unwrap().clone();
+        // Both have looked again, and know the version.
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        // An entry of an older change is gone from Redis without a trace. Nobody asks for it again, or gives it back.
+        redis::cmd("ZREM").arg(key(":denied")).arg("01".repeat(16)).exec_async(&mut redis).await.unwrap();
+        revoke(3, now + hour).await;
+        let began = Instant::now();
+        while reader.sessions.revocations().len() != 2 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            assert!(began.elapsed() < Duration::from_secs(60), "not within a minute");
+        }
+        let cards = async |key: String, redis: &mut redis::aio::MultiplexedConnection| {
+            redis::cmd("ZCARD").arg(key).query_async::<usize>(redis).await.unwrap()
+        };
+        assert_eq!(cards(key(":denied"), &mut redis).await, 1, "the second one is over");
+        let version: String = redis::cmd("GET").arg(key(":version")).query_async(&mut redis).await.unwrap();
+        assert!(version.ends_with(":3"), "{version}");
+        assert_eq!(apple.calls(), 0);
+    }
+
     #[tokio::test]
     async fn another_app_or_tenant_shares_nothing() {
         let (apple, server) = (Apple::new(), RedisServer::start());
