@@ -4,6 +4,8 @@
 //! |---|---|
 //! | `POST /session` | sells a session to a device token: `{"session": "…", "expires_in": 3600, "refresh_in": 1800}` |
 //! | `POST /session/once` | sells a session that admits one request |
+//! | `POST /session/jwt` | with `JWT_KEYS_FILE`: sells a session as a JSON Web Token, which `GET /` takes, too |
+//! | `GET /.well-known/jwks.json` | with `JWT_KEYS_FILE`: the public keys for it |
 //! | `GET /` | for a session in `X-Device-Session`, or a device token: the verified device as JSON |
 //! | `POST /sign-out` | revokes the session with which it is called |
 //! | `POST /revoke` | for `Authorization: Bearer <ADMIN_TOKEN>`: revokes `{"session": "<id>"}`, `{"subject": "…"}` or `{"issued_before": <Unix seconds>}`; what is left out stays |
@@ -19,6 +21,8 @@
 //! | `HAND_OUT` | `1`: a response to a new device token holds a session |
 //! | `BIND_TO` | a header, such as `Authorization`, to whose value sessions are bound |
 //! | `GRACE` | minutes for which a session counts past its end while Apple is down; default 0 |
+//! | `JWT_KEYS_FILE` | private keys of Ed25519 or P-256 in PEM, the signing one first (build with `--features jwt`) |
+//! | `JWT_ISSUER`, `JWT_AUDIENCE` | the claims `iss` and `aud`; default `https://api.example.com` and `example` |
 //! | `APPLE_JWT_ISS`, `APPLE_JWT_KID`, `APPLE_JWT_PRIVATE_KEY` | team id, key id and `.p8` file; without them, a fake Apple in this process is asked |
 //! | `DEVICECHECK_PRODUCTION_URL`, `DEVICECHECK_DEVELOPMENT_URL` | asked in the place of Apple's two servers |
 //! | `LISTEN` | default `127.0.0.1:3000` |
@@ -75,7 +79,13 @@ pub(crate) struct Settings {
     pub(crate) proof: SessionProof,
     /// The digest of the administrator's token.
     pub(crate) admin: Option<TokenDigest>,
+    pub(crate) jwts: Option<Jwts>,
 }
+
+#[cfg(feature = "jwt")]
+pub(crate) use tower_devicecheck::session::Jwts;
+#[cfg(not(feature = "jwt"))]
+pub(crate) type Jwts = std::convert::Infallible;
 
 impl Settings {
     async fn from_env(apple: &AppleClient) -> Result<Self, BoxError> {
@@ -111,7 +121,11 @@ impl Settings {
             Some(token) => Some(TokenDigest::of(token.trim().as_bytes())),
             None => None,
         };
-        Ok(Self { sessions, proof, admin })
+        let jwts = match shared::variable("JWT_KEYS_FILE")? {
+            Some(path) => Some(jwts(path.trim(), app_id.trim())?),
+            None => None,
+        };
+        Ok(Self { sessions, proof, admin, jwts })
     }
 }
 
@@ -143,9 +157,46 @@ async fn sharing(
     Err("REDIS_URL: build the example with --features redis".into())
 }
 
+#[cfg(feature = "jwt")]
+fn jwts(path: &str, app_id: &str) -> Result<Jwts, BoxError> {
+    use tower_devicecheck::session::JwtKey;
+
+    let text = std::fs::read_to_string(path).map_err(|error| format!("JWT_KEYS_FILE: {error}"))?;
+    let end = "-----END PRIVATE KEY-----";
+    let keys = text.split_inclusive(end).filter(|key| key.contains(end)).map(JwtKey::from_pem);
+    let issuer = shared::variable("JWT_ISSUER")?.unwrap_or_else(|| "https://api.example.com".to_owned());
+    let audience = shared::variable("JWT_AUDIENCE")?.unwrap_or_else(|| "example".to_owned());
+    Ok(Jwts::new(issuer.trim(), [audience.trim().to_owned()], app_id, keys.collect::<Result<_, _>>()?)?)
+}
+
+#[cfg(not(feature = "jwt"))]
+fn jwts(_: &str, _: &str) -> Result<Jwts, BoxError> {
+    Err("JWT_KEYS_FILE: build the example with --features jwt".into())
+}
+
+/// Adds the routes of the export.
+#[cfg(feature = "jwt")]
+fn with_jwt(app: Router, by_token: DeviceCheckLayer, sessions: Sessions, jwts: Jwts) -> Router {
+    use tower_devicecheck::session::Jwks;
+
+    let exchange =
+        Router::new().route_service("/session/jwt", Exchange::new(sessions).with_jwt(jwts.clone()));
+    app.merge(exchange.route_layer(by_token)).route_service("/.well-known/jwks.json", Jwks::new(jwts))
+}
+
+#[cfg(not(feature = "jwt"))]
+fn with_jwt(_: Router, _: DeviceCheckLayer, _: Sessions, jwts: Jwts) -> Router {
+    match jwts {}
+}
+
 /// The whole server but for its socket.
 pub(crate) fn app(by_token: DeviceCheckLayer, settings: Settings) -> Router {
-    let Settings { sessions, proof, admin } = settings;
+    let Settings { sessions, proof, admin, jwts } = settings;
+    #[cfg(feature = "jwt")]
+    let proof = match &jwts {
+        Some(jwts) => proof.with_jwt(jwts.clone()),
+        None => proof,
+    };
     // A session buys no session, so these routes take device tokens only.
     let exchanges = Router::new()
         .route_service("/session", Exchange::new(sessions.clone()))
@@ -154,9 +205,12 @@ pub(crate) fn app(by_token: DeviceCheckLayer, settings: Settings) -> Router {
     let protected = Router::new()
         .route("/", get(device))
         .route("/sign-out", post(sign_out))
-        .route_layer(by_token.with_sessions(proof))
+        .route_layer(by_token.clone().with_sessions(proof))
         .with_state(sessions.clone());
     let mut app = Router::new().merge(exchanges).merge(protected).route("/health", get(|| async { "ok" }));
+    if let Some(jwts) = jwts {
+        app = with_jwt(app, by_token, sessions.clone(), jwts);
+    }
     if let Some(admin) = admin {
         app = app.merge(Router::new().route("/revoke", post(revoke)).with_state((sessions, admin)));
     }

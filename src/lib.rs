@@ -182,6 +182,7 @@
 //! | `redis-sentinel` | no | `redis`, with `Redis::connect_sentinel`: connects to the primary that sentinels name |
 //! | `split-key` | no | `split_key`: API keys in two parts, joined for verified devices only |
 //! | `session` | no | `session`: a token that this server signs after one check, and checks by itself for an hour |
+//! | `jwt` | no | `session`, and `session::Jwts`: sessions as JSON Web Tokens for other services. Turns on `aws-lc-rs` |
 //! | `limit` | no | `limit::RateLimiter`: how often each client may cause a question to Apple |
 //! | `testing` | no | a fake Apple, and builders for tokens and keys, for your tests. Turns on `tokio`, and `AppleClient` |
 //!

@@ -75,6 +75,13 @@ impl BoughtWith {
         }
     }
 
+    #[cfg(feature = "jwt")]
+    pub(super) fn from_word(word: &str) -> Option<Self> {
+        [Self::DeviceCheck, Self::AppAttest, Self::DebugToken, Self::PlayIntegrity]
+            .into_iter()
+            .find(|bought_with| bought_with.as_str() == word)
+    }
+
     pub(super) const fn number(self) -> u8 {
         match self {
             Self::DeviceCheck => 0,

@@ -11,11 +11,14 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, request};
 use tower_service::Service;
 
 use crate::gate::body::ResponseBody;
-use crate::gate::decision::{DeviceOutcome, VerifiedDevice};
+use crate::gate::decision::{DeviceOutcome, Rejected, VerifiedDevice};
 use crate::gate::error::VerifyError;
 use crate::gate::rejection::{ProblemDetails, Rejection, RejectionResponse};
 use crate::runtime::wall_clock;
-use crate::session::sessions::{Issued, Sessions};
+use crate::session::claims::Claims;
+#[cfg(feature = "jwt")]
+use crate::session::jwt::Jwts;
+use crate::session::sessions::Sessions;
 
 /// A tower service that sells sessions. Mount it behind a [`DeviceCheckLayer`](crate::DeviceCheckLayer) whose proofs may
 /// buy one. It answers a `POST` with JSON and `Cache-Control: no-store`:
@@ -45,18 +48,33 @@ use crate::session::sessions::{Issued, Sessions};
 pub struct Exchange {
     sessions: Sessions,
     is_limited_use: bool,
+    #[cfg(feature = "jwt")]
+    jwts: Option<Jwts>,
 }
 
 impl Exchange {
     /// Makes the service.
     pub const fn new(sessions: Sessions) -> Self {
-        Self { sessions, is_limited_use: false }
+        Self {
+            sessions,
+            is_limited_use: false,
+            #[cfg(feature = "jwt")]
+            jwts: None,
+        }
     }
 
     /// Sells sessions with limited use instead: 5 minutes, and one request. Mount it on a path of its own. A layer
     /// needs [`SessionProof::with_limited_use`](crate::session::SessionProof::with_limited_use) to admit them.
     pub const fn with_limited_use(mut self, limited_use: bool) -> Self {
         self.is_limited_use = limited_use;
+        self
+    }
+
+    /// Sells JSON Web Tokens instead, for services that are not this server. Mount it on a path of its own.
+    #[cfg(feature = "jwt")]
+    #[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "jwt")))]
+    pub fn with_jwt(mut self, jwts: Jwts) -> Self {
+        self.jwts = Some(jwts);
         self
     }
 
@@ -68,9 +86,9 @@ impl Exchange {
             return response;
         }
         match self.sell(head) {
-            Ok(issued) => {
-                let Issued { text, expires_in, refresh_in } = issued;
-                // A session is base64url, which needs no escapes.
+            Ok((text, expires_in)) => {
+                let refresh_in = expires_in / 2;
+                // A session is base64url, and dots, which needs no escapes.
                 let body =
                     format!(r#"{{"session":"{text}","expires_in":{expires_in},"refresh_in":{refresh_in}}}"#);
                 let mut response = Response::new(ResponseBody::inner(body));
@@ -87,7 +105,8 @@ impl Exchange {
         }
     }
 
-    fn sell(&self, head: &request::Parts) -> Result<Issued, Rejection> {
+    /// Returns the text of a new session, and its seconds.
+    fn sell(&self, head: &request::Parts) -> Result<(String, u32), Rejection> {
         let Some(device) = head.extensions.get::<VerifiedDevice>() else {
             return Err(match head.extensions.get::<DeviceOutcome>() {
                 Some(DeviceOutcome::Rejected(rejection)) => *rejection,
@@ -95,7 +114,17 @@ impl Exchange {
             });
         };
         let issued = self.sessions.issue(device, &head.headers, self.is_limited_use, wall_clock());
-        issued.map_err(|rejected| rejected.rejection())
+        let issued = issued.map_err(|rejected| rejected.rejection())?;
+        let text = self.mint(&issued.claims).map_err(|rejected| rejected.rejection())?;
+        Ok((text, issued.lifetime))
+    }
+
+    fn mint(&self, claims: &Claims) -> Result<String, Rejected> {
+        #[cfg(feature = "jwt")]
+        if let Some(jwts) = &self.jwts {
+            return jwts.mint(claims).map_err(|error| VerifyError::misconfigured(error).into());
+        }
+        self.sessions.mint(claims)
     }
 }
 

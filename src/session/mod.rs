@@ -48,10 +48,14 @@ mod claims;
 mod error;
 mod evidence;
 mod exchange;
-mod handed_out;
+#[cfg(feature = "jwt")]
+mod jwt;
+#[cfg(feature = "jwt")]
+mod jwt_key;
 mod key;
 mod key_watch;
 mod proof;
+mod recent;
 mod revocation;
 mod revoked;
 mod ring;
@@ -63,6 +67,12 @@ mod token;
 pub use self::claims::{BoughtWith, Session, SessionId};
 pub use self::error::SessionError;
 pub use self::exchange::Exchange;
+#[cfg(feature = "jwt")]
+#[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "jwt")))]
+pub use self::jwt::{Jwks, Jwts};
+#[cfg(feature = "jwt")]
+#[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "jwt")))]
+pub use self::jwt_key::JwtKey;
 pub use self::key::MasterKey;
 pub use self::key_watch::SessionKeyWatch;
 pub use self::proof::SessionProof;

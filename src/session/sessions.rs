@@ -57,11 +57,9 @@ pub struct Sessions {
 
 /// A new session, for its client.
 pub(super) struct Issued {
-    pub(super) text: String,
+    pub(super) claims: Claims,
     /// In seconds.
-    pub(super) expires_in: u32,
-    /// In seconds.
-    pub(super) refresh_in: u32,
+    pub(super) lifetime: u32,
 }
 
 /// A session that counts.
@@ -233,20 +231,18 @@ impl Sessions {
             subject,
             binding,
         };
-        let keys = read(&self.keys);
-        let key = keys.first().ok_or_else(|| VerifyError::misconfigured("sessions without a key"))?;
-        Ok(Issued { text: mint(&claims, key), expires_in: lifetime, refresh_in: lifetime / 2 })
+        Ok(Issued { claims, lifetime })
     }
 
-    /// Checks the text of a session.
-    pub(super) fn check<G>(
-        &self,
-        text: &[u8],
-        circumstances: &Circumstances<'_, G>,
-    ) -> Result<Accepted, Rejected>
-    where
-        G: Fn(Environment, u32) -> bool,
-    {
+    /// Writes the text of a session.
+    pub(super) fn mint(&self, claims: &Claims) -> Result<String, Rejected> {
+        let keys = read(&self.keys);
+        let key = keys.first().ok_or_else(|| VerifyError::misconfigured("sessions without a key"))?;
+        Ok(mint(claims, key))
+    }
+
+    /// Reads the text of a session that one of the keys has signed.
+    pub(super) fn claims(&self, text: &[u8]) -> Result<Claims, Rejected> {
         let token = Token::parse(text).ok_or_else(|| refused("not a session"))?;
         {
             let keys = read(&self.keys);
@@ -256,7 +252,18 @@ impl Sessions {
                 return Err(refused("forged session"));
             }
         }
-        let claims = token.claims().ok_or_else(|| refused("a session of a later version"))?;
+        token.claims().ok_or_else(|| refused("a session of a later version"))
+    }
+
+    /// Checks the claims of a session in its circumstances.
+    pub(super) fn check<G>(
+        &self,
+        claims: Claims,
+        circumstances: &Circumstances<'_, G>,
+    ) -> Result<Accepted, Rejected>
+    where
+        G: Fn(Environment, u32) -> bool,
+    {
         self.check_claims(&claims, circumstances)
             .map(|is_degraded| Accepted { claims, is_degraded })
             .map_err(|rejected| rejected.with_environment(claims.environment).with_digest(claims.id.digest()))

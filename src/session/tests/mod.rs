@@ -2,6 +2,8 @@
 
 mod checks;
 mod hand_out;
+#[cfg(feature = "jwt")]
+mod jwt;
 mod keys;
 mod life;
 mod revocations;
