@@ -28,7 +28,7 @@ use std::{
 };
 
 use common::{
-    TEAM_ID, afternoon, bare_service, fresh_token, ours, request, resident_memory, session_request,
+    TEAM_ID, afternoon, bare_service, fresh_token, ours, request, resident_memory, session_request, with_jwt,
     with_session,
 };
 use cpu_time::ThreadTime;
@@ -145,11 +145,14 @@ fn in_process(runtime: &Runtime) -> Vec<Bound> {
     let (with_sessions, session) = with_session();
     let shown = move || session_request(session.clone());
     let with_session = Case::with(shown, with_sessions.layer(bare_service()));
+    let (with_jwts, jwt) = with_jwt();
+    let with_jwt = Case::with(move || session_request(jwt.clone()), with_jwts.layer(bare_service()));
     let mut rows = [
         ("exempt", Case::new(known, exempt), None),
         ("hit", Case::new(known, genuine()), Some(Case::new(known, afternoon(Verdict::Genuine)))),
         ("refused, cached", Case::new(known, refused), Some(Case::new(known, afternoon(Verdict::Refused)))),
         ("session", with_session, None),
+        ("session as JWT, remembered", with_jwt, None),
         (
             "miss, instant verifier",
             Case::new(None, genuine()),

@@ -122,7 +122,7 @@ impl Settings {
             None => None,
         };
         let jwts = match shared::variable("JWT_KEYS_FILE")? {
-            Some(path) => Some(jwts(path.trim(), app_id.trim())?),
+            Some(path) => Some(jwts(path.trim(), &sessions)?),
             None => None,
         };
         Ok(Self { sessions, proof, admin, jwts })
@@ -158,7 +158,7 @@ async fn sharing(
 }
 
 #[cfg(feature = "jwt")]
-fn jwts(path: &str, app_id: &str) -> Result<Jwts, BoxError> {
+fn jwts(path: &str, sessions: &Sessions) -> Result<Jwts, BoxError> {
     use tower_devicecheck::session::JwtKey;
 
     let text = std::fs::read_to_string(path).map_err(|error| format!("JWT_KEYS_FILE: {error}"))?;
@@ -166,11 +166,11 @@ fn jwts(path: &str, app_id: &str) -> Result<Jwts, BoxError> {
     let keys = text.split_inclusive(end).filter(|key| key.contains(end)).map(JwtKey::from_pem);
     let issuer = shared::variable("JWT_ISSUER")?.unwrap_or_else(|| "https://api.example.com".to_owned());
     let audience = shared::variable("JWT_AUDIENCE")?.unwrap_or_else(|| "example".to_owned());
-    Ok(Jwts::new(issuer.trim(), [audience.trim().to_owned()], app_id, keys.collect::<Result<_, _>>()?)?)
+    Ok(Jwts::new(issuer.trim(), [audience.trim().to_owned()], sessions, keys.collect::<Result<_, _>>()?)?)
 }
 
 #[cfg(not(feature = "jwt"))]
-fn jwts(_: &str, _: &str) -> Result<Jwts, BoxError> {
+fn jwts(_: &str, _: &Sessions) -> Result<Jwts, BoxError> {
     Err("JWT_KEYS_FILE: build the example with --features jwt".into())
 }
 

@@ -23,6 +23,7 @@ use crate::session::claims::{BoughtWith, Claims, NO_SUBJECT, SessionId, from_hex
 use crate::session::error::SessionError;
 use crate::session::jwt_key::JwtKey;
 use crate::session::recent::Recent;
+use crate::session::sessions::Sessions;
 
 /// The time for which a token that was verified is remembered, at least, unless more come.
 const PERIOD: Duration = Duration::from_secs(30 * 60);
@@ -39,6 +40,7 @@ const LONGEST: usize = 4_096;
 /// |---|---|
 /// | `iss`, `aud` | as given to [`new`](Self::new) |
 /// | `sub` | the App ID |
+/// | `tenant` | the tenant, unless its name is empty |
 /// | `iat`, `exp` | Unix seconds |
 /// | `jti` | the session's id, 32 hexadecimal digits |
 /// | `env` | `production` or `development` |
@@ -62,16 +64,18 @@ const LONGEST: usize = 4_096;
 pub struct Jwts {
     issuer: Arc<str>,
     audience: Arc<[String]>,
-    app_id: Arc<str>,
+    /// The tenant, and the App ID.
+    owner: (Arc<str>, Arc<str>),
     keys: Arc<RwLock<Vec<JwtKey>>>,
     verified: Arc<Recent<[u8; 32], Claims>>,
 }
 
 impl Jwts {
     /// Makes the tokens of an app. `issuer` is the URL of this server, `audience` names the services that shall accept
-    /// the tokens, and `app_id` is that of the [`Sessions`](crate::session::Sessions). The first of `keys` signs.
+    /// the tokens, and tenant and App ID are those of `sessions`. The first of `keys` signs. This server accepts only
+    /// tokens of this issuer, tenant and App ID, and for any audience.
     ///
-    /// Give each tenant keys or an issuer of its own.
+    /// Give each tenant an audience of its own, because other services may not look at `tenant`.
     ///
     /// # Errors
     ///
@@ -79,7 +83,7 @@ impl Jwts {
     pub fn new(
         issuer: &str,
         audience: impl IntoIterator<Item = String>,
-        app_id: &str,
+        sessions: &Sessions,
         keys: Vec<JwtKey>,
     ) -> Result<Self, SessionError> {
         let audience: Arc<[String]> = audience.into_iter().collect();
@@ -89,7 +93,7 @@ impl Jwts {
         let own = Self {
             issuer: issuer.into(),
             audience,
-            app_id: app_id.into(),
+            owner: sessions.owner(),
             keys: Arc::default(),
             verified: Arc::new(Recent::new(PERIOD, CAPACITY)),
         };
@@ -114,16 +118,20 @@ impl Jwts {
 
     pub(super) fn mint(&self, claims: &Claims) -> Result<String, SessionError> {
         let digits = |bytes: &[u8; 16]| String::from_utf8_lossy(&to_hex(bytes)).into_owned();
+        let (tenant, app_id) = &self.owner;
         let mut payload = json!({
             "iss": &*self.issuer,
             "aud": &*self.audience,
-            "sub": &*self.app_id,
+            "sub": &**app_id,
             "iat": claims.issued,
             "exp": claims.expires,
             "jti": claims.id.to_string(),
             "env": claims.environment.as_str(),
             "evidence": claims.bought_with.as_str(),
         });
+        if !tenant.is_empty() {
+            payload["tenant"] = (**tenant).into();
+        }
         if claims.subject != NO_SUBJECT {
             payload["dev"] = digits(&claims.subject).into();
         }
@@ -175,9 +183,10 @@ impl Jwts {
             Some(value) => value.as_str().and_then(from_hex::<16>).map(Some),
             None => Some(None),
         };
+        let (tenant, app_id) = &self.owner;
         let is_ours = text("iss") == Some(&*self.issuer)
-            && text("sub") == Some(&*self.app_id)
-            && payload.get("aud") == Some(&json!(&*self.audience));
+            && text("sub") == Some(&**app_id)
+            && text("tenant").unwrap_or_default() == &**tenant;
         is_ours.then_some(())?;
         Some(Claims {
             is_limited_use: payload.get("once").is_some(),
@@ -201,7 +210,7 @@ impl fmt::Debug for Jwts {
         f.debug_struct("Jwts")
             .field("issuer", &self.issuer)
             .field("audience", &self.audience)
-            .field("app_id", &self.app_id)
+            .field("owner", &self.owner)
             .field("keys", &*read(&self.keys))
             .finish_non_exhaustive()
     }

@@ -56,7 +56,7 @@ impl fmt::Debug for MasterKey {
     }
 }
 
-/// The key for the sessions of one tenant and App ID. hmac wipes it on drop.
+/// The key for the sessions of one tenant and App ID. hmac and sha2 wipe it on drop.
 pub(super) struct SessionKey {
     number: u32,
     mac: Hmac<Sha256>,

@@ -171,6 +171,12 @@ impl Sessions {
         Ok(())
     }
 
+    /// The tenant, and the App ID.
+    #[cfg(feature = "jwt")]
+    pub(super) fn owner(&self) -> (Arc<str>, Arc<str>) {
+        (Arc::clone(&self.tenant), Arc::clone(&self.app_id))
+    }
+
     /// A name for this tenant and app in stores.
     pub(super) const fn scope(&self) -> &Arc<str> {
         &self.scope

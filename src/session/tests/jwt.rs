@@ -30,7 +30,7 @@ fn p256() -> JwtKey {
 }
 
 fn jwts(keys: Vec<JwtKey>) -> Jwts {
-    Jwts::new("https://api.example.com", ["photos".to_owned()], APP_ID, keys).unwrap()
+    Jwts::new("https://api.example.com", ["photos".to_owned()], &sessions(), keys).unwrap()
 }
 
 fn part(token: &str, index: usize) -> Value {
@@ -51,7 +51,7 @@ async fn the_layer_accepts_what_it_exports_and_nothing_else() {
         assert_eq!(part(&token, 0), json!({ "alg": algorithm, "typ": "dc-session+jwt", "kid": id }));
         let claims = part(&token, 1);
         let expected = json!({
-            "iss": "https://api.example.com", "aud": ["photos"], "sub": APP_ID, "iat": NOON, "exp": NOON + HOUR,
+            "iss": "https://api.example.com", "aud": ["photos"], "sub": APP_ID, "tenant": "acme", "iat": NOON, "exp": NOON + HOUR,
             "jti": claims["jti"], "env": "production", "evidence": "device-check",
         });
         assert_eq!(claims, expected);
@@ -108,6 +108,39 @@ async fn jwts_of_another(world: &World, sessions: &Sessions) -> String {
 }
 
 #[tokio::test]
+async fn tokens_of_one_key_are_kept_apart_by_tenant_and_app() {
+    let der = Ed25519KeyPair::generate_pkcs8(&aws_lc_rs::rand::SystemRandom::new()).unwrap();
+    let pem = pem(der.as_ref());
+    let world = World::new();
+    after_noon(0);
+    let owners =
+        [("acme", APP_ID), ("", APP_ID), ("other", APP_ID), ("acme", "TEAM123456.com.example.other")];
+    let owned: Vec<_> = owners
+        .iter()
+        .map(|(tenant, app_id)| {
+            let sessions = Sessions::new(tenant, app_id, &KeyRing::new(master(1))).unwrap();
+            let key = JwtKey::from_pem(&pem).unwrap();
+            let jwts =
+                Jwts::new("https://api.example.com", ["photos".to_owned()], &sessions, vec![key]).unwrap();
+            (sessions, jwts)
+        })
+        .collect();
+    for (seller, (sessions, jwts)) in owned.iter().enumerate() {
+        let exchange = Exchange::new(sessions.clone());
+        let token = world.buy(&exchange.clone().with_jwt(jwts.clone())).await;
+        let own = world.buy(&exchange).await;
+        for (taker, (sessions, jwts)) in owned.iter().enumerate() {
+            let proof = SessionProof::new(sessions.clone()).with_jwt(jwts.clone());
+            for text in [&token, &own] {
+                let admits = world.ask(&proof, shown(text)).await.rejection().is_none();
+                assert_eq!(admits, seller == taker, "{:?} at {:?}", owners[seller], owners[taker]);
+            }
+        }
+    }
+    assert_eq!(world.fake.calls(), 2 * owners.len());
+}
+
+#[tokio::test]
 async fn limited_use_and_bindings_are_exported() {
     let (world, sessions) = (World::new(), sessions().with_binding(http::header::AUTHORIZATION));
     let jwts = jwts(vec![ed25519()]);
@@ -155,8 +188,8 @@ fn what_is_no_key_is_not_taken() {
     ] {
         assert!(JwtKey::from_pem(text).is_err(), "{text}");
     }
-    assert!(Jwts::new("i", [], APP_ID, vec![ed25519()]).is_err());
-    assert!(Jwts::new("i", ["a".to_owned()], APP_ID, vec![]).is_err());
+    assert!(Jwts::new("i", [], &sessions(), vec![ed25519()]).is_err());
+    assert!(Jwts::new("i", ["a".to_owned()], &sessions(), vec![]).is_err());
     let key = ed25519();
     assert_eq!(format!("{key:?}"), format!("JwtKey {{ id: {:?}, .. }}", key.id()));
 }
