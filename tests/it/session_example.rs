@@ -15,7 +15,7 @@ use crate::support::{Apple, TOKEN_HEADER};
 
 #[path = "../../examples/session.rs"]
 #[allow(dead_code, clippy::duplicate_mod, reason = "a program")]
-mod session_example;
+mod program;
 
 const ADMIN: &str = "an-administrator's-token";
 const SESSION_HEADER: &str = "x-device-session";
@@ -25,7 +25,7 @@ fn app(apple: &Apple, has_admin: bool) -> Router {
     let sessions = Sessions::new("", "TEAM123456.com.example.app", &ring).unwrap();
     let proof = SessionProof::new(sessions.clone()).with_limited_use(MemoryReplayGuard::new());
     let admin = has_admin.then(|| TokenDigest::of(ADMIN.as_bytes()));
-    session_example::app(apple.layer(), session_example::Settings { sessions, proof, admin, jwts: None })
+    program::app(apple.layer(), program::Settings { sessions, proof, admin, jwts: None })
 }
 
 async fn send(app: &Router, method: &str, path: &str, header: (&str, &str), body: &str) -> (u16, Value) {
