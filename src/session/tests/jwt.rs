@@ -179,6 +179,34 @@ async fn the_published_keys() {
     assert_eq!(service.oneshot(get("POST")).await.unwrap().status(), 405);
 }
 
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn a_token_that_was_changed_is_none(changes in proptest::collection::vec((0..1_000_usize, 0..=255_u8), 1..4)) {
+        let jwts = jwts(vec![ed25519()]);
+        let claims = crate::session::claims::Claims {
+            is_limited_use: false,
+            environment: Environment::Production,
+            bought_with: BoughtWith::DeviceCheck,
+            issued: NOON as u32,
+            expires: NOON as u32 + 3_600,
+            id: [7; 16].into(),
+            subject: [0; 16],
+            binding: None,
+        };
+        let minted = jwts.mint(&claims).unwrap();
+        let mut text = minted.clone().into_bytes();
+        for (place, byte) in changes {
+            let place = place % text.len();
+            text[place] = byte;
+        }
+        let now = crate::runtime::Instant::now();
+        proptest::prop_assert_eq!(jwts.claims(&text, now).is_some(), text == minted.as_bytes());
+        proptest::prop_assert_eq!(jwts.claims(minted.as_bytes(), now), Some(claims));
+    }
+}
+
 #[test]
 fn what_is_no_key_is_not_taken() {
     for text in [
