@@ -26,7 +26,7 @@ use http::{HeaderValue, Request, Response, request};
 use loopback::{Loopback, spend};
 use tokio::runtime::Runtime;
 use tower::{Layer, Service};
-use tower_devicecheck::{Route, Verdict};
+use tower_devicecheck::{DeviceCheckLayer, RolloutReport, Route, TracingObserver, Verdict};
 
 const WARM_UP: usize = 100;
 const REQUESTS: usize = 200;
@@ -36,6 +36,8 @@ fn main() {
     let kind = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let _entered = kind.as_ref().filter(|kind| !kind.ends_with("loopback")).map(|_| runtime.enter());
+    #[cfg(feature = "metrics")]
+    let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().install_recorder().unwrap();
     let token = fresh_token();
     let known = || token.clone();
     let exempt = ours(Verdict::Genuine).with_routing(|_: &request::Parts| Route::Exempt);
@@ -43,6 +45,7 @@ fn main() {
         Some("bare") => count(bare_service(), known),
         Some("exempt") => count(exempt.layer(bare_service()), known),
         Some("hit") => count(ours(Verdict::Genuine).layer(bare_service()), known),
+        Some("reported-hit") => count(reported().layer(bare_service()), known),
         Some("refused") => count(ours(Verdict::Refused).layer(bare_service()), known),
         Some("miss") => count(ours(Verdict::Genuine).layer(bare_service()), fresh_token),
         Some("session") => {
@@ -56,8 +59,28 @@ fn main() {
         Some("hyper-util-loopback") => over_loopback(&runtime, Loopback::ours_with_hyper_util),
         Some("afternoon-loopback") => over_loopback(&runtime, |loopback| loopback.afternoon(true)),
         Some("reqwest-loopback") => over_loopback(&runtime, Loopback::transport),
+        #[cfg(feature = "metrics")]
+        Some("series") => {
+            for tokens in [10, 1_000_000] {
+                let mut service = ours(Verdict::Genuine).layer(bare_service());
+                for _ in 0..tokens {
+                    drop(service.call(request(fresh_token())).now_or_never());
+                }
+                metrics.run_upkeep();
+                let text = metrics.render();
+                let series = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).count();
+                // For the script, which compares the numbers.
+                println!("{series} series after {tokens} different tokens");
+            }
+        }
         _ => println!("run by .ci/instructions"),
     }
+}
+
+/// With a report by version beside the log.
+fn reported() -> DeviceCheckLayer {
+    let report = RolloutReport::by(|_| Some("1.4.2"));
+    ours(Verdict::Genuine).with_observer((TracingObserver, report))
 }
 
 fn count<S, B>(service: S, token: impl Fn() -> HeaderValue)

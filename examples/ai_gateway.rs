@@ -29,6 +29,7 @@
 //! | `LISTEN` | default `127.0.0.1:3000` |
 //! | `REQUEST_HEAD_TIMEOUT` | seconds until the head of a request has come, default 30; also how long an HTTP/1.1 connection is kept for the next one |
 //! | `SHUTDOWN_TIMEOUT` | seconds that requests get to end after SIGTERM or Ctrl-C, default 25 |
+//! | `METRICS_LISTEN` | address of `/metrics` for Prometheus, such as `127.0.0.1:9464` (build with `--features _prometheus`); default: none |
 //! | `RUST_LOG` | default `info` |
 
 #[path = "ai_gateway/fake_provider.rs"]
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
 }
 
 async fn serve() -> Result<(), BoxError> {
+    shared::metrics::serve().await?;
     let apple = Apple::from_env().await?;
     apple.check(Environment::Production).await?;
     match shared::variable("KEYS_FILE")? {

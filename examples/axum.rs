@@ -20,11 +20,14 @@
 //! | `FLEET_SINGLE_FLIGHT` | `1`: of all copies that share a Redis one asks Apple about a token |
 //! | `REQUEST_HEAD_TIMEOUT` | seconds until the head of a request has come, default 30; also how long an HTTP/1.1 connection is kept for the next one |
 //! | `SHUTDOWN_TIMEOUT` | seconds that requests get to end after SIGTERM or Ctrl-C, default 25 |
+//! | `METRICS_LISTEN` | address of `/metrics` for Prometheus, such as `127.0.0.1:9464` (build with `--features _prometheus`); default: none |
 //! | `RUST_LOG` | default `info` |
+//!
+//! When it ends, the server prints a roll-out report, by the client's header `X-App-Version`.
 
 mod shared;
 
-use std::{process::ExitCode, str::FromStr};
+use std::{process::ExitCode, str::FromStr, sync::Arc};
 
 use axum::{
     Json, Router,
@@ -37,7 +40,7 @@ use serde_json::{Value, json};
 use shared::{Apple, Server};
 use tower_devicecheck::{
     AppleClient, BitsError, BoxError, DeviceCheckLayer, DeviceOutcome, Enforcement, Environment,
-    EnvironmentHeader, Route, RoutingPolicy, VerifiedDevice,
+    EnvironmentHeader, RolloutReport, Route, RoutingPolicy, TracingObserver, VerifiedDevice,
 };
 
 fn main() -> ExitCode {
@@ -46,14 +49,19 @@ fn main() -> ExitCode {
 
 async fn serve() -> Result<(), BoxError> {
     let settings = Settings::from_env()?;
+    shared::metrics::serve().await?;
     let apple = Apple::from_env().await?;
     apple.check(settings.routing.environment()).await?;
+    let report = Arc::new(RolloutReport::by(|head| head.headers.get("x-app-version")?.to_str().ok()));
     let gate = shared::remembering(DeviceCheckLayer::new(apple.client.clone())).await?;
+    let gate = gate.with_observer((TracingObserver, Arc::clone(&report)));
     let server = Server::from_env().await?;
     let address = server.address()?;
     shared::announce(address, &apple.curl_hints(address, settings.routing.environment()));
     // `axum::serve` would wait for slow clients for ever.
     server.run(app(gate, apple.client.clone(), settings)).await;
+    // Not a route of this server: the report is for the operator, not for whoever asks.
+    shared::print(&format!("\n{report}"));
     Ok(())
 }
 

@@ -16,6 +16,10 @@ pub mod operating {}
 #[doc = include_str!("../docs/clients.md")]
 pub mod clients {}
 
+/// Every metric and span: names, labels, queries, and what to do about an alert.
+#[doc = include_str!("../docs/metrics.md")]
+pub mod metrics {}
+
 /// One process, a few replicas, many regions: the caches and guards for each.
 #[doc = include_str!("../docs/scaling.md")]
 pub mod scaling {}

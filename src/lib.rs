@@ -184,6 +184,7 @@
 //! | `session` | no | `session`: a token that this server signs after one check, and checks by itself for an hour |
 //! | `jwt` | no | `session`, and `session::Jwts`: sessions as JSON Web Tokens for other services. Turns on `aws-lc-rs` |
 //! | `limit` | no | `limit::RateLimiter`: how often each client may cause a question to Apple |
+//! | `metrics` | no | counters, gauges and histograms for the application's recorder of the [`metrics`](https://docs.rs/metrics) crate: [guide](guide::metrics) |
 //! | `testing` | no | a fake Apple, and builders for tokens and keys, for your tests. Turns on `tokio`, and `AppleClient` |
 //!
 //! # Caveats
@@ -214,6 +215,7 @@ mod device_check;
 mod gate;
 pub mod guide;
 mod layer;
+mod meter;
 mod quote;
 #[cfg(feature = "redis")]
 mod redis;
@@ -253,9 +255,12 @@ pub use self::gate::proof::{Facts, Proof, Step};
 pub use self::gate::rejection::{
     HttpProblemDetails, MalformedToken, ProblemDetails, Rejection, RejectionResponse,
 };
+pub use self::gate::rollout::RolloutReport;
 pub use self::gate::routing::{Environment, EnvironmentHeader, Route, RoutingPolicy, UnknownEnvironment};
 pub use self::gate::{DeviceCheck, Gate, body::ResponseBody, future::ResponseFuture, service::Gated};
 pub use self::layer::{DeviceCheckLayer, LayerError};
+#[cfg(feature = "metrics")]
+pub use self::meter::describe_metrics;
 #[cfg(feature = "redis")]
 #[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "redis")))]
 pub use self::redis::Redis;

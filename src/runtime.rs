@@ -74,7 +74,6 @@ pub(crate) fn set_wall_clock(time: SystemTime) {
 }
 
 /// The time since the Unix epoch; zero for a time before it.
-#[cfg_attr(not(any(feature = "memory-cache", feature = "redis", feature = "_apple")), allow(dead_code))]
 pub(crate) fn since_epoch(time: SystemTime) -> Duration {
     time.duration_since(UNIX_EPOCH).unwrap_or_default()
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "programs for a terminal")]
 #![allow(dead_code, reason = "no example uses all of it")]
 
+pub(crate) mod metrics;
 pub(crate) mod orders;
 pub(crate) mod serve;
 

@@ -35,6 +35,8 @@ curl -X DELETE \"$FAKE_APPLE/fake/revoke\"
 
 # an outage until further notice; instead of status: fault=hang, fault=reset
 curl -X POST \"$FAKE_APPLE/fake/outage?status=503\"
+# throttling: Apple names the time to come back
+curl -X POST \"$FAKE_APPLE/fake/outage?status=429&retry_after_s=60\"
 # an outage for each tenth call
 curl -X POST \"$FAKE_APPLE/fake/outage?status=503&share=0.1\"
 # slow, but well
@@ -134,6 +136,7 @@ struct Outage {
     status: Option<u16>,
     fault: Option<String>,
     delay_ms: Option<u64>,
+    retry_after_s: Option<u64>,
     share: Option<f64>,
 }
 
@@ -148,6 +151,11 @@ async fn outage(State(apple): State<FakeApple>, Query(order): Query<Outage>) -> 
         _ => return Err(bad_order("give one of status and fault, or delay_ms alone")),
     };
     let reply = reply.delay(Duration::from_millis(order.delay_ms.unwrap_or(0)));
+    let reply = match order.retry_after_s {
+        Some(seconds) if order.status.is_some() => reply.header("retry-after", &seconds.to_string()),
+        Some(_) => return Err(bad_order("retry_after_s needs a status")),
+        None => reply,
+    };
     match order.share {
         None => apple.always(reply),
         Some(share) if (0.0..=1.0).contains(&share) => apple.share(share, reply),

@@ -11,6 +11,7 @@ use tracing::{Level, event};
 use crate::apple::per_environment::PerEnvironment;
 use crate::gate::error::{VerifyError, VerifyErrorKind, impl_error};
 use crate::gate::{observer::TARGET, routing::Environment};
+use crate::meter::{APPLE_AVAILABILITY, label};
 use crate::runtime::{Instant, later, lock};
 
 /// The state of the way to one of Apple's two servers.
@@ -19,8 +20,8 @@ use crate::runtime::{Instant, later, lock};
 pub enum Availability {
     /// Calls are made.
     Available,
-    /// Apple gave no answer, or a fault, many times in a row: one call a second finds out whether it is back, and all
-    /// others fail at once.
+    /// Apple gave no answer, or a fault, many times in a row, or the time that it named is over and no call has been
+    /// answered since: one call a second finds out whether it is back, and all others fail at once.
     Down,
     /// Apple named a time to come back (`Retry-After`): until then, calls fail at once.
     HeldOff,
@@ -42,9 +43,10 @@ impl Availability {
 pub(super) type Listener = Arc<dyn Fn(Environment, Availability) + Send + Sync>;
 
 /// One state for each environment.
-#[derive(Default)]
 pub(super) struct Breaker {
     sides: PerEnvironment<Side>,
+    /// So many calls fail in a row before calls fail at once.
+    threshold: u32,
     listener: Option<Listener>,
 }
 
@@ -82,8 +84,10 @@ pub(super) enum Pass {
 }
 
 impl Breaker {
-    /// So many calls fail in a row before calls fail at once.
+    /// The largest threshold.
     const THRESHOLD: u32 = 30;
+    /// The threshold of a client that makes one call at a time. Each failure may take as long as an attempt.
+    const SMALLEST_THRESHOLD: u32 = 5;
     /// The caller of a probe waits for this time. If Apple is still down, a caller each second or so would otherwise wait
     /// for all of an attempt, and where there are few callers, each of them would.
     pub(super) const PROBE_PATIENCE: Duration = Duration::from_millis(40);
@@ -92,8 +96,11 @@ impl Breaker {
     /// The longest time for which one answer of Apple's closes the way. A mistake in front of Apple must not last.
     pub(super) const LONGEST_HOLD: Duration = Duration::from_secs(300);
 
-    pub(super) fn new(listener: Option<Listener>) -> Self {
-        Self { listener, ..Self::default() }
+    /// Makes the breaker of a client that makes this number of calls at once.
+    pub(super) fn new(in_flight: usize, listener: Option<Listener>) -> Self {
+        let in_flight = u32::try_from(in_flight).unwrap_or(u32::MAX);
+        let threshold = in_flight.clamp(Self::SMALLEST_THRESHOLD, Self::THRESHOLD);
+        Self { sides: PerEnvironment::default(), threshold, listener }
     }
 
     /// Lets a call go on. Fails with the last failure while Apple is known to be down.
@@ -118,11 +125,13 @@ impl Breaker {
         lock(&self.sides.of(environment).state).open.as_ref().map(|open| open.error_at(now))
     }
 
-    pub(super) fn availability(&self, environment: Environment) -> Availability {
-        lock(&self.sides.of(environment).state)
-            .open
-            .as_ref()
-            .map_or(Availability::Available, |open| open.availability)
+    pub(super) fn availability(&self, environment: Environment, now: Instant) -> Availability {
+        match &lock(&self.sides.of(environment).state).open {
+            None => Availability::Available,
+            // The next call finds out whether Apple is back.
+            Some(open) if now >= open.next => Availability::Down,
+            Some(open) => open.availability,
+        }
     }
 
     /// Apple gave an answer, whatever it is about, to a request of this time. An answer to an older request does not end
@@ -161,7 +170,7 @@ impl Breaker {
             // The time that Apple named holds, even if calls that were in flight fail later.
             (None, Some((Availability::HeldOff, next))) if now < next => (Availability::HeldOff, next),
             (None, Some((_, next))) => (Availability::Down, next),
-            (None, None) if state.failures >= Self::THRESHOLD => {
+            (None, None) if state.failures >= self.threshold => {
                 (Availability::Down, now + Self::PROBE_INTERVAL)
             }
             (None, None) => return,
@@ -199,9 +208,14 @@ impl Breaker {
     /// Tells of the state, unless another thread has done so.
     fn tell(&self, environment: Environment) {
         let mut told = lock(&self.sides.of(environment).told);
-        let availability = self.availability(environment);
+        let noted = lock(&self.sides.of(environment).state).open.as_ref().map(|open| open.availability);
+        let availability = noted.unwrap_or(Availability::Available);
         if told.replace(availability) == Some(availability) {
             return;
+        }
+        for state in [Availability::Available, Availability::Down, Availability::HeldOff] {
+            let labels = [label("environment", environment.as_str()), label("state", state.as_str())];
+            APPLE_AVAILABILITY.set(state == availability, labels);
         }
         let availability_name = availability.as_str();
         event!(target: TARGET, Level::DEBUG, %environment, availability = availability_name, "the way to Apple");

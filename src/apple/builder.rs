@@ -144,7 +144,7 @@ impl AppleClientBuilder {
     }
 
     /// Sets a listener that is told whenever calls to one of Apple's two servers begin to fail at once, or are made again.
-    /// Quick changes may be told as one. It runs on the task of a call, so it must not block. Default: none. The log has the same at level DEBUG.
+    /// Quick changes may be told as one, and the end of a `Retry-After` is told with the next call. It runs on the task of a call, so it must not block. Default: none. The log has the same at level DEBUG.
     pub fn on_availability(
         mut self,
         listener: impl Fn(Environment, Availability) + Send + Sync + 'static,
@@ -201,7 +201,7 @@ impl AppleClientBuilder {
             retry: self.retry,
             retry_budget: RetryBudget::default(),
             refusals: Refusals::default(),
-            breaker: Breaker::new(self.listener),
+            breaker: Breaker::new(self.in_flight_limit, self.listener),
             #[cfg(feature = "redis")]
             shared_hold,
         };

@@ -15,15 +15,18 @@ use crate::apple::task::{self, Driven, Interest};
 use crate::apple::transport::{self, ErasedTransport};
 use crate::apple::wire::{self, Answer, Class, Operation};
 use crate::apple::{
+    attempt::Attempt,
     breaker::{Availability, Breaker, Pass, RetryBudget},
     credentials::Credentials,
+    failure::{Failure, NoAnswer},
     limit::{CallLimit, Slot, TurnedAway},
     provider_token::ProviderToken,
     refusals::Refusals,
     token::DeviceToken,
 };
-use crate::gate::error::{VerifyError, VerifyErrorKind, impl_error};
+use crate::gate::error::{VerifyError, VerifyErrorKind};
 use crate::gate::{observer::TARGET, routing::Environment};
+use crate::meter::{APPLE_TURNED_AWAY, label};
 use crate::runtime::{Attendance, Instant, SystemTime, Timestamp, has_tasks, later, lock, within};
 
 /// The state that a call needs. All clones of an [`AppleClient`](crate::AppleClient) share one.
@@ -96,23 +99,25 @@ impl Caller {
         check: Check,
     ) -> Result<Option<Bytes>, VerifyError> {
         let now = Instant::now();
-        if let Some(answer) = self.refusals.hold(environment, now) {
+        if let Some(answer) = self.refusals.in_force(environment, now) {
+            not_made("credentials");
             return answer.into_error().map_or(Ok(None), Err);
         }
         #[cfg(feature = "redis")]
         if let Some(shared) = &self.shared_hold {
             shared.learn(environment, &self.breaker, now).await;
         }
-        let pass = self.breaker.admit(environment, Instant::now())?;
+        let pass = self.breaker.admit(environment, Instant::now()).inspect_err(|_| not_made("outage"))?;
         let (caller, attendance) = (Arc::clone(self), check.attendance.clone());
-        let call = Call { operation, token: token.clone(), environment, started: check.started, pass };
-        let work = |interest, driven| async move { caller.run(call, &interest, driven).await };
+        let mut call = Call { operation, token: token.clone(), environment, started: check.started, pass };
+        let work = |interest, driven| async move { caller.run(&mut call, &interest, driven).await };
         let stopped = |_| VerifyError::unavailable("the runtime of the call to Apple was shut down");
         let result = task::run(attendance, work);
         if pass == Pass::Regular || !has_tasks() {
             return result.await.map_err(stopped)?;
         }
-        match within(Breaker::PROBE_PATIENCE, result).await {
+        // Boxed, so that a call that waits for a slot is small.
+        match Box::pin(within(Breaker::PROBE_PATIENCE, result)).await {
             // Apple is still down.
             Ok(Ok(Err(error))) if error.kind() != VerifyErrorKind::Misconfigured => {
                 Err(error.with_known_outage())
@@ -127,7 +132,7 @@ impl Caller {
 
     async fn run(
         &self,
-        mut call: Call,
+        call: &mut Call,
         interest: &Interest,
         driven: Driven,
     ) -> Result<Option<Bytes>, VerifyError> {
@@ -136,18 +141,23 @@ impl Caller {
         if driven.0 && left.is_zero() {
             return Err(call.no_answer(TOO_LATE, None));
         }
-        let mut slot = self.slot(&call, driven, until).await?;
+        let mut slot = self.slot(call, driven, until).await?;
         if call.pass == Pass::Regular {
             // Apple may have gone while this call waited.
-            call.pass = self.breaker.admit(call.environment, Instant::now())?;
+            let admitted = self.breaker.admit(call.environment, Instant::now());
+            call.pass = admitted.inspect_err(|_| not_made("outage"))?;
         }
         if !interest.commit() {
             return Err(call.no_answer("the caller has left", None));
         }
         let sent = Instant::now();
+        if let Some(answer) = self.refusals.hold(call.environment, sent) {
+            not_made("credentials");
+            return answer.into_error().map_or(Ok(None), Err);
+        }
         self.retry_budget.call();
         // Boxed, so that a call that waits for a slot is small.
-        let result = Box::pin(self.attempts(&call, interest)).await;
+        let result = Box::pin(self.attempts(call, interest)).await;
         // The time of a call without an answer says nothing about the time that answers take.
         if result.is_ok() {
             slot.answered(sent);
@@ -167,16 +177,24 @@ impl Caller {
             match within(left.min(PART), slot.as_mut()).await {
                 Ok(Ok(slot)) => return Ok(slot),
                 Ok(Err(TurnedAway::QueueFull)) => {
+                    not_made("queue_full");
                     let error = VerifyError::unavailable("too many calls to Apple wait for a slot already");
                     return Err(error.with_retry_after(Some(Duration::from_secs(3))));
                 }
                 Ok(Err(TurnedAway::TooLate)) => {
+                    not_made("too_late");
                     let error = "so many calls wait that Apple cannot answer this one in time";
                     return Err(VerifyError::unavailable(error));
                 }
-                Err(_elapsed) if left <= PART => return Err(call.no_answer(TOO_LATE, None)),
+                Err(_elapsed) if left <= PART => {
+                    not_made("too_late");
+                    return Err(call.no_answer(TOO_LATE, None));
+                }
                 Err(_elapsed) => match self.breaker.error(call.environment, Instant::now()) {
-                    Some(error) if call.pass == Pass::Regular => return Err(error),
+                    Some(error) if call.pass == Pass::Regular => {
+                        not_made("outage");
+                        return Err(error);
+                    }
                     _ => {}
                 },
             }
@@ -189,6 +207,7 @@ impl Caller {
         let mut renewed = None;
         let mut may_retry = self.retry;
         let mut may_renew = true;
+        let mut number = 0;
         loop {
             let now = Timestamp::now();
             let provider_token = match renewed.take() {
@@ -198,9 +217,12 @@ impl Caller {
             let mut request = operation.request(uri.clone(), &provider_token, token, now);
             request.extensions_mut().insert(interest.clone());
             let left = self.total_timeout.saturating_sub(now.monotonic.saturating_duration_since(started));
-            let failure = match self.attempt(request, left).await {
+            let attempt = Attempt::begin(environment, operation, uri, number);
+            number += 1;
+            let failure = match attempt.within(self.attempt(request, left)).await {
                 Ok(response) => match wire::read(operation, environment, &response, SystemTime::now) {
                     Ok(body) => {
+                        attempt.answered(response.status(), Class::Accepted);
                         self.refusals.accepted(environment);
                         self.breaker.answered(environment, now.monotonic);
                         return Ok(Some(body));
@@ -209,6 +231,10 @@ impl Caller {
                 },
                 Err(failure) => failure,
             };
+            match &failure {
+                Failure::Answer(answer) => attempt.answered(answer.status, answer.class),
+                Failure::NoAnswer { source, .. } => attempt.got_no_answer(source.is_none()),
+            }
             // After the total timeout, the failure of this attempt says more than "no answer in time".
             let may_go_on = started.elapsed() < self.total_timeout && interest.is_there();
             // Silence counts at once. All calls share a connection, so its end counts only where the next one ends, too.
@@ -273,7 +299,7 @@ impl Caller {
     /// Whether a failed attempt may be made again. Without an answer, the connection is suspect, and the next attempt goes
     /// over another one. After an answer, a retry is one call more for an Apple that has trouble already.
     fn may_repeat(&self, environment: Environment, pass: Pass, failure: &Failure) -> bool {
-        match (self.breaker.availability(environment), failure) {
+        match (self.breaker.availability(environment, Instant::now()), failure) {
             (Availability::HeldOff, _) => false,
             (_, Failure::NoAnswer { source: Some(_), .. }) => true,
             // The first one over another connection may find out that only the connection was at fault.
@@ -343,43 +369,7 @@ impl Caller {
 
 const TOO_LATE: &str = "no answer in time, including the wait for a free slot";
 
-/// A failed attempt.
-enum Failure {
-    Answer(Answer),
-    NoAnswer {
-        reason: &'static str,
-        source: Option<BoxError>,
-        is_worth_repeating: bool,
-        /// The attempt had so little time that its end says nothing about Apple.
-        was_short: bool,
-    },
+/// Counts a call for which Apple was not asked.
+fn not_made(reason: &'static str) {
+    APPLE_TURNED_AWAY.add([label("reason", reason)]);
 }
-
-impl Failure {
-    /// Whether another attempt may help: the transport says so, this attempt timed out, or a server in front of Apple
-    /// reports a momentary outage.
-    fn is_worth_another_attempt(&self) -> bool {
-        match self {
-            Self::Answer(answer) => matches!(answer.status.as_u16(), 502..=504) && !answer.has_retry_after,
-            Self::NoAnswer { is_worth_repeating, .. } => *is_worth_repeating,
-        }
-    }
-}
-
-/// A call that got no answer.
-#[derive(Debug)]
-struct NoAnswer {
-    reason: &'static str,
-    environment: Environment,
-    operation: Operation,
-    source: Option<BoxError>,
-}
-
-impl_error!(
-    NoAnswer,
-    |error| Some(error.source.as_deref()?),
-    "{}: {}{}",
-    error.reason,
-    error.environment,
-    error.operation.path()
-);

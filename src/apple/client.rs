@@ -13,7 +13,7 @@ use crate::apple::token::{DeviceToken, Verdict};
 use crate::apple::wire::Operation;
 use crate::gate::{decision::VerifiedDevice, error::VerifyError, observer::TARGET, routing::Environment};
 use crate::quote::{quoted, shown_id};
-use crate::runtime::lock;
+use crate::runtime::{Instant, lock};
 
 /// A client for Apple's DeviceCheck server.
 ///
@@ -155,7 +155,7 @@ impl AppleClient {
     /// Whether calls to the server of this environment are made at the moment, or fail at once.
     #[must_use]
     pub fn availability(&self, environment: Environment) -> Availability {
-        self.caller.breaker.availability(environment)
+        self.caller.breaker.availability(environment, Instant::now())
     }
 
     pub(crate) fn team_id(&self) -> &str {

@@ -9,6 +9,7 @@ use std::{
 };
 
 use crate::apple::task::Driven;
+use crate::meter::{APPLE_IN_FLIGHT, APPLE_WAITING};
 use crate::runtime::{Instant, REQUESTS_MAY_AWAIT_EACH_OTHER, later, lock};
 
 /// Slots for calls to Apple, and a bounded number of waiters for them.
@@ -30,6 +31,7 @@ pub(super) struct CallLimit {
 }
 
 struct State {
+    slots: usize,
     free: usize,
     arrivals: u64,
     /// The slots that lapse, by the ends of their times.
@@ -42,6 +44,8 @@ struct State {
     answered: Option<Instant>,
     /// The time since when there has been a waiter.
     queue_since: Option<Instant>,
+    /// The calls in flight and those that wait, as the metrics have them.
+    reported: (usize, usize),
 }
 
 /// The end of a slot's time, and the slot's number.
@@ -89,8 +93,13 @@ impl State {
         self.call_time.mul_f64(rounds + 1.25) <= until.saturating_duration_since(now)
     }
 
-    /// Notes whether there is a queue.
+    /// Notes whether there is a queue, and reports its length. Called after each change.
     fn watch_queue(&mut self) {
+        let (in_flight, waiting) =
+            (self.slots - self.free.min(self.slots), self.driven.len() + self.others.len());
+        APPLE_IN_FLIGHT.move_by(self.reported.0, in_flight);
+        APPLE_WAITING.move_by(self.reported.1, waiting);
+        self.reported = (in_flight, waiting);
         if self.driven.is_empty() && self.others.is_empty() {
             self.queue_since = None;
         } else {
@@ -103,6 +112,7 @@ impl CallLimit {
     pub(super) fn new(in_flight: usize, waiting_limit: usize, longest: Duration, slots_lapse: bool) -> Self {
         let state = State {
             free: in_flight,
+            slots: in_flight,
             arrivals: 0,
             lapsing: BTreeSet::new(),
             driven: BTreeMap::new(),
@@ -110,6 +120,7 @@ impl CallLimit {
             call_time: Duration::ZERO,
             answered: None,
             queue_since: None,
+            reported: (0, 0),
         };
         Self { state: Mutex::new(state), in_flight, waiting_limit, longest, slots_lapse }
     }

@@ -5,6 +5,8 @@
 //! transport sends the request.
 
 #[cfg(feature = "_apple")]
+mod attempt;
+#[cfg(feature = "_apple")]
 mod bits;
 #[cfg(feature = "_apple")]
 mod breaker;
@@ -20,6 +22,8 @@ mod credentials;
 mod error;
 #[cfg(feature = "_apple")]
 mod es256;
+#[cfg(feature = "_apple")]
+mod failure;
 #[cfg(feature = "_apple")]
 mod from_env;
 #[cfg(feature = "_apple")]

@@ -16,6 +16,7 @@ use zeroize::Zeroizing;
 use crate::BoxError;
 use crate::apple::es256::SigningKey;
 use crate::gate::{credential::BEARER, error::impl_error, observer::TARGET};
+use crate::meter::{PROVIDER_TOKENS, label};
 use crate::quote::shown_id;
 use crate::runtime::{SystemTime, Timestamp, lock, since_epoch};
 
@@ -218,6 +219,7 @@ impl ProviderTokens {
         let issued_at = issued_at(now.wall, previous);
         let header = self.signer.sign(issued_at)?;
         event!(target: TARGET, Level::DEBUG, key_id = shown_id(self.signer.key_id()), forced, "provider token signed");
+        PROVIDER_TOKENS.add([label("forced", if forced { "true" } else { "false" })]);
         let token = ProviderToken(Arc::new(Issued { header, issued_at, at: now, forced }));
         *current = Some(token.clone());
         Ok(token)

@@ -21,8 +21,15 @@ impl Refusals {
     const FIRST_DELAY: Duration = Duration::from_secs(1);
     const LONGEST_DELAY: Duration = Duration::from_secs(30);
 
-    /// Returns Apple's last answer while the back-off lasts. Lets one request through from time to time, and doubles
-    /// the delay each time.
+    /// Returns Apple's last answer while the back-off lasts.
+    pub(super) fn in_force(&self, environment: Environment, now: Instant) -> Option<Answer> {
+        let place = lock(self.0.of(environment));
+        let refusal = place.as_ref()?;
+        (now < refusal.next?).then(|| refusal.answer.clone())
+    }
+
+    /// The same for a call that would be sent at once. Lets one through from time to time, and doubles the delay each
+    /// time.
     pub(super) fn hold(&self, environment: Environment, now: Instant) -> Option<Answer> {
         let mut place = lock(self.0.of(environment));
         let refusal = place.as_mut()?;

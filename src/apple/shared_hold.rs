@@ -38,7 +38,8 @@ impl SharedHold {
         let mut command = cmd("PTTL");
         command.arg(self.key(environment));
         // Negative: there is none.
-        let left = self.redis.query::<i64>(Access::Hold, command).await.unwrap_or(-1);
+        // Boxed, so that a call that waits for a slot is small.
+        let left = Box::pin(self.redis.query::<i64>(Access::Hold, command)).await.unwrap_or(-1);
         if let Ok(left) = u64::try_from(left) {
             breaker.hold(environment, Duration::from_millis(left), Instant::now());
         }
@@ -53,15 +54,21 @@ impl SharedHold {
         is_due
     }
 
-    /// Tells the other processes, without waiting for Redis.
+    /// Tells the other processes, without waiting for Redis. A longer time that another process was told stays.
     pub(super) fn tell(&self, environment: Environment, hold: Duration) {
         let left = millis(hold.clamp(Self::INTERVAL, Breaker::LONGEST_HOLD));
-        let mut command = cmd("SET");
-        command.arg(self.key(environment)).arg(1).arg("PX").arg(left);
+        let key = self.key(environment);
+        let (mut look, mut set) = (cmd("PTTL"), cmd("SET"));
+        look.arg(&key);
+        set.arg(&key).arg(1).arg("PX").arg(left);
         let redis = self.redis.clone();
         spawn(async move {
-            // The health of Redis has it in the log.
-            let _ = redis.query::<()>(Access::Hold, command).await;
+            // The health of Redis has its failures in the log.
+            let known = redis.query::<i64>(Access::Hold, look).await.unwrap_or(-1);
+            if u64::try_from(known).is_ok_and(|known| known >= left) {
+                return;
+            }
+            let _ = redis.query::<()>(Access::Hold, set).await;
         });
     }
 

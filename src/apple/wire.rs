@@ -36,6 +36,15 @@ impl Operation {
         }
     }
 
+    /// The operation's name in metrics and traces.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Validate => "validate",
+            Self::QueryBits => "query_bits",
+            Self::UpdateBits { .. } => "update_bits",
+        }
+    }
+
     pub(super) fn request(
         self,
         uri: Uri,

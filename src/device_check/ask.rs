@@ -2,6 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+use tracing::Instrument;
+
 use crate::apple::token::{DeviceToken, Verdict};
 use crate::device_check::cache::{CacheError, CachedVerdict, MayAsk, VerdictKey};
 use crate::device_check::settings::{Reuse, Settings};
@@ -48,20 +50,23 @@ impl Checks {
     }
 
     /// Decides about a token that this process does not remember.
-    pub(super) async fn decide(self: Arc<Self>, unknown: UnknownToken) -> Step {
+    // A block, because an `async fn` would hold its arguments twice while the request waits.
+    pub(super) fn decide(self: Arc<Self>, unknown: UnknownToken) -> impl Future<Output = Step> {
         let digest = unknown.token.digest();
-        let decision = match &self.settings.reuse {
-            // This future is boxed, so that it does not make the futures of all other checks larger.
-            Reuse::Once(guard) => {
-                let claim = Claim::new(Owner::random()).with(unknown.retry);
-                let key = ReplayKey::new(self.settings.scope(), digest);
-                Box::pin(admit_once(guard, key, &claim, self.check(&unknown, digest))).await
+        async move {
+            let decision = match &self.settings.reuse {
+                // This future is boxed, so that it does not make the futures of all other checks larger.
+                Reuse::Once(guard) => {
+                    let claim = Claim::new(Owner::random()).with(unknown.retry);
+                    let key = ReplayKey::new(self.settings.scope(), digest);
+                    Box::pin(admit_once(guard, key, &claim, self.check(&unknown, digest))).await
+                }
+                Reuse::Cached(_) => self.check(&unknown, digest).await,
+            };
+            match decision {
+                Ok(device) => Step::verified(device),
+                Err(rejected) => Step::rejected(rejected.with_digest(digest)),
             }
-            Reuse::Cached(_) => self.check(&unknown, digest).await,
-        };
-        match decision {
-            Ok(device) => Step::verified(device),
-            Err(rejected) => Step::rejected(rejected.with_digest(digest)),
         }
     }
 
@@ -78,7 +83,8 @@ impl Checks {
                     return Ok(device.with_text(token.text()));
                 }
                 Err(error) if error.is_known_outage() => {
-                    let stale = self.find_stale(token, digest, facts).await;
+                    // Boxed, so that a request that waits for Apple is small.
+                    let stale = Box::pin(self.find_stale(token, digest, facts)).await;
                     return stale.ok_or_else(|| Rejected::from(error).with_environment(environment));
                 }
                 Err(error) => return Err(Rejected::from(error).with_environment(environment)),
@@ -120,7 +126,8 @@ impl Checks {
         let flight = {
             let attendance = Attendance::default();
             let ask = Arc::clone(self).ask(token.clone(), digest, environment, attendance.clone());
-            self.flights.run((environment, digest), attendance, ask)
+            // Every request that joins polls the check. The check belongs to the trace of the first one.
+            self.flights.run((environment, digest), attendance, ask.in_current_span())
         };
         flight.await.unwrap_or_else(|_panicked| Err(VerifyError::unavailable("the check panicked")))
     }

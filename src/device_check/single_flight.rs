@@ -15,6 +15,7 @@ use std::{
 
 use futures_util::{FutureExt, future::BoxFuture};
 
+use crate::meter::CHECKS_JOINED;
 use crate::runtime::{Attendance, REQUESTS_MAY_AWAIT_EACH_OTHER, lock, spawn};
 
 /// Computations in flight, by key.
@@ -64,6 +65,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static, T: Clone + Send + 'static> Si
         if let Some(place) = joined.take_if(|place| !place.flight.is_done()) {
             place.requests.fetch_add(1, Ordering::Relaxed);
             place.attendance.join();
+            CHECKS_JOINED.add([]);
             return Caller { id: place.flight.add_caller(), place: Some(place), is_request: true };
         }
         let compute = AssertUnwindSafe(compute).catch_unwind().map(|result| result.map_err(|_| Panicked));

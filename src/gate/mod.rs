@@ -18,8 +18,11 @@ pub(crate) mod preflight;
 pub(crate) mod problem;
 pub(crate) mod proof;
 pub(crate) mod rejection;
+pub(crate) mod rollout;
 pub(crate) mod routing;
+mod series;
 pub(crate) mod service;
+mod span;
 
 use std::{
     fmt, mem,
@@ -33,6 +36,7 @@ use futures_util::FutureExt;
 use http::{
     Extensions, HeaderMap, HeaderValue, Request, Response, Uri, header::WWW_AUTHENTICATE, request, uri,
 };
+use tracing::Instrument;
 
 use self::{
     decision::{DeviceOutcome, Enforcement, Rejected, VerifiedDevice},
@@ -46,8 +50,10 @@ use self::{
     proof::{Facts, Next, Proof, Step},
     rejection::{ProblemDetails, Rejection, RejectionResponse},
     routing::{Route, RoutingPolicy},
+    series::DecisionSeries,
     service::Gated,
 };
+use crate::meter::{DECISIONS, HotCounter};
 use crate::runtime::{Instant, Timestamp, within};
 
 /// A service that lets only requests from genuine devices through to `S`. With [`ReadBodies`](crate::ReadBodies) as
@@ -70,6 +76,7 @@ pub struct Gate<M = HeadOnly> {
     /// The deadline of a proof's future.
     pub(crate) deadline: Duration,
     outages: Arc<Outages>,
+    decisions: Arc<HotCounter<DecisionSeries>>,
     pub(crate) mode: M,
 }
 
@@ -100,6 +107,7 @@ impl Gate {
             observer: Arc::new(TracingObserver),
             deadline: Duration::from_secs(30),
             outages: Arc::default(),
+            decisions: Arc::default(),
             mode: HeadOnly,
         }
     }
@@ -109,7 +117,8 @@ impl<M> Gate<M> {
     /// Sets whether the gate reads bodies.
     pub(crate) fn with_mode<N>(self, mode: N) -> Gate<N> {
         let Self { routing, exempt_preflights, original_uri, proofs, enforcement, .. } = self;
-        let Self { forward_credentials, rejection_response, observer, deadline, outages, .. } = self;
+        let Self { forward_credentials, rejection_response, observer, deadline, outages, decisions, .. } =
+            self;
         Gate {
             routing,
             exempt_preflights,
@@ -121,6 +130,7 @@ impl<M> Gate<M> {
             observer,
             deadline,
             outages,
+            decisions,
             mode,
         }
     }
@@ -173,7 +183,7 @@ impl<M> Gate<M> {
     where
         D: Decide,
     {
-        self.observer.decision(&Event::new(&decision, began, self.enforcement));
+        self.report(&Event::new(&decision, began, self.enforcement, head));
         match (decision, self.enforcement) {
             (Ok(device), enforcement) => {
                 let headers = self.response_headers(&device, facts);
@@ -184,23 +194,29 @@ impl<M> Gate<M> {
                 Progress::Forward(headers)
             }
             (Err(rejected), Enforcement::Monitor) => {
-                self.note_outage(&rejected, began);
+                self.note_outage(&rejected, began, head);
                 head.extensions.insert(DeviceOutcome::Rejected(rejected.rejection));
                 Progress::Forward(None)
             }
             (Err(rejected), Enforcement::Enforce) => {
-                self.note_outage(&rejected, began);
+                self.note_outage(&rejected, began, head);
                 Progress::Respond(Box::new(self.respond(rejected.rejection, head)))
             }
         }
     }
 
-    fn note_outage(&self, rejected: &Rejected, began: &Facts) {
+    fn report(&self, event: &Event<'_>) {
+        self.decisions.add(&DECISIONS, || DecisionSeries::of(event), DecisionSeries::labels);
+        self.observer.decision(event);
+    }
+
+    fn note_outage(&self, rejected: &Rejected, began: &Facts, head: &request::Parts) {
         let is_our_fault = rejected.rejection() == Rejection::Misconfigured;
         let is_outage = is_our_fault
             || matches!(rejected.rejection(), Rejection::Unavailable { .. } | Rejection::Throttled { .. });
         if is_outage && self.outages.begins(is_our_fault, Instant::now()) {
-            self.observer.outage(&Outage::Begins(Event::rejected(rejected, began, self.enforcement)));
+            let event = Event::rejected(rejected, began, self.enforcement, head);
+            self.observer.outage(&Outage::Begins(event));
         }
     }
 
@@ -260,7 +276,7 @@ impl<M: BodyMode> Gate<M> {
         let route = self.route(head);
         if route == Route::Exempt {
             restore(head);
-            self.observer.decision(&Event::exempt(self.enforcement));
+            self.report(&Event::exempt(self.enforcement, head));
             return Progress::Forward(None);
         }
         let facts = Facts::new(route, Timestamp::now());
@@ -285,7 +301,7 @@ impl<M: BodyMode> Gate<M> {
             Next::Decided(decision) => self.conclude(decision, facts, began, head),
             Next::Ask(answer) => {
                 let (gate, began) = (Arc::clone(self), began.clone());
-                Progress::Wait(Box::pin(async move {
+                let check = async move {
                     let step = match within(gate.deadline, AssertUnwindSafe(answer).catch_unwind()).await {
                         Ok(answer) => answer.unwrap_or_else(|_| panicked()),
                         Err(_elapsed) => Step::rejected(VerifyError::unavailable(
@@ -293,8 +309,12 @@ impl<M: BodyMode> Gate<M> {
                         )),
                     };
                     gate.note_verdict(&step);
+                    if let Next::Decided(decision) = &step.0 {
+                        span::decided(decision, &began, gate.enforcement);
+                    }
                     Answer { gate, began, step }
-                }))
+                };
+                Progress::Wait(Box::pin(check.instrument(span::of_check())))
             }
             Next::NeedsBody(limit, then) => {
                 let (gate, began) = (Arc::clone(self), began.clone());

@@ -2,6 +2,7 @@
 
 use std::{fmt, time::Duration};
 
+use http::request;
 use tracing::{Level, event};
 
 use crate::gate::decision::{Enforcement, Evidence, Rejected, VerifiedDevice};
@@ -80,9 +81,10 @@ impl<O: Observer> Observer for std::sync::Arc<O> {
 }
 
 /// A decision about one request.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Event<'a> {
     outcome: Outcome<'a>,
+    head: &'a request::Parts,
     environment: Option<Environment>,
     digest: Option<TokenDigest>,
     rejected: Option<&'a Rejected>,
@@ -119,23 +121,31 @@ impl<'a> Event<'a> {
         decision: &'a Result<VerifiedDevice, Rejected>,
         began: &Facts,
         enforcement: Enforcement,
+        head: &'a request::Parts,
     ) -> Self {
         match decision {
             Ok(device) => Self {
                 outcome: Outcome::Verified(device),
+                head,
                 environment: Some(device.environment()),
                 digest: Some(device.digest()),
                 rejected: None,
                 enforcement,
                 started: Some(began.moment().monotonic),
             },
-            Err(rejected) => Self::rejected(rejected, began, enforcement),
+            Err(rejected) => Self::rejected(rejected, began, enforcement, head),
         }
     }
 
-    pub(super) fn rejected(rejected: &'a Rejected, began: &Facts, enforcement: Enforcement) -> Self {
+    pub(super) fn rejected(
+        rejected: &'a Rejected,
+        began: &Facts,
+        enforcement: Enforcement,
+        head: &'a request::Parts,
+    ) -> Self {
         Self {
             outcome: Outcome::Rejected(&rejected.rejection),
+            head,
             environment: Some(rejected.environment.unwrap_or_else(|| began.environment())),
             digest: rejected.digest,
             rejected: Some(rejected),
@@ -144,9 +154,10 @@ impl<'a> Event<'a> {
         }
     }
 
-    pub(super) const fn exempt(enforcement: Enforcement) -> Self {
+    pub(super) const fn exempt(enforcement: Enforcement, head: &'a request::Parts) -> Self {
         Self {
             outcome: Outcome::Exempt,
+            head,
             environment: None,
             digest: None,
             rejected: None,
@@ -159,6 +170,20 @@ impl<'a> Event<'a> {
     #[must_use]
     pub const fn outcome(&self) -> Outcome<'a> {
         self.outcome
+    }
+
+    /// The head of the request, without the credentials that the layer took out. Other observers and logs get it only
+    /// from you: `Debug` of an event does not show it.
+    ///
+    /// # Danger
+    ///
+    /// A head can hold secrets: cookies, and credentials for other layers. It also holds the credentials for this layer
+    /// if the layer [forwards them](crate::DeviceCheckLayer::with_forwarded_credentials), or if the request is exempt,
+    /// because the layer does not search exempt requests. Record only a part that holds no secret, such as a header
+    /// with the app version. The client chose its text, so bound what you keep.
+    #[must_use]
+    pub const fn head(&self) -> &'a request::Parts {
+        self.head
     }
 
     /// The evidence for the admission; `None` unless the device is verified.
@@ -212,6 +237,20 @@ impl<'a> Event<'a> {
     #[must_use]
     pub fn latency(&self) -> Duration {
         self.started.map_or(Duration::ZERO, |started| started.elapsed())
+    }
+}
+
+impl fmt::Debug for Event<'_> {
+    // Omits the head, which may hold secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Event")
+            .field("outcome", &self.outcome)
+            .field("environment", &self.environment)
+            .field("digest", &self.digest)
+            .field("rejected", &self.rejected)
+            .field("enforcement", &self.enforcement)
+            .field("started", &self.started)
+            .finish_non_exhaustive()
     }
 }
 

@@ -5,6 +5,7 @@ use std::{mem, sync::Mutex, time::Duration};
 
 use tracing::{info, warn};
 
+use crate::meter::{REDIS_FAILURES, REDIS_INCIDENTS, label};
 use crate::runtime::{Instant, lock};
 use crate::{gate::observer::TARGET, redis::failure::RedisFailure};
 
@@ -48,6 +49,25 @@ impl Access {
             Self::Revocations => true,
             #[cfg(feature = "split-key")]
             Self::ReadKey | Self::CountUse => true,
+        }
+    }
+
+    /// The kind's name in metrics.
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::ReadVerdict => "read_verdict",
+            Self::WriteVerdict => "write_verdict",
+            Self::Lease => "lease",
+            Self::Guard => "reserve",
+            Self::Undo => "withdraw",
+            #[cfg(feature = "_apple")]
+            Self::Hold => "share_retry_after",
+            #[cfg(feature = "session")]
+            Self::Revocations => "revocations",
+            #[cfg(feature = "split-key")]
+            Self::ReadKey => "read_key",
+            #[cfg(feature = "split-key")]
+            Self::CountUse => "count_use",
         }
     }
 
@@ -104,6 +124,7 @@ impl RedisHealth {
 
     /// Adds the failure of a command that was sent at `sent`.
     pub(super) fn failed(&self, access: Access, failure: &RedisFailure, sent: Instant) {
+        REDIS_FAILURES.add([label("command", access.as_str())]);
         let now = Instant::now();
         let mut state = lock(&self.state);
         let fault = if failure.is_unreachable() {
@@ -127,6 +148,7 @@ impl RedisHealth {
         if state.incident.fails(fault, now) {
             let used_by = state.used_by();
             drop(state);
+            REDIS_INCIDENTS.move_by(0, 1);
             warn!(target: TARGET, error = %failure, used_by, "Redis fails; further failures are not logged");
         }
     }
@@ -139,6 +161,7 @@ impl RedisHealth {
         if let Some(failures) = state.incident.works(access.for_the_log(), now) {
             let used_by = state.used_by();
             drop(state);
+            REDIS_INCIDENTS.move_by(1, 0);
             info!(target: TARGET, failures, used_by, "Redis serves again");
         }
     }

@@ -10,6 +10,7 @@ use futures_util::{FutureExt, future::BoxFuture};
 
 use crate::gate::decision::{Rejected, VerifiedDevice};
 use crate::gate::{credential::TokenDigest, error::VerifyError, rejection::Rejection};
+use crate::meter::{RESERVATIONS, label};
 use crate::replay::claim::{Claim, Claimed, ReplayKey};
 use crate::replay::guard::{ErasedReplayGuard, GuardError};
 use crate::runtime::{Instant, patiently, pause, spawn};
@@ -28,7 +29,14 @@ pub(crate) async fn admit_once(
 ) -> Result<VerifiedDevice, Rejected> {
     // `reservation` also withdraws a claim that the guard reserves while this future is dropped.
     let mut reservation = Reservation { guard, key, claim, armed: true };
-    match in_time(|| guard.reserve(&key, claim)).await {
+    let reserved = in_time(|| guard.reserve(&key, claim)).await;
+    let result = match &reserved {
+        Ok(Claimed::Yours) => "reserved",
+        Ok(Claimed::Taken) => "reused",
+        Err(_) => "failed",
+    };
+    RESERVATIONS.add([label("result", result)]);
+    match reserved {
         Ok(Claimed::Yours) => {}
         Ok(Claimed::Taken) => {
             reservation.armed = false;

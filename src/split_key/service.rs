@@ -8,6 +8,7 @@ use crate::gate::future::{Decide, Progress};
 use crate::gate::headers::{Forwarded, PutBack, after_scheme, is_bearer, take_only};
 use crate::gate::preflight::{ExemptPreflight, is_preflight};
 use crate::gate::{decision::VerifiedDevice, gate_body::HeadOnly, service::Gated};
+use crate::meter::{SPLIT_KEY_USES, label};
 use crate::runtime::Timestamp;
 use crate::split_key::audit::event::{SplitKeyEvent, SplitKeyOutcome};
 use crate::split_key::audit::{observer::SplitKeyObserver, suspicion::Watch};
@@ -262,6 +263,15 @@ impl KeyGate {
                     None
                 }
             }
+        });
+        SPLIT_KEY_USES.add_with(|| {
+            // A client can send any project id. Only one that the store has becomes a label.
+            let [project, provider] = match (&event.project, &event.provider) {
+                (Some(project), Some(provider)) => [project.to_string(), provider.to_string()],
+                _ => ["unknown".to_owned(), "unknown".to_owned()],
+            };
+            let outcome = label("outcome", event.outcome.as_str());
+            [("project", project.into()), ("provider", provider.into()), outcome]
         });
         self.settings.observer.used(&event);
         for suspicious in self.watch.note(&event) {

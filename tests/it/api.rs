@@ -13,8 +13,8 @@ use tower::{Layer, service_fn};
 use tower_devicecheck::{
     AppleClient, Candidate, Credentials, DeviceCheck, DeviceCheckLayer, DeviceOutcome, DeviceToken,
     Environment, Event, Evidence, Facts, GateBody, HeadOnly, HttpTransport, LayerError, Owner, Proof,
-    ReadBodies, Rejected, Rejection, ReqwestTransport, ResponseBody, Route, TokenDigest, VerifiedDevice,
-    VerifyError,
+    ReadBodies, Rejected, Rejection, ReqwestTransport, ResponseBody, RolloutReport, Route, TokenDigest,
+    VerifiedDevice, VerifyError,
     cache::{CacheError, CachedVerdict, MemoryCache, Tiered, VerdictKey},
     limit::Limiter,
     replay::{Claim, GuardError, MemoryReplayGuard, ReplayKey},
@@ -62,6 +62,7 @@ fn auto_traits() {
     shared::<dyn Proof>();
     shared::<MemoryCache>();
     shared::<MemoryReplayGuard>();
+    shared::<RolloutReport>();
     shared::<Claim>();
     shared::<GuardError>();
     cloned::<Owner>();

@@ -445,6 +445,31 @@ async fn a21_refused_credentials_recover_by_themselves() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a21_a_call_that_is_turned_away_is_not_the_one_that_tries_the_credentials() {
+    const DEVELOPMENT: Environment = Environment::Development;
+    let fake = FakeApple::new();
+    let client = AppleClient::builder(fake.credentials()).transport(fake.transport());
+    let client = client.in_flight_limit(1).waiting_limit(0).build().unwrap();
+    fake.always(Reply::status(401));
+    for _ in 0..2 {
+        assert!(client.validate(&token(), PRODUCTION).await.is_err());
+    }
+    fake.clear();
+    fake.always(Reply::hang().for_environment(DEVELOPMENT));
+    let calls = fake.calls_in(PRODUCTION);
+    // It takes five seconds.
+    let (development, other) = (client.clone(), token());
+    let slow = tokio::spawn(async move { development.validate(&other, DEVELOPMENT).await.is_err() });
+    sleep(Duration::from_secs(4)).await;
+    let error = client.validate(&token(), PRODUCTION).await.failure();
+    assert_eq!(error.kind(), tower_devicecheck::VerifyErrorKind::Unavailable);
+    assert!(slow.await.unwrap());
+    assert_eq!(fake.calls_in(PRODUCTION), calls);
+    assert!(client.validate(&token(), PRODUCTION).await.is_ok());
+    assert_eq!(fake.calls_in(PRODUCTION), calls + 1);
+}
+
 #[test]
 fn a14_ids_that_cannot_be_right_are_warned_about() {
     let log = Log::default();

@@ -19,9 +19,12 @@ mod faults;
 mod first_steps;
 mod gateway;
 mod limiter;
+#[cfg(feature = "_prometheus")]
+mod metrics;
 mod outage;
 mod overload;
 mod overload_attacks;
+mod overload_memory;
 mod overload_sockets;
 mod proofs;
 mod protocols;
@@ -47,6 +50,7 @@ mod redis_proxy;
 mod redis_server;
 #[cfg(feature = "redis")]
 mod redis_slow;
+mod rollout;
 mod secrets;
 mod servers;
 mod session_example;

@@ -74,6 +74,9 @@ async fn an_answer_to_a_call_under_way_does_not_end_the_time_that_apple_named() 
         sleep(100 * MS).await;
     }
     assert_eq!(calls.get(), 2, "Apple is left alone for as long as it said");
+    sleep(60_000 * MS).await;
+    let (none, state) = (calls.get(), apple.availability(Environment::Production));
+    assert_eq!((none, state), (2, Availability::Down), "its time is over, and nobody has asked yet");
 }
 
 /// A server that sheds load: one 503 with `Retry-After`, then it turns all other streams away unread.

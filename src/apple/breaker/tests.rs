@@ -3,13 +3,17 @@ use Environment::{Development, Production};
 
 const SECOND: Duration = Duration::from_secs(1);
 
+fn breaker() -> Breaker {
+    Breaker::new(256, None)
+}
+
 fn down() -> VerifyError {
     VerifyError::unavailable("down")
 }
 
 #[test]
 fn only_failures_in_a_row_open_it_and_any_answer_closes_it() {
-    let (breaker, now) = (Breaker::default(), Instant::now());
+    let (breaker, now) = (breaker(), Instant::now());
     for _ in 0..3 {
         for _ in 1..Breaker::THRESHOLD {
             breaker.failed(Production, &down(), None, now);
@@ -30,7 +34,7 @@ fn only_failures_in_a_row_open_it_and_any_answer_closes_it() {
 
 #[test]
 fn one_probe_a_second_while_it_is_down() {
-    let (breaker, start) = (Breaker::default(), Instant::now());
+    let (breaker, start) = (breaker(), Instant::now());
     for _ in 0..Breaker::THRESHOLD {
         breaker.failed(Production, &down(), None, start);
     }
@@ -57,12 +61,13 @@ fn the_time_that_apple_named_is_kept() {
     ];
     for (name, named, kept) in cases {
         for error in [down(), VerifyError::throttled(Some(named), "too often")] {
-            let (breaker, now) = (Breaker::default(), Instant::now());
+            let (breaker, now) = (breaker(), Instant::now());
             breaker.failed(Production, &error, Some(named), now);
             // Calls that were under way fail, too.
             breaker.failed(Production, &down(), None, now);
-            assert_eq!(breaker.availability(Production), Availability::HeldOff, "{name}");
             let last = now + kept - Duration::from_millis(1);
+            assert_eq!(breaker.availability(Production, last), Availability::HeldOff, "{name}");
+            assert_eq!(breaker.availability(Production, now + kept), Availability::Down, "{name}");
             let rest = breaker.admit(Production, last).unwrap_err().retry_after();
             assert_eq!(rest, Some(Duration::from_millis(1)), "{name}");
             assert_eq!(breaker.admit(Production, now + kept).unwrap(), Pass::Probe, "{name}");
@@ -72,11 +77,25 @@ fn the_time_that_apple_named_is_kept() {
 }
 
 #[test]
+fn a_client_of_few_calls_at_once_needs_fewer_failures() {
+    // calls at once, failures
+    for (in_flight, threshold) in [(1, 5), (5, 5), (12, 12), (30, 30), (256, 30), (usize::MAX, 30)] {
+        let (breaker, now) = (Breaker::new(in_flight, None), Instant::now());
+        for _ in 1..threshold {
+            breaker.failed(Production, &down(), None, now);
+        }
+        assert_eq!(breaker.availability(Production, now), Availability::Available, "{in_flight}");
+        breaker.failed(Production, &down(), None, now);
+        assert_eq!(breaker.availability(Production, now), Availability::Down, "{in_flight}");
+    }
+}
+
+#[test]
 fn the_listener_hears_of_each_change_once() {
     let heard = Arc::new(Mutex::new(Vec::new()));
     let note = Arc::clone(&heard);
     let listener: Listener = Arc::new(move |_, availability| lock(&note).push(availability));
-    let (breaker, now) = (Breaker::new(Some(listener)), Instant::now());
+    let (breaker, now) = (Breaker::new(256, Some(listener)), Instant::now());
     for _ in 0..2 * Breaker::THRESHOLD {
         breaker.failed(Production, &down(), None, now);
     }
@@ -93,7 +112,7 @@ fn the_listener_hears_last_how_it_is() {
     let last = Arc::new(Mutex::new(Availability::Available));
     let note = Arc::clone(&last);
     let listener: Listener = Arc::new(move |_, availability| *lock(&note) = availability);
-    let (breaker, now) = (Breaker::new(Some(listener)), Instant::now());
+    let (breaker, now) = (Breaker::new(256, Some(listener)), Instant::now());
     for round in 0..20_000 {
         std::thread::scope(|scope| {
             for failing in [true, false] {
@@ -110,7 +129,7 @@ fn the_listener_hears_last_how_it_is() {
                 });
             }
         });
-        assert_eq!(*lock(&last), breaker.availability(Production), "round {round}");
+        assert_eq!(*lock(&last), breaker.availability(Production, now), "round {round}");
     }
 }
 

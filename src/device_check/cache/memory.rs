@@ -1,6 +1,10 @@
 //! A cache in the memory of this process.
 
-use std::{fmt, time::Duration};
+use std::{
+    fmt,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
 use quick_cache::{OptionsBuilder, UnitWeighter, sync::Cache};
 use web_time::UNIX_EPOCH;
@@ -11,6 +15,7 @@ use crate::device_check::cache::{
     verdict_key::VerdictKey,
 };
 use crate::gate::{credential::TokenDigest, observer::CacheError};
+use crate::meter::{CACHE_ENTRIES, CACHE_LOOKUPS, HotCounter, label};
 use crate::runtime::{Instant, millis, since_epoch};
 
 /// A cache in the memory of this process. This is the default cache.
@@ -24,6 +29,9 @@ pub struct MemoryCache {
     refused: Cache<u128, KeptVerdict>,
     /// The start of the entries' clock.
     origin: Instant,
+    lookups: HotCounter<&'static str>,
+    /// The number of entries as the metric has it.
+    reported: AtomicUsize,
 }
 
 /// The entry of one token. It is as small as possible, because there can be millions.
@@ -51,6 +59,8 @@ impl MemoryCache {
             genuine: cache(genuine),
             refused: cache(refused),
             origin: Instant::now(),
+            lookups: HotCounter::default(),
+            reported: AtomicUsize::new(0),
         }
     }
 
@@ -77,6 +87,10 @@ impl MemoryCache {
         find(&self.genuine, Verdict::Genuine).or_else(|| find(&self.refused, Verdict::Refused))
     }
 
+    fn report_entries(&self, entries: usize) {
+        CACHE_ENTRIES.move_by(self.reported.swap(entries, Ordering::Relaxed), entries);
+    }
+
     fn now(&self) -> u64 {
         millis(self.origin.elapsed())
     }
@@ -85,6 +99,12 @@ impl MemoryCache {
 impl Default for MemoryCache {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+impl Drop for MemoryCache {
+    fn drop(&mut self) {
+        self.report_entries(0);
     }
 }
 
@@ -100,7 +120,11 @@ impl fmt::Debug for MemoryCache {
 impl VerdictCache for MemoryCache {
     fn peek(&self, key: &VerdictKey<'_>) -> Option<CachedVerdict> {
         // The hash covers the whole text.
-        self.find(key).map(CachedVerdict::for_exact_text)
+        let found = self.find(key).map(CachedVerdict::for_exact_text);
+        let result = || if found.is_some() { "hit" } else { "miss" };
+        let labels = |result| [label("cache", "memory"), label("result", result)];
+        self.lookups.add(&CACHE_LOOKUPS, result, labels);
+        found
     }
 
     async fn get(&self, key: &VerdictKey<'_>) -> Result<Option<CachedVerdict>, CacheError> {
@@ -121,6 +145,7 @@ impl VerdictCache for MemoryCache {
         // Only the newest verdict counts.
         other.remove(&hash);
         cache.insert(hash, entry);
+        self.report_entries(self.genuine.len() + self.refused.len());
         Ok(())
     }
 }

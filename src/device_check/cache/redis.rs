@@ -6,6 +6,7 @@ use crate::device_check::cache::stored_verdict::{Seal, StoredVerdict};
 use crate::device_check::cache::verdict_cache::{MayAsk, VerdictCache};
 use crate::device_check::cache::{cached_verdict::CachedVerdict, verdict_key::VerdictKey};
 use crate::gate::observer::CacheError;
+use crate::meter::{CACHE_LOOKUPS, label};
 use crate::redis::{Access, Redis, RedisFailure, RedisUser, expiry};
 use crate::replay::owner::Owner;
 use crate::runtime::{Instant, SystemTime, millis, since_epoch};
@@ -131,6 +132,17 @@ impl RedisCache {
         Ok(Some(verdict.with_time_to_live(verdict.time_to_live().min(left))))
     }
 
+    async fn look_up(&self, key: &VerdictKey<'_>) -> Result<Option<CachedVerdict>, RedisFailure> {
+        let name = self.verdict_name(key);
+        let mut commands = redis::pipe();
+        // Reads one byte more than a valid value has, even if the value in Redis is longer.
+        commands.cmd("GETRANGE").arg(&name).arg(0).arg(StoredVerdict::LENGTH);
+        commands.cmd("PTTL").arg(&name);
+        let answers = self.redis.query(Access::ReadVerdict, commands).await?;
+        let (value, left): (Vec<u8>, i64) = answers;
+        self.open(key, &value, left)
+    }
+
     async fn try_lease(
         &self,
         key: &VerdictKey<'_>,
@@ -174,14 +186,14 @@ const RELEASE: &str =
 
 impl VerdictCache for RedisCache {
     async fn get(&self, key: &VerdictKey<'_>) -> Result<Option<CachedVerdict>, CacheError> {
-        let name = self.verdict_name(key);
-        let mut commands = redis::pipe();
-        // Reads one byte more than a valid value has, even if the value in Redis is longer.
-        commands.cmd("GETRANGE").arg(&name).arg(0).arg(StoredVerdict::LENGTH);
-        commands.cmd("PTTL").arg(&name);
-        let answers = self.redis.query(Access::ReadVerdict, commands).await.map_err(CacheError::new)?;
-        let (value, left): (Vec<u8>, i64) = answers;
-        self.open(key, &value, left).map_err(CacheError::new)
+        let found = self.look_up(key).await;
+        let result = match &found {
+            Ok(Some(_)) => "hit",
+            Ok(None) => "miss",
+            Err(_) => "error",
+        };
+        CACHE_LOOKUPS.add([label("cache", "redis"), label("result", result)]);
+        found.map_err(CacheError::new)
     }
 
     async fn put(&self, key: &VerdictKey<'_>, verdict: CachedVerdict) -> Result<(), CacheError> {

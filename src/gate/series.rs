@@ -1,0 +1,38 @@
+//! The series of the metric that counts decisions.
+
+use crate::gate::decision::{Enforcement, Evidence};
+use crate::gate::{observer::Event, routing::Environment};
+use crate::meter::{Label, label};
+
+/// The labels of a counted decision.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) struct DecisionSeries {
+    outcome: &'static str,
+    evidence: &'static str,
+    environment: &'static str,
+    enforcement: Enforcement,
+}
+
+impl DecisionSeries {
+    pub(super) fn of(event: &Event<'_>) -> Self {
+        Self {
+            outcome: event.outcome().as_str(),
+            evidence: event.evidence().map_or("none", Evidence::basis),
+            environment: event.environment().map_or("none", Environment::as_str),
+            enforcement: event.enforcement(),
+        }
+    }
+
+    pub(super) fn labels(self) -> [Label; 4] {
+        let enforcement = match self.enforcement {
+            Enforcement::Enforce => "enforce",
+            Enforcement::Monitor => "monitor",
+        };
+        [
+            label("outcome", self.outcome),
+            label("evidence", self.evidence),
+            label("environment", self.environment),
+            label("enforcement", enforcement),
+        ]
+    }
+}
