@@ -87,7 +87,7 @@ async fn the_layer_accepts_what_it_exports_and_nothing_else() {
         let own = world.buy(&Exchange::new(sessions.clone())).await;
         assert_eq!(world.ask(&proof, shown(&own)).await.rejection(), None);
 
-        // What is remembered is checked like any other session.
+        // A remembered token is checked like any other session.
         let id: SessionId = claims["jti"].as_str().unwrap().parse().unwrap();
         sessions.revocations().revoke_session(id, at(NOON + HOUR)).await.unwrap();
         assert_eq!(world.ask(&proof, shown(&token)).await.rejection(), REFUSED, "revoked");
