@@ -7,12 +7,14 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::FutureExt;
 use http::{HeaderValue, Request, Response};
-use http_body_util::Empty;
-use tower::{service_fn, util::ServiceFn};
+use http_body_util::{BodyExt, Empty};
+use tower::{Layer, Service, service_fn, util::ServiceFn};
 use tower_devicecheck::{
     DeviceCheckLayer, DeviceVerifier, TokenQuestion, Verdict, VerifiedDevice, VerifyError,
-    testing::realistic_token,
+    session::{Exchange, JwtKey, Jwts, KeyRing, MasterKey, SessionProof, Sessions},
+    testing::{FakeApple, realistic_token},
 };
 
 use crate::baseline::{Afternoon, TOKEN_HEADER, Verify};
@@ -72,6 +74,38 @@ pub(crate) fn fresh_token() -> HeaderValue {
 
 pub(crate) fn request(token: HeaderValue) -> Request<()> {
     Request::builder().header(TOKEN_HEADER, token).body(()).unwrap()
+}
+
+/// A layer that takes sessions, and a session that it admits.
+pub(crate) fn with_session() -> (DeviceCheckLayer, HeaderValue) {
+    selling(|sessions| (Exchange::new(sessions.clone()), SessionProof::new(sessions)))
+}
+
+/// The same with a session as JSON Web Token.
+pub(crate) fn with_jwt() -> (DeviceCheckLayer, HeaderValue) {
+    selling(|sessions| {
+        let key = JwtKey::from_pem(&FakeApple::new().private_key().to_pem()).unwrap();
+        let jwts = Jwts::new("https://api.example.com", ["a".to_owned()], &sessions, vec![key]).unwrap();
+        let exchange = Exchange::new(sessions.clone()).with_jwt(jwts.clone());
+        (exchange, SessionProof::new(sessions).with_jwt(jwts))
+    })
+}
+
+fn selling(ways: impl FnOnce(Sessions) -> (Exchange, SessionProof)) -> (DeviceCheckLayer, HeaderValue) {
+    let ring = KeyRing::new(MasterKey::new(1, [7; 32]));
+    let sessions = Sessions::new("", "TEAM123456.com.example.app", &ring).unwrap();
+    let (exchange, proof) = ways(sessions);
+    let mut exchange = ours(Verdict::Genuine).layer(exchange);
+    let purchase = Request::post("/").header(TOKEN_HEADER, fresh_token()).body(()).unwrap();
+    let response = exchange.call(purchase).now_or_never().unwrap().unwrap();
+    let answer = response.into_body().collect().now_or_never().unwrap().unwrap().to_bytes();
+    let answer: serde_json::Value = serde_json::from_slice(&answer).unwrap();
+    let session = header_value(answer["session"].as_str().unwrap().to_owned());
+    (ours(Verdict::Genuine).with_sessions(proof), session)
+}
+
+pub(crate) fn session_request(session: HeaderValue) -> Request<()> {
+    Request::builder().header("x-device-session", session).body(()).unwrap()
 }
 
 /// The resident memory of this process, in bytes, where the system tells.

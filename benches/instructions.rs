@@ -20,7 +20,7 @@ mod loopback;
 
 use std::{convert::Infallible, hint::black_box};
 
-use common::{afternoon, bare_service, fresh_token, ours, request};
+use common::{afternoon, bare_service, fresh_token, ours, request, session_request, with_session};
 use futures::FutureExt;
 use http::{HeaderValue, Request, Response, request};
 use loopback::{Loopback, spend};
@@ -48,6 +48,10 @@ fn main() {
         Some("reported-hit") => count(reported().layer(bare_service()), known),
         Some("refused") => count(ours(Verdict::Refused).layer(bare_service()), known),
         Some("miss") => count(ours(Verdict::Genuine).layer(bare_service()), fresh_token),
+        Some("session") => {
+            let (layer, session) = with_session();
+            count_with(layer.layer(bare_service()), || session_request(session.clone()));
+        }
         Some("afternoon-hit") => count(afternoon(Verdict::Genuine), known),
         Some("afternoon-refused") => count(afternoon(Verdict::Refused), known),
         Some("afternoon-miss") => count(afternoon(Verdict::Genuine), fresh_token),
@@ -79,11 +83,18 @@ fn reported() -> DeviceCheckLayer {
     ours(Verdict::Genuine).with_observer((TracingObserver, report))
 }
 
-fn count<S, B>(mut service: S, token: impl Fn() -> HeaderValue)
+fn count<S, B>(service: S, token: impl Fn() -> HeaderValue)
 where
     S: Service<Request<()>, Response = Response<B>, Error = Infallible>,
 {
-    let requests = |count: usize| (0..count).map(|_| request(token())).collect::<Vec<_>>();
+    count_with(service, || request(token()));
+}
+
+fn count_with<S, B>(mut service: S, request: impl Fn() -> Request<()>)
+where
+    S: Service<Request<()>, Response = Response<B>, Error = Infallible>,
+{
+    let requests = |count: usize| (0..count).map(|_| request()).collect::<Vec<_>>();
     for request in requests(WARM_UP) {
         drop(service.call(request).now_or_never());
     }

@@ -27,7 +27,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{TEAM_ID, afternoon, bare_service, fresh_token, ours, request, resident_memory};
+use common::{
+    TEAM_ID, afternoon, bare_service, fresh_token, ours, request, resident_memory, session_request, with_jwt,
+    with_session,
+};
 use cpu_time::ThreadTime;
 use futures::{FutureExt, future::join_all};
 use http::{HeaderValue, Request, Response, request};
@@ -91,13 +94,21 @@ impl Bound {
 /// One service under one kind of request.
 struct Case {
     run: Box<dyn FnMut(Request<()>) -> bool>,
-    token: Option<HeaderValue>,
+    request: Box<dyn Fn() -> Request<()>>,
     best: Duration,
 }
 
 impl Case {
     /// Every request with this token, or each with a new one.
-    fn new<S, B>(token: Option<&HeaderValue>, mut service: S) -> Self
+    fn new<S, B>(token: Option<&HeaderValue>, service: S) -> Self
+    where
+        S: Service<Request<()>, Response = Response<B>, Error = Infallible> + 'static,
+    {
+        let token = token.cloned();
+        Self::with(move || request(token.clone().unwrap_or_else(fresh_token)), service)
+    }
+
+    fn with<S, B>(request: impl Fn() -> Request<()> + 'static, mut service: S) -> Self
     where
         S: Service<Request<()>, Response = Response<B>, Error = Infallible> + 'static,
     {
@@ -105,12 +116,11 @@ impl Case {
             let response = service.call(request).now_or_never().unwrap().unwrap();
             black_box(response).status().is_success()
         };
-        Self { run: Box::new(run), token: token.cloned(), best: Duration::MAX }
+        Self { run: Box::new(run), request: Box::new(request), best: Duration::MAX }
     }
 
     fn round(&mut self) {
-        let requests: Vec<_> =
-            (0..BATCH).map(|_| request(self.token.clone().unwrap_or_else(fresh_token))).collect();
+        let requests: Vec<_> = (0..BATCH).map(|_| (self.request)()).collect();
         let started = Instant::now();
         for request in requests {
             black_box((self.run)(request));
@@ -132,10 +142,17 @@ fn in_process(runtime: &Runtime) -> Vec<Bound> {
     let genuine = || ours(Verdict::Genuine).layer(bare_service());
     let exempt = ours(Verdict::Genuine).with_routing(exempt).layer(bare_service());
     let refused = ours(Verdict::Refused).layer(bare_service());
+    let (with_sessions, session) = with_session();
+    let shown = move || session_request(session.clone());
+    let with_session = Case::with(shown, with_sessions.layer(bare_service()));
+    let (with_jwts, jwt) = with_jwt();
+    let with_jwt = Case::with(move || session_request(jwt.clone()), with_jwts.layer(bare_service()));
     let mut rows = [
         ("exempt", Case::new(known, exempt), None),
         ("hit", Case::new(known, genuine()), Some(Case::new(known, afternoon(Verdict::Genuine)))),
         ("refused, cached", Case::new(known, refused), Some(Case::new(known, afternoon(Verdict::Refused)))),
+        ("session", with_session, None),
+        ("session as JWT, remembered", with_jwt, None),
         (
             "miss, instant verifier",
             Case::new(None, genuine()),
@@ -173,6 +190,7 @@ fn in_process(runtime: &Runtime) -> Vec<Bound> {
     vec![
         Bound::new("hit, ours / the afternoon layer's, both over bare", ratios[0], 0.3),
         Bound::new("exempt request over bare, ns", rows[0].1.nanoseconds() - bare, 60.0),
+        Bound::new("request with a session over bare, ns", rows[3].1.nanoseconds() - bare, 1_000.0),
     ]
 }
 

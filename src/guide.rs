@@ -24,6 +24,10 @@ pub mod metrics {}
 #[doc = include_str!("../docs/scaling.md")]
 pub mod scaling {}
 
+/// Sessions: what they save, the server, a client in Swift, the token byte by byte, and the threat model.
+#[doc = include_str!("../docs/sessions.md")]
+pub mod sessions {}
+
 /// Platforms that freeze processes or have no sockets: Cloudflare Workers, AWS Lambda.
 #[doc = include_str!("../docs/platforms.md")]
 pub mod platforms {}

@@ -18,6 +18,8 @@ use crate::gate::{
     routing::RoutingPolicy, service::Gated,
 };
 use crate::replay::ReplayGuard;
+#[cfg(feature = "session")]
+use crate::session::SessionProof;
 
 /// A tower layer that lets only requests from genuine devices through to the inner service.
 ///
@@ -96,6 +98,27 @@ impl<M: BodyMode> DeviceCheckLayer<M> {
             return Err(LayerError { scheme: proof.scheme() });
         }
         Ok(self.with_gate(|gate| gate.proofs.insert(place, Arc::new(proof))))
+    }
+
+    /// Admits requests by a session, too. The layer looks at sessions before it looks at device tokens, and after all
+    /// proofs [added before](Self::add_proof_before) so far. Default: no sessions. See
+    /// [the module's docs](crate::session).
+    ///
+    /// Leave it off the layer in front of an [`Exchange`](crate::session::Exchange).
+    ///
+    /// # Danger
+    ///
+    /// An attacker who has captured a session can use it until its end, 1 hour by default.
+    #[cfg(feature = "session")]
+    #[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "session")))]
+    pub fn with_sessions(self, proof: SessionProof) -> Self {
+        let proof: Arc<dyn Proof> = Arc::new(proof);
+        let known = self.gate.proofs.iter().position(|known| known.scheme() == proof.scheme());
+        let place = self.place;
+        match known {
+            Some(known) => self.with_gate(|gate| gate.proofs[known] = proof),
+            None => Self { place: place + 1, ..self.with_gate(|gate| gate.proofs.insert(place, proof)) },
+        }
     }
 
     /// Sets the policy that chooses Apple's server for each request, or exempts the request. Default:

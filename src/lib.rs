@@ -181,6 +181,8 @@
 //! | `redis-tls` | no | `redis`, with `rediss://` addresses: rustls, with the platform's root certificates |
 //! | `redis-sentinel` | no | `redis`, with `Redis::connect_sentinel`: connects to the primary that sentinels name |
 //! | `split-key` | no | `split_key`: API keys in two parts, joined for verified devices only |
+//! | `session` | no | `session`: a token that this server signs after one check, and checks by itself for an hour |
+//! | `jwt` | no | `session`, and `session::Jwts`: sessions as JSON Web Tokens for other services. Turns on `aws-lc-rs` |
 //! | `limit` | no | `limit::RateLimiter`: how often each client may cause a question to Apple |
 //! | `metrics` | no | counters, gauges and histograms for the application's recorder of the [`metrics`](https://docs.rs/metrics) crate: [guide](guide::metrics) |
 //! | `testing` | no | a fake Apple, and builders for tokens and keys, for your tests. Turns on `tokio`, and `AppleClient` |
@@ -204,7 +206,9 @@
 #![forbid(unsafe_code)]
 
 #[cfg(all(test, not(feature = "testing")))]
-compile_error!("the tests of the package need features: cargo test --features axum,split-key,testing");
+compile_error!(
+    "the tests of the package need features: cargo test --features axum,session,split-key,testing"
+);
 
 mod apple;
 mod device_check;
@@ -217,6 +221,9 @@ mod quote;
 mod redis;
 pub mod replay;
 mod runtime;
+#[cfg(feature = "session")]
+#[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "session")))]
+pub mod session;
 #[cfg(feature = "split-key")]
 pub mod split_key;
 #[cfg(feature = "testing")]

@@ -18,6 +18,8 @@ use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError,
     atomic::{AtomicU8, Ordering},
 };
+#[cfg(feature = "session")]
+use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::{
     future::poll_fn,
     pin::{Pin, pin},
@@ -282,6 +284,18 @@ pub(crate) fn later(now: Instant, duration: Duration) -> Instant {
 /// panic.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Locks for reading, even if the lock is poisoned: see [`lock`].
+#[cfg(feature = "session")]
+pub(crate) fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Locks for writing, even if the lock is poisoned: see [`lock`].
+#[cfg(feature = "session")]
+pub(crate) fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A boxed deadline, for a state machine.

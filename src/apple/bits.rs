@@ -78,7 +78,7 @@ enum Reason {
 pub enum BitsErrorKind {
     /// Apple refused the device token. Apple also refuses a token that it accepted before, once it has expired.
     RefusedToken,
-    /// The device was admitted by a debug token and has no bits.
+    /// The device was admitted without a device token, such as by a debug token or a session.
     NoDeviceToken,
     /// Apple throttles this server (status 429).
     Throttled,
@@ -157,7 +157,7 @@ impl_error!(
             "Apple refused the device token, which has most likely expired since it was checked"
         }
         BitsErrorKind::RefusedToken => "Apple refused the device token",
-        BitsErrorKind::NoDeviceToken => "the device was admitted by a debug token and has no bits",
+        BitsErrorKind::NoDeviceToken => "the device was admitted without a device token",
         BitsErrorKind::Throttled => "Apple is asked too often",
         BitsErrorKind::Unavailable => "no answer available",
         BitsErrorKind::Misconfigured => "credentials or request not accepted",

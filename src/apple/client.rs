@@ -114,7 +114,8 @@ impl AppleClient {
     ///
     /// # Errors
     ///
-    /// Returns an error if Apple refuses the token or gives no answer, or if the device was admitted by a debug token.
+    /// Returns an error if Apple refuses the token or gives no answer, or if the device was admitted
+    /// without a device token, such as by a debug token or a session.
     pub async fn query_bits(&self, device: &VerifiedDevice) -> Result<Bits, BitsError> {
         let body = self.ask_about(Operation::QueryBits, device).await?;
         Bits::read(&body)

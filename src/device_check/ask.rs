@@ -1,12 +1,7 @@
 //! Asking about a device token: the shared cache, then Apple, once for all requests that wait for the answer.
 
-use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
-use futures_util::{FutureExt, future::BoxFuture};
 use tracing::Instrument;
 
 use crate::apple::token::{DeviceToken, Verdict};
@@ -16,14 +11,8 @@ use crate::device_check::{single_flight::SingleFlight, verifier::TokenQuestion};
 use crate::gate::decision::{Evidence, Rejected, VerifiedDevice};
 use crate::gate::proof::{Facts, Step};
 use crate::gate::{credential::TokenDigest, error::VerifyError, rejection::Rejection, routing::Environment};
-use crate::meter::{RESERVATIONS, label};
-use crate::replay::{Claim, Claimed, ErasedReplayGuard, GuardError, ReplayKey, Retry, owner::Owner};
-use crate::runtime::{
-    Attendance, Instant, SystemTime, Timestamp, patiently, pause, spawn, wall_clock, within,
-};
-
-/// The time limit of one step of a guard. A slower step counts as failed, and the request is not admitted.
-const GUARD_DEADLINE: Duration = Duration::from_secs(1);
+use crate::replay::{Claim, ReplayKey, Retry, admit_once, owner::Owner};
+use crate::runtime::{Attendance, Instant, SystemTime, Timestamp, wall_clock, within};
 
 /// The checks of one layer: its settings, and the questions in flight.
 pub(super) struct Checks {
@@ -67,7 +56,11 @@ impl Checks {
         async move {
             let decision = match &self.settings.reuse {
                 // This future is boxed, so that it does not make the futures of all other checks larger.
-                Reuse::Once(guard) => Box::pin(self.decide_once(guard, &unknown, digest)).await,
+                Reuse::Once(guard) => {
+                    let claim = Claim::new(Owner::random()).with(unknown.retry);
+                    let key = ReplayKey::new(self.settings.scope(), digest);
+                    Box::pin(admit_once(guard, key, &claim, self.check(&unknown, digest))).await
+                }
                 Reuse::Cached(_) => self.check(&unknown, digest).await,
             };
             match decision {
@@ -98,59 +91,6 @@ impl Checks {
             }
         }
         Err(Rejected::from(Rejection::RefusedToken).with_environment(last))
-    }
-
-    /// Decides about a token that admits one request only.
-    async fn decide_once(
-        self: &Arc<Self>,
-        guard: &Arc<dyn ErasedReplayGuard>,
-        unknown: &UnknownToken,
-        digest: TokenDigest,
-    ) -> Decision {
-        let claim = Claim::new(Owner::random()).with(unknown.retry);
-        let scope = self.settings.scope();
-        let key = ReplayKey::new(scope, digest);
-        // `reservation` also withdraws a claim that the guard reserves while this future is dropped.
-        let mut reservation = Reservation { guard, scope, digest, claim: &claim, armed: true };
-        let reserved = in_time(|| guard.reserve(&key, &claim)).await;
-        let result = match &reserved {
-            Ok(Claimed::Yours) => "reserved",
-            Ok(Claimed::Taken) => "reused",
-            Err(_) => "failed",
-        };
-        RESERVATIONS.add([label("result", result)]);
-        match reserved {
-            Ok(Claimed::Yours) => {}
-            Ok(Claimed::Taken) => {
-                reservation.armed = false;
-                return Err(Rejection::ReusedToken.into());
-            }
-            Err(error) => {
-                reservation.armed = !error.is_untouched();
-                return Err(VerifyError::unavailable(error).into());
-            }
-        }
-        let decision = match self.check(unknown, digest).await {
-            Ok(device) => match in_time(|| guard.confirm(&key, &claim)).await {
-                Ok(Claimed::Yours) => Ok(device),
-                Ok(Claimed::Taken) => {
-                    Err(Rejected::from(Rejection::ReusedToken).with_environment(device.environment()))
-                }
-                // The token may or may not be spent now, but its request is not admitted.
-                Err(error) => {
-                    let rejected = Rejected::from(VerifyError::unavailable(error));
-                    return Err(rejected.with_environment(device.environment()));
-                }
-            },
-            // There is no point in asking again about a token that Apple refused: the reservation lapses.
-            Err(rejected) if rejected.rejection() == Rejection::RefusedToken => Err(rejected),
-            Err(rejected) => {
-                reservation.armed = in_time(|| guard.withdraw(&key, &claim)).await.is_err();
-                return Err(rejected);
-            }
-        };
-        reservation.armed = false;
-        decision
     }
 
     /// A genuine verdict whose time to live is over, but not for long: for as long as Apple is known to be down.
@@ -255,43 +195,4 @@ async fn spending<T>(
     let answer = within(CACHE_STEP.min(*left), answer).await;
     *left = left.saturating_sub(started.elapsed());
     answer.unwrap_or_else(|_elapsed| Err(CacheError::new("no answer within the cache's deadline")))
-}
-
-async fn in_time<'a, T>(ask: impl FnOnce() -> BoxFuture<'a, Result<T, GuardError>>) -> Result<T, GuardError> {
-    let answer = AssertUnwindSafe(async { ask().await }).catch_unwind();
-    match patiently(GUARD_DEADLINE, answer).await {
-        Ok(answer) => answer.unwrap_or_else(|_panic| Err(GuardError::new("the guard panicked"))),
-        Err(_elapsed) => Err(GuardError::new("no answer within a second")),
-    }
-}
-
-/// A claim, withdrawn on drop while it is armed.
-struct Reservation<'a> {
-    guard: &'a Arc<dyn ErasedReplayGuard>,
-    scope: &'a str,
-    digest: TokenDigest,
-    claim: &'a Claim,
-    armed: bool,
-}
-
-impl Drop for Reservation<'_> {
-    fn drop(&mut self) {
-        if self.armed {
-            let key = ReplayKey::new(self.scope, self.digest);
-            // A panic during unwinding would abort the process.
-            let _ = catch_unwind(AssertUnwindSafe(|| self.guard.abandon(&key, self.claim)));
-            spawn(withdraw(Arc::clone(self.guard), self.scope.to_owned(), self.digest, self.claim.clone()));
-        }
-    }
-}
-
-/// Withdraws a claim. Retries until it succeeds or the lease is over.
-async fn withdraw(guard: Arc<dyn ErasedReplayGuard>, scope: String, digest: TokenDigest, claim: Claim) {
-    let key = ReplayKey::new(&scope, digest);
-    let started = Instant::now();
-    let mut time = Duration::from_millis(50);
-    while in_time(|| guard.withdraw(&key, &claim)).await.is_err() && started.elapsed() < guard.lease() {
-        pause(time).await;
-        time = (time * 2).min(Duration::from_millis(500));
-    }
 }

@@ -94,6 +94,12 @@ impl Evidence {
         matches!(self.grade, Grade::Fresh)
     }
 
+    /// Evidence that `proof` remembered an earlier check of a secret that replaces a device.
+    #[cfg(feature = "session")]
+    pub(crate) const fn remembered_stand_in(proof: &'static str, basis: &'static str) -> Self {
+        Self::new(proof, basis, Grade::StandIn)
+    }
+
     /// Whether a secret replaces a device.
     #[must_use]
     pub const fn is_stand_in(&self) -> bool {
@@ -130,7 +136,31 @@ pub struct VerifiedDevice {
     digest: TokenDigest,
     verified_at: SystemTime,
     keepsake: Keepsake,
-    subject: Option<Arc<str>>,
+    subject: Option<Subject>,
+}
+
+#[derive(Clone)]
+enum Subject {
+    Text(Arc<str>),
+    /// A subject of 32 hexadecimal digits, which needs no allocation.
+    #[cfg(feature = "session")]
+    Digits([u8; 32]),
+}
+
+impl Subject {
+    fn as_str(&self) -> &str {
+        match self {
+            Self::Text(text) => text,
+            #[cfg(feature = "session")]
+            Self::Digits(digits) => std::str::from_utf8(digits).unwrap_or_default(),
+        }
+    }
+}
+
+impl fmt::Debug for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.as_str().fmt(f)
+    }
 }
 
 /// The part of a credential that its proof needs later.
@@ -140,6 +170,9 @@ enum Keepsake {
     /// A copy of the text that the client sent.
     Text(Bytes),
     Value(Arc<dyn Any + Send + Sync>),
+    /// A few bytes, which need no allocation.
+    #[cfg(feature = "session")]
+    Bytes([u8; 24]),
 }
 
 impl fmt::Debug for Keepsake {
@@ -166,6 +199,20 @@ impl VerifiedDevice {
         self
     }
 
+    /// Attaches a few bytes that the proof needs later.
+    #[cfg(feature = "session")]
+    pub(crate) fn with_bytes(mut self, bytes: [u8; 24]) -> Self {
+        self.keepsake = Keepsake::Bytes(bytes);
+        self
+    }
+
+    /// Sets a subject of hexadecimal digits, without an allocation.
+    #[cfg(feature = "session")]
+    pub(crate) fn with_subject_digits(mut self, digits: [u8; 32]) -> Self {
+        self.subject = Some(Subject::Digits(digits));
+        self
+    }
+
     /// Sets the environment. Default: the first environment that the route admits.
     #[must_use]
     pub fn with_environment(mut self, environment: Environment) -> Self {
@@ -183,7 +230,7 @@ impl VerifiedDevice {
     /// Sets the subject: a stable pseudonym of the device, if the proof has one.
     #[must_use]
     pub fn with_subject(mut self, subject: Arc<str>) -> Self {
-        self.subject = Some(subject);
+        self.subject = Some(Subject::Text(subject));
         self
     }
 
@@ -223,7 +270,7 @@ impl VerifiedDevice {
     /// The subject: a stable pseudonym of the device or its key. `None` for a device token, which has no subject.
     #[must_use]
     pub fn subject(&self) -> Option<&str> {
-        self.subject.as_deref()
+        self.subject.as_ref().map(Subject::as_str)
     }
 
     /// The value that the proof attached with [`with_value`](Self::with_value), if it is a `T`.
@@ -231,6 +278,14 @@ impl VerifiedDevice {
     pub fn value<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
         match &self.keepsake {
             Keepsake::Value(value) => Arc::clone(value).downcast().ok(),
+            _ => None,
+        }
+    }
+
+    #[cfg(feature = "session")]
+    pub(crate) const fn bytes(&self) -> Option<&[u8; 24]> {
+        match &self.keepsake {
+            Keepsake::Bytes(bytes) => Some(bytes),
             _ => None,
         }
     }

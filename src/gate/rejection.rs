@@ -17,6 +17,7 @@ use crate::runtime::spread;
 /// | [`MalformedToken`](Self::MalformedToken) | `malformed_token` | 401 | 16 `UNAUTHENTICATED` | |
 /// | [`RefusedToken`](Self::RefusedToken) | `refused_token` | 401 | 16 `UNAUTHENTICATED` | |
 /// | [`ReusedToken`](Self::ReusedToken) | `reused_token` | 401 | 16 `UNAUTHENTICATED` | |
+/// | [`ExpiredSession`](Self::ExpiredSession) | `expired_session` | 401 | 16 `UNAUTHENTICATED` | |
 /// | [`Throttled`](Self::Throttled) | `throttled` | 503 | 14 `UNAVAILABLE` | 1 to 300 s |
 /// | [`Unavailable`](Self::Unavailable) | `unavailable` | 503 | 14 `UNAVAILABLE` | 1 to 5 s |
 /// | [`LimitExceeded`](Self::LimitExceeded) | `limit_exceeded` | 429 | 8 `RESOURCE_EXHAUSTED` | 1 s or more |
@@ -42,6 +43,9 @@ pub enum Rejection {
     /// The token admits only one request, and another request has used it: see [`replay`](crate::replay). Apple was not
     /// asked, or the other request used the token while Apple was being asked.
     ReusedToken,
+    /// The session of the request is genuine, but over. The client buys a new one with another proof; nothing is wrong
+    /// with that proof. Apple was not asked.
+    ExpiredSession,
     /// Apple throttles this server (status 429).
     #[non_exhaustive]
     Throttled {
@@ -113,6 +117,7 @@ impl Rejection {
             Self::MalformedToken(_) => ("malformed_token", "Malformed device token", StatusCode::UNAUTHORIZED, 16),
             Self::RefusedToken => ("refused_token", "Device token refused", StatusCode::UNAUTHORIZED, 16),
             Self::ReusedToken => ("reused_token", "Device token used before", StatusCode::UNAUTHORIZED, 16),
+            Self::ExpiredSession => ("expired_session", "Session expired", StatusCode::UNAUTHORIZED, 16),
             Self::Throttled { .. } => ("throttled", "Too many device checks", StatusCode::SERVICE_UNAVAILABLE, 14),
             Self::Unavailable { .. } => ("unavailable", "Device check unavailable", StatusCode::SERVICE_UNAVAILABLE, 14),
             Self::LimitExceeded { .. } => ("limit_exceeded", "Too many new device tokens", StatusCode::TOO_MANY_REQUESTS, 8),
@@ -301,6 +306,7 @@ mod tests {
             (MalformedToken::Empty.into(), 401, 16, None, "malformed_token"),
             (Rejection::RefusedToken, 401, 16, None, "refused_token"),
             (Rejection::ReusedToken, 401, 16, None, "reused_token"),
+            (Rejection::ExpiredSession, 401, 16, None, "expired_session"),
             (error(VerifyError::throttled(None, "x")), 503, 14, Some((5, 7)), "throttled"),
             (error(VerifyError::throttled(Some(seconds(0)), "x")), 503, 14, Some((1, 1)), "throttled"),
             (error(VerifyError::throttled(Some(seconds(60)), "x")), 503, 14, Some((60, 90)), "throttled"),

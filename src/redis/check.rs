@@ -72,6 +72,10 @@ fn probe(name: &str, key: &str) -> Cmd {
         "SET" => command.arg(key).arg("").arg("XX"),
         "HGET" => command.arg(key).arg("x"),
         "HINCRBY" => command.arg(key).arg("x").arg("no number"),
+        "ZADD" => command.arg(key).arg("XX").arg(0).arg("x"),
+        "ZRANGE" => command.arg(key).arg(0).arg(0),
+        "ZRANGEBYSCORE" => command.arg(key).arg(1).arg(0),
+        "ZREM" | "ZSCORE" => command.arg(key).arg("x"),
         "EXPIRE" => command.arg(key).arg(1),
         _ => command.arg(key),
     };

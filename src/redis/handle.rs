@@ -64,6 +64,7 @@ use crate::runtime::{Elapsed, Instant, patiently, within};
 /// | `RedisCache` | `GETRANGE`, `PTTL`, `SET`; with `with_fleet_single_flight` also `EVAL`, `GET`, `DEL` |
 /// | `AppleClientBuilder::share_retry_after` | `PTTL`, `SET` |
 /// | `RedisReplayGuard` | `EVAL`, `GET`, `SET`, `DEL`, `TIME` |
+/// | `Sessions::share_revocations` | `EVAL`, `GET`, `SET`, `ZADD`, `ZRANGE`, `ZRANGEBYSCORE`, `ZREM`, `ZSCORE` |
 /// | `RedisSplitKeyStore` | `HGET`; for operators also `EVAL`, `HSET`, `HGETALL` |
 /// | `RedisUsageLog` | `HINCRBY`, `EXPIRE`; to read it `HGETALL` |
 ///

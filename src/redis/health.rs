@@ -32,6 +32,9 @@ pub(crate) enum Access {
     /// The time for which Apple wants to be left alone.
     #[cfg(feature = "_apple")]
     Hold,
+    /// The revocations of sessions.
+    #[cfg(feature = "session")]
+    Revocations,
     #[cfg(feature = "split-key")]
     ReadKey,
     #[cfg(feature = "split-key")]
@@ -46,6 +49,8 @@ impl Access {
             #[cfg(feature = "_apple")]
             Self::Hold => false,
             Self::Guard | Self::Undo => true,
+            #[cfg(feature = "session")]
+            Self::Revocations => true,
             #[cfg(feature = "split-key")]
             Self::ReadKey | Self::CountUse => true,
         }
@@ -61,6 +66,8 @@ impl Access {
             Self::Undo => "withdraw",
             #[cfg(feature = "_apple")]
             Self::Hold => "share_retry_after",
+            #[cfg(feature = "session")]
+            Self::Revocations => "revocations",
             #[cfg(feature = "split-key")]
             Self::ReadKey => "read_key",
             #[cfg(feature = "split-key")]

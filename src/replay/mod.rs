@@ -44,6 +44,7 @@
 mod claim;
 mod guard;
 mod memory;
+mod once;
 pub(crate) mod owner;
 #[cfg(feature = "redis")]
 mod redis;
@@ -54,4 +55,4 @@ pub use self::memory::MemoryReplayGuard;
 #[cfg(feature = "redis")]
 #[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "redis")))]
 pub use self::redis::RedisReplayGuard;
-pub(crate) use self::{claim::Retry, guard::ErasedReplayGuard};
+pub(crate) use self::{claim::Retry, guard::ErasedReplayGuard, once::admit_once};

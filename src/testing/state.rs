@@ -10,7 +10,7 @@ use http::{
 };
 
 use crate::gate::routing::Environment;
-use crate::runtime::{SystemTime, since_epoch};
+use crate::runtime::{since_epoch, wall_clock};
 use crate::testing::rules::{Apple, Fingerprint, fingerprint, provider_token};
 use crate::testing::script::{Reply, Script};
 use crate::testing::{endpoint::Endpoint, tokens};
@@ -58,7 +58,7 @@ impl FakeAppleState {
         head: &request::Parts,
         body: &[u8],
     ) -> Response<Bytes> {
-        let now = self.apple.clock(since_epoch(SystemTime::now()));
+        let now = self.apple.clock(since_epoch(wall_clock()));
         let normal = if reply.is_normal() {
             self.apple.answer(environment, head, body, now)
         } else {

@@ -55,6 +55,8 @@ mod redis_slow;
 mod rollout;
 mod secrets;
 mod servers;
+mod session_example;
+mod sessions;
 mod sharing;
 mod single_use;
 mod split_key;

@@ -35,7 +35,7 @@ use crate::{
     support::{TOKEN_HEADER, example},
 };
 
-const EXAMPLES: [&str; 5] = ["axum", "hyper", "tonic", "ai_gateway", "fake_apple"];
+const EXAMPLES: [&str; 6] = ["axum", "hyper", "tonic", "ai_gateway", "fake_apple", "session"];
 /// Much longer than anything takes here, for machines that are busy.
 const PATIENCE: Duration = Duration::from_secs(60);
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
@@ -172,7 +172,7 @@ impl Example {
         let calls = self.fake.calls();
         self.fake.always(Reply::normal().delay(delay));
         match name {
-            "axum" | "hyper" => {
+            "axum" | "hyper" | "session" => {
                 let request = self.client.get(url).header(TOKEN_HEADER, token);
                 let answer = tokio::spawn(async move {
                     let response = request.send().await.unwrap();
@@ -244,7 +244,7 @@ impl Example {
         let credential = format!("authorization: {}", self.credential());
         let requests: &[(SocketAddr, &str, &str)] = match self.name {
             "axum" => &[(self.address, "PUT /bits", &format!("content-type: application/json\r\n{token}"))],
-            "hyper" => &[(self.address, "GET /", &token)],
+            "hyper" | "session" => &[(self.address, "GET /", &token)],
             "tonic" => {
                 let content_type = "content-type: application/grpc";
                 &[(self.address, "POST /greeter.Greeter/Greet", &format!("{content_type}\r\n{token}"))]
