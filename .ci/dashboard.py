@@ -62,24 +62,29 @@ def order(path, method="POST"):
     fetch(fake_apple + path, method)
 
 
-async def send(port, token=None, path="/", headers=()):
-    lines = [f"GET {path} HTTP/1.1", "Host: localhost", "Connection: close", *headers]
+async def send(port, token=None, path="/", headers=(), method="GET"):
+    return (await ask_for(port, token, path, headers, method))[0]
+
+
+async def ask_for(port, token, path, headers, method):
+    """Sends a request, and returns the status and the text of its answer."""
+    lines = [f"{method} {path} HTTP/1.1", "Host: localhost", "Connection: close", "Content-Length: 0", *headers]
     lines += [f"X-Apple-Device-Token: {token}"] if token else []
     try:
         reader, writer = await asyncio.wait_for(asyncio.open_connection("127.0.0.1", port), 10)
         writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
         answer = await asyncio.wait_for(reader.read(), 20)
         writer.close()
-        return int(answer.split(b" ", 2)[1])
+        return int(answer.split(b" ", 2)[1]), answer.decode()
     except (OSError, asyncio.TimeoutError, IndexError, ValueError):
-        return 0
+        return 0, ""
 
 
 class Clients:
     """Requests a second of each kind; the scenario changes them."""
 
     def __init__(self):
-        self.rates = dict(new=6, again=15, forged=0.3, none=0.5, crowd=0.2, old=2, broken=0.5, single=2, twice=0.3, gateway=2)
+        self.rates = dict(new=6, again=15, forged=0.3, none=0.5, crowd=0.2, old=2, broken=0.5, single=2, twice=0.3, gateway=2, session=1)
         self.known, self.sent = [], set()
 
     def one(self, kind):
@@ -111,12 +116,20 @@ class Clients:
                 fresh = token()
                 yield send(ports["payments"], fresh)
                 yield send(ports["payments"], fresh)
+            case "session":
+                yield self.buy(token())
             case "gateway":
                 yield send(ports["gateway"], path="/v1/openai/models", headers=[header.replace("$TOKEN", gateway_token()) for header in gateway_headers])
 
     async def first_time(self, port, token):
         if await send(port, token) == 200:
             self.known = (self.known + [token])[-30:]
+
+    async def buy(self, token):
+        _, answer = await ask_for(ports["sessions"], token, "/session", (), "POST")
+        if bought := re.search(r'"session":"([^"]+)"', answer):
+            for _ in range(5):
+                await send(ports["sessions"], headers=[f"X-Device-Session: {bought[1]}"])
 
     def go(self, work):
         task = asyncio.ensure_future(work)
@@ -300,6 +313,7 @@ try:
         "next-release": {**apple, "ENFORCEMENT": "monitor"},
     }.items():
         ports[name], _ = start_server(name, "axum", settings)
+    ports["sessions"], _ = start_server("sessions", "session", shared)
     # The gateway makes up a provider, keys for it, and an Apple.
     ports["gateway"], text = start_server("gateway", "ai_gateway", {}, r"/usage -H")
     hint = re.search(r"curl -i \S+/v1/openai/models (.*)", text)[1]
@@ -322,7 +336,7 @@ try:
     faults = check()
     picture("rollout", ["Requests that would be refused, by reason", "Share that would be refused"])
     picture("outage", ["Decisions", "Requests to Apple, by result", "The way to Apple", "Calls that were not made, by reason"])
-    picture("fleet", ["Requests by instance", "Cache hits", "Redis", "Uses of split keys"])
+    picture("fleet", ["Requests by instance", "Evidence of the admitted", "Cache hits", "Redis"])
     if faults:
         sys.exit("\n".join(faults))
     print("every panel and every rule has an answer")

@@ -26,7 +26,7 @@
 //! | `APPLE_JWT_ISS`, `APPLE_JWT_KID`, `APPLE_JWT_PRIVATE_KEY` | team id, key id and `.p8` file; without them, a fake Apple in this process is asked |
 //! | `DEVICECHECK_PRODUCTION_URL`, `DEVICECHECK_DEVELOPMENT_URL` | asked in the place of Apple's two servers |
 //! | `LISTEN` | default `127.0.0.1:3000` |
-//! | `REQUEST_HEAD_TIMEOUT`, `SHUTDOWN_TIMEOUT`, `RUST_LOG` | as for the example `axum` |
+//! | `REQUEST_HEAD_TIMEOUT`, `SHUTDOWN_TIMEOUT`, `METRICS_LISTEN`, `RUST_LOG` | as for the example `axum` |
 
 mod shared;
 
@@ -55,6 +55,7 @@ fn main() -> ExitCode {
 }
 
 async fn serve() -> Result<(), BoxError> {
+    shared::metrics::serve().await?;
     let apple = Apple::from_env().await?;
     apple.check(Environment::Production).await?;
     let settings = Settings::from_env(&apple.client).await?;

@@ -14,6 +14,7 @@ use crate::gate::body::ResponseBody;
 use crate::gate::decision::{DeviceOutcome, Rejected, VerifiedDevice};
 use crate::gate::error::VerifyError;
 use crate::gate::rejection::{ProblemDetails, Rejection, RejectionResponse};
+use crate::meter::{SESSIONS, label};
 use crate::runtime::wall_clock;
 use crate::session::claims::Claims;
 #[cfg(feature = "jwt")]
@@ -116,6 +117,7 @@ impl Exchange {
         let issued = self.sessions.issue(device, &head.headers, self.is_limited_use, wall_clock());
         let issued = issued.map_err(|rejected| rejected.rejection())?;
         let text = self.mint(&issued.claims).map_err(|rejected| rejected.rejection())?;
+        SESSIONS.add([label("bought_with", issued.claims.bought_with.as_str()), label("by", "exchange")]);
         Ok((text, issued.lifetime))
     }
 

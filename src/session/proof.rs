@@ -12,6 +12,7 @@ use crate::gate::headers::take_only;
 use crate::gate::proof::{Facts, Proof, Step};
 use crate::gate::rejection::Rejection;
 use crate::gate::routing::Environment;
+use crate::meter::{SESSIONS, label};
 use crate::replay::{Claim, ErasedReplayGuard, ReplayGuard, ReplayKey, admit_once, owner::Owner};
 use crate::session::claims::{Claims, NO_SUBJECT, Session, time, to_hex};
 use crate::session::evidence::{SCHEME, evidence};
@@ -243,6 +244,7 @@ impl Proof for SessionProof {
         let text = self.sessions.mint(&issued.claims).ok()?;
         let mut text = HeaderValue::from_maybe_shared(Bytes::from(text)).ok()?;
         text.set_sensitive(true);
+        SESSIONS.add([label("bought_with", issued.claims.bought_with.as_str()), label("by", "hand_out")]);
         let mut headers = HeaderMap::with_capacity(3);
         headers.insert(HEADER, text);
         headers.insert(EXPIRES_IN, issued.lifetime.into());
