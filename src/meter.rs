@@ -7,7 +7,10 @@
 use std::{borrow::Cow, time::Duration};
 
 #[cfg(feature = "metrics")]
-use std::sync::{PoisonError, RwLock};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{PoisonError, RwLock},
+};
 
 /// The name and the value of a label. No client chooses a value, and no value is secret.
 pub(crate) type Label = (&'static str, Cow<'static, str>);
@@ -55,7 +58,7 @@ table! {
     APPLE_WAITING: Gauge = "devicecheck_apple_waiting", "Calls to Apple that wait for a slot.";
     APPLE_TURNED_AWAY: Counter = "devicecheck_apple_turned_away_total", "Calls to Apple that were not made.";
     APPLE_AVAILABILITY: Gauge = "devicecheck_apple_availability",
-        "1 for the state of the way to Apple, 0 for its other states. Absent until the state changes.";
+        "Clients whose way to Apple is in this state. A client counts once its state has changed.";
     PROVIDER_TOKENS: Counter = "devicecheck_provider_tokens_total", "Provider tokens that were signed.";
     REDIS_FAILURES: Counter = "devicecheck_redis_failures_total", "Commands that Redis did not carry out in time.";
     REDIS_INCIDENTS: Gauge = "devicecheck_redis_incidents", "Incidents of Redis that are not over.";
@@ -77,6 +80,13 @@ fn labels<const N: usize>(labels: [Label; N]) -> Vec<metrics::Label> {
     labels.into_iter().map(|(name, value)| metrics::Label::new(name, value)).collect()
 }
 
+/// Records. A recorder that panics loses a value, and no slot, lock or request: callers record under locks and while
+/// they drop.
+#[cfg(feature = "metrics")]
+fn safely(record: impl FnOnce()) {
+    let _ = catch_unwind(AssertUnwindSafe(record));
+}
+
 impl Counter {
     /// Adds one.
     pub(crate) fn add<const N: usize>(&self, labels: [Label; N]) {
@@ -86,7 +96,7 @@ impl Counter {
     /// Adds one to the series with labels that take work to make.
     pub(crate) fn add_with<const N: usize>(&self, labels: impl FnOnce() -> [Label; N]) {
         #[cfg(feature = "metrics")]
-        self.of(labels()).increment(1);
+        safely(|| self.of(labels()).increment(1));
         #[cfg(not(feature = "metrics"))]
         let _ = labels;
     }
@@ -107,17 +117,21 @@ impl Gauge {
     pub(crate) fn move_by(&self, before: usize, after: usize) {
         #[cfg(feature = "metrics")]
         if before != after {
-            metrics::gauge!(self.0).increment(after as f64 - before as f64);
+            safely(|| metrics::gauge!(self.0).increment(after as f64 - before as f64));
         }
         #[cfg(not(feature = "metrics"))]
         let _ = (before, after);
     }
 
-    pub(crate) fn set<const N: usize>(&self, value: bool, with: [Label; N]) {
+    /// Adds or takes one where something begins or ends to be so. Makes the series in any case.
+    pub(crate) fn change<const N: usize>(&self, was: bool, is: bool, with: [Label; N]) {
         #[cfg(feature = "metrics")]
-        metrics::gauge!(self.0, labels(with)).set(f64::from(u8::from(value)));
+        safely(|| {
+            let change = f64::from(u8::from(is)) - f64::from(u8::from(was));
+            metrics::gauge!(self.0, labels(with)).increment(change);
+        });
         #[cfg(not(feature = "metrics"))]
-        let _ = (value, with);
+        let _ = (was, is, with);
     }
 
     #[cfg(feature = "metrics")]
@@ -129,7 +143,7 @@ impl Gauge {
 impl Histogram {
     pub(crate) fn record<const N: usize>(&self, time: Duration, with: [Label; N]) {
         #[cfg(feature = "metrics")]
-        metrics::histogram!(self.0, labels(with)).record(time);
+        safely(|| metrics::histogram!(self.0, labels(with)).record(time));
         #[cfg(not(feature = "metrics"))]
         let _ = (time, with);
     }
@@ -157,7 +171,7 @@ impl<K: Copy + PartialEq> HotCounter<K> {
         with: impl FnOnce(K) -> [Label; N],
     ) {
         #[cfg(feature = "metrics")]
-        {
+        safely(|| {
             let key = key();
             let series = self.series.read().unwrap_or_else(PoisonError::into_inner);
             if let Some((_, known)) = series.iter().find(|(known, _)| *known == key) {
@@ -167,7 +181,7 @@ impl<K: Copy + PartialEq> HotCounter<K> {
             let new = counter.of(with(key));
             new.increment(1);
             self.series.write().unwrap_or_else(PoisonError::into_inner).push((key, new));
-        }
+        });
         #[cfg(not(feature = "metrics"))]
         let _ = (counter, key, with, &self.series);
     }

@@ -210,18 +210,36 @@ impl Breaker {
         let mut told = lock(&self.sides.of(environment).told);
         let noted = lock(&self.sides.of(environment).state).open.as_ref().map(|open| open.availability);
         let availability = noted.unwrap_or(Availability::Available);
-        if told.replace(availability) == Some(availability) {
+        let before = told.replace(availability);
+        if before == Some(availability) {
             return;
         }
-        for state in [Availability::Available, Availability::Down, Availability::HeldOff] {
-            let labels = [label("environment", environment.as_str()), label("state", state.as_str())];
-            APPLE_AVAILABILITY.set(state == availability, labels);
-        }
+        report(environment, before, Some(availability));
         let availability_name = availability.as_str();
         event!(target: TARGET, Level::DEBUG, %environment, availability = availability_name, "the way to Apple");
         if let Some(listener) = &self.listener {
             listener(environment, availability);
         }
+    }
+}
+
+/// A client that is gone is in no state.
+impl Drop for Breaker {
+    fn drop(&mut self) {
+        for environment in [Environment::Production, Environment::Development] {
+            let told = lock(&self.sides.of(environment).told).take();
+            if told.is_some() {
+                report(environment, told, None);
+            }
+        }
+    }
+}
+
+/// Moves a client from one state to another in the metric, which counts the clients in each state.
+fn report(environment: Environment, before: Option<Availability>, after: Option<Availability>) {
+    for state in [Availability::Available, Availability::Down, Availability::HeldOff] {
+        let labels = [label("environment", environment.as_str()), label("state", state.as_str())];
+        APPLE_AVAILABILITY.change(before == Some(state), after == Some(state), labels);
     }
 }
 

@@ -139,6 +139,7 @@ impl Caller {
         let until = later(call.started, self.total_timeout);
         let left = until.saturating_duration_since(Instant::now());
         if driven.0 && left.is_zero() {
+            not_made("too_late");
             return Err(call.no_answer(TOO_LATE, None));
         }
         let mut slot = self.slot(call, driven, until).await?;

@@ -301,6 +301,10 @@ impl<M: BodyMode> Gate<M> {
             Next::Decided(decision) => self.conclude(decision, facts, began, head),
             Next::Ask(answer) => {
                 let (gate, began) = (Arc::clone(self), began.clone());
+                // Not when the request began: the client may take its time for the body.
+                let asked = facts.moment().monotonic;
+                let span = span::of_check();
+                let recorded = span.clone();
                 let check = async move {
                     let step = match within(gate.deadline, AssertUnwindSafe(answer).catch_unwind()).await {
                         Ok(answer) => answer.unwrap_or_else(|_| panicked()),
@@ -310,11 +314,11 @@ impl<M: BodyMode> Gate<M> {
                     };
                     gate.note_verdict(&step);
                     if let Next::Decided(decision) = &step.0 {
-                        span::decided(decision, &began, gate.enforcement);
+                        span::decided(&recorded, decision, &began, asked, gate.enforcement);
                     }
                     Answer { gate, began, step }
                 };
-                Progress::Wait(Box::pin(check.instrument(span::of_check())))
+                Progress::Wait(Box::pin(check.instrument(span)))
             }
             Next::NeedsBody(limit, then) => {
                 let (gate, began) = (Arc::clone(self), began.clone());

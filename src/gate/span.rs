@@ -10,6 +10,7 @@ use crate::gate::decision::{Enforcement, Rejected, VerifiedDevice};
 use crate::gate::observer::{Chain, Outcome, TARGET};
 use crate::gate::proof::Facts;
 use crate::meter::{CHECK_DURATION, label};
+use crate::runtime::Instant;
 
 /// Makes the span of a check. Its parent is the span in which the service is called.
 pub(super) fn of_check() -> Span {
@@ -28,14 +29,19 @@ pub(super) fn of_check() -> Span {
     )
 }
 
-/// Records the end of the check in the current span, which [`of_check`] has made.
-pub(super) fn decided(decision: &Result<VerifiedDevice, Rejected>, began: &Facts, enforcement: Enforcement) {
+/// Records the end of a check that began to ask at `asked`, in the span that [`of_check`] has made.
+pub(super) fn decided(
+    span: &Span,
+    decision: &Result<VerifiedDevice, Rejected>,
+    began: &Facts,
+    asked: Instant,
+    enforcement: Enforcement,
+) {
     let outcome = match decision {
         Ok(device) => Outcome::Verified(device),
         Err(rejected) => Outcome::Rejected(&rejected.rejection),
     };
-    CHECK_DURATION.record(began.moment().monotonic.elapsed(), [label("outcome", outcome.as_str())]);
-    let span = Span::current();
+    CHECK_DURATION.record(asked.elapsed(), [label("outcome", outcome.as_str())]);
     span.record("outcome", outcome.as_str());
     span.record("enforced", enforcement == Enforcement::Enforce);
     match decision {

@@ -1,7 +1,11 @@
 //! The health of Redis: a limit on commands while it does not answer, and the log of incidents.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::{mem, sync::Mutex, time::Duration};
+use std::{
+    mem,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use tracing::{info, warn};
 
@@ -164,6 +168,14 @@ impl RedisHealth {
             REDIS_INCIDENTS.move_by(1, 0);
             info!(target: TARGET, failures, used_by, "Redis serves again");
         }
+    }
+}
+
+/// Nobody asks this server any more, so its incident is no longer one.
+impl Drop for RedisHealth {
+    fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        REDIS_INCIDENTS.move_by(usize::from(!state.incident.faults.is_empty()), 0);
     }
 }
 

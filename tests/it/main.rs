@@ -21,6 +21,8 @@ mod gateway;
 mod limiter;
 #[cfg(feature = "_prometheus")]
 mod metrics;
+#[cfg(feature = "_prometheus")]
+mod metrics_faults;
 mod outage;
 mod overload;
 mod overload_attacks;

@@ -20,13 +20,13 @@ use crate::split_key::KEYS;
 use crate::support::{App, Apple, get, plain};
 
 /// A recorder for this test's thread.
-struct Metrics {
+pub(crate) struct Metrics {
     handle: PrometheusHandle,
     _local: metrics::LocalRecorderGuard<'static>,
 }
 
 impl Metrics {
-    fn record() -> Self {
+    pub(crate) fn record() -> Self {
         let recorder: &'static PrometheusRecorder =
             Box::leak(Box::new(PrometheusBuilder::new().build_recorder()));
         let local = metrics::set_default_local_recorder(recorder);
@@ -42,7 +42,7 @@ impl Metrics {
     }
 
     /// The value of a series, whose labels may be in any order.
-    fn value(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
+    pub(crate) fn value(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
         let labels: BTreeSet<_> = labels.iter().map(|(name, value)| format!(r#"{name}="{value}""#)).collect();
         self.text().lines().filter(|line| !line.starts_with('#')).find_map(|line| {
             let (series, value) = line.rsplit_once(' ')?;

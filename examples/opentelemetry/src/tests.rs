@@ -5,13 +5,14 @@
 use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use axum::{
     body::{Body, Bytes},
     http::{Request, StatusCode},
 };
-use futures_util::future::join_all;
+use futures_util::{FutureExt, future::join_all};
 use opentelemetry::{
     Value,
     trace::{SpanKind, Status, TraceId},
@@ -164,5 +165,43 @@ async fn an_outage_is_an_error_in_the_trace() {
     for request in &requests {
         assert_eq!(attribute(request, "error.type").as_deref(), Some("transport"));
         assert!(matches!(request.status, Status::Error { .. }));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_check_stays_in_the_trace_of_its_first_request_and_every_span_ends_with_it() {
+    for is_joined in [true, false] {
+        let (spans, _guard) = collect();
+        let apple = FakeApple::new();
+        let slow = || Reply::status(503).delay(Duration::from_millis(100));
+        apple.script(slow());
+        apple.always(Reply::normal().delay(Duration::from_millis(100)));
+        let client = AppleClient::builder(apple.credentials()).transport(apple.transport()).build().unwrap();
+        let app = app(client);
+        let token = apple.genuine_token(Environment::Production);
+        let mut first = Box::pin(get(&app, &token));
+        assert!(first.as_mut().now_or_never().is_none());
+        let mut second = is_joined.then(|| Box::pin(get(&app, &token)));
+        if let Some(second) = &mut second {
+            assert!(second.as_mut().now_or_never().is_none());
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        drop(first);
+        match second {
+            Some(second) => assert_eq!(second.await, StatusCode::OK),
+            None => tokio::time::sleep(Duration::from_secs(1)).await,
+        }
+        // Without anybody who waits, no retry is worth its while.
+        let asked = if is_joined { 2 } else { 1 };
+        assert_eq!(apple.calls(), asked);
+
+        let checks = take(&spans, "devicecheck");
+        let left: Vec<_> = checks.iter().filter(|check| attribute(check, "outcome").is_none()).collect();
+        let [left] = left[..] else { panic!("one check has no outcome") };
+        let requests = take(&spans, "POST");
+        assert_eq!((checks.len(), requests.len(), take(&spans, "request").len()), (asked, asked, asked));
+        for request in &requests {
+            assert_eq!(request.parent_span_id, left.span_context.span_id());
+        }
     }
 }

@@ -52,7 +52,8 @@ use crate::runtime::{lock, wall_clock};
 ///   report's own.
 /// * 64 labels have a row. If another label comes, the label with the fewest requests loses its row, of several the one
 ///   that has been silent the longest. Its counts go to the common row `(other)`. A flood of labels that are all
-///   different therefore does not displace the versions with many requests.
+///   different therefore does not displace the versions with many requests. Clients that send 64 labels many times each
+///   do, and as long as they send more labels, a version that is new has no row: its requests are in `(other)`.
 /// * Requests without a label, or with an empty one, have the row `(none)`.
 ///
 /// A report with 64 labels takes less than 64 KiB.

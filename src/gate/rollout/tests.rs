@@ -278,3 +278,19 @@ fn debug_shows_no_head() {
     let shown = format!("{event:?} {:?}", by_version());
     assert!(shown.contains("MalformedToken(Empty)") && !shown.contains("secret"), "{shown}");
 }
+
+#[test]
+fn a_version_that_is_new_during_a_flood_of_known_labels_is_among_the_others() {
+    let report = by_extension();
+    let send = |label: &str| verified(&report, Enforcement::Monitor, fresh(), Some(label));
+    (0..2 * 64).for_each(|number| send(&format!("flood-{}", number % 64)));
+    for number in 0..100 {
+        send("2.0.0");
+        send(&format!("more-{number}"));
+    }
+    let all = parsed(&report);
+    assert!(all["labels"].get("2.0.0").is_none(), "{report}");
+    // After the flood, the version gets a row.
+    (0..2).for_each(|_| send("2.0.0"));
+    assert_eq!(parsed(&report)["labels"]["2.0.0"]["checked"], 2);
+}

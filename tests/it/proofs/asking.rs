@@ -92,6 +92,22 @@ async fn nobody_is_asked_about_a_body_that_is_not_what_it_should_be() {
     assert_eq!((asked.get(), app.reader.calls(), app.apple.calls()), (1, 1, 0));
 }
 
+#[cfg(feature = "_prometheus")]
+#[tokio::test(start_paused = true)]
+async fn the_time_of_a_check_leaves_out_the_time_in_which_the_client_sends_the_body() {
+    let metrics = crate::metrics::Metrics::record();
+    let asked = Counter::default();
+    let app = BodyApp::with(ReadBodies::new(), digest_then_unseen(&asked));
+    let slow = stream::once(async {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        data("body")
+    });
+    assert_eq!(app.post(b"body", Pieces::new(slow)).await, 200);
+    let time = metrics.value("devicecheck_check_duration_seconds_sum", &[("outcome", "verified")]);
+    assert_eq!(time, Some(0.0));
+    assert_eq!((asked.get(), app.apple.calls()), (1, 0));
+}
+
 #[tokio::test]
 async fn a_proof_that_needs_bodies_is_not_added_to_a_layer_that_reads_none() {
     let apple = Apple::new();
