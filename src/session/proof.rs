@@ -25,12 +25,6 @@ pub(super) const HEADER: HeaderName = HeaderName::from_static("x-device-session"
 /// The seconds that a session handed out in a response has left.
 const EXPIRES_IN: HeaderName = HeaderName::from_static("x-device-session-expires-in");
 
-/// The time for which a hand-out is remembered, at least: fresh evidence is that of requests which waited for one answer
-/// together, at most for the deadline of a layer.
-const HAND_OUT_PERIOD: Duration = Duration::from_secs(60);
-/// The most hand-outs of such a time that are remembered.
-const HANDED_OUT: usize = 10_000;
-
 /// The proof that admits requests by a session in the header `X-Device-Session`. Give it to
 /// [`DeviceCheckLayer::with_sessions`](crate::DeviceCheckLayer::with_sessions).
 ///
@@ -104,13 +98,14 @@ impl SessionProof {
     ///
     /// A shared cache that keeps responses in spite of `no-store` gives one device's session to others.
     pub fn with_hand_out(mut self, hand_out: bool) -> Self {
-        self.handed_out = hand_out.then(|| Arc::new(Recent::new(HAND_OUT_PERIOD, HANDED_OUT)));
+        self.handed_out = hand_out.then(|| Arc::new(Recent::buyers()));
         self
     }
 
     /// Lets a session count for this much longer than to its end, at most 24 hours, while `is_down` says of its
     /// environment that Apple is known to be down, and clients can therefore buy no other. Such a device has evidence
-    /// that begins with `degraded-session-`, and [`Session::is_degraded`] is true. Default: none.
+    /// that begins with `degraded-session-`, and [`Session::is_degraded`] is true. A session with limited use has no
+    /// grace. Default: none.
     ///
     /// ```
     /// use std::time::Duration;
