@@ -23,7 +23,7 @@ use crate::session::evidence::purchase;
 use crate::session::key::{SessionKey, fill};
 use crate::session::recent::Recent;
 use crate::session::revocation::Revocations;
-use crate::session::revoked::unix_seconds;
+use crate::session::revoked::{CLOCK_SKEW, unix_seconds};
 use crate::session::ring::KeyRing;
 #[cfg(feature = "redis")]
 use crate::session::shared_revocations::{Link, WithoutRedis};
@@ -34,8 +34,6 @@ pub(super) const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 const DEFAULT_LIFETIME: Duration = Duration::from_secs(60 * 60);
 /// The life of a session that admits one request only.
 const LIMITED_USE_LIFETIME: u32 = 5 * 60;
-/// A replica's clock may be ahead of this one's by so many seconds.
-const CLOCK_SKEW: u32 = 60;
 
 /// The sessions of one app: its keys, the life of a session, and what is revoked.
 ///

@@ -254,8 +254,8 @@ mod replicas {
             writer.sessions.revocations().revoke_session([number; 16].into(), until).await.unwrap();
         };
         let hour = Duration::from_secs(60 * 60);
-        revoke(1, now + hour).await;
         revoke(2, now + Duration::from_secs(1)).await;
+        revoke(1, now + hour).await;
         let reader = replica(&apple, &server, WithoutRedis::Refuse).await;
         assert_eq!(reader.sessions.revocations().len(), 2);
         let keys: Vec<String> = redis::cmd("KEYS").arg("*").query_async(&mut redis).await.unwrap();
@@ -274,8 +274,6 @@ mod replicas {
             redis::cmd("ZCARD").arg(key).query_async::<usize>(redis).await.unwrap()
         };
         assert_eq!(cards(key(":denied"), &mut redis).await, 1, "the second one is over");
-        let version: String = redis::cmd("GET").arg(key(":version")).query_async(&mut redis).await.unwrap();
-        assert!(version.ends_with(":3"), "{version}");
         assert_eq!(apple.calls(), 0);
     }
 
