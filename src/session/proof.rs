@@ -72,7 +72,7 @@ impl SessionProof {
     }
 
     /// Admits sessions with limited use, each for one request. All replicas must share the guard, and it must remember
-    /// for 5 minutes at least, as its default does. Without a guard, such sessions are refused. Default: none.
+    /// for 6 minutes at least, as its default does: 5 of the session, and 1 by which clocks may differ. Without a guard, such sessions are refused. Default: none.
     ///
     /// While the guard fails, such requests are rejected as [`Unavailable`](crate::Rejection::Unavailable).
     pub fn with_limited_use(mut self, guard: impl ReplayGuard) -> Self {
@@ -96,7 +96,8 @@ impl SessionProof {
     ///
     /// # Danger
     ///
-    /// A shared cache that keeps responses in spite of `no-store` gives one device's session to others.
+    /// A shared cache that keeps responses in spite of `no-store` gives one device's session to others. Some obey another
+    /// header of the response instead, such as `CDN-Cache-Control`, which this layer does not change.
     pub fn with_hand_out(mut self, hand_out: bool) -> Self {
         self.handed_out = hand_out.then(|| Arc::new(Recent::buyers()));
         self
