@@ -101,8 +101,8 @@ impl<M: BodyMode> DeviceCheckLayer<M> {
     }
 
     /// Admits requests by a session, too. The layer looks at sessions before it looks at device tokens, and after all
-    /// proofs [added before](Self::add_proof_before) so far. Default: no sessions. See
-    /// [the module's docs](crate::session).
+    /// proofs [added before](Self::add_proof_before) so far. If a session and a device token come together, the session
+    /// decides. Default: no sessions. See [the module's docs](crate::session).
     ///
     /// Leave it off the layer in front of an [`Exchange`](crate::session::Exchange).
     ///

@@ -1,6 +1,6 @@
 //! Removing credentials from headers, and putting them back if the operator forwards them.
 
-use http::{HeaderMap, HeaderName, HeaderValue, Uri, request};
+use http::{HeaderMap, HeaderName, HeaderValue, Uri, header::CACHE_CONTROL, request};
 
 use crate::gate::{credential::BEARER, rejection::MalformedToken};
 
@@ -27,13 +27,15 @@ pub(crate) fn take_only(
     if repeated { Err(MalformedToken::Repeated) } else { Ok(value) }
 }
 
-/// Appends headers. Existing headers stay.
+/// Appends headers. Existing headers stay, except for `Cache-Control`: some caches look only at the first one.
 pub(crate) fn append(headers: &mut HeaderMap, more: HeaderMap) {
     let mut last = None;
     for (name, value) in more {
         last = name.or(last);
-        if let Some(name) = &last {
-            headers.append(name, value);
+        match &last {
+            Some(name) if *name == CACHE_CONTROL => drop(headers.insert(name, value)),
+            Some(name) => drop(headers.append(name, value)),
+            None => {}
         }
     }
 }

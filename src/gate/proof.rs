@@ -81,7 +81,8 @@ pub trait Proof: Send + Sync + 'static {
     /// Headers for the response to an admitted request. Default: none.
     ///
     /// The gate calls this on every proof of the layer for each admitted request, no matter which proof decided. It
-    /// calls it before the inner service runs, and appends the headers to the inner service's response. A proof that
+    /// calls it before the inner service runs, and appends the headers to the inner service's response. A `Cache-Control`
+    /// replaces that of the response. A proof that
     /// issues something should do so on [fresh](Evidence::is_fresh) evidence only; otherwise every remembered admission
     /// would issue something, too.
     ///

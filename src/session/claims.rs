@@ -154,6 +154,7 @@ impl fmt::Debug for SessionId {
 /// /// Sign-out: the route revokes the session that it was called with.
 /// async fn sign_out(device: &VerifiedDevice, sessions: &tower_devicecheck::session::Sessions) {
 ///     if let Some(session) = Session::of(device) {
+///         // With grace, add it.
 ///         let revoked = sessions.revocations().revoke_session(session.id(), session.expires_at()).await;
 ///         // Report an error to the operator.
 ///         drop(revoked);

@@ -15,7 +15,7 @@ use crate::gate::decision::{DeviceOutcome, Rejected, VerifiedDevice};
 use crate::gate::error::VerifyError;
 use crate::gate::rejection::{ProblemDetails, Rejection, RejectionResponse};
 use crate::meter::{SESSIONS, label};
-use crate::runtime::wall_clock;
+use crate::runtime::{Instant, wall_clock};
 use crate::session::claims::Claims;
 #[cfg(feature = "jwt")]
 use crate::session::jwt::Jwts;
@@ -34,7 +34,7 @@ use crate::session::sessions::Sessions;
 /// |---|---|
 /// | [fresh](crate::Evidence::is_fresh) evidence of a device token, or of App Attest | 200 |
 /// | a debug token | 200: the session is marked as that of a debug token |
-/// | a verdict that was remembered, or a session | 401, [`ReusedToken`](crate::Rejection::ReusedToken) |
+/// | a token that has bought a session in the last minute, a verdict that was remembered, or a session | 401, [`ReusedToken`](crate::Rejection::ReusedToken) |
 /// | a [revoked](crate::session::Revocations::revoke_subject) subject | 401, [`RefusedToken`](crate::Rejection::RefusedToken) |
 /// | no [`VerifiedDevice`], because no layer is in front, or the route is exempt | 500, [`Misconfigured`](crate::Rejection::Misconfigured) |
 /// | another method | 405 |
@@ -42,6 +42,9 @@ use crate::session::sessions::Sessions;
 /// A session never buys a session: otherwise one stolen session would live for ever. Leave
 /// [`with_sessions`](crate::DeviceCheckLayer::with_sessions) off the layer in front, so that a client that still sends
 /// its old session is judged by its token.
+///
+/// Of several requests that come with one token together, one buys a session. This is known to one process; a layer with
+/// [`with_single_use`](crate::DeviceCheckLayer::with_single_use) makes it hold for all replicas.
 ///
 /// A debug token that expires, or is taken off the server, does not end the sessions that it has bought.
 #[derive(Clone, Debug)]
@@ -116,6 +119,7 @@ impl Exchange {
         };
         let issued = self.sessions.issue(device, &head.headers, self.is_limited_use, wall_clock());
         let issued = issued.map_err(|rejected| rejected.rejection())?;
+        self.sessions.check_buyer(device, Instant::now()).map_err(|rejected| rejected.rejection())?;
         let text = self.mint(&issued.claims).map_err(|rejected| rejected.rejection())?;
         SESSIONS.add([label("bought_with", issued.claims.bought_with.as_str()), label("by", "exchange")]);
         Ok((text, issued.lifetime))

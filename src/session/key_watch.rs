@@ -14,7 +14,8 @@ impl Sessions {
     /// Loads the key ring at each interval, and [takes it](Self::replace_keys) if it has changed. Needs the feature
     /// `tokio`.
     ///
-    /// If the ring cannot be loaded, the keys stay, and a warning is logged once until it can be loaded again.
+    /// If the ring cannot be loaded, the keys stay, and a warning is logged once until it can be loaded again. Replace a
+    /// file by renaming another one: a file that is half written may hold a ring with fewer keys.
     ///
     /// ```no_run
     /// use std::time::Duration;

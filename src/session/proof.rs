@@ -26,12 +26,6 @@ pub(super) const HEADER: HeaderName = HeaderName::from_static("x-device-session"
 /// The seconds that a session handed out in a response has left.
 const EXPIRES_IN: HeaderName = HeaderName::from_static("x-device-session-expires-in");
 
-/// The time for which a hand-out is remembered, at least: fresh evidence is that of requests which waited for one answer
-/// together, at most for the deadline of a layer.
-const HAND_OUT_PERIOD: Duration = Duration::from_secs(60);
-/// The most hand-outs of such a time that are remembered.
-const HANDED_OUT: usize = 10_000;
-
 /// The proof that admits requests by a session in the header `X-Device-Session`. Give it to
 /// [`DeviceCheckLayer::with_sessions`](crate::DeviceCheckLayer::with_sessions).
 ///
@@ -79,7 +73,7 @@ impl SessionProof {
     }
 
     /// Admits sessions with limited use, each for one request. All replicas must share the guard, and it must remember
-    /// for 5 minutes at least, as its default does. Without a guard, such sessions are refused. Default: none.
+    /// for 6 minutes at least, as its default does: 5 of the session, and 1 by which clocks may differ. Without a guard, such sessions are refused. Default: none.
     ///
     /// While the guard fails, such requests are rejected as [`Unavailable`](crate::Rejection::Unavailable).
     pub fn with_limited_use(mut self, guard: impl ReplayGuard) -> Self {
@@ -103,15 +97,17 @@ impl SessionProof {
     ///
     /// # Danger
     ///
-    /// A shared cache that keeps responses in spite of `no-store` gives one device's session to others.
+    /// A shared cache that keeps responses in spite of `no-store` gives one device's session to others. Some obey another
+    /// header of the response instead, such as `CDN-Cache-Control`, which this layer does not change.
     pub fn with_hand_out(mut self, hand_out: bool) -> Self {
-        self.handed_out = hand_out.then(|| Arc::new(Recent::new(HAND_OUT_PERIOD, HANDED_OUT)));
+        self.handed_out = hand_out.then(|| Arc::new(Recent::buyers()));
         self
     }
 
     /// Lets a session count for this much longer than to its end, at most 24 hours, while `is_down` says of its
     /// environment that Apple is known to be down, and clients can therefore buy no other. Such a device has evidence
-    /// that begins with `degraded-session-`, and [`Session::is_degraded`] is true. Default: none.
+    /// that begins with `degraded-session-`, and [`Session::is_degraded`] is true. A session with limited use has no
+    /// grace. Default: none.
     ///
     /// ```
     /// use std::time::Duration;

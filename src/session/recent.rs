@@ -18,6 +18,19 @@ struct Periods<K, V> {
     began: Option<Instant>,
 }
 
+/// The time for which a buyer is remembered, at least: fresh evidence is that of requests which waited for one answer
+/// together, at most for the deadline of a layer.
+const BUYER_PERIOD: Duration = Duration::from_secs(60);
+/// The most buyers of such a time that are remembered.
+const BUYERS: usize = 10_000;
+
+impl<K: Eq + Hash> Recent<K, ()> {
+    /// The memory of who has got a session, so that one answer of Apple buys one session.
+    pub(super) fn buyers() -> Self {
+        Self::new(BUYER_PERIOD, BUYERS)
+    }
+}
+
 impl<K: Eq + Hash, V: Copy> Recent<K, V> {
     /// An entry is remembered for one period at least, unless more come, and for two at most.
     pub(super) fn new(period: Duration, capacity: usize) -> Self {

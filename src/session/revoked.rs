@@ -11,6 +11,9 @@ use std::{
 use crate::runtime::{SystemTime, read, since_epoch, write};
 use crate::session::claims::{Claims, NO_SUBJECT};
 
+/// A replica's clock may be ahead of this one's by so many seconds.
+pub(super) const CLOCK_SKEW: u32 = 60;
+
 /// The revocations that this process knows.
 #[derive(Default)]
 pub(super) struct Revoked {

@@ -74,7 +74,9 @@ impl KeyRing {
     pub fn from_env() -> Result<Self, SessionError> {
         let text = env::var("SESSION_KEYS").map(Zeroizing::new);
         // The error of a variable that is not text quotes the variable.
-        text.map_err(|_| SessionError::new("SESSION_KEYS: it is not set, or not text"))?.parse()
+        text.map_err(|_| SessionError::new("SESSION_KEYS: it is not set, or not text"))?.parse().map_err(
+            |error: SessionError| SessionError::new("SESSION_KEYS: it holds no key ring").with_source(error),
+        )
     }
 
     /// Reads the ring from a file. The file system may block.
@@ -86,6 +88,7 @@ impl KeyRing {
         let text = fs::read_to_string(path).map(Zeroizing::new);
         text.map_err(|error| SessionError::new("the file of the key ring cannot be read").with_source(error))?
             .parse()
+            .map_err(|error: SessionError| SessionError::new("the file holds no key ring").with_source(error))
     }
 
     /// The key that signs.

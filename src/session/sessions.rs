@@ -9,6 +9,7 @@ use std::{
 use http::{HeaderMap, HeaderName};
 use subtle::ConstantTimeEq;
 
+use crate::gate::credential::TokenDigest;
 use crate::gate::decision::{Rejected, VerifiedDevice};
 use crate::gate::error::VerifyError;
 use crate::gate::rejection::{MalformedToken, Rejection};
@@ -20,8 +21,9 @@ use crate::session::claims::{Claims, SessionId, shortened, subject_bytes};
 use crate::session::error::SessionError;
 use crate::session::evidence::purchase;
 use crate::session::key::{SessionKey, fill};
+use crate::session::recent::Recent;
 use crate::session::revocation::Revocations;
-use crate::session::revoked::unix_seconds;
+use crate::session::revoked::{CLOCK_SKEW, unix_seconds};
 use crate::session::ring::KeyRing;
 #[cfg(feature = "redis")]
 use crate::session::shared_revocations::{Link, WithoutRedis};
@@ -32,8 +34,6 @@ pub(super) const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 const DEFAULT_LIFETIME: Duration = Duration::from_secs(60 * 60);
 /// The life of a session that admits one request only.
 const LIMITED_USE_LIFETIME: u32 = 5 * 60;
-/// A replica's clock may be ahead of this one's by so many seconds.
-const CLOCK_SKEW: u32 = 60;
 
 /// The sessions of one app: its keys, the life of a session, and what is revoked.
 ///
@@ -53,6 +53,8 @@ pub struct Sessions {
     lifetime: Duration,
     binding: Option<HeaderName>,
     pub(super) revocations: Revocations,
+    /// The tokens that bought a session at an exchange.
+    buyers: Arc<Recent<TokenDigest, ()>>,
 }
 
 /// A new session, for its client.
@@ -100,6 +102,7 @@ impl Sessions {
             lifetime: DEFAULT_LIFETIME,
             binding: None,
             revocations: Revocations::new(),
+            buyers: Arc::new(Recent::buyers()),
         })
     }
 
@@ -116,7 +119,7 @@ impl Sessions {
 
     /// Binds sessions to the value of a header, such as `Authorization`: a session counts only beside the same value,
     /// so a session that was stolen without the user's login is worth nothing. Sessions that are not bound are refused,
-    /// and a purchase without the header, or with several, is rejected as
+    /// and a purchase without the header, with an empty one or with several, is rejected as
     /// [`MalformedToken`](crate::Rejection::MalformedToken). Default: sessions are not bound.
     ///
     /// A client must send the same bytes. When the user's login is renewed, it buys a new session. A bound session is
@@ -190,9 +193,9 @@ impl Sessions {
     fn binding(&self, headers: &HeaderMap) -> Result<Option<[u8; 16]>, MalformedToken> {
         let Some(name) = &self.binding else { return Ok(None) };
         let mut values = headers.get_all(name).iter();
-        match (values.next(), values.next()) {
+        match (values.next().filter(|value| !value.is_empty()), values.next()) {
             (Some(value), None) => Ok(Some(shortened(value.as_bytes()))),
-            (Some(_), Some(_)) => Err(MalformedToken::Repeated),
+            (_, Some(_)) => Err(MalformedToken::Repeated),
             _ => Err(MalformedToken::Incomplete),
         }
     }
@@ -207,9 +210,7 @@ impl Sessions {
     ) -> Result<Issued, Rejected> {
         let Some(bought_with) = purchase(device.evidence()) else {
             // A session buys no session. A remembered verdict says that this token has bought one already, or may have.
-            return Err(
-                Rejected::from(Rejection::ReusedToken).with_reason("no fresh evidence to buy a session")
-            );
+            return Err(reused("no fresh evidence to buy a session"));
         };
         let now = unix_seconds(now);
         let revoked = &self.revocations.state;
@@ -225,8 +226,8 @@ impl Sessions {
         };
         let mut id = [0; 16];
         fill(&mut id).map_err(VerifyError::unavailable)?;
-        // All sessions of a second may have been revoked within this second.
-        let issued = now.max(revoked.issued_before().min(now.saturating_add(1)));
+        // All sessions may have been revoked within this second, or by a server whose clock is ahead.
+        let issued = now.max(revoked.issued_before().min(now.saturating_add(CLOCK_SKEW)));
         let claims = Claims {
             is_limited_use,
             environment: device.environment(),
@@ -238,6 +239,14 @@ impl Sessions {
             binding,
         };
         Ok(Issued { claims, lifetime })
+    }
+
+    /// Of the requests that waited for one answer of Apple together, one buys a session.
+    pub(super) fn check_buyer(&self, device: &VerifiedDevice, now: Instant) -> Result<(), Rejected> {
+        if !device.evidence().is_fresh() || self.buyers.insert(device.digest(), (), now) {
+            return Ok(());
+        }
+        Err(reused("the token has bought a session"))
     }
 
     /// Writes the text of a session.
@@ -284,7 +293,9 @@ impl Sessions {
         if claims.issued > now.saturating_add(CLOCK_SKEW) {
             return Err(refused("a session from the future"));
         }
-        if late.is_some_and(|late| !(circumstances.grace)(claims.environment, late)) {
+        // Without limited use: a guard may have forgotten a session whose time is over.
+        let has_grace = |late| !claims.is_limited_use && (circumstances.grace)(claims.environment, late);
+        if late.is_some_and(|late| !has_grace(late)) {
             return Err(Rejection::ExpiredSession.into());
         }
         let lifetime = claims.expires.checked_sub(claims.issued);
@@ -314,6 +325,10 @@ impl Sessions {
 
 fn derived(ring: &KeyRing, tenant: &str, app_id: &str) -> Result<Vec<SessionKey>, SessionError> {
     ring.keys().map(|master| SessionKey::derive(master, tenant, app_id)).collect()
+}
+
+fn reused(reason: &'static str) -> Rejected {
+    Rejected::from(Rejection::ReusedToken).with_reason(reason)
 }
 
 pub(super) fn refused(reason: &'static str) -> Rejected {

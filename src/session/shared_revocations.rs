@@ -10,9 +10,9 @@ use redis::{FromRedisValue, Value};
 use crate::gate::{decision::Rejected, error::VerifyError};
 use crate::redis::{Access, Redis, RedisFailure, RedisUser};
 use crate::replay::owner::Owner;
-use crate::runtime::{Instant, lock, pause, spawn, wall_clock};
+use crate::runtime::{Instant, lock, pause, since_epoch, spawn, wall_clock};
 use crate::session::claims::{from_hex, to_hex};
-use crate::session::revoked::{Change, Revoked, unix_seconds};
+use crate::session::revoked::{CLOCK_SKEW, Change, Revoked, unix_seconds};
 
 /// The treatment of sessions while this server cannot learn of revocations, because Redis has not answered for 10
 /// seconds.
@@ -46,18 +46,20 @@ const USER: RedisUser = RedisUser {
 // The keys are, in this order:
 // - `denied`: a sorted set of ids and subjects, by the end of their revocation.
 // - `version`: the name of these data, which is another one after Redis has lost them, a colon, and the number of the
-//   last change.
+//   last change. Numbers are a clock's microseconds, so that one that Redis lost in a failover is not given again.
 // - `time`: no session counts that was issued earlier.
 // - `changes`: the same ids and subjects, by the number of their last change.
 
 /// Argument: the version that the caller knows. Returns the version; if it is another one, also the time and the entries
-/// that changed since, with their ends; and if they are all entries, one value more.
+/// that changed since, with their ends; and if they are all entries, one value more. They are all if Redis does not know
+/// the caller's last change, because it has lost it, or all of its entries are over.
 const LOOK: &str = r"
 local version = redis.call('GET', KEYS[2]) or ''
 if version == ARGV[1] and version ~= '' then return {version} end
 local time = redis.call('GET', KEYS[3]) or '0'
 local known, number = string.match(ARGV[1], '^(%x+):(%d+)$')
-if known and known == string.match(version, '^(%x+):') then
+local has = known and redis.call('ZRANGEBYSCORE', KEYS[4], number, number, 'LIMIT', 0, 1)
+if known and known == string.match(version, '^(%x+):') and #has > 0 then
   local changed = {}
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[4], '(' .. number, '+inf')) do
     changed[#changed + 1] = id
@@ -67,8 +69,8 @@ if known and known == string.match(version, '^(%x+):') then
 end
 return {version, time, redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES'), 'all'}";
 
-/// Arguments: the current time, a name for data that have none, the time before which nothing counts, then each entry
-/// after its end. Forgets what is over. Of two times for one entry, the later one counts.
+/// Arguments: the current time, a name for data that have none, the time before which nothing counts, the current time in
+/// microseconds, then each entry after its end. Forgets what is over. Of two times for one entry, the later one counts.
 const CHANGE: &str = r"
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1])) do
   redis.call('ZREM', KEYS[1], id)
@@ -76,8 +78,8 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1])) do
 end
 if tonumber(ARGV[3]) > tonumber(redis.call('GET', KEYS[3]) or '0') then redis.call('SET', KEYS[3], ARGV[3]) end
 local name, number = string.match(redis.call('GET', KEYS[2]) or '', '^(%x+):(%d+)$')
-number = string.format('%d', (number or 0) + 1)
-for i = 4, #ARGV, 2 do
+number = string.format('%d', math.max((number or 0) + 1, tonumber(ARGV[4])))
+for i = 5, #ARGV, 2 do
   local known = redis.call('ZSCORE', KEYS[1], ARGV[i + 1])
   if not known or tonumber(known) < tonumber(ARGV[i]) then
     redis.call('ZADD', KEYS[1], ARGV[i], ARGV[i + 1])
@@ -142,11 +144,12 @@ impl Link {
         let mut entries = change.denied.chunks(ENTRIES_AT_ONCE);
         loop {
             let part = entries.next().unwrap_or_default();
-            let mut command = self.command(CHANGE);
+            let (now, mut command) = (wall_clock(), self.command(CHANGE));
             command
-                .arg(unix_seconds(wall_clock()))
+                .arg(unix_seconds(now))
                 .arg(Owner::random().to_string())
-                .arg(change.issued_before);
+                .arg(change.issued_before)
+                .arg(u64::try_from(since_epoch(now).as_micros()).unwrap_or_default());
             for (id, until) in part {
                 command.arg(*until).arg(&to_hex(id));
             }
@@ -173,10 +176,12 @@ impl Link {
         let missing = match answer.as_slice() {
             [_] => None,
             [version, issued_before, denied, all @ ..] => {
-                let Some((version, news)) = read(version, issued_before, denied) else {
+                let Some((version, mut news)) = read(version, issued_before, denied) else {
                     self.redis.rubbish();
                     return;
                 };
+                // A server whose clock was far ahead has ended what was sold, and not what will be.
+                news.issued_before = news.issued_before.min(now.saturating_add(CLOCK_SKEW));
                 // Redis holds no more than fits, unless its bound was another version's.
                 let _ = revoked.merge(&news, now);
                 lock(&self.progress).version = version;

@@ -1,5 +1,6 @@
 //! Sessions through a layer, under a clock that the tests set.
 
+mod attacks;
 mod checks;
 mod hand_out;
 #[cfg(feature = "jwt")]
