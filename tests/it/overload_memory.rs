@@ -76,7 +76,7 @@ impl OtherProcess {
         line.split_whitespace().next().unwrap().parse::<u64>().unwrap() / 1024
     }
 
-    /// What each of so many waves of 5,000 new devices has left behind, in megabytes.
+    /// Sends so many waves of 5,000 new devices. Returns the megabytes that are left behind after each.
     async fn waves(&self, number: usize) -> Vec<u64> {
         let apple = self.apple.apple();
         let genuine = || apple.genuine_token(Environment::Production);
