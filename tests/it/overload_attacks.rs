@@ -169,20 +169,29 @@ async fn odd_answers_to_one_client_do_not_keep_the_breaker_open() {
             app.status(&realistic_token()).await;
         }
         is_down.store(0, Ordering::SeqCst);
-        let mut admitted = Vec::new();
-        for tick in 0..3_000 {
-            let token = realistic_token();
-            if tick % 100 != 50 {
-                odd_tokens.lock().unwrap().insert(token.trim_end_matches('=').to_owned());
-                app.status(&token).await;
-            } else {
-                admitted.push(app.status(&token).await == StatusCode::OK);
-            }
-            sleep(10 * MS).await;
-        }
+        let admitted = devices_among_odd_tokens(&app, &odd_tokens).await;
         let count = admitted.iter().filter(|admitted| **admitted).count();
         assert!(count * 10 >= admitted.len() * 9, "{odd}: {count} of {} devices", admitted.len());
     }
+}
+
+/// Sends odd tokens for half a minute, and each hundredth time a device. Returns whether each device was admitted.
+async fn devices_among_odd_tokens(
+    app: &App,
+    odd_tokens: &Mutex<std::collections::HashSet<String>>,
+) -> Vec<bool> {
+    let mut admitted = Vec::new();
+    for tick in 0..3_000 {
+        let token = realistic_token();
+        if tick % 100 != 50 {
+            odd_tokens.lock().unwrap().insert(token.trim_end_matches('=').to_owned());
+            app.status(&token).await;
+        } else {
+            admitted.push(app.status(&token).await == StatusCode::OK);
+        }
+        sleep(10 * MS).await;
+    }
+    admitted
 }
 
 /// The same with a token that makes Apple stumble (500), and no outage at all.
@@ -196,17 +205,7 @@ async fn tokens_that_make_apple_stumble_do_not_open_the_breaker_for_everybody() 
         async move { Ok(status(if is_odd { 500 } else { 200 })) }
     });
     let (app, _) = app(builder);
-    let mut admitted = Vec::new();
-    for tick in 0..3_000 {
-        let token = realistic_token();
-        if tick % 100 != 50 {
-            odd_tokens.lock().unwrap().insert(token.trim_end_matches('=').to_owned());
-            app.status(&token).await;
-        } else {
-            admitted.push(app.status(&token).await == StatusCode::OK);
-        }
-        sleep(10 * MS).await;
-    }
+    let admitted = devices_among_odd_tokens(&app, &odd_tokens).await;
     let count = admitted.iter().filter(|admitted| **admitted).count();
     assert!(count * 10 >= admitted.len() * 9, "{count} of {} devices", admitted.len());
 }
