@@ -14,8 +14,8 @@ use crate::device_check::{
 };
 use crate::gate::gate_body::{BodyMode, HeadOnly, ReadBodies};
 use crate::gate::{
-    DeviceCheck, Gate, decision::Enforcement, observer::Observer, proof::Proof, rejection::RejectionResponse,
-    routing::RoutingPolicy, service::Gated,
+    DeviceCheck, Gate, enforcement::Enforcement, observer::Observer, proof::Proof,
+    rejection::RejectionResponse, routing::RoutingPolicy, service::Gated,
 };
 use crate::replay::ReplayGuard;
 

@@ -238,7 +238,8 @@ pub use self::device_check::token_source::{BearerToken, HeaderToken, TokenSource
 pub use self::device_check::verifier::{DeviceVerifier, TokenQuestion};
 pub use self::device_check::{cache, limit};
 pub use self::gate::credential::{Candidate, TokenDigest};
-pub use self::gate::decision::{DeviceOutcome, Enforcement, Evidence, Rejected, VerifiedDevice};
+pub use self::gate::decision::{DeviceOutcome, Evidence, Rejected, VerifiedDevice};
+pub use self::gate::enforcement::Enforcement;
 pub use self::gate::error::{VerifyError, VerifyErrorKind};
 #[cfg(feature = "axum")]
 pub use self::gate::extract::MissingDevice;

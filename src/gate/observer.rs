@@ -5,7 +5,8 @@ use std::{fmt, time::Duration};
 use http::request;
 use tracing::{Level, event};
 
-use crate::gate::decision::{Enforcement, Evidence, Rejected, VerifiedDevice};
+use crate::gate::decision::{Evidence, Rejected, VerifiedDevice};
+use crate::gate::enforcement::Enforcement;
 use crate::gate::error::{VerifyError, impl_error};
 use crate::gate::{credential::TokenDigest, proof::Facts, rejection::Rejection, routing::Environment};
 use crate::{BoxError, runtime::Instant};

@@ -1,6 +1,7 @@
 //! The series of the metric that counts decisions.
 
-use crate::gate::decision::{Enforcement, Evidence};
+use crate::gate::decision::Evidence;
+use crate::gate::enforcement::Enforcement;
 use crate::gate::{observer::Event, routing::Environment};
 use crate::meter::{Label, label};
 

@@ -6,7 +6,8 @@ use tracing::{
     span,
 };
 
-use crate::gate::decision::{Enforcement, Rejected, VerifiedDevice};
+use crate::gate::decision::{Rejected, VerifiedDevice};
+use crate::gate::enforcement::Enforcement;
 use crate::gate::observer::{Chain, Outcome, TARGET};
 use crate::gate::proof::Facts;
 use crate::meter::{CHECK_DURATION, label};
