@@ -26,7 +26,7 @@ use http::{HeaderValue, Request, Response, request};
 use loopback::{Loopback, spend};
 use tokio::runtime::Runtime;
 use tower::{Layer, Service};
-use tower_devicecheck::{DeviceCheckLayer, RolloutReport, Route, TracingObserver, Verdict};
+use tower_devicecheck::{DeviceCheckLayer, Enforcement, RolloutReport, Route, TracingObserver, Verdict};
 
 const WARM_UP: usize = 100;
 const REQUESTS: usize = 200;
@@ -45,6 +45,11 @@ fn main() {
         Some("bare") => count(bare_service(), known),
         Some("exempt") => count(exempt.layer(bare_service()), known),
         Some("hit") => count(ours(Verdict::Genuine).layer(bare_service()), known),
+        Some("shadow-hit") => count(shadow().layer(bare_service()), known),
+        Some("shadow-left-out") => count(shadow().with_shadow_checks(0).layer(bare_service()), fresh_token),
+        Some("shadow-miss") => {
+            count(shadow().with_shadow_checks(usize::MAX).layer(bare_service()), fresh_token)
+        }
         Some("reported-hit") => count(reported().layer(bare_service()), known),
         Some("refused") => count(ours(Verdict::Refused).layer(bare_service()), known),
         Some("miss") => count(ours(Verdict::Genuine).layer(bare_service()), fresh_token),
@@ -77,6 +82,11 @@ fn main() {
 fn reported() -> DeviceCheckLayer {
     let report = RolloutReport::by(|_| Some("1.4.2"));
     ours(Verdict::Genuine).with_observer((TracingObserver, report))
+}
+
+/// The check runs beside the request, and is not counted: this thread's runtime does not run.
+fn shadow() -> DeviceCheckLayer {
+    ours(Verdict::Genuine).with_enforcement(Enforcement::Shadow)
 }
 
 fn count<S, B>(mut service: S, token: impl Fn() -> HeaderValue)

@@ -14,8 +14,8 @@ use crate::device_check::{
 };
 use crate::gate::gate_body::{BodyMode, HeadOnly, ReadBodies};
 use crate::gate::{
-    DeviceCheck, Gate, enforcement::Enforcement, observer::Observer, proof::Proof,
-    rejection::RejectionResponse, routing::RoutingPolicy, service::Gated,
+    DeviceCheck, Gate, enforcement::EnforcementPolicy, observer::Observer, proof::Proof,
+    rejection::RejectionResponse, routing::RoutingPolicy, service::Gated, shadow::ShadowChecks,
 };
 use crate::replay::ReplayGuard;
 
@@ -214,7 +214,7 @@ impl<M: BodyMode> DeviceCheckLayer<M> {
     /// before it asks the shared cache and Apple. A request over the limit is
     /// [`LimitExceeded`](crate::Rejection::LimitExceeded). Default: no limit. See [the module's docs](crate::limit).
     ///
-    /// With [`Enforcement::Monitor`] such a request reaches the inner service, and the layer does not ask Apple about it.
+    /// With [`Enforcement::Monitor`](crate::Enforcement::Monitor) such a request reaches the inner service, and the layer does not ask Apple about it.
     pub fn with_limiter(self, limiter: impl Limiter) -> Self {
         self.with_settings(|settings| settings.limiter = Some(Arc::new(limiter)))
     }
@@ -245,14 +245,23 @@ impl<M: BodyMode> DeviceCheckLayer<M> {
         self.with_settings(|settings| settings.stale_time = time)
     }
 
-    /// Sets whether the layer keeps rejected requests from the inner service or only reports them. Default:
-    /// [`Enforcement::Enforce`].
+    /// Sets the policy that chooses, for each request, whether a rejection keeps it from the inner service or is only
+    /// reported: an [`Enforcement`](crate::Enforcement) for all requests, or a closure for each route. Default: [`Enforcement::Enforce`](crate::Enforcement::Enforce).
     ///
     /// # Danger
     ///
-    /// [`Enforcement::Monitor`] protects nothing.
-    pub fn with_enforcement(self, enforcement: Enforcement) -> Self {
-        self.with_gate(|gate| gate.enforcement = enforcement)
+    /// Everything but [`Enforcement::Enforce`](crate::Enforcement::Enforce) protects nothing.
+    pub fn with_enforcement(self, policy: impl EnforcementPolicy) -> Self {
+        self.with_gate(|gate| gate.enforcement = Arc::new(policy))
+    }
+
+    /// Sets how many checks of [shadow mode](crate::Enforcement::Shadow) may be under way, in all clones of this layer and
+    /// their services. Further requests are [left out](crate::Outcome::LeftOut). Default: 128, half of the calls that an
+    /// `AppleClient` makes at a time, so that they cannot use up those of enforced routes.
+    ///
+    /// Each check under way holds a copy of the request's head and, while Apple hangs, a call to Apple.
+    pub fn with_shadow_checks(self, limit: usize) -> Self {
+        self.with_gate(|gate| gate.shadow_checks = Arc::new(ShadowChecks::new(limit)))
     }
 
     /// Sets whether the inner service gets the credentials of all proofs, in headers that are marked sensitive.

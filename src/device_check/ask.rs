@@ -63,8 +63,9 @@ impl Checks {
     /// Decides about a token that this process does not remember.
     // A block, because an `async fn` would hold its arguments twice while the request waits.
     pub(super) fn decide(self: Arc<Self>, unknown: UnknownToken) -> impl Future<Output = Step> {
-        let digest = unknown.token.digest();
         async move {
+            // Here, so that a shadow check computes it beside its request.
+            let digest = unknown.token.digest();
             let decision = match &self.settings.reuse {
                 // This future is boxed, so that it does not make the futures of all other checks larger.
                 Reuse::Once(guard) => Box::pin(self.decide_once(guard, &unknown, digest)).await,

@@ -1,5 +1,7 @@
 //! The end of a check: the gate reports the decision and carries it out.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, header::WWW_AUTHENTICATE, request};
 
@@ -9,8 +11,11 @@ use crate::gate::future::{Decide, Progress};
 use crate::gate::headers::{append, names_scheme};
 use crate::gate::observer::{Event, Outage};
 use crate::gate::proof::{Facts, Next, Step};
-use crate::gate::{Gate, rejection::Rejection, series::DecisionSeries};
-use crate::{meter::DECISIONS, runtime::Instant};
+use crate::gate::{
+    Gate, gate_body::BodyMode, rejection::Rejection, series::DecisionSeries, without_extensions,
+};
+use crate::meter::DECISIONS;
+use crate::runtime::{Instant, has_tasks, spawn};
 
 impl<M> Gate<M> {
     /// Reports a decision and carries it out on the request. `facts` hold the time of the decision.
@@ -24,26 +29,77 @@ impl<M> Gate<M> {
     where
         D: Decide,
     {
-        self.report(&Event::new(&decision, began, self.enforcement, head));
-        match (decision, self.enforcement) {
+        let enforcement = self.tell(&decision, began, head);
+        match (decision, enforcement) {
             (Ok(device), enforcement) => {
                 let headers = self.response_headers(&device, facts);
-                if enforcement == Enforcement::Monitor {
+                if enforcement != Enforcement::Enforce {
                     head.extensions.insert(DeviceOutcome::Verified(device.clone()));
                 }
                 head.extensions.insert(device);
                 Progress::Forward(headers)
             }
-            (Err(rejected), Enforcement::Monitor) => {
-                self.note_outage(&rejected, began, head);
+            (Err(rejected), Enforcement::Enforce) => {
+                Progress::Respond(Box::new(self.respond(rejected.rejection, head)))
+            }
+            (Err(rejected), _) => {
                 head.extensions.insert(DeviceOutcome::Rejected(rejected.rejection));
                 Progress::Forward(None)
             }
-            (Err(rejected), Enforcement::Enforce) => {
-                self.note_outage(&rejected, began, head);
-                Progress::Respond(Box::new(self.respond(rejected.rejection, head)))
-            }
         }
+    }
+
+    /// Reports a decision. Returns the treatment of the request: no share.
+    fn tell(
+        &self,
+        decision: &Result<VerifiedDevice, Rejected>,
+        began: &Facts,
+        head: &request::Parts,
+    ) -> Enforcement {
+        let enforcement = began.enforcement().of_decision(decision);
+        self.report(&Event::new(decision, began, enforcement, head));
+        if let Err(rejected) = decision {
+            self.note_outage(rejected, began, enforcement, head);
+        }
+        enforcement
+    }
+
+    /// Lets the request go on, and its check run beside it.
+    pub(super) fn shadow<D>(
+        self: &Arc<Self>,
+        check: impl Future<Output = Step> + Send + 'static,
+        began: &Facts,
+        head: &mut request::Parts,
+    ) -> Progress<D>
+    where
+        D: Decide,
+        M: BodyMode,
+    {
+        let Some(place) = self.shadow_checks.place().filter(|_| has_tasks()) else {
+            return self.leave_out(head);
+        };
+        let (gate, began, copy) = (Arc::clone(self), began.clone(), without_extensions(head));
+        spawn(async move {
+            match check.await.0 {
+                Next::Decided(decision) => {
+                    gate.tell(&decision, &began, &copy);
+                }
+                _ => gate.report(&Event::left_out(&copy)),
+            }
+            drop(place);
+        });
+        head.extensions.insert(DeviceOutcome::Unknown);
+        Progress::Forward(None)
+    }
+
+    /// Lets the request go on without a check.
+    pub(super) fn leave_out<D>(&self, head: &mut request::Parts) -> Progress<D>
+    where
+        D: Decide,
+    {
+        self.report(&Event::left_out(head));
+        head.extensions.insert(DeviceOutcome::Unknown);
+        Progress::Forward(None)
     }
 
     pub(super) fn report(&self, event: &Event<'_>) {
@@ -51,12 +107,18 @@ impl<M> Gate<M> {
         self.observer.decision(event);
     }
 
-    pub(super) fn note_outage(&self, rejected: &Rejected, began: &Facts, head: &request::Parts) {
+    fn note_outage(
+        &self,
+        rejected: &Rejected,
+        began: &Facts,
+        enforcement: Enforcement,
+        head: &request::Parts,
+    ) {
         let is_our_fault = rejected.rejection() == Rejection::Misconfigured;
         let is_outage = is_our_fault
             || matches!(rejected.rejection(), Rejection::Unavailable { .. } | Rejection::Throttled { .. });
         if is_outage && self.outages.begins(is_our_fault, Instant::now()) {
-            let event = Event::rejected(rejected, began, self.enforcement, head);
+            let event = Event::rejected(rejected, began, enforcement, head);
             self.observer.outage(&Outage::Begins(event));
         }
     }
@@ -73,7 +135,7 @@ impl<M> Gate<M> {
         }
     }
 
-    pub(super) fn response_headers(&self, device: &VerifiedDevice, facts: &Facts) -> Option<Box<HeaderMap>> {
+    fn response_headers(&self, device: &VerifiedDevice, facts: &Facts) -> Option<Box<HeaderMap>> {
         let mut all: Option<Box<HeaderMap>> = None;
         for proof in &self.proofs {
             if let Some(headers) = proof.admitted(device, facts) {
@@ -86,7 +148,7 @@ impl<M> Gate<M> {
         all
     }
 
-    pub(super) fn respond(&self, rejection: Rejection, head: &request::Parts) -> Response<Bytes> {
+    fn respond(&self, rejection: Rejection, head: &request::Parts) -> Response<Bytes> {
         let mut response = self.rejection_response.response(&rejection, head);
         response.extensions_mut().insert(rejection);
         let headers = response.headers_mut();

@@ -282,8 +282,8 @@ impl From<VerifyError> for Rejected {
     }
 }
 
-/// A request extension that [`Enforcement::Monitor`] leaves in every request that is not exempt. It tells what
-/// [`Enforcement::Enforce`] would have done with the request.
+/// A request extension that the layer leaves in every request that is not exempt and not
+/// [enforced](crate::Enforcement::Enforce). It tells what the layer would have done with the request in enforce mode.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum DeviceOutcome {
@@ -291,13 +291,16 @@ pub enum DeviceOutcome {
     Verified(VerifiedDevice),
     /// The layer would have answered with this rejection.
     Rejected(Rejection),
+    /// Nobody knows yet: in [shadow mode](crate::Enforcement::Shadow), the check is still under way, or was left out.
+    Unknown,
 }
 
 impl DeviceOutcome {
-    /// `verified`, or the rejection's [`code`](Rejection::code).
+    /// `verified`, `unknown`, or the rejection's [`code`](Rejection::code).
     #[must_use]
     pub fn as_str(&self) -> &'static str {
         match self {
+            Self::Unknown => "unknown",
             Self::Verified(_) => "verified",
             Self::Rejected(rejection) => rejection.code(),
         }

@@ -24,6 +24,7 @@ pub(crate) mod rollout;
 pub(crate) mod routing;
 mod series;
 pub(crate) mod service;
+pub(crate) mod shadow;
 mod span;
 
 use std::{
@@ -33,13 +34,13 @@ use std::{
     time::Duration,
 };
 
-use futures_util::FutureExt;
+use futures_util::{FutureExt, future::BoxFuture};
 use http::{Extensions, Request, Uri, request, uri};
 use tracing::Instrument;
 
 use self::{
     decision::{DeviceOutcome, VerifiedDevice},
-    enforcement::Enforcement,
+    enforcement::{Enforcement, EnforcementPolicy},
     error::VerifyError,
     future::{Decide, Progress},
     gate_body::{BodyDigest, BodyMode, HeadOnly},
@@ -52,6 +53,7 @@ use self::{
     routing::{Route, RoutingPolicy},
     series::DecisionSeries,
     service::Gated,
+    shadow::ShadowChecks,
 };
 use crate::meter::HotCounter;
 use crate::runtime::{Timestamp, within};
@@ -69,7 +71,8 @@ pub struct Gate<M = HeadOnly> {
     pub(crate) exempt_preflights: bool,
     pub(crate) original_uri: Option<Arc<dyn FindUri>>,
     pub(crate) proofs: Vec<Arc<dyn Proof>>,
-    pub(crate) enforcement: Enforcement,
+    pub(crate) enforcement: Arc<dyn EnforcementPolicy>,
+    pub(crate) shadow_checks: Arc<ShadowChecks>,
     pub(crate) forward_credentials: bool,
     pub(crate) rejection_response: Arc<dyn RejectionResponse>,
     pub(crate) observer: Arc<dyn Observer>,
@@ -101,7 +104,8 @@ impl Gate {
             exempt_preflights: true,
             original_uri: None,
             proofs: vec![proof],
-            enforcement: Enforcement::Enforce,
+            enforcement: Arc::new(Enforcement::Enforce),
+            shadow_checks: Arc::default(),
             forward_credentials: false,
             rejection_response: Arc::new(ProblemDetails),
             observer: Arc::new(TracingObserver),
@@ -116,7 +120,7 @@ impl Gate {
 impl<M> Gate<M> {
     /// Sets whether the gate reads bodies.
     pub(crate) fn with_mode<N>(self, mode: N) -> Gate<N> {
-        let Self { routing, exempt_preflights, original_uri, proofs, enforcement, .. } = self;
+        let Self { routing, exempt_preflights, original_uri, proofs, enforcement, shadow_checks, .. } = self;
         let Self { forward_credentials, rejection_response, observer, deadline, outages, decisions, .. } =
             self;
         Gate {
@@ -125,6 +129,7 @@ impl<M> Gate<M> {
             original_uri,
             proofs,
             enforcement,
+            shadow_checks,
             forward_credentials,
             rejection_response,
             observer,
@@ -146,9 +151,7 @@ impl<M> Gate<M> {
     /// Whether the head of a preflight holds a credential of any proof.
     #[cold]
     fn shows_credentials(&self, head: &request::Parts) -> bool {
-        let mut stripped = Request::new(()).into_parts().0;
-        (stripped.method, stripped.uri) = (head.method.clone(), head.uri.clone());
-        stripped.headers = head.headers.clone();
+        let mut stripped = without_extensions(head);
         self.proofs.iter().for_each(|proof| proof.strip(&mut stripped));
         stripped.headers != head.headers || stripped.uri != head.uri
     }
@@ -182,13 +185,13 @@ impl<M: BodyMode> Gate<M> {
         head: &mut request::Parts,
         restore: impl FnOnce(&mut request::Parts),
     ) -> Progress<Self> {
-        let route = self.route(head);
+        let (route, enforcement) = (self.route(head), self.enforcement.enforcement(head));
         if route == Route::Exempt {
             restore(head);
-            self.report(&Event::exempt(self.enforcement, head));
+            self.report(&Event::exempt(enforcement.of_digest(None), head));
             return Progress::Forward(None);
         }
-        let facts = Facts::new(route, Timestamp::now());
+        let facts = Facts::new(route, enforcement, Timestamp::now());
         let forwarded = self.forward_credentials.then(|| Forwarded::of(head, |head| self.strip(head, 0)));
         let step = self.judge(head, &facts);
         if let Some(forwarded) = forwarded {
@@ -209,22 +212,14 @@ impl<M: BodyMode> Gate<M> {
         match step.0 {
             Next::Decided(decision) => self.conclude(decision, facts, began, head),
             Next::Ask(answer) => {
+                let check = self.check(answer, began.clone());
+                if began.enforcement() == Enforcement::Shadow {
+                    return self.shadow(check, began, head);
+                }
                 let (gate, began) = (Arc::clone(self), began.clone());
-                let check = async move {
-                    let step = match within(gate.deadline, AssertUnwindSafe(answer).catch_unwind()).await {
-                        Ok(answer) => answer.unwrap_or_else(|_| panicked()),
-                        Err(_elapsed) => Step::rejected(VerifyError::unavailable(
-                            "a proof gave no answer within the layer's deadline",
-                        )),
-                    };
-                    gate.note_verdict(&step);
-                    if let Next::Decided(decision) = &step.0 {
-                        span::decided(decision, &began, gate.enforcement);
-                    }
-                    Answer { gate, began, step }
-                };
-                Progress::Wait(Box::pin(check.instrument(span::of_check())))
+                Progress::Wait(Box::pin(async move { Answer { gate, began, step: check.await } }))
             }
+            Next::NeedsBody(..) if began.enforcement() == Enforcement::Shadow => self.leave_out(head),
             Next::NeedsBody(limit, then) => {
                 let (gate, began) = (Arc::clone(self), began.clone());
                 let then = move |digest: BodyDigest| {
@@ -240,6 +235,29 @@ impl<M: BodyMode> Gate<M> {
                 self.conclude(Err(error.into()), facts, began, head)
             }
         }
+    }
+
+    /// Waits for the answer of a proof, within the deadline.
+    fn check(
+        self: &Arc<Self>,
+        answer: BoxFuture<'static, Step>,
+        began: Facts,
+    ) -> impl Future<Output = Step> + Send + 'static {
+        let gate = Arc::clone(self);
+        let check = async move {
+            let step = match within(gate.deadline, AssertUnwindSafe(answer).catch_unwind()).await {
+                Ok(answer) => answer.unwrap_or_else(|_| panicked()),
+                Err(_elapsed) => Step::rejected(VerifyError::unavailable(
+                    "a proof gave no answer within the layer's deadline",
+                )),
+            };
+            gate.note_verdict(&step);
+            if let Next::Decided(decision) = &step.0 {
+                span::decided(decision, &began);
+            }
+            step
+        };
+        check.instrument(span::of_check())
     }
 }
 
@@ -272,6 +290,14 @@ impl<M: BodyMode> Decide for Gate<M> {
     }
 }
 
+/// A copy of the head without its extensions.
+fn without_extensions(head: &request::Parts) -> request::Parts {
+    let mut copy = Request::new(()).into_parts().0;
+    (copy.method, copy.version) = (head.method.clone(), head.version);
+    (copy.uri, copy.headers) = (head.uri.clone(), head.headers.clone());
+    copy
+}
+
 fn panicked() -> Step {
     Step::rejected(VerifyError::unavailable("a proof panicked"))
 }
@@ -294,7 +320,6 @@ impl<M: fmt::Debug> fmt::Debug for Gate<M> {
         let schemes: Vec<_> = self.proofs.iter().map(|proof| proof.scheme()).collect();
         f.debug_struct("Gate")
             .field("proofs", &schemes)
-            .field("enforcement", &self.enforcement)
             .field("forward_credentials", &self.forward_credentials)
             .field("deadline", &self.deadline)
             .field("mode", &self.mode)

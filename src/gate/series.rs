@@ -25,15 +25,11 @@ impl DecisionSeries {
     }
 
     pub(super) fn labels(self) -> [Label; 4] {
-        let enforcement = match self.enforcement {
-            Enforcement::Enforce => "enforce",
-            Enforcement::Monitor => "monitor",
-        };
         [
             label("outcome", self.outcome),
             label("evidence", self.evidence),
             label("environment", self.environment),
-            label("enforcement", enforcement),
+            label("enforcement", self.enforcement.as_str()),
         ]
     }
 }

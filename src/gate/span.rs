@@ -30,7 +30,7 @@ pub(super) fn of_check() -> Span {
 }
 
 /// Records the end of the check in the current span, which [`of_check`] has made.
-pub(super) fn decided(decision: &Result<VerifiedDevice, Rejected>, began: &Facts, enforcement: Enforcement) {
+pub(super) fn decided(decision: &Result<VerifiedDevice, Rejected>, began: &Facts) {
     let outcome = match decision {
         Ok(device) => Outcome::Verified(device),
         Err(rejected) => Outcome::Rejected(&rejected.rejection),
@@ -38,7 +38,7 @@ pub(super) fn decided(decision: &Result<VerifiedDevice, Rejected>, began: &Facts
     CHECK_DURATION.record(began.moment().monotonic.elapsed(), [label("outcome", outcome.as_str())]);
     let span = Span::current();
     span.record("outcome", outcome.as_str());
-    span.record("enforced", enforcement == Enforcement::Enforce);
+    span.record("enforced", began.enforcement().of_decision(decision) == Enforcement::Enforce);
     match decision {
         Ok(device) => {
             span.record("environment", device.environment().as_str());

@@ -13,6 +13,7 @@ mod attacks;
 mod cache_contract;
 mod caches;
 mod captured;
+mod enforcement;
 mod examples;
 mod extremes;
 mod faults;
