@@ -43,8 +43,9 @@ pub enum Enforcement {
     /// inner service at once, and observers get the outcome when it is known. The inner service then finds
     /// [`DeviceOutcome::Unknown`](crate::DeviceOutcome::Unknown) and no device.
     ///
-    /// The checks under way are [bounded](crate::DeviceCheckLayer::with_shadow_checks). Requests beyond the bound go on
-    /// unchecked, and observers get [`Outcome::LeftOut`](crate::Outcome::LeftOut) for them. The layer also leaves out
+    /// The checks under way are [bounded](crate::DeviceCheckLayer::with_shadow_checks). While there are as many, requests
+    /// go on without their credentials and unchecked, even those whose verdict is remembered. Observers get
+    /// [`Outcome::LeftOut`](crate::Outcome::LeftOut) for them. The layer also leaves out
     /// requests whose check needs the body, and all that it has to ask about where there is no tokio runtime, or no
     /// feature `tokio`.
     ///
@@ -97,7 +98,7 @@ fn place(digest: TokenDigest) -> u8 {
     let [first, second, third, fourth, ..] = *digest.as_bytes();
     let part = u64::from(u32::from_be_bytes([first, second, third, fourth]));
     // Below 100, because `part` is below 2^32.
-    (part * 100 >> 32) as u8
+    ((part * 100) >> 32) as u8
 }
 
 /// Chooses the [`Enforcement`] of each request. The policy sees the head as the client sent it, so the client controls

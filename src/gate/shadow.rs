@@ -20,6 +20,11 @@ impl ShadowChecks {
         Self { limit, under_way: AtomicUsize::new(0) }
     }
 
+    /// Whether no place is free.
+    pub(super) fn are_full(&self) -> bool {
+        self.under_way.load(Ordering::Relaxed) >= self.limit
+    }
+
     /// Takes a place, if one is free.
     pub(super) fn place(self: &Arc<Self>) -> Option<Place> {
         let more = |under_way| (under_way < self.limit).then_some(under_way + 1);

@@ -21,10 +21,12 @@ use crate::support::{App, Apple, Counter, Stub, TOKEN_HEADER, get, plain, reject
 
 /// Keeps what each event says of its request: the label in its head, the outcome, and the enforcement.
 #[derive(Clone, Default)]
-struct Told(Arc<Mutex<Vec<(String, &'static str, Enforcement)>>>);
+struct Told(Arc<Mutex<Vec<Said>>>);
+
+type Said = (String, &'static str, Enforcement);
 
 impl Told {
-    fn take(&self) -> Vec<(String, &'static str, Enforcement)> {
+    fn take(&self) -> Vec<Said> {
         std::mem::take(&mut self.0.lock().unwrap())
     }
 }
@@ -250,25 +252,30 @@ async fn shadow_checks_are_bounded_and_the_others_are_counted() {
         assert!(!request.headers().contains_key(TOKEN_HEADER));
         Ok::<_, std::convert::Infallible>(http::Response::new(Empty::<Bytes>::new()))
     }));
-    let mut send = |number: usize| {
-        let request = Request::builder().header(TOKEN_HEADER, format!("{number:012}")).body(()).unwrap();
+    let request =
+        |number: usize| Request::builder().header(TOKEN_HEADER, format!("{number:012}")).body(()).unwrap();
+    let mut send = |request: Request<()>| {
         let response = service.call(request).now_or_never().expect("no wait").unwrap();
         assert_eq!(response.status(), StatusCode::OK);
     };
     let counted = || serde_json::from_str::<serde_json::Value>(&report.to_json()).unwrap();
 
-    (0..REQUESTS).for_each(&mut send);
+    (0..REQUESTS).map(request).for_each(&mut send);
     settle().await;
     assert_eq!(verifier.0.get(), LIMIT);
     assert_eq!(counted()["left_out"], REQUESTS - LIMIT);
     assert_eq!(counted()["monitor"]["checked"], 0);
+    // The credentials are taken out of these requests, too, which the inner service has seen. Even one without any is
+    // left out.
+    send(Request::new(()));
+    assert_eq!(counted()["left_out"], REQUESTS - LIMIT + 1);
     // The layer's deadline ends the checks, and their places are free again.
     tokio::time::sleep(Duration::from_secs(31)).await;
     assert_eq!(counted()["monitor"]["codes"]["unavailable"], LIMIT);
-    (0..LIMIT + 1).for_each(&mut send);
+    (0..=LIMIT).map(request).for_each(&mut send);
     settle().await;
-    assert_eq!((verifier.0.get(), &counted()["left_out"]), (2 * LIMIT, &(REQUESTS - LIMIT + 1).into()));
-    assert!(report.to_string().contains("left out of shadow mode, not checked: 99937"), "{report}");
+    assert_eq!((verifier.0.get(), &counted()["left_out"]), (2 * LIMIT, &(REQUESTS - LIMIT + 2).into()));
+    assert!(report.to_string().contains("left out of shadow mode, not checked: 99938"), "{report}");
 }
 
 #[tokio::test(start_paused = true)]
