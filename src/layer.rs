@@ -161,6 +161,22 @@ impl<M: BodyMode> DeviceCheckLayer<M> {
         self.with_settings(|settings| settings.token_sources.push(Arc::new(source)))
     }
 
+    /// Adds a verifier of another team, for an app that has moved from one team to another. The layer asks it about a
+    /// token only after all verifiers before have refused the token, in all environments of the route; never after an
+    /// error. [`Evidence::team`](crate::Evidence::team) tells the team that accepted the token.
+    ///
+    /// Everything that is remembered about a token (verdicts, single use) is remembered for the
+    /// [scope](DeviceVerifier::scope) of the verifier that answered. Verifiers of one layer must therefore have different
+    /// scopes. Bits belong to the team that accepted the token: see `AppleClient::has_admitted`.
+    ///
+    /// A token of the second team costs two calls, a refused token one call for each team. With single use, so does the
+    /// reuse of a token of the second team, up to the call to that team. If Apple no longer accepts the
+    /// credentials of a team, tokens of later teams are rejected as [`Misconfigured`](crate::Rejection::Misconfigured),
+    /// too: then take the old team out.
+    pub fn add_verifier(self, verifier: impl DeviceVerifier) -> Self {
+        self.with_settings(|settings| settings.add_verifier(verifier))
+    }
+
     /// Admits requests that hold one of these debug tokens instead of a device token. Default: none.
     ///
     /// # Danger

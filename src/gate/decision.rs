@@ -15,6 +15,7 @@ pub struct Evidence {
     proof: &'static str,
     basis: &'static str,
     name: Option<Arc<str>>,
+    team: Option<Arc<str>>,
     grade: Grade,
 }
 
@@ -27,7 +28,7 @@ enum Grade {
 
 impl Evidence {
     const fn new(proof: &'static str, basis: &'static str, grade: Grade) -> Self {
-        Self { proof, basis, name: None, grade }
+        Self { proof, basis, name: None, team: None, grade }
     }
 
     /// Evidence that `proof` checked the credential just now: for this request, or for a concurrent request with the
@@ -47,7 +48,14 @@ impl Evidence {
     /// admission at level warn.
     #[must_use]
     pub const fn stand_in(proof: &'static str, basis: &'static str, name: Arc<str>) -> Self {
-        Self { proof, basis, name: Some(name), grade: Grade::StandIn }
+        Self { proof, basis, name: Some(name), team: None, grade: Grade::StandIn }
+    }
+
+    /// Sets the team whose server accepted the credential, for a proof that asks several.
+    #[must_use]
+    pub fn with_team(mut self, team: Arc<str>) -> Self {
+        self.team = Some(team);
+        self
     }
 
     /// The [scheme](crate::Proof::scheme) of the proof that decided.
@@ -68,6 +76,13 @@ impl Evidence {
         self.name.as_deref()
     }
 
+    /// The team that accepted the credential, if the proof asks several: see
+    /// [`add_verifier`](crate::DeviceCheckLayer::add_verifier). Otherwise `None`.
+    #[must_use]
+    pub fn team(&self) -> Option<&str> {
+        self.team.as_deref()
+    }
+
     /// Whether the credential was checked just now and belongs to a device: it is neither remembered nor a secret that
     /// replaces a device.
     #[must_use]
@@ -82,11 +97,11 @@ impl Evidence {
     }
 }
 
-/// The basis, followed by a colon and the name if there is one: `debug-token:ci`.
+/// The basis, followed by a colon and the name or the team if there is one: `debug-token:ci`, `apple:TEAM123456`.
 impl fmt::Display for Evidence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.basis)?;
-        match &self.name {
+        match self.name.as_ref().or(self.team.as_ref()) {
             Some(name) => write!(f, ":{name}"),
             None => Ok(()),
         }

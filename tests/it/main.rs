@@ -60,6 +60,7 @@ mod split_key;
 mod split_key_tool;
 mod statuses;
 mod support;
+mod teams;
 mod tokens;
 mod tower_contract;
 mod verdicts;
