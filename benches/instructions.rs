@@ -60,7 +60,6 @@ fn main() {
         Some("bare") => count(bare_service(), known),
         Some("exempt") => count(exempt.layer(bare_service()), known),
         Some("hit") => count(ours(Verdict::Genuine).layer(bare_service()), known),
-        Some("shadow-hit") => count(shadow().layer(bare_service()), known),
         Some("shadow-left-out") => count(shadow().with_shadow_checks(0).layer(bare_service()), fresh_token),
         Some("shadow-miss") => {
             count(shadow().with_shadow_checks(usize::MAX).layer(bare_service()), fresh_token)
