@@ -69,18 +69,19 @@ impl Checks {
         async move {
             // Here, so that a shadow check computes it beside its request.
             let digest = unknown.token.digest();
-            let mut decision = Err(Rejected::from(Rejection::RefusedToken));
-            for place in 0..self.settings.teams.len() {
-                decision = match &self.settings.reuse {
+            let mut place = 0;
+            let decision = loop {
+                let decision = match &self.settings.reuse {
                     // This future is boxed, so that it does not make the futures of all other checks larger.
                     Reuse::Once(guard) => Box::pin(self.decide_once(guard, &unknown, digest, place)).await,
                     Reuse::Cached(_) => self.check(&unknown, digest, place).await,
                 };
+                place += 1;
                 // Only a refusal leads to the next team.
-                if !is_refusal(&decision) {
-                    break;
+                if !is_refusal(&decision) || place == self.settings.teams.len() {
+                    break decision;
                 }
-            }
+            };
             match decision {
                 Ok(device) => Step::verified(device),
                 Err(rejected) => Step::rejected(rejected.with_digest(digest)),

@@ -1,7 +1,5 @@
 //! The end of a check: the gate reports the decision and carries it out.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, header::WWW_AUTHENTICATE, request};
 
@@ -12,7 +10,7 @@ use crate::gate::headers::{append, names_scheme};
 use crate::gate::observer::{Event, Outage};
 use crate::gate::proof::{Facts, Next, Step};
 use crate::gate::{
-    Gate, gate_body::BodyMode, rejection::Rejection, series::DecisionSeries, without_extensions,
+    Answer, Gate, gate_body::BodyMode, rejection::Rejection, series::DecisionSeries, without_extensions,
 };
 use crate::meter::DECISIONS;
 use crate::runtime::{Instant, has_tasks, spawn};
@@ -66,9 +64,8 @@ impl<M> Gate<M> {
 
     /// Lets the request go on, and its check run beside it.
     pub(super) fn shadow<D>(
-        self: &Arc<Self>,
-        check: impl Future<Output = Step> + Send + 'static,
-        began: &Facts,
+        &self,
+        check: impl Future<Output = Answer<M>> + Send + 'static,
         head: &mut request::Parts,
     ) -> Progress<D>
     where
@@ -78,9 +75,10 @@ impl<M> Gate<M> {
         let Some(place) = self.shadow_checks.place().filter(|_| has_tasks()) else {
             return self.leave_out(head);
         };
-        let (gate, began, copy) = (Arc::clone(self), began.clone(), without_extensions(head));
+        let copy = without_extensions(head);
         spawn(async move {
-            match check.await.0 {
+            let Answer { gate, began, step } = check.await;
+            match step.0 {
                 Next::Decided(decision) => {
                     gate.tell(&decision, &began, &copy);
                 }

@@ -224,10 +224,9 @@ impl<M: BodyMode> Gate<M> {
             Next::Ask(answer) => {
                 let check = self.check(answer, began.clone());
                 if began.enforcement() == Enforcement::Shadow {
-                    return self.shadow(check, began, head);
+                    return self.shadow(check, head);
                 }
-                let (gate, began) = (Arc::clone(self), began.clone());
-                Progress::Wait(Box::pin(async move { Answer { gate, began, step: check.await } }))
+                Progress::Wait(Box::pin(check))
             }
             Next::NeedsBody(..) if began.enforcement() == Enforcement::Shadow => self.leave_out(head),
             Next::NeedsBody(limit, then) => {
@@ -252,7 +251,7 @@ impl<M: BodyMode> Gate<M> {
         self: &Arc<Self>,
         answer: BoxFuture<'static, Step>,
         began: Facts,
-    ) -> impl Future<Output = Step> + Send + 'static {
+    ) -> impl Future<Output = Answer<M>> + Send + 'static {
         let gate = Arc::clone(self);
         let check = async move {
             let step = match within(gate.deadline, AssertUnwindSafe(answer).catch_unwind()).await {
@@ -265,7 +264,7 @@ impl<M: BodyMode> Gate<M> {
             if let Next::Decided(decision) = &step.0 {
                 span::decided(decision, &began);
             }
-            step
+            Answer { gate, began, step }
         };
         check.instrument(span::of_check())
     }

@@ -1,12 +1,16 @@
 //! Two teams for one app.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use futures::future::join_all;
 use http::StatusCode;
 use tower_devicecheck::{
-    AppleClient, BitsErrorKind, DebugTokens, DeviceCheckLayer, Environment, Rejection, Route,
-    cache::MemoryCache,
+    AppleClient, Availability, BitsErrorKind, DebugTokens, DeviceCheckLayer, Environment, Rejection, Route,
+    Verdict,
+    cache::{CachedVerdict, MemoryCache, VerdictCache, VerdictKey},
     replay::MemoryReplayGuard,
     testing::{FakeApple, PrivateKey, Reply},
 };
@@ -172,6 +176,31 @@ async fn an_outage_of_the_second_team_spends_no_token() {
     assert_eq!(app.status(&token).await, StatusCode::OK);
     assert_eq!(rejection(&app.get(&token).await), Rejection::ReusedToken);
     assert_eq!(app.inner.calls(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stale_verdict_of_the_second_team_counts_whichever_team_has_the_outage() {
+    for first_is_down in [true, false] {
+        let apples = Apples::new();
+        let genuine = apples.second.genuine();
+        let token = genuine.parse().unwrap();
+        let key = VerdictKey::new(SECOND, Environment::Production, &token);
+        let hour = Duration::from_secs(60 * 60);
+        let checked_at = SystemTime::now() - hour / 6;
+        let cache = Arc::new(MemoryCache::new());
+        let verdict = CachedVerdict::new(Verdict::Genuine, key.digest(), checked_at, hour);
+        cache.put(&key, verdict).await.unwrap();
+        let app = App::new(&apples.layer().with_cache(cache).with_stale_verdicts(hour));
+        let down = if first_is_down { &apples.first } else { &apples.second };
+        down.fake.always(Reply::status(503));
+        while down.client.availability(Environment::Production) == Availability::Available {
+            assert_eq!(app.status(&apples.second.genuine()).await, StatusCode::SERVICE_UNAVAILABLE);
+        }
+        let calls = down.calls();
+        assert_eq!(app.status(&genuine).await, StatusCode::OK, "{first_is_down}");
+        assert_eq!(app.evidence().to_string(), format!("stale:{SECOND}"), "{first_is_down}");
+        assert_eq!(down.calls(), calls, "known to be down: {first_is_down}");
+    }
 }
 
 #[tokio::test]
