@@ -20,13 +20,28 @@ mod loopback;
 
 use std::{convert::Infallible, hint::black_box};
 
-use common::{afternoon, bare_service, fresh_token, ours, request, session_request, with_session};
+use baseline::TOKEN_HEADER;
+use bytes::Bytes;
+use common::{TEAM_ID, afternoon, bare_service, fresh_token, ours, request, session_request, with_session};
 use futures::FutureExt;
 use http::{HeaderValue, Request, Response, request};
+use http_body_util::Empty;
+use hyper::body::Incoming;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto::Builder,
+    service::TowerToHyperService,
+};
 use loopback::{Loopback, spend};
-use tokio::runtime::Runtime;
-use tower::{Layer, Service};
-use tower_devicecheck::{DeviceCheckLayer, RolloutReport, Route, TracingObserver, Verdict};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
+    runtime::Runtime,
+};
+use tower::{Layer, Service, service_fn};
+use tower_devicecheck::{
+    DeviceCheckLayer, DeviceVerifier, Enforcement, RolloutReport, Route, TokenQuestion, TracingObserver,
+    Verdict, VerifyError,
+};
 
 const WARM_UP: usize = 100;
 const REQUESTS: usize = 200;
@@ -45,6 +60,15 @@ fn main() {
         Some("bare") => count(bare_service(), known),
         Some("exempt") => count(exempt.layer(bare_service()), known),
         Some("hit") => count(ours(Verdict::Genuine).layer(bare_service()), known),
+        Some("shadow-left-out") => count(shadow().with_shadow_checks(0).layer(bare_service()), fresh_token),
+        Some("shadow-miss") => {
+            count(shadow().with_shadow_checks(usize::MAX).layer(bare_service()), fresh_token)
+        }
+        Some("served-exempt") => over_http(&runtime, &exempt),
+        Some("served-shadow") => {
+            let layer = DeviceCheckLayer::new(Hanging).with_enforcement(Enforcement::Shadow);
+            over_http(&runtime, &layer.with_shadow_checks(WARM_UP / 2));
+        }
         Some("reported-hit") => count(reported().layer(bare_service()), known),
         Some("refused") => count(ours(Verdict::Refused).layer(bare_service()), known),
         Some("miss") => count(ours(Verdict::Genuine).layer(bare_service()), fresh_token),
@@ -83,6 +107,11 @@ fn reported() -> DeviceCheckLayer {
     ours(Verdict::Genuine).with_observer((TracingObserver, report))
 }
 
+/// The check runs beside the request, and is not counted: this thread's runtime does not run.
+fn shadow() -> DeviceCheckLayer {
+    ours(Verdict::Genuine).with_enforcement(Enforcement::Shadow)
+}
+
 fn count<S, B>(service: S, token: impl Fn() -> HeaderValue)
 where
     S: Service<Request<()>, Response = Response<B>, Error = Infallible>,
@@ -110,6 +139,60 @@ where
 {
     for request in requests {
         drop(black_box(service.call(request).now_or_never()));
+    }
+}
+
+/// Requests over HTTP/1.1 through a pipe in this process's memory. The client only writes and reads bytes, so that most
+/// of the cost is the server's.
+fn over_http(runtime: &Runtime, layer: &DeviceCheckLayer) {
+    let service = layer.layer(service_fn(async |_: Request<Incoming>| {
+        Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))
+    }));
+    let (mut client, server) = tokio::io::duplex(64 * 1024);
+    let server = Builder::new(TokioExecutor::new())
+        .serve_connection(TokioIo::new(server), TowerToHyperService::new(service))
+        .into_owned();
+    runtime.spawn(async move { drop(server.await) });
+    let requests = |count: usize| {
+        let tokens = (0..count).map(|_| fresh_token());
+        let request = |token: HeaderValue| {
+            let token = token.to_str().unwrap();
+            format!(
+                "GET / HTTP/1.1\r\nhost: localhost\r\nuser-agent: app/1.4.2\r\naccept: */*\r\n{TOKEN_HEADER}: {token}\r\n\r\n"
+            )
+        };
+        tokens.map(request).collect::<Vec<_>>()
+    };
+    runtime.block_on(exchange(&mut client, requests(WARM_UP)));
+    measured_exchange(runtime, &mut client, requests(REQUESTS));
+    println!("{REQUESTS} requests");
+}
+
+#[inline(never)]
+fn measured_exchange(runtime: &Runtime, client: &mut DuplexStream, requests: Vec<String>) {
+    runtime.block_on(exchange(client, requests));
+}
+
+async fn exchange(client: &mut DuplexStream, requests: Vec<String>) {
+    let mut answer = [0; 1024];
+    for request in requests {
+        client.write_all(request.as_bytes()).await.unwrap();
+        let read = client.read(&mut answer).await.unwrap();
+        assert!(answer[..read].starts_with(b"HTTP/1.1 200 "));
+        assert!(answer[..read].ends_with(b"\r\n\r\n"));
+    }
+}
+
+/// Never answers.
+struct Hanging;
+
+impl DeviceVerifier for Hanging {
+    async fn verify(&self, _: TokenQuestion<'_>) -> Result<Verdict, VerifyError> {
+        std::future::pending().await
+    }
+
+    fn scope(&self) -> &str {
+        TEAM_ID
     }
 }
 

@@ -14,8 +14,8 @@ use crate::device_check::{
 };
 use crate::gate::gate_body::{BodyMode, HeadOnly, ReadBodies};
 use crate::gate::{
-    DeviceCheck, Gate, decision::Enforcement, observer::Observer, proof::Proof, rejection::RejectionResponse,
-    routing::RoutingPolicy, service::Gated,
+    DeviceCheck, Gate, enforcement::EnforcementPolicy, observer::Observer, proof::Proof,
+    rejection::RejectionResponse, routing::RoutingPolicy, service::Gated, shadow::ShadowChecks,
 };
 use crate::replay::ReplayGuard;
 #[cfg(feature = "session")]
@@ -184,6 +184,22 @@ impl<M: BodyMode> DeviceCheckLayer<M> {
         self.with_settings(|settings| settings.token_sources.push(Arc::new(source)))
     }
 
+    /// Adds a verifier of another team, for an app that has moved from one team to another. The layer asks it about a
+    /// token only after all verifiers before have refused the token, in all environments of the route; never after an
+    /// error. [`Evidence::team`](crate::Evidence::team) tells the team that accepted the token.
+    ///
+    /// Everything that is remembered about a token (verdicts, single use) is remembered for the
+    /// [scope](DeviceVerifier::scope) of the verifier that answered. Verifiers of one layer must therefore have different
+    /// scopes. Bits belong to the team that accepted the token: see `AppleClient::has_admitted`.
+    ///
+    /// A token of the second team costs two calls, a refused token one call for each team. With single use, so does the
+    /// reuse of a token of the second team, up to the call to that team. If Apple no longer accepts the
+    /// credentials of a team, tokens of later teams are rejected as [`Misconfigured`](crate::Rejection::Misconfigured),
+    /// too: then take the old team out.
+    pub fn add_verifier(self, verifier: impl DeviceVerifier) -> Self {
+        self.with_settings(|settings| settings.add_verifier(verifier))
+    }
+
     /// Admits requests that hold one of these debug tokens instead of a device token. Default: none.
     ///
     /// # Danger
@@ -237,7 +253,7 @@ impl<M: BodyMode> DeviceCheckLayer<M> {
     /// before it asks the shared cache and Apple. A request over the limit is
     /// [`LimitExceeded`](crate::Rejection::LimitExceeded). Default: no limit. See [the module's docs](crate::limit).
     ///
-    /// With [`Enforcement::Monitor`] such a request reaches the inner service, and the layer does not ask Apple about it.
+    /// With [`Enforcement::Monitor`](crate::Enforcement::Monitor) such a request reaches the inner service, and the layer does not ask Apple about it.
     pub fn with_limiter(self, limiter: impl Limiter) -> Self {
         self.with_settings(|settings| settings.limiter = Some(Arc::new(limiter)))
     }
@@ -268,14 +284,23 @@ impl<M: BodyMode> DeviceCheckLayer<M> {
         self.with_settings(|settings| settings.stale_time = time)
     }
 
-    /// Sets whether the layer keeps rejected requests from the inner service or only reports them. Default:
-    /// [`Enforcement::Enforce`].
+    /// Sets the policy that chooses, for each request, whether a rejection keeps it from the inner service or is only
+    /// reported: an [`Enforcement`](crate::Enforcement) for all requests, or a closure for each route. Default: [`Enforcement::Enforce`](crate::Enforcement::Enforce).
     ///
     /// # Danger
     ///
-    /// [`Enforcement::Monitor`] protects nothing.
-    pub fn with_enforcement(self, enforcement: Enforcement) -> Self {
-        self.with_gate(|gate| gate.enforcement = enforcement)
+    /// Everything but [`Enforcement::Enforce`](crate::Enforcement::Enforce) protects nothing.
+    pub fn with_enforcement(self, policy: impl EnforcementPolicy) -> Self {
+        self.with_gate(|gate| gate.enforcement = Arc::new(policy))
+    }
+
+    /// Sets how many checks of [shadow mode](crate::Enforcement::Shadow) may be under way, in all clones of this layer and
+    /// their services. Further requests are [left out](crate::Outcome::LeftOut). Default: 128, half of the calls that an
+    /// `AppleClient` makes at a time, so that they cannot use up those of enforced routes.
+    ///
+    /// Each check under way holds a copy of the request's head and, while Apple hangs, a call to Apple.
+    pub fn with_shadow_checks(self, limit: usize) -> Self {
+        self.with_gate(|gate| gate.shadow_checks = Arc::new(ShadowChecks::new(limit)))
     }
 
     /// Sets whether the inner service gets the credentials of all proofs, in headers that are marked sensitive.

@@ -199,7 +199,7 @@
 //! * The token is about 3 KB long. Proxies in front of the server must accept a header of this size.
 //! * Without a tokio runtime this crate enforces no deadlines, except on `wasm32-unknown-unknown`, where the host has
 //!   timers. Elsewhere the transport must enforce its own. [`guide::platforms`] covers Workers and other hosts.
-//! * [`Enforcement::Monitor`] and some other switches weaken the gate: [`guide::threat_model`] lists them.
+//! * Everything but [`Enforcement::Enforce`], and some other switches, weaken the gate: [`guide::threat_model`] lists them.
 //! * [`guide::operating`] explains the log lines. [`guide::architecture`] is for contributors.
 
 #![cfg_attr(tower_devicecheck_docsrs, feature(doc_cfg))]
@@ -245,7 +245,8 @@ pub use self::device_check::token_source::{BearerToken, HeaderToken, TokenSource
 pub use self::device_check::verifier::{DeviceVerifier, TokenQuestion};
 pub use self::device_check::{cache, limit};
 pub use self::gate::credential::{Candidate, TokenDigest};
-pub use self::gate::decision::{DeviceOutcome, Enforcement, Evidence, Rejected, VerifiedDevice};
+pub use self::gate::decision::{DeviceOutcome, Evidence, Rejected, VerifiedDevice};
+pub use self::gate::enforcement::{Enforcement, EnforcementPolicy};
 pub use self::gate::error::{VerifyError, VerifyErrorKind};
 #[cfg(feature = "axum")]
 pub use self::gate::extract::MissingDevice;

@@ -193,7 +193,6 @@ pub(crate) fn spawn(future: impl Future<Output = ()> + Send + 'static) {
 }
 
 /// Whether there are tasks, which continue when the request that started them is dropped.
-#[cfg_attr(not(feature = "_apple"), allow(dead_code))]
 pub(crate) fn has_tasks() -> bool {
     #[cfg(all(feature = "tokio", not(target_arch = "wasm32")))]
     let has_tasks = tokio::runtime::Handle::try_current().is_ok();

@@ -69,6 +69,7 @@ pub struct BitsError {
 enum Reason {
     RefusedToken { is_likely_expired: bool },
     NoDeviceToken,
+    OtherTeam,
     NoAnswer(VerifyError),
 }
 
@@ -80,6 +81,8 @@ pub enum BitsErrorKind {
     RefusedToken,
     /// The device was admitted without a device token, such as by a debug token or a session.
     NoDeviceToken,
+    /// Another team admitted the device: see [`has_admitted`](crate::AppleClient::has_admitted). Apple was not asked.
+    OtherTeam,
     /// Apple throttles this server (status 429).
     Throttled,
     /// Apple gave no answer, or an unknown one. An update may have taken effect.
@@ -90,6 +93,8 @@ pub enum BitsErrorKind {
 
 impl BitsError {
     pub(super) const NO_DEVICE_TOKEN: Self = Self { reason: Reason::NoDeviceToken };
+
+    pub(super) const OTHER_TEAM: Self = Self { reason: Reason::OtherTeam };
 
     pub(super) const fn refused_token(is_likely_expired: bool) -> Self {
         Self { reason: Reason::RefusedToken { is_likely_expired } }
@@ -108,6 +113,7 @@ impl BitsError {
         match &self.reason {
             Reason::RefusedToken { .. } => BitsErrorKind::RefusedToken,
             Reason::NoDeviceToken => BitsErrorKind::NoDeviceToken,
+            Reason::OtherTeam => BitsErrorKind::OtherTeam,
             Reason::NoAnswer(error) => match error.kind() {
                 VerifyErrorKind::Throttled => BitsErrorKind::Throttled,
                 VerifyErrorKind::Unavailable => BitsErrorKind::Unavailable,
@@ -117,11 +123,13 @@ impl BitsError {
     }
 
     /// The layer's rejection for this kind of error. For a device without a device token: [`Rejection::MissingToken`].
+    /// For a device of another team: [`Rejection::Misconfigured`].
     #[must_use]
     pub fn rejection(&self) -> Rejection {
         match &self.reason {
             Reason::RefusedToken { .. } => Rejection::RefusedToken,
             Reason::NoDeviceToken => Rejection::MissingToken,
+            Reason::OtherTeam => Rejection::Misconfigured,
             Reason::NoAnswer(error) => error.into(),
         }
     }
@@ -138,7 +146,7 @@ impl From<VerifyError> for BitsError {
 #[cfg(feature = "axum")]
 impl axum_core::response::IntoResponse for BitsError {
     fn into_response(self) -> axum_core::response::Response {
-        if matches!(self.reason, Reason::NoAnswer(_)) {
+        if matches!(self.reason, Reason::NoAnswer(_) | Reason::OtherTeam) {
             crate::gate::extract::warn(&self);
         }
         self.rejection().into_response()
@@ -158,6 +166,7 @@ impl_error!(
         }
         BitsErrorKind::RefusedToken => "Apple refused the device token",
         BitsErrorKind::NoDeviceToken => "the device was admitted without a device token",
+        BitsErrorKind::OtherTeam => "another team admitted the device",
         BitsErrorKind::Throttled => "Apple is asked too often",
         BitsErrorKind::Unavailable => "no answer available",
         BitsErrorKind::Misconfigured => "credentials or request not accepted",
@@ -211,6 +220,7 @@ mod tests {
         let cases = [
             (BitsError::refused_token(true), BitsErrorKind::RefusedToken, 401, false),
             (BitsError::NO_DEVICE_TOKEN, BitsErrorKind::NoDeviceToken, 401, false),
+            (BitsError::OTHER_TEAM, BitsErrorKind::OtherTeam, 500, false),
             (VerifyError::throttled(None, "x").into(), BitsErrorKind::Throttled, 503, true),
             (VerifyError::unavailable("x").into(), BitsErrorKind::Unavailable, 503, true),
             (VerifyError::misconfigured("x").into(), BitsErrorKind::Misconfigured, 500, true),

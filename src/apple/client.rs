@@ -114,8 +114,8 @@ impl AppleClient {
     ///
     /// # Errors
     ///
-    /// Returns an error if Apple refuses the token or gives no answer, or if the device was admitted
-    /// without a device token, such as by a debug token or a session.
+    /// Returns an error if Apple refuses the token or gives no answer, if the device was admitted without a device token,
+    /// such as by a debug token or a session, or if [another team](Self::has_admitted) admitted it.
     pub async fn query_bits(&self, device: &VerifiedDevice) -> Result<Bits, BitsError> {
         let body = self.ask_about(Operation::QueryBits, device).await?;
         Bits::read(&body)
@@ -146,10 +146,29 @@ impl AppleClient {
     }
 
     async fn ask_about(&self, operation: Operation, device: &VerifiedDevice) -> Result<Bytes, BitsError> {
+        if !self.has_admitted(device) {
+            return Err(BitsError::OTHER_TEAM);
+        }
         let text = device.text().ok_or(BitsError::NO_DEVICE_TOKEN)?;
         let token = &DeviceToken::try_from(text).map_err(|_| BitsError::NO_DEVICE_TOKEN)?;
         let body = self.caller.ask(operation, token, device.environment(), Check::new()).await?;
         body.ok_or_else(|| BitsError::refused_token(!device.evidence().is_fresh()))
+    }
+
+    /// Whether this client's team admitted the device, as far as the device tells. The bits of a device belong to the
+    /// team that admitted it. In a layer with one team, every device counts.
+    ///
+    /// ```
+    /// use tower_devicecheck::{AppleClient, VerifiedDevice};
+    ///
+    /// /// The client that can ask for the bits of a device, in a layer with several teams.
+    /// fn client_of<'a>(clients: &'a [AppleClient], device: &VerifiedDevice) -> Option<&'a AppleClient> {
+    ///     clients.iter().find(|client| client.has_admitted(device))
+    /// }
+    /// ```
+    #[must_use]
+    pub fn has_admitted(&self, device: &VerifiedDevice) -> bool {
+        device.evidence().team().is_none_or(|team| team == self.team_id())
     }
 
     /// Whether calls to the server of this environment are made at the moment, or fail at once.

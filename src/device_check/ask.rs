@@ -17,7 +17,7 @@ use crate::runtime::{Attendance, Instant, SystemTime, Timestamp, wall_clock, wit
 /// The checks of one layer: its settings, and the questions in flight.
 pub(super) struct Checks {
     pub(super) settings: Settings,
-    flights: SingleFlight<(Environment, TokenDigest), Result<Finding, VerifyError>>,
+    flights: SingleFlight<(usize, Environment, TokenDigest), Result<Finding, VerifyError>>,
 }
 
 /// A well-formed token that this process does not remember.
@@ -50,18 +50,32 @@ impl Checks {
     }
 
     /// Decides about a token that this process does not remember.
-    // A block, because an `async fn` would hold its arguments twice while the request waits.
+    #[allow(
+        clippy::manual_async_fn,
+        reason = "an `async fn` would hold its arguments twice while the request waits"
+    )]
     pub(super) fn decide(self: Arc<Self>, unknown: UnknownToken) -> impl Future<Output = Step> {
-        let digest = unknown.token.digest();
         async move {
-            let decision = match &self.settings.reuse {
-                // This future is boxed, so that it does not make the futures of all other checks larger.
-                Reuse::Once(guard) => {
-                    let claim = Claim::new(Owner::random()).with(unknown.retry);
-                    let key = ReplayKey::new(self.settings.scope(), digest);
-                    Box::pin(admit_once(guard, key, &claim, self.check(&unknown, digest))).await
+            // Here, so that a shadow check computes it beside its request.
+            let digest = unknown.token.digest();
+            let mut place = 0;
+            let decision = loop {
+                let decision = match &self.settings.reuse {
+                    // This future is boxed, so that it does not make the futures of all other checks larger.
+                    Reuse::Once(guard) => {
+                        let claim = Claim::new(Owner::random()).with(unknown.retry);
+                        let key = ReplayKey::new(self.settings.teams[place].scope(), digest);
+                        let is_last = place + 1 == self.settings.teams.len();
+                        let check = self.check(&unknown, digest, place);
+                        Box::pin(admit_once(guard, key, &claim, is_last, check)).await
+                    }
+                    Reuse::Cached(_) => self.check(&unknown, digest, place).await,
+                };
+                place += 1;
+                // Only a refusal leads to the next team.
+                if !is_refusal(&decision) || place == self.settings.teams.len() {
+                    break decision;
                 }
-                Reuse::Cached(_) => self.check(&unknown, digest).await,
             };
             match decision {
                 Ok(device) => Step::verified(device),
@@ -70,15 +84,16 @@ impl Checks {
         }
     }
 
-    /// Asks one environment after the other until one accepts the token. Only a refusal leads to the next one.
-    async fn check(self: &Arc<Self>, unknown: &UnknownToken, digest: TokenDigest) -> Decision {
+    /// Asks one environment of a team after the other until one accepts the token. Only a refusal leads to the next one.
+    async fn check(self: &Arc<Self>, unknown: &UnknownToken, digest: TokenDigest, place: usize) -> Decision {
         let UnknownToken { token, facts, .. } = unknown;
         let mut last = facts.environment();
         for &environment in facts.environments() {
             last = environment;
-            match self.find(token, digest, environment).await {
+            match self.find(token, digest, environment, place).await {
                 Ok(Finding { verdict: Verdict::Refused, .. }) => {}
                 Ok(Finding { verdict: Verdict::Genuine, evidence, checked_at }) => {
+                    let evidence = self.settings.teams[place].evidence(evidence);
                     let device = VerifiedDevice::new(digest, environment, evidence, checked_at);
                     return Ok(device.with_text(token.text()));
                 }
@@ -105,12 +120,16 @@ impl Checks {
             return None;
         }
         let mut left = cache.deadline();
-        for &environment in facts.environments() {
-            let key = VerdictKey::new(settings.scope(), environment, token).with_digest(digest);
-            let found = spending(&mut left, cache.get(&key)).await.ok().flatten();
-            if let Some(cached) = found.filter(|cached| settings.is_usable_when_stale(cached, wall_clock())) {
-                let device = VerifiedDevice::new(digest, environment, Evidence::STALE, cached.checked_at());
-                return Some(device.with_text(token.text()));
+        for team in &settings.teams {
+            for &environment in facts.environments() {
+                let key = VerdictKey::new(team.scope(), environment, token).with_digest(digest);
+                let found = spending(&mut left, cache.get(&key)).await.ok().flatten();
+                let usable = |cached: &CachedVerdict| settings.is_usable_when_stale(cached, wall_clock());
+                if let Some(cached) = found.filter(usable) {
+                    let evidence = team.evidence(Evidence::STALE);
+                    let device = VerifiedDevice::new(digest, environment, evidence, cached.checked_at());
+                    return Some(device.with_text(token.text()));
+                }
             }
         }
         None
@@ -122,12 +141,13 @@ impl Checks {
         token: &DeviceToken,
         digest: TokenDigest,
         environment: Environment,
+        place: usize,
     ) -> Result<Finding, VerifyError> {
         let flight = {
             let attendance = Attendance::default();
-            let ask = Arc::clone(self).ask(token.clone(), digest, environment, attendance.clone());
+            let ask = Arc::clone(self).ask(token.clone(), digest, environment, place, attendance.clone());
             // Every request that joins polls the check. The check belongs to the trace of the first one.
-            self.flights.run((environment, digest), attendance, ask.in_current_span())
+            self.flights.run((place, environment, digest), attendance, ask.in_current_span())
         };
         flight.await.unwrap_or_else(|_panicked| Err(VerifyError::unavailable("the check panicked")))
     }
@@ -138,11 +158,13 @@ impl Checks {
         token: DeviceToken,
         digest: TokenDigest,
         environment: Environment,
+        place: usize,
         attendance: Attendance,
     ) -> Result<Finding, VerifyError> {
         let began = Instant::now();
         let (settings, cache) = (&self.settings, self.settings.cache());
-        let key = VerdictKey::new(settings.scope(), environment, &token).with_digest(digest);
+        let team = &settings.teams[place];
+        let key = VerdictKey::new(team.scope(), environment, &token).with_digest(digest);
         // This is the total time that the request waits for the cache, before and after the call to Apple.
         let mut left = cache.deadline();
         // This looks in the process's own memory again: another request may have asked and finished since the first
@@ -159,8 +181,7 @@ impl Checks {
             return Ok(cached.into());
         }
         let started = Timestamp::now();
-        let verdict =
-            settings.verifier.verify(TokenQuestion::new(&token, environment, began, &attendance)).await;
+        let verdict = team.verifier.verify(TokenQuestion::new(&token, environment, began, &attendance)).await;
         if let Ok(verdict) = verdict {
             // Apple's answer describes the token as of the start of the call.
             let time_to_live = settings.time_in_cache(verdict).saturating_sub(started.monotonic.elapsed());
@@ -181,6 +202,10 @@ impl Checks {
         }
         Ok(Finding { verdict: verdict?, evidence: Evidence::APPLE, checked_at: started.wall })
     }
+}
+
+fn is_refusal(decision: &Decision) -> bool {
+    decision.as_ref().is_err_and(|rejected| rejected.rejection() == Rejection::RefusedToken)
 }
 
 /// The time limit of one step of a cache. A slower step counts as failed, because asking Apple would have been faster.

@@ -11,5 +11,6 @@ pub mod limit;
 pub(crate) mod proof;
 pub(crate) mod settings;
 mod single_flight;
+pub(crate) mod team;
 pub(crate) mod token_source;
 pub(crate) mod verifier;

@@ -9,6 +9,7 @@ use crate::device_check::ask::{Checks, UnknownToken};
 use crate::device_check::cache::{CachedVerdict, VerdictKey};
 use crate::device_check::evidence::SCHEME;
 use crate::device_check::settings::{Reuse, Settings};
+use crate::device_check::team::Team;
 use crate::gate::credential::{Candidate, TokenDigest};
 use crate::gate::decision::{Evidence, Rejected};
 use crate::gate::proof::{Facts, Proof, Step};
@@ -61,18 +62,22 @@ impl DeviceTokenProof {
         }
     }
 
-    /// Looks up a token in this process's memory: one environment accepted it, or all refused it.
-    fn peek(&self, text: &[u8], facts: &Facts) -> Option<(CachedVerdict, Environment)> {
+    /// Looks up a token in this process's memory: one team accepted it in one environment, or all refused it.
+    fn peek(&self, text: &[u8], facts: &Facts) -> Option<(CachedVerdict, Environment, &Team)> {
         let settings = self.settings();
         let cache = settings.cache();
         let mut refused = None;
         let mut unknown = false;
-        for &environment in facts.environments() {
-            let found = cache.peek(&VerdictKey::of_text(settings.scope(), environment, text));
-            match found.filter(|cached| settings.is_fresh(cached, facts.now())) {
-                Some(cached) if cached.verdict() == Verdict::Genuine => return Some((cached, environment)),
-                Some(cached) => refused = Some((cached, environment)),
-                None => unknown = true,
+        for team in &settings.teams {
+            for &environment in facts.environments() {
+                let found = cache.peek(&VerdictKey::of_text(team.scope(), environment, text));
+                match found.filter(|cached| settings.is_fresh(cached, facts.now())) {
+                    Some(cached) if cached.verdict() == Verdict::Genuine => {
+                        return Some((cached, environment, team));
+                    }
+                    Some(cached) => refused = Some((cached, environment, team)),
+                    None => unknown = true,
+                }
             }
         }
         refused.filter(|_| !unknown)
@@ -84,7 +89,7 @@ impl DeviceTokenProof {
         head: &request::Parts,
         facts: &Facts,
     ) -> Result<Step, MalformedToken> {
-        let Some((cached, environment)) = self.peek(unpadded(&candidate)?, facts) else {
+        let Some((cached, environment, team)) = self.peek(unpadded(&candidate)?, facts) else {
             let token = DeviceToken::try_from(candidate)?;
             if let Some(limiter) = &self.settings().limiter
                 && let Err(wait) = limiter.check(head)
@@ -107,7 +112,7 @@ impl DeviceTokenProof {
                 } else {
                     DeviceToken::try_from(candidate)?.into_text()
                 };
-                let device = facts.verified(Evidence::CACHE, cached.digest());
+                let device = facts.verified(team.evidence(Evidence::CACHE), cached.digest());
                 let device = device.with_environment(environment).with_verified_at(cached.checked_at());
                 Step::verified(device.with_text(&candidate))
             }
@@ -184,8 +189,9 @@ impl fmt::Debug for DeviceTokenProof {
     // Plug-ins may be closures and need not implement `Debug`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let settings = self.settings();
+        let scopes: Vec<_> = settings.teams.iter().map(Team::scope).collect();
         f.debug_struct("DeviceTokenProof")
-            .field("scope", &settings.scope())
+            .field("scopes", &scopes)
             .field("token_sources", &settings.token_sources.len())
             .field("debug_tokens", &settings.debug_tokens)
             .field("single_use", &matches!(settings.reuse, Reuse::Once(_)))

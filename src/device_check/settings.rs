@@ -8,13 +8,14 @@ use crate::device_check::cache::{CachedVerdict, ErasedCache, NoCache};
 use crate::device_check::debug_token::DebugTokens;
 use crate::device_check::limit::Limiter;
 use crate::device_check::token_source::{HeaderToken, TokenSource};
-use crate::device_check::verifier::{DeviceVerifier, ErasedVerifier};
+use crate::device_check::{team::Team, verifier::DeviceVerifier};
 use crate::gate::observer::{Observer, TracingObserver};
 use crate::{apple::token::Verdict, replay::ErasedReplayGuard, runtime::SystemTime};
 
 #[derive(Clone)]
 pub(crate) struct Settings {
-    pub(super) verifier: Arc<dyn ErasedVerifier>,
+    /// At least one. The next one is asked only after all before have refused the token.
+    pub(super) teams: Vec<Team>,
     pub(crate) token_sources: Vec<Arc<dyn TokenSource>>,
     pub(crate) debug_tokens: Option<Arc<DebugTokens>>,
     pub(crate) reuse: Reuse,
@@ -42,7 +43,7 @@ pub(crate) enum Reuse {
 impl Settings {
     pub(crate) fn new(verifier: impl DeviceVerifier) -> Self {
         Self {
-            verifier: Arc::new(verifier),
+            teams: vec![Team::only(verifier)],
             token_sources: vec![Arc::new(HeaderToken::default())],
             debug_tokens: None,
             #[cfg(feature = "memory-cache")]
@@ -59,8 +60,9 @@ impl Settings {
         }
     }
 
-    pub(crate) fn scope(&self) -> &str {
-        self.verifier.scope()
+    pub(crate) fn add_verifier(&mut self, verifier: impl DeviceVerifier) {
+        self.teams.push(Team::only(verifier));
+        self.teams = self.teams.drain(..).map(Team::named).collect();
     }
 
     /// The cache of verdicts. Under single use, it is a cache that keeps nothing.

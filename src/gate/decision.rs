@@ -9,31 +9,13 @@ use crate::gate::credential::{Candidate, TokenDigest};
 use crate::gate::{error::VerifyError, rejection::Rejection, routing::Environment};
 use crate::runtime::SystemTime;
 
-/// The layer's treatment of requests that it rejects.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Enforcement {
-    /// The layer answers the request, and the inner service is not called. The default.
-    #[default]
-    Enforce,
-    /// The request reaches the inner service anyway. Every request that is not exempt carries a [`DeviceOutcome`]. This
-    /// mode is for a roll-out.
-    ///
-    /// A request still waits for the check; during an outage at Apple it waits until the deadline. With the feature
-    /// `axum`, a handler that takes a [`VerifiedDevice`] still refuses requests without one: take an `Option`.
-    ///
-    /// # Danger
-    ///
-    /// Nothing is protected: every request reaches the inner service.
-    Monitor,
-}
-
 /// The evidence for a [`VerifiedDevice`]: the proof that verified the device, and the basis.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Evidence {
     proof: &'static str,
     basis: &'static str,
     name: Option<Arc<str>>,
+    team: Option<Arc<str>>,
     grade: Grade,
 }
 
@@ -46,7 +28,7 @@ enum Grade {
 
 impl Evidence {
     const fn new(proof: &'static str, basis: &'static str, grade: Grade) -> Self {
-        Self { proof, basis, name: None, grade }
+        Self { proof, basis, name: None, team: None, grade }
     }
 
     /// Evidence that `proof` checked the credential just now: for this request, or for a concurrent request with the
@@ -66,7 +48,14 @@ impl Evidence {
     /// admission at level warn.
     #[must_use]
     pub const fn stand_in(proof: &'static str, basis: &'static str, name: Arc<str>) -> Self {
-        Self { proof, basis, name: Some(name), grade: Grade::StandIn }
+        Self { proof, basis, name: Some(name), team: None, grade: Grade::StandIn }
+    }
+
+    /// Sets the team whose server accepted the credential, for a proof that asks several.
+    #[must_use]
+    pub fn with_team(mut self, team: Arc<str>) -> Self {
+        self.team = Some(team);
+        self
     }
 
     /// The [scheme](crate::Proof::scheme) of the proof that decided.
@@ -85,6 +74,13 @@ impl Evidence {
     #[must_use]
     pub fn name(&self) -> Option<&str> {
         self.name.as_deref()
+    }
+
+    /// The team that accepted the credential, if the proof asks several: see
+    /// [`add_verifier`](crate::DeviceCheckLayer::add_verifier). Otherwise `None`.
+    #[must_use]
+    pub fn team(&self) -> Option<&str> {
+        self.team.as_deref()
     }
 
     /// Whether the credential was checked just now and belongs to a device: it is neither remembered nor a secret that
@@ -107,11 +103,11 @@ impl Evidence {
     }
 }
 
-/// The basis, followed by a colon and the name if there is one: `debug-token:ci`.
+/// The basis, followed by a colon and the name or the team if there is one: `debug-token:ci`, `apple:TEAM123456`.
 impl fmt::Display for Evidence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.basis)?;
-        match &self.name {
+        match self.name.as_ref().or(self.team.as_ref()) {
             Some(name) => write!(f, ":{name}"),
             None => Ok(()),
         }
@@ -356,8 +352,8 @@ impl From<VerifyError> for Rejected {
     }
 }
 
-/// A request extension that [`Enforcement::Monitor`] leaves in every request that is not exempt. It tells what
-/// [`Enforcement::Enforce`] would have done with the request.
+/// A request extension that the layer leaves in every request that is not exempt and not
+/// [enforced](crate::Enforcement::Enforce). It tells what the layer would have done with the request in enforce mode.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum DeviceOutcome {
@@ -365,13 +361,16 @@ pub enum DeviceOutcome {
     Verified(VerifiedDevice),
     /// The layer would have answered with this rejection.
     Rejected(Rejection),
+    /// Nobody knows yet: in [shadow mode](crate::Enforcement::Shadow), the check is still under way, or was left out.
+    Unknown,
 }
 
 impl DeviceOutcome {
-    /// `verified`, or the rejection's [`code`](Rejection::code).
+    /// `verified`, `unknown`, or the rejection's [`code`](Rejection::code).
     #[must_use]
     pub fn as_str(&self) -> &'static str {
         match self {
+            Self::Unknown => "unknown",
             Self::Verified(_) => "verified",
             Self::Rejected(rejection) => rejection.code(),
         }

@@ -16,7 +16,8 @@ use crate::gate::rejection::{ProblemDetails, Rejection, RejectionResponse};
 /// [`DeviceCheckLayer`](crate::DeviceCheckLayer) has checked the request: there is no layer, or the route is exempt.
 ///
 /// Under [`Monitor`](crate::Enforcement::Monitor), the layer lets every request through. This extractor then rejects
-/// the requests that the layer would have rejected, with the same status. Handlers that must work without a device take
+/// the requests that the layer would have rejected, with the same status. Under [`Shadow`](crate::Enforcement::Shadow),
+/// it responds with status 500 to the requests whose check has not ended. Handlers that must work without a device take
 /// an `Option`.
 impl<S: Sync> FromRequestParts<S> for VerifiedDevice {
     type Rejection = MissingDevice;
@@ -27,6 +28,7 @@ impl<S: Sync> FromRequestParts<S> for VerifiedDevice {
                 Some(DeviceOutcome::Rejected(rejection)) => Some(*rejection),
                 _ => None,
             },
+            is_shadowed: matches!(head.extensions.get(), Some(DeviceOutcome::Unknown)),
         })
     }
 }
@@ -45,6 +47,8 @@ impl<S: Sync> OptionalFromRequestParts<S> for VerifiedDevice {
 #[derive(Clone, Copy, Debug)]
 pub struct MissingDevice {
     monitored: Option<Rejection>,
+    /// Whether the outcome of the check is unknown.
+    is_shadowed: bool,
 }
 
 impl MissingDevice {
@@ -65,6 +69,9 @@ impl_error!(
              `Option`",
             rejection.code()
         )),
+        None if error.is_shadowed => Cow::Borrowed(
+            "in shadow mode the handler runs before the check has ended, and takes a `VerifiedDevice`, not an `Option`"
+        ),
         None => Cow::Borrowed("is `DeviceCheckLayer` enabled, and the route not exempt?"),
     }
 );

@@ -4,8 +4,10 @@
 //! are the tower glue around it, [`proof`] is the seam to the proofs, [`rejection`] the one decision table.
 
 pub(crate) mod body;
+mod conclude;
 pub(crate) mod credential;
 pub(crate) mod decision;
+pub(crate) mod enforcement;
 pub(crate) mod error;
 #[cfg(feature = "axum")]
 pub(crate) mod extract;
@@ -22,6 +24,7 @@ pub(crate) mod rollout;
 pub(crate) mod routing;
 mod series;
 pub(crate) mod service;
+pub(crate) mod shadow;
 mod span;
 
 use std::{
@@ -31,20 +34,18 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-use futures_util::FutureExt;
-use http::{
-    Extensions, HeaderMap, HeaderValue, Request, Response, Uri, header::WWW_AUTHENTICATE, request, uri,
-};
+use futures_util::{FutureExt, future::BoxFuture};
+use http::{Extensions, Request, Uri, request, uri};
 use tracing::Instrument;
 
 use self::{
-    decision::{DeviceOutcome, Enforcement, Rejected, VerifiedDevice},
+    decision::{DeviceOutcome, VerifiedDevice},
+    enforcement::{Enforcement, EnforcementPolicy},
     error::VerifyError,
     future::{Decide, Progress},
     gate_body::{BodyDigest, BodyMode, HeadOnly},
-    headers::{Forwarded, append, names_scheme},
-    observer::{Event, Observer, Outage, TracingObserver},
+    headers::Forwarded,
+    observer::{Event, Observer, TracingObserver},
     outage::Outages,
     preflight::{ExemptPreflight, is_preflight},
     proof::{Facts, Next, Proof, Step},
@@ -52,9 +53,10 @@ use self::{
     routing::{Route, RoutingPolicy},
     series::DecisionSeries,
     service::Gated,
+    shadow::ShadowChecks,
 };
-use crate::meter::{DECISIONS, HotCounter};
-use crate::runtime::{Instant, Timestamp, within};
+use crate::meter::HotCounter;
+use crate::runtime::{Timestamp, within};
 
 /// A service that lets only requests from genuine devices through to `S`. With [`ReadBodies`](crate::ReadBodies) as
 /// `M`, `S` takes requests with a [`GateBody`](crate::GateBody).
@@ -69,7 +71,8 @@ pub struct Gate<M = HeadOnly> {
     pub(crate) exempt_preflights: bool,
     pub(crate) original_uri: Option<Arc<dyn FindUri>>,
     pub(crate) proofs: Vec<Arc<dyn Proof>>,
-    pub(crate) enforcement: Enforcement,
+    pub(crate) enforcement: Arc<dyn EnforcementPolicy>,
+    pub(crate) shadow_checks: Arc<ShadowChecks>,
     pub(crate) forward_credentials: bool,
     pub(crate) rejection_response: Arc<dyn RejectionResponse>,
     pub(crate) observer: Arc<dyn Observer>,
@@ -101,7 +104,8 @@ impl Gate {
             exempt_preflights: true,
             original_uri: None,
             proofs: vec![proof],
-            enforcement: Enforcement::Enforce,
+            enforcement: Arc::new(Enforcement::Enforce),
+            shadow_checks: Arc::default(),
             forward_credentials: false,
             rejection_response: Arc::new(ProblemDetails),
             observer: Arc::new(TracingObserver),
@@ -116,7 +120,7 @@ impl Gate {
 impl<M> Gate<M> {
     /// Sets whether the gate reads bodies.
     pub(crate) fn with_mode<N>(self, mode: N) -> Gate<N> {
-        let Self { routing, exempt_preflights, original_uri, proofs, enforcement, .. } = self;
+        let Self { routing, exempt_preflights, original_uri, proofs, enforcement, shadow_checks, .. } = self;
         let Self { forward_credentials, rejection_response, observer, deadline, outages, decisions, .. } =
             self;
         Gate {
@@ -125,6 +129,7 @@ impl<M> Gate<M> {
             original_uri,
             proofs,
             enforcement,
+            shadow_checks,
             forward_credentials,
             rejection_response,
             observer,
@@ -146,9 +151,7 @@ impl<M> Gate<M> {
     /// Whether the head of a preflight holds a credential of any proof.
     #[cold]
     fn shows_credentials(&self, head: &request::Parts) -> bool {
-        let mut stripped = Request::new(()).into_parts().0;
-        (stripped.method, stripped.uri) = (head.method.clone(), head.uri.clone());
-        stripped.headers = head.headers.clone();
+        let mut stripped = without_extensions(head);
         self.proofs.iter().for_each(|proof| proof.strip(&mut stripped));
         stripped.headers != head.headers || stripped.uri != head.uri
     }
@@ -171,97 +174,6 @@ impl<M> Gate<M> {
             proof.strip(head);
         }
     }
-
-    /// Reports a decision and carries it out on the request. `facts` hold the time of the decision.
-    fn conclude<D>(
-        &self,
-        decision: Result<VerifiedDevice, Rejected>,
-        facts: &Facts,
-        began: &Facts,
-        head: &mut request::Parts,
-    ) -> Progress<D>
-    where
-        D: Decide,
-    {
-        self.report(&Event::new(&decision, began, self.enforcement, head));
-        match (decision, self.enforcement) {
-            (Ok(device), enforcement) => {
-                let headers = self.response_headers(&device, facts);
-                if enforcement == Enforcement::Monitor {
-                    head.extensions.insert(DeviceOutcome::Verified(device.clone()));
-                }
-                head.extensions.insert(device);
-                Progress::Forward(headers)
-            }
-            (Err(rejected), Enforcement::Monitor) => {
-                self.note_outage(&rejected, began, head);
-                head.extensions.insert(DeviceOutcome::Rejected(rejected.rejection));
-                Progress::Forward(None)
-            }
-            (Err(rejected), Enforcement::Enforce) => {
-                self.note_outage(&rejected, began, head);
-                Progress::Respond(Box::new(self.respond(rejected.rejection, head)))
-            }
-        }
-    }
-
-    fn report(&self, event: &Event<'_>) {
-        self.decisions.add(&DECISIONS, || DecisionSeries::of(event), DecisionSeries::labels);
-        self.observer.decision(event);
-    }
-
-    fn note_outage(&self, rejected: &Rejected, began: &Facts, head: &request::Parts) {
-        let is_our_fault = rejected.rejection() == Rejection::Misconfigured;
-        let is_outage = is_our_fault
-            || matches!(rejected.rejection(), Rejection::Unavailable { .. } | Rejection::Throttled { .. });
-        if is_outage && self.outages.begins(is_our_fault, Instant::now()) {
-            let event = Event::rejected(rejected, began, self.enforcement, head);
-            self.observer.outage(&Outage::Begins(event));
-        }
-    }
-
-    /// A verdict that was not remembered ends an outage.
-    fn note_verdict(&self, step: &Step) {
-        let is_verdict = match &step.0 {
-            Next::Decided(Ok(device)) => device.evidence().is_fresh(),
-            Next::Decided(Err(rejected)) => rejected.rejection() == Rejection::RefusedToken,
-            _ => false,
-        };
-        if is_verdict && let Some(over) = self.outages.ends(Instant::now()) {
-            self.observer.outage(&over);
-        }
-    }
-
-    fn response_headers(&self, device: &VerifiedDevice, facts: &Facts) -> Option<Box<HeaderMap>> {
-        let mut all: Option<Box<HeaderMap>> = None;
-        for proof in &self.proofs {
-            if let Some(headers) = proof.admitted(device, facts) {
-                match &mut all {
-                    Some(all) => append(all, headers),
-                    None => all = Some(Box::new(headers)),
-                }
-            }
-        }
-        all
-    }
-
-    fn respond(&self, rejection: Rejection, head: &request::Parts) -> Response<Bytes> {
-        let mut response = self.rejection_response.response(&rejection, head);
-        response.extensions_mut().insert(rejection);
-        let headers = response.headers_mut();
-        // A client without any credential learns of all schemes that the layer accepts.
-        if rejection == Rejection::MissingToken && headers.contains_key(WWW_AUTHENTICATE) {
-            for proof in &self.proofs {
-                let scheme = proof.scheme();
-                let mut challenges = headers.get_all(WWW_AUTHENTICATE).iter();
-                let is_named = challenges.any(|value| names_scheme(value, scheme));
-                if let (false, Ok(scheme)) = (is_named, HeaderValue::from_str(scheme)) {
-                    headers.append(WWW_AUTHENTICATE, scheme);
-                }
-            }
-        }
-        response
-    }
 }
 
 impl<M: BodyMode> Gate<M> {
@@ -273,21 +185,31 @@ impl<M: BodyMode> Gate<M> {
         head: &mut request::Parts,
         restore: impl FnOnce(&mut request::Parts),
     ) -> Progress<Self> {
-        let route = self.route(head);
+        let (route, enforcement) = (self.route(head), self.enforcement.enforcement(head));
         if route == Route::Exempt {
             restore(head);
-            self.report(&Event::exempt(self.enforcement, head));
+            self.report(&Event::exempt(enforcement.of_digest(None), head));
             return Progress::Forward(None);
         }
-        let facts = Facts::new(route, Timestamp::now());
+        let facts = Facts::new(route, enforcement, Timestamp::now());
         let forwarded = self.forward_credentials.then(|| Forwarded::of(head, |head| self.strip(head, 0)));
-        let step = self.judge(head, &facts);
+        // A request that cannot be checked beside itself costs little more than an exempt one.
+        let is_left_out = enforcement == Enforcement::Shadow && self.shadow_checks.are_full();
+        let step = if is_left_out {
+            self.strip(head, 0);
+            None
+        } else {
+            Some(self.judge(head, &facts))
+        };
         if let Some(forwarded) = forwarded {
             let put_back = forwarded.put_back(head);
             head.extensions.insert(put_back);
         }
         restore(head);
-        self.go_on(step, &facts, &facts, head)
+        match step {
+            Some(step) => self.go_on(step, &facts, &facts, head),
+            None => self.leave_out(head),
+        }
     }
 
     fn go_on(
@@ -300,26 +222,13 @@ impl<M: BodyMode> Gate<M> {
         match step.0 {
             Next::Decided(decision) => self.conclude(decision, facts, began, head),
             Next::Ask(answer) => {
-                let (gate, began) = (Arc::clone(self), began.clone());
-                // Not when the request began: the client may take its time for the body.
-                let asked = facts.moment().monotonic;
-                let span = span::of_check();
-                let recorded = span.clone();
-                let check = async move {
-                    let step = match within(gate.deadline, AssertUnwindSafe(answer).catch_unwind()).await {
-                        Ok(answer) => answer.unwrap_or_else(|_| panicked()),
-                        Err(_elapsed) => Step::rejected(VerifyError::unavailable(
-                            "a proof gave no answer within the layer's deadline",
-                        )),
-                    };
-                    gate.note_verdict(&step);
-                    if let Next::Decided(decision) = &step.0 {
-                        span::decided(&recorded, decision, &began, asked, gate.enforcement);
-                    }
-                    Answer { gate, began, step }
-                };
-                Progress::Wait(Box::pin(check.instrument(span)))
+                let check = self.check(answer, facts, began.clone());
+                if began.enforcement() == Enforcement::Shadow {
+                    return self.shadow(check, head);
+                }
+                Progress::Wait(Box::pin(check))
             }
+            Next::NeedsBody(..) if began.enforcement() == Enforcement::Shadow => self.leave_out(head),
             Next::NeedsBody(limit, then) => {
                 let (gate, began) = (Arc::clone(self), began.clone());
                 let then = move |digest: BodyDigest| {
@@ -335,6 +244,34 @@ impl<M: BodyMode> Gate<M> {
                 self.conclude(Err(error.into()), facts, began, head)
             }
         }
+    }
+
+    /// Waits for the answer of a proof, within the deadline. `facts` hold the time of the question.
+    fn check(
+        self: &Arc<Self>,
+        answer: BoxFuture<'static, Step>,
+        facts: &Facts,
+        began: Facts,
+    ) -> impl Future<Output = Answer<M>> + Send + 'static {
+        let gate = Arc::clone(self);
+        // Not when the request began: the client may take its time for the body.
+        let asked = facts.moment().monotonic;
+        let span = span::of_check();
+        let recorded = span.clone();
+        let check = async move {
+            let step = match within(gate.deadline, AssertUnwindSafe(answer).catch_unwind()).await {
+                Ok(answer) => answer.unwrap_or_else(|_| panicked()),
+                Err(_elapsed) => Step::rejected(VerifyError::unavailable(
+                    "a proof gave no answer within the layer's deadline",
+                )),
+            };
+            gate.note_verdict(&step);
+            if let Next::Decided(decision) = &step.0 {
+                span::decided(&recorded, decision, &began, asked);
+            }
+            Answer { gate, began, step }
+        };
+        check.instrument(span)
     }
 }
 
@@ -367,6 +304,14 @@ impl<M: BodyMode> Decide for Gate<M> {
     }
 }
 
+/// A copy of the head without its extensions.
+fn without_extensions(head: &request::Parts) -> request::Parts {
+    let mut copy = Request::new(()).into_parts().0;
+    (copy.method, copy.version) = (head.method.clone(), head.version);
+    (copy.uri, copy.headers) = (head.uri.clone(), head.headers.clone());
+    copy
+}
+
 fn panicked() -> Step {
     Step::rejected(VerifyError::unavailable("a proof panicked"))
 }
@@ -389,7 +334,6 @@ impl<M: fmt::Debug> fmt::Debug for Gate<M> {
         let schemes: Vec<_> = self.proofs.iter().map(|proof| proof.scheme()).collect();
         f.debug_struct("Gate")
             .field("proofs", &schemes)
-            .field("enforcement", &self.enforcement)
             .field("forward_credentials", &self.forward_credentials)
             .field("deadline", &self.deadline)
             .field("mode", &self.mode)

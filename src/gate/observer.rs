@@ -5,15 +5,17 @@ use std::{fmt, time::Duration};
 use http::request;
 use tracing::{Level, event};
 
-use crate::gate::decision::{Enforcement, Evidence, Rejected, VerifiedDevice};
+use crate::gate::decision::{Evidence, Rejected, VerifiedDevice};
+use crate::gate::enforcement::Enforcement;
 use crate::gate::error::{VerifyError, impl_error};
 use crate::gate::{credential::TokenDigest, proof::Facts, rejection::Rejection, routing::Environment};
 use crate::{BoxError, runtime::Instant};
 
 /// An observer of every decision, every failure of a cache, and every outage.
 ///
-/// The gate calls the observer on the request's task, so the observer must not block. Requests that clients abandon
-/// before the decision are not reported. [`TracingObserver`] is the default. To keep it beside another observer, give
+/// The gate calls the observer on the request's task, so the observer must not block. In [shadow
+/// mode](Enforcement::Shadow), it calls the observer on another task, possibly after the response. Requests that clients
+/// abandon before the decision are not reported. [`TracingObserver`] is the default. To keep it beside another observer, give
 /// the layer both: `with_observer((TracingObserver, mine))`.
 ///
 /// ```
@@ -102,16 +104,21 @@ pub enum Outcome<'a> {
     Rejected(&'a Rejection),
     /// The request reaches the inner service unchecked.
     Exempt,
+    /// The request reached the inner service unchecked, because it could not be checked beside it in [shadow
+    /// mode](Enforcement::Shadow): as many checks were under way as the layer allows, or the check needs more than
+    /// shadow mode has.
+    LeftOut,
 }
 
 impl Outcome<'_> {
-    /// `verified`, `exempt`, or the rejection's [`code`](Rejection::code).
+    /// `verified`, `exempt`, `left_out`, or the rejection's [`code`](Rejection::code).
     #[must_use]
     pub const fn as_str(&self) -> &'static str {
         match self {
             Self::Verified(_) => "verified",
             Self::Rejected(rejection) => rejection.code(),
             Self::Exempt => "exempt",
+            Self::LeftOut => "left_out",
         }
     }
 }
@@ -155,15 +162,15 @@ impl<'a> Event<'a> {
     }
 
     pub(super) const fn exempt(enforcement: Enforcement, head: &'a request::Parts) -> Self {
-        Self {
-            outcome: Outcome::Exempt,
-            head,
-            environment: None,
-            digest: None,
-            rejected: None,
-            enforcement,
-            started: None,
-        }
+        Self::unchecked(Outcome::Exempt, enforcement, head)
+    }
+
+    pub(super) const fn left_out(head: &'a request::Parts) -> Self {
+        Self::unchecked(Outcome::LeftOut, Enforcement::Shadow, head)
+    }
+
+    const fn unchecked(outcome: Outcome<'a>, enforcement: Enforcement, head: &'a request::Parts) -> Self {
+        Self { outcome, head, environment: None, digest: None, rejected: None, enforcement, started: None }
     }
 
     /// The decision.
@@ -196,7 +203,7 @@ impl<'a> Event<'a> {
     }
 
     /// The environment whose server answered last. If no server answered, the environment that is asked first. `None`
-    /// for exempt requests.
+    /// for requests that are exempt or left out.
     #[must_use]
     pub const fn environment(&self) -> Option<Environment> {
         self.environment
@@ -227,13 +234,14 @@ impl<'a> Event<'a> {
         }
     }
 
-    /// Whether a rejection keeps the request from the inner service.
+    /// Whether a rejection keeps the request from the inner service. A [share](Enforcement::Share) is decided: the event
+    /// has [`Enforce`](Enforcement::Enforce) or [`Monitor`](Enforcement::Monitor).
     #[must_use]
     pub const fn enforcement(&self) -> Enforcement {
         self.enforcement
     }
 
-    /// The time that the decision took, up to now. Zero for exempt requests, which are not timed.
+    /// The time that the decision took, up to now. Zero for requests that are exempt or left out, which are not timed.
     #[must_use]
     pub fn latency(&self) -> Duration {
         self.started.map_or(Duration::ZERO, |started| started.elapsed())
@@ -284,7 +292,7 @@ pub enum Outage<'a> {
 /// | error | an outage begins: a request was rejected because Apple does not accept the server's credentials, or because the layer is set up incorrectly |
 /// | warn | an outage begins: a request was rejected because there is no verdict; also each admission by a debug token |
 /// | info | an outage is over |
-/// | debug | every other admission and rejection, including the later rejections of an outage; each failure of the cache, which itself logs each incident once |
+/// | debug | every other admission and rejection, including the later rejections of an outage; requests that [shadow mode](Enforcement::Shadow) left out; each failure of the cache, which itself logs each incident once |
 /// | trace | exempt requests |
 ///
 /// Fields of decisions: `outcome`, `environment`, `evidence`, `digest`, `latency_us` (microseconds), `reason` if the
@@ -321,6 +329,9 @@ impl Observer for TracingObserver {
     fn decision(&self, event: &Event<'_>) {
         match event.outcome {
             Outcome::Exempt => event!(target: TARGET, Level::TRACE, outcome = "exempt", "request is exempt"),
+            Outcome::LeftOut => {
+                event!(target: TARGET, Level::DEBUG, outcome = "left_out", "request left out of shadow mode");
+            }
             Outcome::Verified(device) if device.evidence().is_stand_in() => {
                 decision!(event, Level::WARN, "debug token admitted");
             }

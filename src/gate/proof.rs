@@ -7,6 +7,7 @@ use http::{HeaderMap, request};
 
 use crate::gate::credential::TokenDigest;
 use crate::gate::decision::{Evidence, Rejected, VerifiedDevice};
+use crate::gate::enforcement::Enforcement;
 use crate::gate::routing::{Environment, Route};
 use crate::runtime::{SystemTime, Timestamp};
 
@@ -104,12 +105,13 @@ pub trait Proof: Send + Sync + 'static {
 #[derive(Clone, Debug)]
 pub struct Facts {
     route: Route,
+    enforcement: Enforcement,
     now: Timestamp,
 }
 
 impl Facts {
-    pub(crate) const fn new(route: Route, now: Timestamp) -> Self {
-        Self { route, now }
+    pub(crate) const fn new(route: Route, enforcement: Enforcement, now: Timestamp) -> Self {
+        Self { route, enforcement, now }
     }
 
     /// The environments that the route admits, at least one, in the order to try them.
@@ -122,6 +124,10 @@ impl Facts {
     #[must_use]
     pub const fn now(&self) -> SystemTime {
         self.now.wall
+    }
+
+    pub(super) const fn enforcement(&self) -> Enforcement {
+        self.enforcement
     }
 
     pub(crate) const fn moment(&self) -> Timestamp {

@@ -1,6 +1,7 @@
 //! The series of the metric that counts decisions.
 
-use crate::gate::decision::{Enforcement, Evidence};
+use crate::gate::decision::Evidence;
+use crate::gate::enforcement::Enforcement;
 use crate::gate::{observer::Event, routing::Environment};
 use crate::meter::{Label, label};
 
@@ -24,15 +25,11 @@ impl DecisionSeries {
     }
 
     pub(super) fn labels(self) -> [Label; 4] {
-        let enforcement = match self.enforcement {
-            Enforcement::Enforce => "enforce",
-            Enforcement::Monitor => "monitor",
-        };
         [
             label("outcome", self.outcome),
             label("evidence", self.evidence),
             label("environment", self.environment),
-            label("enforcement", enforcement),
+            label("enforcement", self.enforcement.as_str()),
         ]
     }
 }

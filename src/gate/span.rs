@@ -6,7 +6,8 @@ use tracing::{
     span,
 };
 
-use crate::gate::decision::{Enforcement, Rejected, VerifiedDevice};
+use crate::gate::decision::{Rejected, VerifiedDevice};
+use crate::gate::enforcement::Enforcement;
 use crate::gate::observer::{Chain, Outcome, TARGET};
 use crate::gate::proof::Facts;
 use crate::meter::{CHECK_DURATION, label};
@@ -35,7 +36,6 @@ pub(super) fn decided(
     decision: &Result<VerifiedDevice, Rejected>,
     began: &Facts,
     asked: Instant,
-    enforcement: Enforcement,
 ) {
     let outcome = match decision {
         Ok(device) => Outcome::Verified(device),
@@ -43,7 +43,7 @@ pub(super) fn decided(
     };
     CHECK_DURATION.record(asked.elapsed(), [label("outcome", outcome.as_str())]);
     span.record("outcome", outcome.as_str());
-    span.record("enforced", enforcement == Enforcement::Enforce);
+    span.record("enforced", began.enforcement().of_decision(decision) == Enforcement::Enforce);
     match decision {
         Ok(device) => {
             span.record("environment", device.environment().as_str());

@@ -18,13 +18,15 @@ use crate::runtime::{Instant, patiently, pause, spawn};
 /// The time limit of one step of a guard. A slower step counts as failed, and the request is not admitted.
 const GUARD_DEADLINE: Duration = Duration::from_secs(1);
 
-/// Decides about a credential that admits one request only. `check` decides about the credential itself.
+/// Decides about a credential that admits one request only. `check` decides about the credential itself. `is_last` says
+/// that nobody else is asked about a credential that `check` refuses.
 ///
 /// If this future is dropped, or if its decision is no verdict, the claim is withdrawn.
 pub(crate) async fn admit_once(
     guard: &Arc<dyn ErasedReplayGuard>,
     key: ReplayKey<'_>,
     claim: &Claim,
+    is_last: bool,
     check: impl Future<Output = Result<VerifiedDevice, Rejected>>,
 ) -> Result<VerifiedDevice, Rejected> {
     // `reservation` also withdraws a claim that the guard reserves while this future is dropped.
@@ -59,8 +61,8 @@ pub(crate) async fn admit_once(
                 return Err(rejected.with_environment(device.environment()));
             }
         },
-        // There is no point in asking again about a token that Apple refused: the reservation lapses.
-        Err(rejected) if rejected.rejection() == Rejection::RefusedToken => Err(rejected),
+        // There is no point in asking again about a refused token: the reservation lapses.
+        Err(rejected) if is_last && rejected.rejection() == Rejection::RefusedToken => Err(rejected),
         Err(rejected) => {
             reservation.armed = in_time(|| guard.withdraw(&key, claim)).await.is_err();
             return Err(rejected);

@@ -180,7 +180,7 @@ impl SessionProof {
 async fn spend(guard: Arc<dyn ErasedReplayGuard>, scope: Arc<str>, device: VerifiedDevice) -> Step {
     let (digest, environment) = (device.digest(), device.environment());
     let claim = Claim::new(Owner::random());
-    match admit_once(&guard, ReplayKey::new(&scope, digest), &claim, ready(Ok(device))).await {
+    match admit_once(&guard, ReplayKey::new(&scope, digest), &claim, true, ready(Ok(device))).await {
         Ok(device) => Step::verified(device),
         Err(rejected) => Step::rejected(rejected.with_digest(digest).with_environment(environment)),
     }

@@ -91,7 +91,10 @@ async fn decisions_are_counted_by_outcome_evidence_environment_and_enforcement()
     debug.headers_mut().insert("x-debug-token", secret.parse().unwrap());
     assert_eq!(app.send(debug).await.status(), StatusCode::OK);
     App::new(&layer.clone().with_routing(Route::Exempt)).send(plain()).await;
-    App::new(&layer.with_enforcement(Enforcement::Monitor)).send(plain()).await;
+    App::new(&layer.clone().with_enforcement(Enforcement::Monitor)).send(plain()).await;
+    let shadow = layer.with_enforcement(Enforcement::Shadow);
+    App::new(&shadow).get(&genuine).await;
+    App::new(&shadow.with_shadow_checks(0)).get(&genuine).await;
 
     let rows = [
         ("verified", "apple", "production", "enforce", 1.0),
@@ -102,13 +105,15 @@ async fn decisions_are_counted_by_outcome_evidence_environment_and_enforcement()
         ("malformed_token", "none", "production", "enforce", 1.0),
         ("exempt", "none", "none", "enforce", 1.0),
         ("missing_token", "none", "production", "monitor", 1.0),
+        ("verified", "cache", "production", "shadow", 1.0),
+        ("left_out", "none", "none", "shadow", 1.0),
     ];
     for (outcome, evidence, environment, enforcement, expected) in rows {
         let counted = metrics.decisions(outcome, evidence, environment, enforcement);
         assert_eq!(counted, Some(expected), "{outcome} {evidence} {enforcement}");
     }
     assert_eq!(metrics.text().matches("devicecheck_decisions_total{").count(), rows.len(), "no other series");
-    assert_eq!((metrics.lookups("memory", "hit"), metrics.lookups("memory", "miss")), (Some(3.0), Some(3.0)));
+    assert_eq!((metrics.lookups("memory", "hit"), metrics.lookups("memory", "miss")), (Some(4.0), Some(3.0)));
     assert_eq!(metrics.value("devicecheck_cache_entries", &[]), Some(2.0));
     assert_eq!(metrics.value("devicecheck_provider_tokens_total", &[("forced", "false")]), Some(1.0));
     let checks = |outcome| metrics.value("devicecheck_check_duration_seconds_count", &[("outcome", outcome)]);

@@ -2,7 +2,8 @@
 
 use std::{borrow::Cow, cmp::Reverse, collections::HashMap};
 
-use crate::gate::decision::{Enforcement, Evidence};
+use crate::gate::decision::Evidence;
+use crate::gate::enforcement::Enforcement;
 use crate::gate::observer::{Event, Outcome};
 use crate::gate::routing::Environment;
 use crate::runtime::{SystemTime, wall_clock};
@@ -29,6 +30,8 @@ pub(super) fn tidy(label: &str) -> Cow<'_, str> {
 pub(super) struct Report {
     pub(super) since: SystemTime,
     pub(super) exempt: u64,
+    /// Requests that shadow mode did not check.
+    pub(super) left_out: u64,
     pub(super) monitor: Counts,
     pub(super) enforce: Counts,
     pub(super) production: Counts,
@@ -79,6 +82,7 @@ impl Report {
         Self {
             since,
             exempt: 0,
+            left_out: 0,
             monitor: Counts::default(),
             enforce: Counts::default(),
             production: Counts::default(),
@@ -98,6 +102,10 @@ impl Report {
                 self.exempt += 1;
                 return;
             }
+            Outcome::LeftOut => {
+                self.left_out += 1;
+                return;
+            }
             Outcome::Verified(device) => {
                 self.evidence.add(device.evidence());
                 None
@@ -105,8 +113,9 @@ impl Report {
             Outcome::Rejected(rejection) => Some(rejection.code()),
         };
         match event.enforcement() {
-            Enforcement::Monitor => self.monitor.add(code, 1),
             Enforcement::Enforce => self.enforce.add(code, 1),
+            // Events hold no shares. Shadow mode is monitor mode without the wait.
+            _ => self.monitor.add(code, 1),
         }
         match event.environment() {
             Some(Environment::Development) => self.development.add(code, 1),

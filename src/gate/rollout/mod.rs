@@ -105,7 +105,7 @@ impl RolloutReport {
     ///
     /// ```text
     /// {
-    ///   "since": 1767225600, "until": 1767229200, "exempt": 0,
+    ///   "since": 1767225600, "until": 1767229200, "exempt": 0, "left_out": 0,
     ///   "monitor": COUNTS, "enforce": COUNTS,
     ///   "environments": {"production": COUNTS, "development": COUNTS},
     ///   "evidence": {"fresh": 800, "remembered": 8600, "stand_in": 12},
@@ -115,7 +115,8 @@ impl RolloutReport {
     /// ```
     ///
     /// `COUNTS` is `{"checked": 10000, "rejected": 588, "rejected_share": 0.0588, "codes": {"missing_token": 512}}`.
-    /// The rejections in `monitor` are those that the layer would have answered in enforce mode.
+    /// The rejections in `monitor` are those that the layer would have answered in enforce mode. `monitor` counts shadow
+    /// mode, too; `left_out` counts the requests that shadow mode did not check.
     #[must_use]
     pub fn to_json(&self) -> String {
         Json(&self.copy(), wall_clock()).to_string()
@@ -148,7 +149,8 @@ impl fmt::Display for RolloutReport {
 
 impl Observer for RolloutReport {
     fn decision(&self, event: &Event<'_>) {
-        let label = self.label.as_ref().filter(|_| !matches!(event.outcome(), Outcome::Exempt));
+        let label =
+            self.label.as_ref().filter(|_| !matches!(event.outcome(), Outcome::Exempt | Outcome::LeftOut));
         let label = label.map(|label| tidy(label(event.head()).unwrap_or_default()));
         lock(&self.counts).add(event, label.as_deref());
     }

@@ -33,6 +33,9 @@ impl Display for Text<'_> {
         if report.exempt > 0 {
             writeln!(f, "exempt, not checked: {}", report.exempt)?;
         }
+        if report.left_out > 0 {
+            writeln!(f, "left out of shadow mode, not checked: {}", report.left_out)?;
+        }
 
         let labels = report.labels();
         let own = [("(other)", &report.other), ("(none)", &report.unlabelled)];
@@ -97,10 +100,11 @@ impl Display for Json<'_> {
         let seconds = |time| since_epoch(time).as_secs();
         write!(
             f,
-            r#"{{"since":{},"until":{},"exempt":{}"#,
+            r#"{{"since":{},"until":{},"exempt":{},"left_out":{}"#,
             seconds(report.since),
             seconds(*now),
-            report.exempt
+            report.exempt,
+            report.left_out
         )?;
         write!(f, r#","monitor":{},"enforce":{}"#, JsonCounts(&report.monitor), JsonCounts(&report.enforce))?;
         f.write_str(r#","environments":"#)?;

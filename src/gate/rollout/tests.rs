@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::gate::credential::TokenDigest;
-use crate::gate::decision::{Enforcement, Evidence, Rejected};
+use crate::gate::decision::{Evidence, Rejected};
+use crate::gate::enforcement::Enforcement;
 use crate::gate::proof::Facts;
 use crate::gate::rejection::{MalformedToken, Rejection};
 use crate::gate::routing::{Environment, Route};
@@ -41,7 +42,7 @@ fn by_extension() -> RolloutReport {
 }
 
 fn facts() -> Facts {
-    Facts::new(Route::Production, Timestamp::now())
+    Facts::new(Route::Production, Enforcement::Enforce, Timestamp::now())
 }
 
 fn verified(report: &RolloutReport, enforcement: Enforcement, evidence: Evidence, label: Option<&str>) {
@@ -88,6 +89,7 @@ fn busy_report() -> RolloutReport {
     rejected(&report, Enforcement::Enforce, development, Some("1.4.2"));
     verified(&report, Enforcement::Enforce, fresh(), Some("1.4.2"));
     report.decision(&Event::exempt(monitor, &head(Some("1.3.0"))));
+    report.decision(&Event::left_out(&head(Some("1.3.0"))));
     set_wall_clock(at(3 * 3_600));
     report
 }
@@ -99,7 +101,7 @@ fn the_json_holds_every_count() {
         json!({"checked": checked, "rejected": rejected, "rejected_share": share, "codes": codes})
     };
     let expected = json!({
-        "since": START, "until": START + 3 * 3_600, "exempt": 1,
+        "since": START, "until": START + 3 * 3_600, "exempt": 1, "left_out": 1,
         "monitor": counts(1_000, 0.008, json!({"missing_token": 8})),
         "enforce": counts(2, 0.5, json!({"refused_token": 1})),
         "environments": {
@@ -129,6 +131,7 @@ Device checks of the last 3 h
 monitor mode: would refuse 8 of 1000 checked requests (0.80 %)
 enforce mode: refused 1 of 2 checked requests (50.00 %)
 exempt, not checked: 1
+left out of shadow mode, not checked: 1
 
 code              requests     share        first         last
 missing_token            8    0.80 %      2 h ago      2 h ago

@@ -37,9 +37,13 @@ async fn a_revoked_subject_buys_nothing_until_its_time() {
     let sessions = sessions();
     let device = |subject: &str| {
         let evidence = crate::Evidence::fresh("AppAttest", "app-attest");
-        crate::Facts::new(crate::Route::Production, crate::runtime::Timestamp::now())
-            .verified(evidence, crate::TokenDigest::of(b"assertion"))
-            .with_subject(subject.into())
+        crate::Facts::new(
+            crate::Route::Production,
+            crate::Enforcement::Enforce,
+            crate::runtime::Timestamp::now(),
+        )
+        .verified(evidence, crate::TokenDigest::of(b"assertion"))
+        .with_subject(subject.into())
     };
     let digits = "00112233445566778899aabbccddeeff";
     let headers = http::HeaderMap::new();

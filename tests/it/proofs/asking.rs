@@ -123,9 +123,9 @@ async fn a_proof_that_needs_bodies_is_not_added_to_a_layer_that_reads_none() {
     let reading = reading.add_proof_before(digest(1)).unwrap().add_proof_after(digest(1)).unwrap();
     // Proofs that were added before, and settings, are kept.
     let before = apple.layer().add_proof_before(key()).unwrap().add_proof_before(never("Last")).unwrap();
-    let before = before.with_enforcement(Enforcement::Monitor);
+    let before = before.with_deadline(Duration::from_millis(7_321));
     let debug = format!("{:?} {:?}", reading, before.with_bodies(ReadBodies::new()));
-    for part in [r#"["Digest", "DeviceCheck", "Digest"]"#, r#"["Key", "Last", "DeviceCheck"]"#, "Monitor"] {
+    for part in [r#"["Digest", "DeviceCheck", "Digest"]"#, r#"["Key", "Last", "DeviceCheck"]"#, "7.321s"] {
         assert!(debug.contains(part), "{debug}");
     }
     assert_eq!(apple.calls(), 0);

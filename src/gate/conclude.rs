@@ -1,0 +1,166 @@
+//! The end of a check: the gate reports the decision and carries it out.
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Response, header::WWW_AUTHENTICATE, request};
+
+use crate::gate::decision::{DeviceOutcome, Rejected, VerifiedDevice};
+use crate::gate::enforcement::Enforcement;
+use crate::gate::future::{Decide, Progress};
+use crate::gate::headers::{append, names_scheme};
+use crate::gate::observer::{Event, Outage};
+use crate::gate::proof::{Facts, Next, Step};
+use crate::gate::{
+    Answer, Gate, gate_body::BodyMode, rejection::Rejection, series::DecisionSeries, without_extensions,
+};
+use crate::meter::DECISIONS;
+use crate::runtime::{Instant, has_tasks, spawn};
+
+impl<M> Gate<M> {
+    /// Reports a decision and carries it out on the request. `facts` hold the time of the decision.
+    pub(super) fn conclude<D>(
+        &self,
+        decision: Result<VerifiedDevice, Rejected>,
+        facts: &Facts,
+        began: &Facts,
+        head: &mut request::Parts,
+    ) -> Progress<D>
+    where
+        D: Decide,
+    {
+        let enforcement = self.tell(&decision, began, head);
+        match (decision, enforcement) {
+            (Ok(device), enforcement) => {
+                let headers = self.response_headers(&device, facts);
+                if enforcement != Enforcement::Enforce {
+                    head.extensions.insert(DeviceOutcome::Verified(device.clone()));
+                }
+                head.extensions.insert(device);
+                Progress::Forward(headers)
+            }
+            (Err(rejected), Enforcement::Enforce) => {
+                Progress::Respond(Box::new(self.respond(rejected.rejection, head)))
+            }
+            (Err(rejected), _) => {
+                head.extensions.insert(DeviceOutcome::Rejected(rejected.rejection));
+                Progress::Forward(None)
+            }
+        }
+    }
+
+    /// Reports a decision. Returns the treatment of the request: no share.
+    fn tell(
+        &self,
+        decision: &Result<VerifiedDevice, Rejected>,
+        began: &Facts,
+        head: &request::Parts,
+    ) -> Enforcement {
+        let enforcement = began.enforcement().of_decision(decision);
+        self.report(&Event::new(decision, began, enforcement, head));
+        if let Err(rejected) = decision {
+            self.note_outage(rejected, began, enforcement, head);
+        }
+        enforcement
+    }
+
+    /// Lets the request go on, and its check run beside it.
+    pub(super) fn shadow<D>(
+        &self,
+        check: impl Future<Output = Answer<M>> + Send + 'static,
+        head: &mut request::Parts,
+    ) -> Progress<D>
+    where
+        D: Decide,
+        M: BodyMode,
+    {
+        let Some(place) = self.shadow_checks.place().filter(|_| has_tasks()) else {
+            return self.leave_out(head);
+        };
+        let copy = without_extensions(head);
+        spawn(async move {
+            let Answer { gate, began, step } = check.await;
+            match step.0 {
+                Next::Decided(decision) => {
+                    gate.tell(&decision, &began, &copy);
+                }
+                _ => gate.report(&Event::left_out(&copy)),
+            }
+            drop(place);
+        });
+        head.extensions.insert(DeviceOutcome::Unknown);
+        Progress::Forward(None)
+    }
+
+    /// Lets the request go on without a check.
+    pub(super) fn leave_out<D>(&self, head: &mut request::Parts) -> Progress<D>
+    where
+        D: Decide,
+    {
+        self.report(&Event::left_out(head));
+        head.extensions.insert(DeviceOutcome::Unknown);
+        Progress::Forward(None)
+    }
+
+    pub(super) fn report(&self, event: &Event<'_>) {
+        self.decisions.add(&DECISIONS, || DecisionSeries::of(event), DecisionSeries::labels);
+        self.observer.decision(event);
+    }
+
+    fn note_outage(
+        &self,
+        rejected: &Rejected,
+        began: &Facts,
+        enforcement: Enforcement,
+        head: &request::Parts,
+    ) {
+        let is_our_fault = rejected.rejection() == Rejection::Misconfigured;
+        let is_outage = is_our_fault
+            || matches!(rejected.rejection(), Rejection::Unavailable { .. } | Rejection::Throttled { .. });
+        if is_outage && self.outages.begins(is_our_fault, Instant::now()) {
+            let event = Event::rejected(rejected, began, enforcement, head);
+            self.observer.outage(&Outage::Begins(event));
+        }
+    }
+
+    /// A verdict that was not remembered ends an outage.
+    pub(super) fn note_verdict(&self, step: &Step) {
+        let is_verdict = match &step.0 {
+            Next::Decided(Ok(device)) => device.evidence().is_fresh(),
+            Next::Decided(Err(rejected)) => rejected.rejection() == Rejection::RefusedToken,
+            _ => false,
+        };
+        if is_verdict && let Some(over) = self.outages.ends(Instant::now()) {
+            self.observer.outage(&over);
+        }
+    }
+
+    fn response_headers(&self, device: &VerifiedDevice, facts: &Facts) -> Option<Box<HeaderMap>> {
+        let mut all: Option<Box<HeaderMap>> = None;
+        for proof in &self.proofs {
+            if let Some(headers) = proof.admitted(device, facts) {
+                match &mut all {
+                    Some(all) => append(all, headers),
+                    None => all = Some(Box::new(headers)),
+                }
+            }
+        }
+        all
+    }
+
+    fn respond(&self, rejection: Rejection, head: &request::Parts) -> Response<Bytes> {
+        let mut response = self.rejection_response.response(&rejection, head);
+        response.extensions_mut().insert(rejection);
+        let headers = response.headers_mut();
+        // A client without any credential learns of all schemes that the layer accepts.
+        if rejection == Rejection::MissingToken && headers.contains_key(WWW_AUTHENTICATE) {
+            for proof in &self.proofs {
+                let scheme = proof.scheme();
+                let mut challenges = headers.get_all(WWW_AUTHENTICATE).iter();
+                let is_named = challenges.any(|value| names_scheme(value, scheme));
+                if let (false, Ok(scheme)) = (is_named, HeaderValue::from_str(scheme)) {
+                    headers.append(WWW_AUTHENTICATE, scheme);
+                }
+            }
+        }
+        response
+    }
+}
