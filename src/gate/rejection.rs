@@ -18,6 +18,8 @@ use crate::runtime::spread;
 /// | [`RefusedToken`](Self::RefusedToken) | `refused_token` | 401 | 16 `UNAUTHENTICATED` | |
 /// | [`ReusedToken`](Self::ReusedToken) | `reused_token` | 401 | 16 `UNAUTHENTICATED` | |
 /// | [`ExpiredSession`](Self::ExpiredSession) | `expired_session` | 401 | 16 `UNAUTHENTICATED` | |
+/// | [`UnknownKey`](Self::UnknownKey) | `unknown_key` | 401 | 16 `UNAUTHENTICATED` | |
+/// | [`Denied`](Self::Denied) | `denied` | 403 | 7 `PERMISSION_DENIED` | |
 /// | [`Throttled`](Self::Throttled) | `throttled` | 503 | 14 `UNAVAILABLE` | 1 to 300 s |
 /// | [`Unavailable`](Self::Unavailable) | `unavailable` | 503 | 14 `UNAVAILABLE` | 1 to 5 s |
 /// | [`LimitExceeded`](Self::LimitExceeded) | `limit_exceeded` | 429 | 8 `RESOURCE_EXHAUSTED` | 1 s or more |
@@ -46,6 +48,12 @@ pub enum Rejection {
     /// The session of the request is genuine, but over. The client buys a new one with another proof; nothing is wrong
     /// with that proof. Apple was not asked.
     ExpiredSession,
+    /// The server does not know the key of the request, because the app was installed anew or the server has lost its
+    /// data. The client makes a new key and attests it. Apple was not asked.
+    UnknownKey,
+    /// The device, its key or the build of its app is genuine, but the operator's policy shuts it out. A retry does not
+    /// help, nor does a new token.
+    Denied,
     /// Apple throttles this server (status 429).
     #[non_exhaustive]
     Throttled {
@@ -118,6 +126,8 @@ impl Rejection {
             Self::RefusedToken => ("refused_token", "Device token refused", StatusCode::UNAUTHORIZED, 16),
             Self::ReusedToken => ("reused_token", "Device token used before", StatusCode::UNAUTHORIZED, 16),
             Self::ExpiredSession => ("expired_session", "Session expired", StatusCode::UNAUTHORIZED, 16),
+            Self::UnknownKey => ("unknown_key", "Unknown key", StatusCode::UNAUTHORIZED, 16),
+            Self::Denied => ("denied", "Device denied", StatusCode::FORBIDDEN, 7),
             Self::Throttled { .. } => ("throttled", "Too many device checks", StatusCode::SERVICE_UNAVAILABLE, 14),
             Self::Unavailable { .. } => ("unavailable", "Device check unavailable", StatusCode::SERVICE_UNAVAILABLE, 14),
             Self::LimitExceeded { .. } => ("limit_exceeded", "Too many new device tokens", StatusCode::TOO_MANY_REQUESTS, 8),
@@ -307,6 +317,8 @@ mod tests {
             (Rejection::RefusedToken, 401, 16, None, "refused_token"),
             (Rejection::ReusedToken, 401, 16, None, "reused_token"),
             (Rejection::ExpiredSession, 401, 16, None, "expired_session"),
+            (Rejection::UnknownKey, 401, 16, None, "unknown_key"),
+            (Rejection::Denied, 403, 7, None, "denied"),
             (error(VerifyError::throttled(None, "x")), 503, 14, Some((5, 7)), "throttled"),
             (error(VerifyError::throttled(Some(seconds(0)), "x")), 503, 14, Some((1, 1)), "throttled"),
             (error(VerifyError::throttled(Some(seconds(60)), "x")), 503, 14, Some((60, 90)), "throttled"),
