@@ -251,13 +251,14 @@ pub use self::gate::error::{VerifyError, VerifyErrorKind};
 #[cfg(feature = "axum")]
 pub use self::gate::extract::MissingDevice;
 pub use self::gate::gate_body::{GateBody, HeadOnly, ReadBodies};
-pub use self::gate::observer::{Event, Observer, Outage, Outcome, TracingObserver};
+pub use self::gate::observer::{Event, Observer, Outage, Outcome};
 pub use self::gate::proof::{Facts, Proof, Step};
 pub use self::gate::rejection::{
     HttpProblemDetails, MalformedToken, ProblemDetails, Rejection, RejectionResponse,
 };
 pub use self::gate::rollout::RolloutReport;
 pub use self::gate::routing::{Environment, EnvironmentHeader, Route, RoutingPolicy, UnknownEnvironment};
+pub use self::gate::tracing_observer::TracingObserver;
 pub use self::gate::{DeviceCheck, Gate, body::ResponseBody, future::ResponseFuture, service::Gated};
 pub use self::layer::{DeviceCheckLayer, LayerError};
 #[cfg(feature = "metrics")]

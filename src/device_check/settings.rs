@@ -9,7 +9,7 @@ use crate::device_check::debug_token::DebugTokens;
 use crate::device_check::limit::Limiter;
 use crate::device_check::token_source::{HeaderToken, TokenSource};
 use crate::device_check::{team::Team, verifier::DeviceVerifier};
-use crate::gate::observer::{Observer, TracingObserver};
+use crate::gate::{observer::Observer, tracing_observer::TracingObserver};
 use crate::{apple::token::Verdict, replay::ErasedReplayGuard, runtime::SystemTime};
 
 #[derive(Clone)]

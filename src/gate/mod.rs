@@ -26,6 +26,7 @@ mod series;
 pub(crate) mod service;
 pub(crate) mod shadow;
 mod span;
+pub(crate) mod tracing_observer;
 
 use std::{
     fmt, mem,
@@ -45,7 +46,7 @@ use self::{
     future::{Decide, Progress},
     gate_body::{BodyDigest, BodyMode, HeadOnly},
     headers::Forwarded,
-    observer::{Event, Observer, TracingObserver},
+    observer::{Event, Observer},
     outage::Outages,
     preflight::{ExemptPreflight, is_preflight},
     proof::{Facts, Next, Proof, Step},
@@ -54,6 +55,7 @@ use self::{
     series::DecisionSeries,
     service::Gated,
     shadow::ShadowChecks,
+    tracing_observer::TracingObserver,
 };
 use crate::meter::HotCounter;
 use crate::runtime::{Timestamp, within};
