@@ -28,6 +28,10 @@ pub mod scaling {}
 #[doc = include_str!("../docs/sessions.md")]
 pub mod sessions {}
 
+/// Many apps on one server: the choice of a tenant, isolation, changes while running, and the threat model.
+#[doc = include_str!("../docs/tenants.md")]
+pub mod tenants {}
+
 /// Platforms that freeze processes or have no sockets: Cloudflare Workers, AWS Lambda.
 #[doc = include_str!("../docs/platforms.md")]
 pub mod platforms {}

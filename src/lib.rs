@@ -226,6 +226,7 @@ mod runtime;
 pub mod session;
 #[cfg(feature = "split-key")]
 pub mod split_key;
+pub mod tenant;
 #[cfg(feature = "testing")]
 #[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "testing")))]
 pub mod testing;

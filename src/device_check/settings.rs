@@ -9,7 +9,7 @@ use crate::device_check::debug_token::DebugTokens;
 use crate::device_check::limit::Limiter;
 use crate::device_check::token_source::{HeaderToken, TokenSource};
 use crate::device_check::{team::Team, verifier::DeviceVerifier};
-use crate::gate::{observer::Observer, tracing_observer::TracingObserver};
+use crate::gate::{observer::Observer, tenant::name::TenantName, tracing_observer::TracingObserver};
 use crate::{apple::token::Verdict, replay::ErasedReplayGuard, runtime::SystemTime};
 
 #[derive(Clone)]
@@ -63,6 +63,10 @@ impl Settings {
     pub(crate) fn add_verifier(&mut self, verifier: impl DeviceVerifier) {
         self.teams.push(Team::only(verifier));
         self.teams = self.teams.drain(..).map(Team::named).collect();
+    }
+
+    pub(crate) fn set_tenant(&mut self, tenant: &TenantName) {
+        self.teams = self.teams.drain(..).map(|team| team.of_tenant(tenant)).collect();
     }
 
     /// The cache of verdicts. Under single use, it is a cache that keeps nothing.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::device_check::verifier::{DeviceVerifier, ErasedVerifier};
-use crate::gate::decision::Evidence;
+use crate::gate::{decision::Evidence, tenant::name::TenantName};
 
 /// A verifier, and the name of its team in the evidence.
 #[derive(Clone)]
@@ -11,21 +11,31 @@ pub(crate) struct Team {
     pub(super) verifier: Arc<dyn ErasedVerifier>,
     /// `None` in a layer with one team, where it says nothing.
     name: Option<Arc<str>>,
+    /// The scope of the verifier and the tenant. `None` in a layer without tenants.
+    scope_of_tenant: Option<Arc<str>>,
 }
 
 impl Team {
     pub(super) fn only(verifier: impl DeviceVerifier) -> Self {
-        Self { verifier: Arc::new(verifier), name: None }
+        Self { verifier: Arc::new(verifier), name: None, scope_of_tenant: None }
     }
 
     /// One of several.
     pub(super) fn named(self) -> Self {
-        let name = Some(self.scope().into());
+        let name = Some(self.verifier.scope().into());
         Self { name, ..self }
     }
 
+    /// A team in the gate of a tenant, whose verdicts and reservations answer for no other tenant of the team.
+    pub(super) fn of_tenant(self, tenant: &TenantName) -> Self {
+        // No tenant's name holds a slash.
+        let scope = format!("{tenant}/{}", self.verifier.scope());
+        Self { scope_of_tenant: Some(scope.into()), ..self }
+    }
+
+    /// The scope of everything that is remembered for this team.
     pub(super) fn scope(&self) -> &str {
-        self.verifier.scope()
+        self.scope_of_tenant.as_deref().unwrap_or_else(|| self.verifier.scope())
     }
 
     /// This evidence, with the team.

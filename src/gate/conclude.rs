@@ -27,6 +27,8 @@ impl<M> Gate<M> {
     where
         D: Decide,
     {
+        // A proof of another crate may have made the device without the facts.
+        let decision = decision.map(|device| device.of_tenant(began.tenant()));
         let enforcement = self.tell(&decision, began, head);
         match (decision, enforcement) {
             (Ok(device), enforcement) => {
@@ -82,7 +84,7 @@ impl<M> Gate<M> {
                 Next::Decided(decision) => {
                     gate.tell(&decision, &began, &copy);
                 }
-                _ => gate.report(&Event::left_out(&copy)),
+                _ => gate.report(&Event::left_out(gate.tenant.as_ref(), &copy)),
             }
             drop(place);
         });
@@ -95,13 +97,17 @@ impl<M> Gate<M> {
     where
         D: Decide,
     {
-        self.report(&Event::left_out(head));
+        self.report(&Event::left_out(self.tenant.as_ref(), head));
         head.extensions.insert(DeviceOutcome::Unknown);
         Progress::Forward(None)
     }
 
     pub(super) fn report(&self, event: &Event<'_>) {
-        self.decisions.add(&DECISIONS, || DecisionSeries::of(event), DecisionSeries::labels);
+        self.decisions.add(
+            &DECISIONS,
+            || DecisionSeries::of(event),
+            |series| series.labels(self.tenant.as_ref()),
+        );
         self.observer.decision(event);
     }
 

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::HeaderValue;
 
 use crate::gate::credential::{Candidate, TokenDigest};
-use crate::gate::{error::VerifyError, rejection::Rejection, routing::Environment};
+use crate::gate::{error::VerifyError, rejection::Rejection, routing::Environment, tenant::name::TenantName};
 use crate::runtime::SystemTime;
 
 /// The evidence for a [`VerifiedDevice`]: the proof that verified the device, and the basis.
@@ -133,6 +133,7 @@ pub struct VerifiedDevice {
     verified_at: SystemTime,
     keepsake: Keepsake,
     subject: Option<Subject>,
+    tenant: Option<TenantName>,
 }
 
 #[derive(Clone)]
@@ -185,7 +186,20 @@ impl VerifiedDevice {
         evidence: Evidence,
         verified_at: SystemTime,
     ) -> Self {
-        Self { environment, evidence, digest, verified_at, keepsake: Keepsake::Nothing, subject: None }
+        Self {
+            environment,
+            evidence,
+            digest,
+            verified_at,
+            keepsake: Keepsake::Nothing,
+            subject: None,
+            tenant: None,
+        }
+    }
+
+    pub(super) fn of_tenant(mut self, tenant: Option<&TenantName>) -> Self {
+        self.tenant = tenant.cloned();
+        self
     }
 
     /// Adds a copy of the text that the client sent. The text itself may be a slice of the request's read buffer, and
@@ -261,6 +275,13 @@ impl VerifiedDevice {
     #[must_use]
     pub const fn verified_at(&self) -> SystemTime {
         self.verified_at
+    }
+
+    /// The tenant whose gate admitted the request; `None` in a layer without [tenants](crate::tenant). A handler must
+    /// take the tenant from here, and never from the request again.
+    #[must_use]
+    pub const fn tenant(&self) -> Option<&TenantName> {
+        self.tenant.as_ref()
     }
 
     /// The subject: a stable pseudonym of the device or its key. `None` for a device token, which has no subject.

@@ -49,6 +49,18 @@ pub enum Progress<D: Decide> {
     Read(ReadBodies, AfterBody<D::Answer>),
 }
 
+impl<D: Decide> Progress<D> {
+    /// The same for another decider with the same answers.
+    pub(super) fn of_same_answer<E: Decide<Answer = D::Answer>>(self) -> Progress<E> {
+        match self {
+            Self::Forward(headers) => Progress::Forward(headers),
+            Self::Respond(response) => Progress::Respond(response),
+            Self::Wait(answer) => Progress::Wait(answer),
+            Self::Read(bounds, then) => Progress::Read(bounds, then),
+        }
+    }
+}
+
 pin_project! {
     /// The response future of [`DeviceCheck`](crate::DeviceCheck) and the other services of this crate.
     ///

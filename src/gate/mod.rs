@@ -16,6 +16,7 @@ pub(crate) mod gate_body;
 pub(crate) mod headers;
 pub(crate) mod observer;
 mod outage;
+pub(crate) mod path;
 pub(crate) mod preflight;
 pub(crate) mod problem;
 pub(crate) mod proof;
@@ -26,6 +27,7 @@ mod series;
 pub(crate) mod service;
 pub(crate) mod shadow;
 mod span;
+pub(crate) mod tenant;
 pub(crate) mod tracing_observer;
 
 use std::{
@@ -55,6 +57,7 @@ use self::{
     series::DecisionSeries,
     service::Gated,
     shadow::ShadowChecks,
+    tenant::name::TenantName,
     tracing_observer::TracingObserver,
 };
 use crate::meter::HotCounter;
@@ -69,6 +72,7 @@ pub type DeviceCheck<S, M = HeadOnly> = Gated<S, Gate<M>>;
 /// The rules by which a [`DeviceCheck`] decides. A [`DeviceCheckLayer`](crate::DeviceCheckLayer) makes them.
 #[derive(Clone)]
 pub struct Gate<M = HeadOnly> {
+    pub(crate) tenant: Option<TenantName>,
     pub(crate) routing: Arc<dyn RoutingPolicy>,
     pub(crate) exempt_preflights: bool,
     pub(crate) original_uri: Option<Arc<dyn FindUri>>,
@@ -102,6 +106,7 @@ pub struct Answer<M> {
 impl Gate {
     pub(crate) fn new(proof: Arc<dyn Proof>) -> Self {
         Self {
+            tenant: None,
             routing: Arc::new(Route::Production),
             exempt_preflights: true,
             original_uri: None,
@@ -122,10 +127,19 @@ impl Gate {
 impl<M> Gate<M> {
     /// Sets whether the gate reads bodies.
     pub(crate) fn with_mode<N>(self, mode: N) -> Gate<N> {
-        let Self { routing, exempt_preflights, original_uri, proofs, enforcement, shadow_checks, .. } = self;
-        let Self { forward_credentials, rejection_response, observer, deadline, outages, decisions, .. } =
-            self;
+        let Self { tenant, routing, exempt_preflights, original_uri, proofs, enforcement, .. } = self;
+        let Self {
+            shadow_checks,
+            forward_credentials,
+            rejection_response,
+            observer,
+            deadline,
+            outages,
+            decisions,
+            ..
+        } = self;
         Gate {
+            tenant,
             routing,
             exempt_preflights,
             original_uri,
@@ -190,10 +204,10 @@ impl<M: BodyMode> Gate<M> {
         let (route, enforcement) = (self.route(head), self.enforcement.enforcement(head));
         if route == Route::Exempt {
             restore(head);
-            self.report(&Event::exempt(enforcement.of_digest(None), head));
+            self.report(&Event::exempt(enforcement.of_digest(None), self.tenant.as_ref(), head));
             return Progress::Forward(None);
         }
-        let facts = Facts::new(route, enforcement, Timestamp::now());
+        let facts = Facts::new(route, enforcement, Timestamp::now()).of_tenant(self.tenant.clone());
         let forwarded = self.forward_credentials.then(|| Forwarded::of(head, |head| self.strip(head, 0)));
         // A request that cannot be checked beside itself costs little more than an exempt one.
         let is_left_out = enforcement == Enforcement::Shadow && self.shadow_checks.are_full();

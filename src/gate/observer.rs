@@ -7,6 +7,7 @@ use http::request;
 use crate::gate::decision::{Evidence, Rejected, VerifiedDevice};
 use crate::gate::enforcement::Enforcement;
 use crate::gate::error::{VerifyError, impl_error};
+use crate::gate::tenant::name::TenantName;
 use crate::gate::{credential::TokenDigest, proof::Facts, rejection::Rejection, routing::Environment};
 use crate::{BoxError, runtime::Instant};
 
@@ -91,6 +92,7 @@ pub struct Event<'a> {
     rejected: Option<&'a Rejected>,
     enforcement: Enforcement,
     started: Option<Instant>,
+    tenant: Option<&'a TenantName>,
 }
 
 /// The decision.
@@ -125,7 +127,7 @@ impl Outcome<'_> {
 impl<'a> Event<'a> {
     pub(super) fn new(
         decision: &'a Result<VerifiedDevice, Rejected>,
-        began: &Facts,
+        began: &'a Facts,
         enforcement: Enforcement,
         head: &'a request::Parts,
     ) -> Self {
@@ -138,6 +140,7 @@ impl<'a> Event<'a> {
                 rejected: None,
                 enforcement,
                 started: Some(began.moment().monotonic),
+                tenant: began.tenant(),
             },
             Err(rejected) => Self::rejected(rejected, began, enforcement, head),
         }
@@ -145,7 +148,7 @@ impl<'a> Event<'a> {
 
     pub(super) fn rejected(
         rejected: &'a Rejected,
-        began: &Facts,
+        began: &'a Facts,
         enforcement: Enforcement,
         head: &'a request::Parts,
     ) -> Self {
@@ -157,19 +160,45 @@ impl<'a> Event<'a> {
             rejected: Some(rejected),
             enforcement,
             started: Some(began.moment().monotonic),
+            tenant: began.tenant(),
         }
     }
 
-    pub(super) const fn exempt(enforcement: Enforcement, head: &'a request::Parts) -> Self {
-        Self::unchecked(Outcome::Exempt, enforcement, head)
+    pub(super) const fn exempt(
+        enforcement: Enforcement,
+        tenant: Option<&'a TenantName>,
+        head: &'a request::Parts,
+    ) -> Self {
+        Self::unchecked(Outcome::Exempt, enforcement, tenant, head)
     }
 
-    pub(super) const fn left_out(head: &'a request::Parts) -> Self {
-        Self::unchecked(Outcome::LeftOut, Enforcement::Shadow, head)
+    pub(super) const fn left_out(tenant: Option<&'a TenantName>, head: &'a request::Parts) -> Self {
+        Self::unchecked(Outcome::LeftOut, Enforcement::Shadow, tenant, head)
     }
 
-    const fn unchecked(outcome: Outcome<'a>, enforcement: Enforcement, head: &'a request::Parts) -> Self {
-        Self { outcome, head, environment: None, digest: None, rejected: None, enforcement, started: None }
+    const fn unchecked(
+        outcome: Outcome<'a>,
+        enforcement: Enforcement,
+        tenant: Option<&'a TenantName>,
+        head: &'a request::Parts,
+    ) -> Self {
+        Self {
+            outcome,
+            head,
+            environment: None,
+            digest: None,
+            rejected: None,
+            enforcement,
+            started: None,
+            tenant,
+        }
+    }
+
+    /// The tenant whose gate decided; `None` in a layer without [tenants](crate::tenant), or if the request belongs to
+    /// none.
+    #[must_use]
+    pub const fn tenant(&self) -> Option<&'a TenantName> {
+        self.tenant
     }
 
     /// The decision.
@@ -251,6 +280,7 @@ impl fmt::Debug for Event<'_> {
     // Omits the head, which may hold secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Event")
+            .field("tenant", &self.tenant)
             .field("outcome", &self.outcome)
             .field("environment", &self.environment)
             .field("digest", &self.digest)

@@ -9,6 +9,7 @@ use crate::gate::credential::TokenDigest;
 use crate::gate::decision::{Evidence, Rejected, VerifiedDevice};
 use crate::gate::enforcement::Enforcement;
 use crate::gate::routing::{Environment, Route};
+use crate::gate::tenant::name::TenantName;
 use crate::runtime::{SystemTime, Timestamp};
 
 /// A way for a request to show that it comes from a genuine device.
@@ -107,11 +108,23 @@ pub struct Facts {
     route: Route,
     enforcement: Enforcement,
     now: Timestamp,
+    tenant: Option<TenantName>,
 }
 
 impl Facts {
     pub(crate) const fn new(route: Route, enforcement: Enforcement, now: Timestamp) -> Self {
-        Self { route, enforcement, now }
+        Self { route, enforcement, now, tenant: None }
+    }
+
+    pub(super) fn of_tenant(self, tenant: Option<TenantName>) -> Self {
+        Self { tenant, ..self }
+    }
+
+    /// The tenant whose gate judges the request; `None` in a layer without [tenants](crate::tenant). A proof must keep
+    /// everything that it remembers or sells apart by this name.
+    #[must_use]
+    pub fn tenant(&self) -> Option<&TenantName> {
+        self.tenant.as_ref()
     }
 
     /// The environments that the route admits, at least one, in the order to try them.
@@ -147,7 +160,7 @@ impl Facts {
     /// Makes a verified device, verified now, in the first environment that the route admits.
     #[must_use]
     pub fn verified(&self, evidence: Evidence, digest: TokenDigest) -> VerifiedDevice {
-        VerifiedDevice::new(digest, self.environment(), evidence, self.now())
+        VerifiedDevice::new(digest, self.environment(), evidence, self.now()).of_tenant(self.tenant())
     }
 }
 

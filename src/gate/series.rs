@@ -2,6 +2,7 @@
 
 use crate::gate::decision::Evidence;
 use crate::gate::enforcement::Enforcement;
+use crate::gate::tenant::name::TenantName;
 use crate::gate::{observer::Event, routing::Environment};
 use crate::meter::{Label, label};
 
@@ -24,12 +25,21 @@ impl DecisionSeries {
         }
     }
 
-    pub(super) fn labels(self) -> [Label; 4] {
+    pub(super) fn labels(self, tenant: Option<&TenantName>) -> [Label; 5] {
         [
             label("outcome", self.outcome),
             label("evidence", self.evidence),
             label("environment", self.environment),
             label("enforcement", self.enforcement.as_str()),
+            tenant_label(tenant),
         ]
+    }
+}
+
+/// The operator names the tenants, so there are few values.
+pub(super) fn tenant_label(tenant: Option<&TenantName>) -> Label {
+    match tenant {
+        Some(tenant) => ("tenant", tenant.to_string().into()),
+        None => label("tenant", "none"),
     }
 }

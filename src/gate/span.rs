@@ -10,6 +10,7 @@ use crate::gate::decision::{Rejected, VerifiedDevice};
 use crate::gate::enforcement::Enforcement;
 use crate::gate::observer::{Chain, Outcome, TARGET};
 use crate::gate::proof::Facts;
+use crate::gate::{series::tenant_label, tenant::name::TenantName};
 use crate::meter::{CHECK_DURATION, label};
 use crate::runtime::Instant;
 
@@ -26,6 +27,7 @@ pub(super) fn of_check() -> Span {
         reason = Empty,
         error = Empty,
         enforced = Empty,
+        tenant = Empty,
         otel.status_code = Empty,
     )
 }
@@ -41,7 +43,9 @@ pub(super) fn decided(
         Ok(device) => Outcome::Verified(device),
         Err(rejected) => Outcome::Rejected(&rejected.rejection),
     };
-    CHECK_DURATION.record(asked.elapsed(), [label("outcome", outcome.as_str())]);
+    CHECK_DURATION
+        .record(asked.elapsed(), [label("outcome", outcome.as_str()), tenant_label(began.tenant())]);
+    span.record("tenant", began.tenant().map(TenantName::as_str));
     span.record("outcome", outcome.as_str());
     span.record("enforced", began.enforcement().of_decision(decision) == Enforcement::Enforce);
     match decision {

@@ -3,6 +3,7 @@
 use tracing::{Level, event};
 
 use crate::gate::observer::{CacheError, Chain, Event, Observer, Outage, Outcome, TARGET};
+use crate::gate::tenant::name::TenantName;
 use crate::gate::{enforcement::Enforcement, rejection::Rejection, routing::Environment};
 
 /// The default observer: `tracing` events under the target `tower_devicecheck`.
@@ -15,7 +16,7 @@ use crate::gate::{enforcement::Enforcement, rejection::Rejection, routing::Envir
 /// | debug | every other admission and rejection, including the later rejections of an outage; requests that [shadow mode](Enforcement::Shadow) left out; each failure of the cache, which itself logs each incident once |
 /// | trace | exempt requests |
 ///
-/// Fields of decisions: `outcome`, `environment`, `evidence`, `digest`, `latency_us` (microseconds), `reason` if the
+/// Fields of decisions: `tenant` if the layer has [tenants](crate::tenant), `outcome`, `environment`, `evidence`, `digest`, `latency_us` (microseconds), `reason` if the
 /// outcome does not say everything, `error` with its causes, and `enforced`, which is false if the layer only monitors
 /// and lets rejected requests through. Fields of the end of an [`Outage`]: `rejections` and `seconds`.
 #[derive(Clone, Copy, Debug, Default)]
@@ -29,6 +30,7 @@ macro_rules! decision {
         event!(
             target: TARGET,
             $level,
+            tenant = event.tenant().map(TenantName::as_str),
             outcome = event.outcome().as_str(),
             environment = event.environment().map(Environment::as_str),
             evidence = event.evidence().map(tracing::field::display),

@@ -36,7 +36,7 @@ use crate::session::sessions::Sessions;
 /// | a debug token | 200: the session is marked as that of a debug token |
 /// | a token that has bought a session in the last minute, a verdict that was remembered, or a session | 401, [`ReusedToken`](crate::Rejection::ReusedToken) |
 /// | a [revoked](crate::session::Revocations::revoke_subject) subject | 401, [`RefusedToken`](crate::Rejection::RefusedToken) |
-/// | no [`VerifiedDevice`], because no layer is in front, or the route is exempt | 500, [`Misconfigured`](crate::Rejection::Misconfigured) |
+/// | no [`VerifiedDevice`], because no layer is in front, or the route is exempt; or the device of another [tenant](crate::tenant) | 500, [`Misconfigured`](crate::Rejection::Misconfigured) |
 /// | another method | 405 |
 ///
 /// A session never buys a session: otherwise one stolen session would live for ever. Leave
@@ -117,6 +117,7 @@ impl Exchange {
                 _ => (&VerifyError::misconfigured("no verified device at the exchange")).into(),
             });
         };
+        self.sessions.check_tenant(device.tenant()).map_err(|rejected| rejected.rejection())?;
         let issued = self.sessions.issue(device, &head.headers, self.is_limited_use, wall_clock());
         let issued = issued.map_err(|rejected| rejected.rejection())?;
         self.sessions.check_buyer(device, Instant::now()).map_err(|rejected| rejected.rejection())?;

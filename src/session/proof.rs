@@ -159,6 +159,7 @@ impl SessionProof {
     }
 
     fn check(&self, text: &[u8], head: &request::Parts, facts: &Facts) -> Result<Accepted, Rejected> {
+        self.sessions.check_tenant(facts.tenant())?;
         let circumstances = Circumstances {
             headers: &head.headers,
             environments: facts.environments(),
@@ -232,6 +233,7 @@ impl Proof for SessionProof {
         if !device.evidence().is_fresh() || self.sessions.is_bound() {
             return None;
         }
+        self.sessions.check_tenant(facts.tenant()).ok()?;
         let issued = self.sessions.issue(device, &HeaderMap::new(), false, facts.now()).ok()?;
         let holder = device.subject().map_or(device.digest(), |subject| TokenDigest::of(subject.as_bytes()));
         if !handed_out.insert(holder, (), facts.moment().monotonic) {

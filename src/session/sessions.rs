@@ -14,6 +14,7 @@ use crate::gate::decision::{Rejected, VerifiedDevice};
 use crate::gate::error::VerifyError;
 use crate::gate::rejection::{MalformedToken, Rejection};
 use crate::gate::routing::Environment;
+use crate::gate::tenant::name::TenantName;
 #[cfg(feature = "redis")]
 use crate::redis::Redis;
 use crate::runtime::{Instant, SystemTime, read, write};
@@ -82,7 +83,9 @@ pub(super) struct Circumstances<'a, G> {
 }
 
 impl Sessions {
-    /// Makes the sessions of an app. `tenant` is the operator's own name for whom the app belongs to, and may be empty;
+    /// Makes the sessions of an app. `tenant` is the operator's own name for whom the app belongs to, and may be empty. In
+    /// the gate of a [tenant](crate::tenant), it must be the tenant's name, or every session is
+    /// [`Misconfigured`](Rejection::Misconfigured).
     /// `app_id` is the App ID: the team id, a dot and the bundle id. Both are part of the keys, so that a session of one
     /// app or tenant is nothing to another. All servers of an app must name them alike.
     ///
@@ -320,6 +323,17 @@ impl Sessions {
             (Ok(Some(shown)), Some(bound)) => shown.ct_eq(&bound).into(),
             _ => false,
         }
+    }
+}
+
+impl Sessions {
+    /// Checks that these are the sessions of the tenant whose gate judges the request, if the layer has tenants.
+    pub(super) fn check_tenant(&self, tenant: Option<&TenantName>) -> Result<(), Rejected> {
+        if tenant.is_none_or(|tenant| tenant.as_str() == &*self.tenant) {
+            return Ok(());
+        }
+        Err(VerifyError::misconfigured("the sessions in the gate of a tenant are those of another one")
+            .into())
     }
 }
 

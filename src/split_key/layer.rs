@@ -5,7 +5,7 @@ use std::sync::Arc;
 use http::{HeaderName, request};
 use tower_layer::Layer;
 
-use crate::gate::{rejection::ProblemDetails, service::Gated};
+use crate::gate::{rejection::ProblemDetails, service::Gated, tenant::name::TenantName};
 use crate::split_key::audit::observer::{SplitKeyObserver, TracingSplitKeyObserver};
 use crate::split_key::audit::suspicion::{Suspicion, Watch};
 use crate::split_key::service::{KeyGate, SplitKey, SplitKeySettings};
@@ -32,6 +32,7 @@ impl SplitKeyLayer {
             providers: Arc::default(),
             key_headers: vec![HeaderName::from_static("x-ai-key")],
             project: None,
+            tenant_projects: None,
             allow_unverified: false,
             forward_credentials: false,
             rejection_response: Arc::new(ProblemDetails),
@@ -83,6 +84,17 @@ impl SplitKeyLayer {
         project: impl Fn(&request::Parts) -> Option<String> + Send + Sync + 'static,
     ) -> Self {
         self.configure(|settings| settings.project = Some(Arc::new(project)))
+    }
+
+    /// Sets which projects' keys the devices of a [tenant](crate::tenant) may use. Default: those of the project that has
+    /// the tenant's name. A device without a tenant may use those of every project.
+    ///
+    /// A key of another tenant's project gets the same answer as an unknown one.
+    pub fn with_tenant_projects(
+        self,
+        belongs: impl Fn(&TenantName, &str) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        self.configure(|settings| settings.tenant_projects = Some(Arc::new(belongs)))
     }
 
     /// Sets whether requests without a verified device also get keys. Default: `false`.

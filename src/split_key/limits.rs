@@ -2,7 +2,8 @@
 
 use http::Method;
 
-use crate::{gate::error::impl_error, runtime::SystemTime};
+use crate::gate::{error::impl_error, path::is_plain};
+use crate::runtime::SystemTime;
 
 /// Limits on the use of a key by a genuine device. By default, there are none.
 ///
@@ -119,14 +120,6 @@ fn covers(allowed: &str, path: &str) -> bool {
         Some(start) if start.ends_with('/') => path.starts_with(start),
         _ => allowed == path,
     }
-}
-
-/// Whether all servers read a path in the same way.
-fn is_plain(path: &str) -> bool {
-    let lower = path.to_ascii_lowercase();
-    let ambiguous = ["%25", "%2e", "%2f", "%5c", "\\"];
-    !ambiguous.iter().any(|text| lower.contains(text))
-        && !path.split('/').any(|segment| matches!(segment.split(';').next(), Some("." | "..")))
 }
 
 #[cfg(test)]

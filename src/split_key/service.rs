@@ -7,7 +7,7 @@ use http::{HeaderName, header::AUTHORIZATION, request};
 use crate::gate::future::{Decide, Progress};
 use crate::gate::headers::{Forwarded, PutBack, after_scheme, is_bearer, take_only};
 use crate::gate::preflight::{ExemptPreflight, is_preflight};
-use crate::gate::{decision::VerifiedDevice, gate_body::HeadOnly, service::Gated};
+use crate::gate::{decision::VerifiedDevice, gate_body::HeadOnly, service::Gated, tenant::name::TenantName};
 use crate::meter::{SPLIT_KEY_USES, label};
 use crate::runtime::Timestamp;
 use crate::split_key::audit::event::{SplitKeyEvent, SplitKeyOutcome};
@@ -41,6 +41,7 @@ pub(super) struct SplitKeySettings {
     pub(super) providers: Arc<Providers>,
     pub(super) key_headers: Vec<HeaderName>,
     pub(super) project: Option<Arc<dyn FindProject>>,
+    pub(super) tenant_projects: Option<Arc<dyn TenantProjects>>,
     pub(super) allow_unverified: bool,
     pub(super) forward_credentials: bool,
     pub(super) rejection_response: Arc<dyn SplitKeyRejectionResponse>,
@@ -51,6 +52,11 @@ pub(super) struct SplitKeySettings {
 pub(super) trait FindProject: Fn(&request::Parts) -> Option<String> + Send + Sync {}
 
 impl<F: Fn(&request::Parts) -> Option<String> + Send + Sync> FindProject for F {}
+
+/// A name for closures that say whether a project belongs to a tenant.
+pub(super) trait TenantProjects: Fn(&TenantName, &str) -> bool + Send + Sync {}
+
+impl<F: Fn(&TenantName, &str) -> bool + Send + Sync> TenantProjects for F {}
 
 /// The result of looking a client part up.
 #[doc(hidden)]
@@ -75,10 +81,15 @@ struct Malformed;
 
 impl KeyGate {
     /// Asks the store and restores the key. Writes the outcome into the event.
-    async fn look_up(&self, client_part: &ClientPart, event: &mut SplitKeyEvent) -> Option<OpenedKey> {
+    async fn look_up(
+        &self,
+        client_part: &ClientPart,
+        is_served: bool,
+        event: &mut SplitKeyEvent,
+    ) -> Option<OpenedKey> {
         let project = event.project.clone().unwrap_or_default();
         let record = match self.settings.store.get(&project, client_part.metadata().split()).await {
-            Ok(record) => record.filter(|record| record.project() == &*project),
+            Ok(record) => record.filter(|record| is_served && record.project() == &*project),
             Err(error) => {
                 event.outcome = SplitKeyOutcome::StoreFailed;
                 event.error = Some(error);
@@ -92,6 +103,10 @@ impl KeyGate {
                 Version::Sealed => sealed::open(&self.decoy, client_part, &project),
             };
             event.outcome = SplitKeyOutcome::Unknown;
+            if !is_served {
+                // The guesses of another tenant's device must not block the project's splits.
+                event.project = None;
+            }
             return None;
         };
         event.provider = Some(Arc::clone(record.shared_provider()));
@@ -107,6 +122,15 @@ impl KeyGate {
         };
         event.outcome = outcome;
         Some((key?, record.shared_limits()))
+    }
+
+    /// Whether devices of this tenant may use keys of this project.
+    fn serves(&self, tenant: Option<&TenantName>, project: &str) -> bool {
+        match (tenant, &self.settings.tenant_projects) {
+            (None, _) => true,
+            (Some(tenant), None) => tenant.as_str() == project,
+            (Some(tenant), Some(belongs)) => belongs(tenant, project),
+        }
     }
 
     fn take_credentials(&self, head: &mut request::Parts) -> ShownParts {
@@ -199,7 +223,9 @@ impl Decide for KeyGate {
         // The gate decides which requests are exempt, for this layer too.
         let is_exempt = head.extensions.get::<ExemptPreflight>().is_some() && is_preflight(head);
         let credentials = self.take_credentials(head);
-        let device = head.extensions.get().map(VerifiedDevice::digest);
+        let verified = head.extensions.get::<VerifiedDevice>();
+        let device = verified.map(VerifiedDevice::digest);
+        let tenant = verified.and_then(VerifiedDevice::tenant).cloned();
         let client_part = credentials.client_part;
         if is_exempt && device.is_none() && matches!(client_part, Ok(None)) {
             return Progress::Forward(None);
@@ -222,11 +248,13 @@ impl Decide for KeyGate {
             (Ok(Some(client_part)), Ok(Some(project))) => {
                 let split = client_part.metadata().split();
                 let now = event.started.monotonic;
-                match self.watch.blocked(&project, split, now) {
+                let is_served = self.serves(tenant.as_ref(), &project);
+                let block = self.watch.blocked(&project, split, now).filter(|_| is_served);
+                match block {
                     None => {
                         let gate = Arc::clone(self);
                         return Progress::Wait(Box::pin(async move {
-                            let key = gate.look_up(&client_part, &mut event).await;
+                            let key = gate.look_up(&client_part, is_served, &mut event).await;
                             Opening { gate, event, key }
                         }));
                     }

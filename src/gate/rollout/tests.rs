@@ -88,8 +88,8 @@ fn busy_report() -> RolloutReport {
     let development = Rejected::from(Rejection::RefusedToken).with_environment(Environment::Development);
     rejected(&report, Enforcement::Enforce, development, Some("1.4.2"));
     verified(&report, Enforcement::Enforce, fresh(), Some("1.4.2"));
-    report.decision(&Event::exempt(monitor, &head(Some("1.3.0"))));
-    report.decision(&Event::left_out(&head(Some("1.3.0"))));
+    report.decision(&Event::exempt(monitor, None, &head(Some("1.3.0"))));
+    report.decision(&Event::left_out(None, &head(Some("1.3.0"))));
     set_wall_clock(at(3 * 3_600));
     report
 }
@@ -277,7 +277,8 @@ fn debug_shows_no_head() {
     head.headers.insert("cookie", http::HeaderValue::from_static("session=secret"));
     head.uri = "/?key=secret".parse().unwrap();
     let malformed = Rejected::from(Rejection::from(MalformedToken::Empty));
-    let event = Event::rejected(&malformed, &facts(), Enforcement::Monitor, &head);
+    let facts = facts();
+    let event = Event::rejected(&malformed, &facts, Enforcement::Monitor, &head);
     let shown = format!("{event:?} {:?}", by_version());
     assert!(shown.contains("MalformedToken(Empty)") && !shown.contains("secret"), "{shown}");
 }
