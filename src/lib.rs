@@ -210,6 +210,9 @@ compile_error!(
     "the tests of the package need features: cargo test --features axum,session,split-key,testing"
 );
 
+#[cfg(all(feature = "app-attest", any(feature = "aws-lc-rs", feature = "rust-crypto")))]
+#[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "app-attest")))]
+pub mod app_attest;
 mod apple;
 mod device_check;
 mod gate;
