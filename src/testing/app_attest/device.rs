@@ -188,7 +188,7 @@ impl VirtualDevice {
             x5c.truncate(1);
         }
         let mut statement = vec![("x5c", cbor::array(&x5c))];
-        if let Some(receipt) = self.receipt(client_data_hash, at) {
+        if let Some(receipt) = self.receipt_about(leaf, client_data_hash, at) {
             statement.push(("receipt", cbor::bytes(&receipt)));
         }
         self.object(vec![
@@ -218,10 +218,15 @@ impl VirtualDevice {
     /// exchanges it. A device [without receipts](Self::with_receipts) gives `None`.
     #[must_use]
     pub fn receipt(&self, client_data_hash: &[u8], at: SystemTime) -> Option<Vec<u8>> {
+        self.receipt_about(self.leaf(&self.key, client_data_hash, at), client_data_hash, at)
+    }
+
+    fn receipt_about(&self, mut leaf: Vec<u8>, client_data_hash: &[u8], at: SystemTime) -> Option<Vec<u8>> {
         let encoding = self.receipts?;
         let app_id = if self.has(Fault::ReceiptAppId) { ANOTHER_APP_ID } else { &self.app_id };
-        let key = if self.has(Fault::ReceiptKey) { &self.stranger } else { &self.key };
-        let leaf = self.leaf(key, client_data_hash, at);
+        if self.has(Fault::ReceiptKey) {
+            leaf = self.leaf(&self.stranger, client_data_hash, at);
+        }
         let mut client_data_hash = client_data_hash.to_vec();
         if self.has(Fault::ReceiptHash) {
             client_data_hash.push(0);
@@ -314,8 +319,10 @@ impl VirtualDevice {
         if self.shape.has_map() {
             data.extend(cbor::map(&self.map_entries()));
         }
-        if self.has(Fault::TrailingAuthData) {
-            data.push(0);
+        match self.fault {
+            Some(Fault::TrailingAuthData) => data.push(0),
+            Some(Fault::ShortAuthData) => data.truncate(data.len() - 1),
+            _ => {}
         }
         data
     }
@@ -331,8 +338,13 @@ impl VirtualDevice {
             entries.push(("apple_cd_hash_hash_01", cbor::bytes(&code_directory)));
             entries.push(("apple_cd_hash_type_01", cbor::bytes(&[2])));
         }
-        if self.has(Fault::DuplicateCategory) {
-            entries.push(category);
+        match self.fault {
+            Some(Fault::DuplicateCategory) => entries.push(category),
+            Some(Fault::SecondCategory) => {
+                let another = self.category.wrapping_add(1).to_le_bytes();
+                entries.push(("validationCategory", cbor::bytes(&another)));
+            }
+            _ => {}
         }
         entries
     }

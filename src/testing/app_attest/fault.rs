@@ -15,10 +15,15 @@ pub enum Fault {
     TrailingByte,
     /// Attestation and assertion: a byte follows the authenticator data, where only the map of iOS 27 may follow.
     TrailingAuthData,
+    /// Attestation and assertion: the last byte of the authenticator data is missing.
+    ShortAuthData,
     /// Attestation and assertion: the last key of the outermost map occurs twice.
     DuplicateKey,
     /// Attestation and assertion: the category occurs twice in the map of iOS 27. Older shapes have no map, and no fault.
     DuplicateCategory,
+    /// Attestation and assertion: the map of iOS 27 has another category under `validationCategory`, the other spelling in
+    /// Apple's documentation. Older shapes have no fault.
+    SecondCategory,
     /// Attestation: the certificate's nonce is about another client data hash.
     Nonce,
     /// Attestation: the certificate has no nonce.
