@@ -86,10 +86,7 @@ fn the_map_has_the_bytes_of_a_real_one() {
     let version = b"\x77apple_bundle_version_01\x641314";
     let category = b"\x78\x1capple_validation_category_01\x44\x03\0\0\0";
     let real = [&[0xa2], &version[..], category].concat();
-    assert_eq!(
-        device.assert(&HASH)[..].split_at_checked(0).map(|(_, rest)| rest.ends_with(&real)),
-        Some(true)
-    );
+    assert!(device.assert(&HASH).ends_with(&real));
     let other = [&[0xa2], &category[..], version].concat();
     assert!(device.with_category_first().assert(&HASH).ends_with(&other));
 }
@@ -97,29 +94,25 @@ fn the_map_has_the_bytes_of_a_real_one() {
 #[test]
 fn leaf_certificates_have_the_bytes_of_real_ones() {
     let ca = FakeAttestCa::new();
-    let issuer_and_dates = "304f3123302106035504030c1a4170706c6520417070204174746573746174696f6e20434120\
-        31311330110603550\
-        40a0c0a4170706c6520496e632e3113301106035504080c0a43616c69666f726e6961301e170d\
-        3236303932303134313332305a170d3236303932333134313332305a"
-        .replace(' ', "");
+    let issuer_and_dates = "304f3123302106035504030c1a4170706c6520417070204174746573746174696f6e2043412031\
+        31133011060355040a0c0a4170706c6520496e632e3113301106035504080c0a43616c69666f726e6961\
+        301e170d3236303932303134313332305a170d3236303932333134313332305a";
     let usage = "300e0603551d0f0101ff0404030204f0";
     let facts_before = "a40302010abf893003020101bf893103020100bf893203020101bf893303020101bf8934";
     let facts_after = "a5060404736b7320bf893603020105bf893703020100bf893903020100bf893a03020100";
-    let key_usage = "06082a864886f76364041 8".replace(' ', "");
+    let key_usage = "06092a864886f763640418";
     let phone = "3049a347044530430c023131303d";
-    let mac =
-        "3046a344044230400c023131303a30090c026f6ba1030101ff30090c026f61a1030101ff300b0c046f64656ca1030101ff\
-        30150c046f73676ea0060c04727365633005a603020101"
-            .replace(' ', "");
+    let mac = "3046a344044230400c023131303a30090c026f6ba1030101ff30090c026f61a1030101ff\
+        300b0c046f64656ca1030101ff30150c046f73676ea0060c04727365633005a603020101";
     let system_14 = "300abf8a7806040431342e32";
     let platform = "bf88020a04086970686f6e656f73";
     let mac_platform = "bf88020804066d61636f7378";
-    let all = [&issuer_and_dates, usage];
+    let all = [issuer_and_dates, usage];
     let cases: &[(Shape, &[&str], &[&str])] = &[
-        (Shape::Ios14, &[facts_before, facts_after, system_14], &[&key_usage, phone, platform]),
-        (Shape::Ios26, &[facts_before, facts_after, &key_usage, phone, platform], &[&mac]),
-        (Shape::Ios27, &[facts_before, facts_after, &key_usage, phone, platform], &[&mac]),
-        (Shape::MacOs27, &[&facts_before.replace("0302010a", "0302010d"), &mac, mac_platform], &[phone]),
+        (Shape::Ios14, &[facts_before, facts_after, system_14], &[key_usage, phone, platform]),
+        (Shape::Ios26, &[facts_before, facts_after, key_usage, phone, platform], &[mac]),
+        (Shape::Ios27, &[facts_before, facts_after, key_usage, phone, platform], &[mac]),
+        (Shape::MacOs27, &[&facts_before.replace("0302010a", "0302010d"), mac, mac_platform], &[phone]),
     ];
     for (shape, present, absent) in cases {
         let object = ca.device(APP_ID, *shape, Production).attest(&HASH, at());
