@@ -197,7 +197,7 @@ impl VerifiedDevice {
         }
     }
 
-    pub(super) fn of_tenant(mut self, tenant: Option<&TenantName>) -> Self {
+    pub(crate) fn of_tenant(mut self, tenant: Option<&TenantName>) -> Self {
         self.tenant = tenant.cloned();
         self
     }
@@ -329,6 +329,12 @@ pub struct Rejected {
 impl Rejected {
     pub(crate) const fn rejection(&self) -> Rejection {
         self.rejection
+    }
+
+    #[cfg(any(test, feature = "app-attest"))]
+    #[cfg_attr(not(feature = "_apple"), allow(dead_code))]
+    pub(crate) const fn reason(&self) -> Option<&'static str> {
+        self.reason
     }
 
     /// Sets the digest of the judged credential.

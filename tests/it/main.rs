@@ -7,8 +7,9 @@
 
 mod allocations;
 mod api;
+#[cfg(feature = "app-attest")]
+mod app_attest;
 mod apple_client;
-
 mod attacks;
 mod cache_contract;
 mod caches;
