@@ -50,8 +50,10 @@
 //! object's length, never blocks, and never panics.
 
 mod anchors;
+mod answer;
 mod app_id;
 mod assertion;
+mod attest_endpoint;
 mod attestation;
 mod attested_device;
 mod auth_data;
@@ -62,6 +64,7 @@ mod cbor;
 mod certificate;
 mod chain;
 mod challenge;
+mod challenge_endpoint;
 mod client_data;
 mod date;
 mod der;
@@ -79,15 +82,18 @@ mod receipt_fields;
 mod roots;
 mod signature;
 mod signed_data;
+mod submission;
 
 pub use self::anchors::Anchors;
 pub use self::app_id::AppId;
 pub use self::assertion::{Assertion, AssertionExpected};
+pub use self::attest_endpoint::AttestEndpoint;
 pub use self::attestation::{Attestation, AttestationExpected};
 pub use self::attested_device::AttestedDevice;
 pub use self::bundle_version::BundleVersion;
 pub use self::category::Category;
 pub use self::challenge::{ChallengeError, ChallengeKey, ChallengePurpose, Challenges};
+pub use self::challenge_endpoint::ChallengeEndpoint;
 pub use self::client_data::{ClientData, ClientFacts};
 pub use self::error::{ObjectError, ObjectErrorKind};
 pub use self::freshness::Freshness;

@@ -331,10 +331,16 @@ impl Rejected {
         self.rejection
     }
 
-    #[cfg(any(test, feature = "app-attest"))]
+    #[cfg(feature = "app-attest")]
     #[cfg_attr(not(feature = "_apple"), allow(dead_code))]
     pub(crate) const fn reason(&self) -> Option<&'static str> {
         self.reason
+    }
+
+    #[cfg(feature = "app-attest")]
+    #[cfg_attr(not(feature = "_apple"), allow(dead_code))]
+    pub(crate) const fn error(&self) -> Option<&VerifyError> {
+        self.error.as_ref()
     }
 
     /// Sets the digest of the judged credential.
