@@ -15,6 +15,8 @@ use crate::gate::rejection::{MalformedToken, Rejection};
 use crate::runtime::within;
 
 const LONGEST: usize = 32 * 1024;
+/// Only a flood of empty frames has more.
+const MOST_FRAMES: usize = 1 << 16;
 const DEADLINE: Duration = Duration::from_secs(10);
 
 /// The members of the body.
@@ -54,15 +56,16 @@ pub(super) async fn read(body: impl Body<Data = Bytes>) -> Result<Bytes, Rejecti
     let reading = async {
         let mut body = std::pin::pin!(body);
         let mut bytes = BytesMut::new();
-        while let Some(frame) = body.frame().await {
+        for _ in 0..MOST_FRAMES {
+            let Some(frame) = body.frame().await else { return Ok(bytes.freeze()) };
             let frame = frame.map_err(|_| Rejection::IncompleteBody)?;
-            let Ok(data) = frame.into_data() else { break };
+            let Ok(data) = frame.into_data() else { return Ok(bytes.freeze()) };
             if data.len() > LONGEST - bytes.len() {
                 return Err(Rejection::TooLarge);
             }
             bytes.extend_from_slice(&data);
         }
-        Ok(bytes.freeze())
+        Err(Rejection::TooLarge)
     };
     within(DEADLINE, reading).await.unwrap_or(Err(Rejection::IncompleteBody))
 }
