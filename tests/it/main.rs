@@ -65,6 +65,7 @@ mod split_key_tool;
 mod statuses;
 mod support;
 mod teams;
+mod tenants;
 mod tokens;
 mod tower_contract;
 mod verdicts;
