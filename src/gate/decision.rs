@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::HeaderValue;
 
 use crate::gate::credential::{Candidate, TokenDigest};
-use crate::gate::{error::VerifyError, rejection::Rejection, routing::Environment};
+use crate::gate::{error::VerifyError, marks::Marks, rejection::Rejection, routing::Environment};
 use crate::runtime::SystemTime;
 
 /// The evidence for a [`VerifiedDevice`]: the proof that verified the device, and the basis.
@@ -133,6 +133,7 @@ pub struct VerifiedDevice {
     verified_at: SystemTime,
     keepsake: Keepsake,
     subject: Option<Subject>,
+    pub(super) marks: Option<Marks>,
 }
 
 #[derive(Clone)]
@@ -185,7 +186,8 @@ impl VerifiedDevice {
         evidence: Evidence,
         verified_at: SystemTime,
     ) -> Self {
-        Self { environment, evidence, digest, verified_at, keepsake: Keepsake::Nothing, subject: None }
+        let keepsake = Keepsake::Nothing;
+        Self { environment, evidence, digest, verified_at, keepsake, subject: None, marks: None }
     }
 
     /// Adds a copy of the text that the client sent. The text itself may be a slice of the request's read buffer, and
@@ -303,11 +305,19 @@ pub struct Rejected {
     pub(super) digest: Option<TokenDigest>,
     pub(super) error: Option<VerifyError>,
     pub(super) reason: Option<&'static str>,
+    /// Whether an earlier check is the ground.
+    pub(super) is_remembered: bool,
 }
 
 impl Rejected {
     pub(crate) const fn rejection(&self) -> Rejection {
         self.rejection
+    }
+
+    /// Sets whether an earlier check is the ground, and not one for this request.
+    pub(crate) const fn with_remembered(mut self, is_remembered: bool) -> Self {
+        self.is_remembered = is_remembered;
+        self
     }
 
     /// Sets the digest of the judged credential.
@@ -340,7 +350,7 @@ impl From<Rejection> for Rejected {
             Rejection::MalformedToken(reason) => Some(reason.as_str()),
             _ => None,
         };
-        Self { rejection, environment: None, digest: None, error: None, reason }
+        Self { rejection, environment: None, digest: None, error: None, reason, is_remembered: false }
     }
 }
 
