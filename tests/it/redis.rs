@@ -195,7 +195,7 @@ async fn nothing_but_a_value_of_ours_admits_anybody() {
     let team = apple.fake.team_id().to_owned();
     let name = |token: &str| {
         let digest = token.parse::<tower_devicecheck::DeviceToken>().unwrap().digest();
-        format!("tower-devicecheck:v1:{team}:p:{{{digest}}}")
+        format!("tower-devicecheck:v2:{team}:p:{{{digest}}}")
     };
     // A good value, to be carried off.
     let genuine = apple.genuine();
