@@ -133,7 +133,7 @@ pub struct VerifiedDevice {
     verified_at: SystemTime,
     keepsake: Keepsake,
     subject: Option<Subject>,
-    pub(super) marks: Option<Marks>,
+    marks: Option<Marks>,
 }
 
 #[derive(Clone)]
@@ -194,6 +194,11 @@ impl VerifiedDevice {
     /// would keep the whole buffer in memory for as long as a handler keeps the device.
     pub(crate) fn with_text(mut self, text: &Candidate) -> Self {
         self.keepsake = Keepsake::Text(Bytes::copy_from_slice(text.as_bytes()));
+        self
+    }
+
+    pub(crate) const fn with_marks(mut self, marks: Marks) -> Self {
+        self.marks = Some(marks);
         self
     }
 
@@ -269,6 +274,13 @@ impl VerifiedDevice {
     #[must_use]
     pub fn subject(&self) -> Option<&str> {
         self.subject.as_ref().map(Subject::as_str)
+    }
+
+    /// The marks of the device, in a layer [with marks](crate::DeviceCheckLayer::with_marks). `None` for a device
+    /// without a device token, such as that of a debug token or a session.
+    #[must_use]
+    pub const fn marks(&self) -> Option<Marks> {
+        self.marks
     }
 
     /// The value that the proof attached with [`with_value`](Self::with_value), if it is a `T`.

@@ -1,6 +1,6 @@
 //! Marks: the two bits of a device, as the layer's policy read them.
 
-use crate::gate::{bits::Bits, decision::VerifiedDevice};
+use crate::gate::bits::Bits;
 
 /// The marks of an admitted device: its two bits, and whether the policy left the decision to the handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -14,7 +14,7 @@ impl Marks {
         Self { bits, is_left_to_handler }
     }
 
-    /// The bits, as of [`verified_at`](VerifiedDevice::verified_at).
+    /// The bits, as of [`verified_at`](crate::VerifiedDevice::verified_at).
     #[must_use]
     pub const fn bits(&self) -> Bits {
         self.bits
@@ -24,19 +24,5 @@ impl Marks {
     #[must_use]
     pub const fn is_left_to_handler(&self) -> bool {
         self.is_left_to_handler
-    }
-}
-
-impl VerifiedDevice {
-    pub(crate) const fn with_marks(mut self, marks: Marks) -> Self {
-        self.marks = Some(marks);
-        self
-    }
-
-    /// The marks of the device, in a layer [with marks](crate::DeviceCheckLayer::with_marks). `None` for a device
-    /// without a device token, such as that of a debug token or a session.
-    #[must_use]
-    pub const fn marks(&self) -> Option<Marks> {
-        self.marks
     }
 }

@@ -68,7 +68,7 @@ pub(crate) async fn contract(cache: &impl VerdictCache, advance: impl AsyncFn(Du
     assert!(matches!(cache.lease(&key).await, MayAsk::Freely | MayAsk::UnderLease(_)));
 }
 
-/// What a cache owes to a layer with marks. `advance` lets time pass.
+/// The duties of a cache of a layer with marks. `advance` lets time pass.
 pub(crate) async fn marks(cache: &impl VerdictCache, advance: impl AsyncFn(Duration)) {
     let token = token();
     let plain = VerdictKey::new(TEAM, Environment::Production, &token);
