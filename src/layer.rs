@@ -1,5 +1,7 @@
 //! The layer builds a gate with its proofs. It is the only module that knows all proofs by name.
 
+mod marks;
+
 use std::{error::Error, fmt, sync::Arc, time::Duration};
 
 use http::{Extensions, HeaderName, Uri};

@@ -93,7 +93,6 @@ pub(crate) fn millis(duration: Duration) -> u64 {
 }
 
 /// Year, month and day in the Gregorian calendar, from the days since 1970-01-01.
-#[cfg(any(feature = "split-key", feature = "testing"))]
 pub(crate) const fn date(days: u64) -> (u64, u64, u64) {
     // Years are counted from March here, so that a leap day is the last of its year.
     let days = days + 719_468;

@@ -6,7 +6,9 @@ use bytes::Bytes;
 use http::HeaderValue;
 
 use crate::gate::credential::{Candidate, TokenDigest};
-use crate::gate::{error::VerifyError, rejection::Rejection, routing::Environment, tenant::name::TenantName};
+use crate::gate::{
+    error::VerifyError, marks::Marks, rejection::Rejection, routing::Environment, tenant::name::TenantName,
+};
 use crate::runtime::SystemTime;
 
 /// The evidence for a [`VerifiedDevice`]: the proof that verified the device, and the basis.
@@ -134,6 +136,7 @@ pub struct VerifiedDevice {
     keepsake: Keepsake,
     subject: Option<Subject>,
     tenant: Option<TenantName>,
+    marks: Option<Marks>,
 }
 
 #[derive(Clone)]
@@ -194,6 +197,7 @@ impl VerifiedDevice {
             keepsake: Keepsake::Nothing,
             subject: None,
             tenant: None,
+            marks: None,
         }
     }
 
@@ -206,6 +210,11 @@ impl VerifiedDevice {
     /// would keep the whole buffer in memory for as long as a handler keeps the device.
     pub(crate) fn with_text(mut self, text: &Candidate) -> Self {
         self.keepsake = Keepsake::Text(Bytes::copy_from_slice(text.as_bytes()));
+        self
+    }
+
+    pub(crate) const fn with_marks(mut self, marks: Marks) -> Self {
+        self.marks = Some(marks);
         self
     }
 
@@ -290,6 +299,13 @@ impl VerifiedDevice {
         self.subject.as_ref().map(Subject::as_str)
     }
 
+    /// The marks of the device, in a layer [with marks](crate::DeviceCheckLayer::with_marks). `None` for a device
+    /// without a device token, such as that of a debug token or a session.
+    #[must_use]
+    pub const fn marks(&self) -> Option<Marks> {
+        self.marks
+    }
+
     /// The value that the proof attached with [`with_value`](Self::with_value), if it is a `T`.
     #[must_use]
     pub fn value<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
@@ -324,11 +340,19 @@ pub struct Rejected {
     pub(super) digest: Option<TokenDigest>,
     pub(super) error: Option<VerifyError>,
     pub(super) reason: Option<&'static str>,
+    /// Whether an earlier check is the ground.
+    pub(super) is_remembered: bool,
 }
 
 impl Rejected {
     pub(crate) const fn rejection(&self) -> Rejection {
         self.rejection
+    }
+
+    /// Sets whether an earlier check is the ground, and not one for this request.
+    pub(crate) const fn with_remembered(mut self, is_remembered: bool) -> Self {
+        self.is_remembered = is_remembered;
+        self
     }
 
     /// Sets the digest of the judged credential.
@@ -361,7 +385,7 @@ impl From<Rejection> for Rejected {
             Rejection::MalformedToken(reason) => Some(reason.as_str()),
             _ => None,
         };
-        Self { rejection, environment: None, digest: None, error: None, reason }
+        Self { rejection, environment: None, digest: None, error: None, reason, is_remembered: false }
     }
 }
 

@@ -20,6 +20,7 @@ mod faults;
 mod first_steps;
 mod gateway;
 mod limiter;
+mod marks;
 #[cfg(feature = "_prometheus")]
 mod metrics;
 #[cfg(feature = "_prometheus")]
@@ -45,6 +46,8 @@ mod redis_failover;
 mod redis_handle;
 #[cfg(feature = "redis")]
 mod redis_keys;
+#[cfg(feature = "redis")]
+mod redis_marks;
 #[cfg(feature = "redis")]
 mod redis_outage;
 #[cfg(feature = "redis")]
