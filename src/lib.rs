@@ -250,9 +250,10 @@ pub use self::device_check::verifier::{DeviceVerifier, TokenQuestion};
 pub use self::device_check::{cache, limit};
 pub use self::gate::bits::{Bits, Month};
 pub use self::gate::credential::{Candidate, TokenDigest};
-pub use self::gate::decision::{DeviceOutcome, Evidence, Rejected, VerifiedDevice};
+pub use self::gate::decision::{DeviceOutcome, Rejected, VerifiedDevice};
 pub use self::gate::enforcement::{Enforcement, EnforcementPolicy};
 pub use self::gate::error::{VerifyError, VerifyErrorKind};
+pub use self::gate::evidence::Evidence;
 #[cfg(feature = "axum")]
 pub use self::gate::extract::MissingDevice;
 pub use self::gate::gate_body::{GateBody, HeadOnly, ReadBodies};

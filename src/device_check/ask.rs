@@ -8,7 +8,8 @@ use crate::apple::token::{DeviceToken, Verdict};
 use crate::device_check::cache::{CacheError, CachedVerdict, MayAsk};
 use crate::device_check::settings::{Reuse, Settings};
 use crate::device_check::{single_flight::SingleFlight, verifier::TokenQuestion};
-use crate::gate::decision::{Evidence, Rejected, VerifiedDevice};
+use crate::gate::decision::{Rejected, VerifiedDevice};
+use crate::gate::evidence::Evidence;
 use crate::gate::proof::{Facts, Step};
 use crate::gate::{
     bits::Bits, credential::TokenDigest, error::VerifyError, rejection::Rejection, routing::Environment,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::apple::token::Verdict;
 use crate::device_check::verifier::{DeviceVerifier, ErasedVerifier, TokenQuestion};
-use crate::gate::{bits::Bits, decision::Evidence, error::VerifyError, tenant::name::TenantName};
+use crate::gate::{bits::Bits, error::VerifyError, evidence::Evidence, tenant::name::TenantName};
 
 /// A verifier, and the name of its team in the evidence.
 #[derive(Clone)]

@@ -10,6 +10,7 @@ pub(crate) mod credential;
 pub(crate) mod decision;
 pub(crate) mod enforcement;
 pub(crate) mod error;
+pub(crate) mod evidence;
 #[cfg(feature = "axum")]
 pub(crate) mod extract;
 pub(crate) mod future;

@@ -13,8 +13,9 @@ use super::{
 use crate::apple::bits::{BitsError, BitsErrorKind};
 use crate::apple::credentials::Credentials;
 use crate::gate::bits::{Bits, Month};
-use crate::gate::decision::{Evidence, VerifiedDevice};
+use crate::gate::decision::VerifiedDevice;
 use crate::gate::error::VerifyErrorKind::{self, Misconfigured, Unavailable};
+use crate::gate::evidence::Evidence;
 use crate::gate::{credential::TokenDigest, rejection::Rejection, routing::Environment};
 use crate::runtime::SystemTime;
 
