@@ -19,6 +19,7 @@ use crate::{apple::token::Verdict, replay::ErasedReplayGuard, runtime::SystemTim
 pub(crate) struct Settings {
     /// At least one. The next one is asked only after all before have refused the token.
     pub(super) teams: Vec<Team>,
+    tenant: Option<TenantName>,
     pub(crate) token_sources: Vec<Arc<dyn TokenSource>>,
     pub(crate) debug_tokens: Option<Arc<DebugTokens>>,
     pub(crate) reuse: Reuse,
@@ -50,6 +51,7 @@ impl Settings {
     pub(crate) fn new(verifier: impl DeviceVerifier) -> Self {
         Self {
             teams: vec![Team::only(verifier)],
+            tenant: None,
             token_sources: vec![Arc::new(HeaderToken::default())],
             debug_tokens: None,
             #[cfg(feature = "memory-cache")]
@@ -69,11 +71,16 @@ impl Settings {
     }
 
     pub(crate) fn add_verifier(&mut self, verifier: impl DeviceVerifier) {
-        self.teams.push(Team::only(verifier));
+        let team = Team::only(verifier);
+        self.teams.push(match &self.tenant {
+            Some(tenant) => team.of_tenant(tenant),
+            None => team,
+        });
         self.teams = self.teams.drain(..).map(Team::named).collect();
     }
 
     pub(crate) fn set_tenant(&mut self, tenant: &TenantName) {
+        self.tenant = Some(tenant.clone());
         self.teams = self.teams.drain(..).map(|team| team.of_tenant(tenant)).collect();
     }
 

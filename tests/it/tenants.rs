@@ -8,8 +8,8 @@ use http::{Request, StatusCode, Version, header::HOST, request};
 use http_body_util::{Empty, Full};
 use tower::{Layer, ServiceBuilder, ServiceExt, service_fn};
 use tower_devicecheck::{
-    AppleClient, DebugTokens, DeviceCheckLayer, DeviceOutcome, Enforcement, Environment, Rejection, Route,
-    VerifiedDevice,
+    AppleClient, Bits, DebugTokens, DeviceCheckLayer, DeviceOutcome, Enforcement, Environment, MarkDecision,
+    Rejection, Route, VerifiedDevice,
     cache::MemoryCache,
     replay::MemoryReplayGuard,
     session::{Exchange, KeyRing, SessionProof, Sessions},
@@ -482,4 +482,36 @@ async fn resolvers() {
     }
     // Each of three layers remembers its verdict.
     assert_eq!(world.calls(), 3);
+}
+
+#[tokio::test]
+async fn a_handler_marks_a_device_of_its_tenant() {
+    let world = World::new();
+    let deny = |bits: Bits, _| if bits.bit1() { MarkDecision::Deny } else { MarkDecision::Admit };
+    let cache = Arc::new(MemoryCache::new());
+    let layer = |tenant: &str| {
+        let layer = world.apples[0].layer().with_cache(Arc::clone(&cache)).with_marks(deny);
+        layer.with_tenant(tenant).unwrap()
+    };
+    let (shop, club) = (layer("shop"), layer("club"));
+    let writer = shop.mark_writer(world.apples[0].client.clone());
+    let hosts =
+        HostTenants::new().with("shop.example", "shop").and_then(|hosts| hosts.with("club.example", "club"));
+    let tenants =
+        Tenants::new(hosts.unwrap()).with("shop", shop.clone()).unwrap().with("club", club).unwrap();
+    assert!(tenants.insert("club", shop).is_err(), "its keys have the name of `shop`");
+    let app = App::new(&tenants);
+    let token = world.apples[0].genuine();
+    for tenant in ["shop", "club", "shop", "club"] {
+        assert_eq!(app.send(with_token(tenant, &token)).await.status(), StatusCode::OK);
+    }
+    assert_eq!(world.calls(), 2, "each tenant asks for itself");
+    app.send(with_token("shop", &token)).await;
+    writer.update(&app.device(), None, true).await.unwrap();
+    assert_eq!(world.calls(), 3);
+    let denied = app.send(with_token("shop", &token)).await;
+    assert_eq!((denied.status(), rejection(&denied)), (StatusCode::FORBIDDEN, Rejection::Denied));
+    // The bits are those of the team, so the other tenant learns of them once it asks again.
+    assert_eq!(app.send(with_token("club", &token)).await.status(), StatusCode::OK);
+    assert_eq!(world.calls(), 4);
 }
