@@ -34,7 +34,7 @@ struct Fault {
 
 impl From<ObjectError> for Fault {
     fn from(error: ObjectError) -> Self {
-        Self { step: error.step(), reason: error.to_string() }
+        Self { step: error.step(), reason: error.reason().to_owned() }
     }
 }
 
