@@ -9,6 +9,9 @@ use rcgen::KeyUsagePurpose;
 const CATEGORY: &str = "apple_validation_category_01";
 const VERSION: &str = "apple_bundle_version_01";
 
+/// The last number of an extension of Apple, and its content.
+type Extension = (u64, Vec<u8>);
+
 fn step<T>(result: Result<T, ObjectError>) -> &'static str {
     result.err().map_or("ok", |error| error.step())
 }
@@ -97,7 +100,7 @@ fn a_mac_must_have_full_security() {
         let field = [&[0xbf, 0x88, 0x02, text.len() as u8], &text[..]].concat();
         [&[0x30, field.len() as u8], &field[..]].concat()
     };
-    let cases: &[(bool, Vec<(u64, Vec<u8>)>, &str)] = &[
+    let cases: [(bool, Vec<Extension>, &str); 10] = [
         (false, vec![], "ok"),
         (true, vec![], "access_list"),
         (true, vec![(6, access_list.clone())], "ok"),
@@ -110,8 +113,8 @@ fn a_mac_must_have_full_security() {
         (false, vec![(7, platform(b"macosx")), (6, access_list)], "ok"),
     ];
     for (is_on_mac, extensions, expected) in cases {
-        let made = Made { is_on_mac: *is_on_mac, extensions: extensions.clone(), ..Made::default() };
-        assert_eq!(step(made.verify()), *expected, "{is_on_mac}: {extensions:x?}");
+        let about = format!("{is_on_mac}: {extensions:x?}");
+        assert_eq!(step(Made { is_on_mac, extensions, ..Made::default() }.verify()), expected, "{about}");
     }
 }
 
