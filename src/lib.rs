@@ -183,6 +183,7 @@
 //! | `split-key` | no | `split_key`: API keys in two parts, joined for verified devices only |
 //! | `session` | no | `session`: a token that this server signs after one check, and checks by itself for an hour |
 //! | `jwt` | no | `session`, and `session::Jwts`: sessions as JSON Web Tokens for other services. Turns on `aws-lc-rs` |
+//! | `app-attest` | no | `app_attest`: attestations, assertions and receipts of App Attest, verified here. Exists with `aws-lc-rs` or `rust-crypto`; with both, aws-lc verifies |
 //! | `limit` | no | `limit::RateLimiter`: how often each client may cause a question to Apple |
 //! | `metrics` | no | counters, gauges and histograms for the application's recorder of the [`metrics`](https://docs.rs/metrics) crate: [guide](guide::metrics) |
 //! | `testing` | no | a fake Apple, and builders for tokens and keys, for your tests. Turns on `tokio`, and `AppleClient` |
@@ -210,6 +211,9 @@ compile_error!(
     "the tests of the package need features: cargo test --features axum,session,split-key,testing"
 );
 
+#[cfg(all(feature = "app-attest", any(feature = "aws-lc-rs", feature = "rust-crypto")))]
+#[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "app-attest")))]
+pub mod app_attest;
 mod apple;
 mod device_check;
 mod gate;

@@ -7,6 +7,8 @@
 
 mod allocations;
 mod api;
+#[cfg(feature = "app-attest")]
+mod app_attest_tool;
 mod apple_client;
 
 mod attacks;

@@ -1,0 +1,88 @@
+//! App Attest: the objects that Apple devices make and Apple signs, verified here (feature `app-attest`).
+//!
+//! A device makes a key and has Apple attest it: an [`Attestation`]. With the key, it signs what it sends: an
+//! [`Assertion`]. A [`Receipt`] comes with the attestation; a server can ask Apple for newer ones, which hold a risk
+//! metric. Nothing here asks Apple, keeps a state or reads a clock.
+//!
+//! ```no_run
+//! # #[cfg(all(feature = "app-attest", any(feature = "aws-lc-rs", feature = "rust-crypto")))]
+//! # fn verify(attested: &[u8], asserted: &[u8], key_id: &str, challenge: &[u8], request: &[u8])
+//! # -> Result<(), Box<dyn std::error::Error>> {
+//! use std::time::SystemTime;
+//!
+//! use sha2::{Digest, Sha256};
+//! use tower_devicecheck::Environment;
+//! use tower_devicecheck::app_attest::{
+//!     Anchors, AppId, Assertion, AssertionExpected, Attestation, AttestationExpected, KeyId,
+//! };
+//!
+//! let app_ids: [AppId; 1] = ["TEAM123456.com.example.app".parse()?];
+//! let key_id: KeyId = key_id.parse()?;
+//!
+//! // Once for each key, with a challenge that this server made:
+//! let expected = AttestationExpected {
+//!     key_id: &key_id,
+//!     client_data_hash: &Sha256::digest(challenge),
+//!     app_ids: &app_ids,
+//!     environments: &[Environment::Production],
+//!     now: SystemTime::now(),
+//!     max_age: Some(AttestationExpected::MAX_AGE),
+//! };
+//! let attestation = Attestation::verify(attested, &expected, &Anchors::apple())?;
+//! // … store the key with its id, app, environment and a counter of 0.
+//!
+//! // With each request:
+//! let expected = AssertionExpected {
+//!     public_key: attestation.public_key(),
+//!     client_data_hash: &Sha256::digest(request),
+//!     app_id: attestation.app_id(),
+//! };
+//! let assertion = Assertion::verify(asserted, &expected)?;
+//! // … admit it only if `assertion.counter()` is greater than the stored one, and store it in the same step.
+//! # let _ = assertion.counter();
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Limits
+//!
+//! Attestations and receipts have at most 16 KiB, assertions at most 4 KiB. Verification allocates a few times the
+//! object's length, never blocks, and never panics.
+
+mod anchors;
+mod app_id;
+mod assertion;
+mod attestation;
+mod auth_data;
+mod ber;
+mod bundle_version;
+mod category;
+mod cbor;
+mod certificate;
+mod chain;
+mod date;
+mod der;
+mod error;
+mod extensions;
+mod key_id;
+mod leaf;
+mod public_key;
+mod receipt;
+mod receipt_fields;
+mod roots;
+mod signature;
+mod signed_data;
+
+pub use self::anchors::Anchors;
+pub use self::app_id::AppId;
+pub use self::assertion::{Assertion, AssertionExpected};
+pub use self::attestation::{Attestation, AttestationExpected};
+pub use self::bundle_version::BundleVersion;
+pub use self::category::Category;
+pub use self::error::{ObjectError, ObjectErrorKind};
+pub use self::key_id::KeyId;
+pub use self::public_key::PublicKey;
+pub use self::receipt::{Receipt, ReceiptExpected, ReceiptKind};
+
+#[cfg(test)]
+mod tests;
