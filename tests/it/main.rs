@@ -7,6 +7,7 @@
 
 mod allocations;
 mod api;
+mod app_attest_fake;
 #[cfg(feature = "app-attest")]
 mod app_attest_tool;
 mod apple_client;
