@@ -183,6 +183,7 @@
 //! | `split-key` | no | `split_key`: API keys in two parts, joined for verified devices only |
 //! | `session` | no | `session`: a token that this server signs after one check, and checks by itself for an hour |
 //! | `jwt` | no | `session`, and `session::Jwts`: sessions as JSON Web Tokens for other services. Turns on `aws-lc-rs` |
+//! | `app-attest` | no | `app_attest`: attestations, assertions and receipts of App Attest, verified here. Exists with `aws-lc-rs` or `rust-crypto`; with both, aws-lc verifies |
 //! | `limit` | no | `limit::RateLimiter`: how often each client may cause a question to Apple |
 //! | `metrics` | no | counters, gauges and histograms for the application's recorder of the [`metrics`](https://docs.rs/metrics) crate: [guide](guide::metrics) |
 //! | `testing` | no | a fake Apple, and builders for tokens and keys, for your tests; with `app-attest`, fake devices. Turns on `tokio`, and `AppleClient` |
@@ -238,23 +239,29 @@ pub mod testing;
 pub use self::apple::CredentialsWatch;
 #[cfg(feature = "_apple")]
 pub use self::apple::{
-    AppleClient, AppleClientBuilder, Availability, Bits, BitsError, BitsErrorKind, ClientError, Credentials,
+    AppleClient, AppleClientBuilder, Availability, BitsError, BitsErrorKind, ClientError, Credentials,
     CredentialsError, HttpTransport, TransportError,
 };
 pub use self::apple::{DeviceToken, Verdict};
 #[cfg(all(feature = "_apple", feature = "reqwest", not(target_arch = "wasm32")))]
 pub use self::apple::{ReqwestTransport, ReqwestTransportBuilder};
 pub use self::device_check::debug_token::{DebugTokenError, DebugTokens};
+pub use self::device_check::mark_policy::{MarkDecision, MarkPolicy};
+#[cfg(feature = "_apple")]
+pub use self::device_check::mark_writer::MarkWriter;
 pub use self::device_check::token_source::{BearerToken, HeaderToken, TokenSource};
 pub use self::device_check::verifier::{DeviceVerifier, TokenQuestion};
 pub use self::device_check::{cache, limit};
+pub use self::gate::bits::{Bits, Month};
 pub use self::gate::credential::{Candidate, TokenDigest};
-pub use self::gate::decision::{DeviceOutcome, Evidence, Rejected, VerifiedDevice};
+pub use self::gate::decision::{DeviceOutcome, Rejected, VerifiedDevice};
 pub use self::gate::enforcement::{Enforcement, EnforcementPolicy};
 pub use self::gate::error::{VerifyError, VerifyErrorKind};
+pub use self::gate::evidence::Evidence;
 #[cfg(feature = "axum")]
 pub use self::gate::extract::MissingDevice;
 pub use self::gate::gate_body::{GateBody, HeadOnly, ReadBodies};
+pub use self::gate::marks::Marks;
 pub use self::gate::observer::{Event, Observer, Outage, Outcome};
 pub use self::gate::proof::{Facts, Proof, Step};
 pub use self::gate::rejection::{

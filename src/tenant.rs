@@ -107,10 +107,11 @@ impl<M: BodyMode> Tenants<M> {
     ///
     /// # Errors
     ///
-    /// Returns an error if `name` cannot be a [`TenantName`].
+    /// Returns an error if `name` cannot be a [`TenantName`], or if the layer is that of [another
+    /// tenant](DeviceCheckLayer::with_tenant).
     pub fn insert(&self, name: &str, layer: DeviceCheckLayer<M>) -> Result<(), TenantError> {
         let name: TenantName = name.parse()?;
-        let gate = layer.into_gate_of(&name);
+        let gate = layer.into_gate_of(&name)?;
         write(&self.gates.gates).insert(name, gate);
         Ok(())
     }

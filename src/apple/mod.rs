@@ -67,7 +67,7 @@ pub use self::token::{DeviceToken, Verdict};
 pub use self::watch::CredentialsWatch;
 #[cfg(feature = "_apple")]
 pub use self::{
-    bits::{Bits, BitsError, BitsErrorKind},
+    bits::{BitsError, BitsErrorKind},
     breaker::Availability,
     builder::AppleClientBuilder,
     client::AppleClient,

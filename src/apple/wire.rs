@@ -11,6 +11,7 @@ use uuid::Uuid;
 use web_time::UNIX_EPOCH;
 use zeroize::Zeroizing;
 
+use crate::apple::bits::read_bits;
 use crate::apple::provider_token::{BACKDATING, PROVIDER_TOKEN_LIFETIME, ProviderToken, RENEW_AFTER};
 use crate::apple::token::DeviceToken;
 use crate::gate::{error::VerifyError, routing::Environment};
@@ -152,6 +153,10 @@ fn look_up(operation: Operation, response: &Response<Bytes>) -> (Class, &'static
             (Class::Unavailable, "")
         }
         (Class::Accepted, Operation::Validate | Operation::UpdateBits { .. }) if is_page(response) => {
+            (Class::Misconfigured, "")
+        }
+        // The media type of Apple's text about bits is not known.
+        (Class::Accepted, Operation::QueryBits) if is_page(response) && read_bits(body).is_none() => {
             (Class::Misconfigured, "")
         }
         (Class::Accepted, Operation::Validate | Operation::UpdateBits { .. }) if !is_plain(body, &text) => {

@@ -261,8 +261,8 @@ impl Redis {
             None => DEFAULT_DEADLINE,
         };
         // A withdrawal must arrive, even in an outage. Then only requests whose probe was sent have anything to
-        // withdraw.
-        if access != Access::Undo && !self.health.may_send(deadline) {
+        // withdraw. Old marks must be forgotten, and change rarely.
+        if !matches!(access, Access::Undo | Access::Forget) && !self.health.may_send(deadline) {
             return Err(RedisFailure::Down);
         }
         let sent = Instant::now();

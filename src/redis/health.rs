@@ -26,6 +26,8 @@ pub(crate) enum Access {
     ReadVerdict,
     WriteVerdict,
     Lease,
+    /// Marks that are out of date. The command is sent even if Redis is known not to answer.
+    Forget,
     Guard,
     /// The withdrawal of a claim. It is sent even if Redis is known not to answer.
     Undo,
@@ -51,7 +53,7 @@ impl Access {
             Self::ReadVerdict | Self::WriteVerdict | Self::Lease => false,
             #[cfg(feature = "_apple")]
             Self::Hold => false,
-            Self::Guard | Self::Undo => true,
+            Self::Forget | Self::Guard | Self::Undo => true,
             #[cfg(feature = "session")]
             Self::Revocations => true,
             #[cfg(all(feature = "app-attest", feature = "_apple"))]
@@ -67,6 +69,7 @@ impl Access {
             Self::ReadVerdict => "read_verdict",
             Self::WriteVerdict => "write_verdict",
             Self::Lease => "lease",
+            Self::Forget => "forget_marks",
             Self::Guard => "reserve",
             Self::Undo => "withdraw",
             #[cfg(feature = "_apple")]

@@ -112,7 +112,8 @@ pub use self::{
     endpoint::Endpoint, fake_apple::FakeApple, script::Reply, server::FakeAppleServer,
     transport::FakeAppleService,
 };
-use crate::gate::decision::{Evidence, VerifiedDevice};
+use crate::gate::decision::VerifiedDevice;
+use crate::gate::evidence::Evidence;
 use crate::gate::routing::Environment;
 use crate::{apple::token::DeviceToken, runtime::SystemTime};
 

@@ -9,6 +9,9 @@ mod allocations;
 mod api;
 #[cfg(feature = "app-attest")]
 mod app_attest;
+mod app_attest_fake;
+#[cfg(feature = "app-attest")]
+mod app_attest_tool;
 mod apple_client;
 mod attacks;
 mod cache_contract;
@@ -21,6 +24,7 @@ mod faults;
 mod first_steps;
 mod gateway;
 mod limiter;
+mod marks;
 #[cfg(feature = "_prometheus")]
 mod metrics;
 #[cfg(feature = "_prometheus")]
@@ -47,6 +51,8 @@ mod redis_handle;
 #[cfg(feature = "redis")]
 mod redis_keys;
 #[cfg(feature = "redis")]
+mod redis_marks;
+#[cfg(feature = "redis")]
 mod redis_outage;
 #[cfg(feature = "redis")]
 mod redis_proxy;
@@ -66,6 +72,7 @@ mod split_key_tool;
 mod statuses;
 mod support;
 mod teams;
+mod tenants;
 mod tokens;
 mod tower_contract;
 mod verdicts;
