@@ -185,7 +185,7 @@
 //! | `jwt` | no | `session`, and `session::Jwts`: sessions as JSON Web Tokens for other services. Turns on `aws-lc-rs` |
 //! | `limit` | no | `limit::RateLimiter`: how often each client may cause a question to Apple |
 //! | `metrics` | no | counters, gauges and histograms for the application's recorder of the [`metrics`](https://docs.rs/metrics) crate: [guide](guide::metrics) |
-//! | `testing` | no | a fake Apple, and builders for tokens and keys, for your tests. Turns on `tokio`, and `AppleClient` |
+//! | `testing` | no | a fake Apple, and builders for tokens and keys, for your tests; with `app-attest`, fake devices. Turns on `tokio`, and `AppleClient` |
 //!
 //! # Caveats
 //!

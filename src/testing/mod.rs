@@ -91,6 +91,9 @@
 //! The fake compares device tokens as text, in standard base64 with padding. Apple documents this form, and does not
 //! say whether it accepts another.
 
+#[cfg(feature = "app-attest")]
+#[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "app-attest")))]
+pub mod app_attest;
 mod endpoint;
 mod fake_apple;
 mod keys;
