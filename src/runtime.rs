@@ -18,7 +18,6 @@ use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError,
     atomic::{AtomicU8, Ordering},
 };
-#[cfg(feature = "session")]
 use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::{
     future::poll_fn,
@@ -287,13 +286,11 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Locks for reading, even if the lock is poisoned: see [`lock`].
-#[cfg(feature = "session")]
 pub(crate) fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
     lock.read().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Locks for writing, even if the lock is poisoned: see [`lock`].
-#[cfg(feature = "session")]
 pub(crate) fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
     lock.write().unwrap_or_else(PoisonError::into_inner)
 }
