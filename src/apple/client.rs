@@ -10,7 +10,7 @@ use crate::apple::breaker::Availability;
 use crate::apple::call::{Caller, Check};
 use crate::apple::credentials::{Credentials, CredentialsError};
 use crate::apple::token::{DeviceToken, Verdict};
-use crate::apple::wire::Operation;
+use crate::apple::wire::{Operation, Subject};
 use crate::gate::{decision::VerifiedDevice, error::VerifyError, observer::TARGET, routing::Environment};
 use crate::quote::{quoted, shown_id};
 use crate::runtime::{Instant, lock};
@@ -74,6 +74,10 @@ use crate::runtime::{Instant, lock};
 #[derive(Clone)]
 pub struct AppleClient {
     pub(super) caller: Arc<Caller>,
+    /// Asks Apple's server for receipts. It has slots and a breaker of its own, so that trouble of a background task
+    /// fails no request.
+    #[cfg(feature = "app-attest")]
+    pub(super) receipt_caller: Arc<Caller>,
 }
 
 impl AppleClient {
@@ -97,10 +101,10 @@ impl AppleClient {
         check: Check,
     ) -> Result<Verdict, VerifyError> {
         // Apple promises nothing about the body beyond the checks in `wire`.
-        let body = self.caller.ask(Operation::Validate, token, environment, check).await?;
-        Ok(match body {
-            Some(_) => Verdict::Genuine,
-            None => Verdict::Refused,
+        let subject = Subject::Token(token.clone());
+        Ok(match self.caller.ask(Operation::Validate, subject, environment, check).await? {
+            Ok(_) => Verdict::Genuine,
+            Err(_) => Verdict::Refused,
         })
     }
 
@@ -150,9 +154,10 @@ impl AppleClient {
             return Err(BitsError::OTHER_TEAM);
         }
         let text = device.text().ok_or(BitsError::NO_DEVICE_TOKEN)?;
-        let token = &DeviceToken::try_from(text).map_err(|_| BitsError::NO_DEVICE_TOKEN)?;
-        let body = self.caller.ask(operation, token, device.environment(), Check::new()).await?;
-        body.ok_or_else(|| BitsError::refused_token(!device.evidence().is_fresh()))
+        let token = DeviceToken::try_from(text).map_err(|_| BitsError::NO_DEVICE_TOKEN)?;
+        let subject = Subject::Token(token);
+        let body = self.caller.ask(operation, subject, device.environment(), Check::new()).await?;
+        body.map_err(|_| BitsError::refused_token(!device.evidence().is_fresh()))
     }
 
     /// Whether this client's team admitted the device, as far as the device tells. The bits of a device belong to the
@@ -217,6 +222,8 @@ impl AppleClient {
         event!(target: TARGET, Level::DEBUG, key_id = shown_id(credentials.key_id()), "credentials rotated");
         *lock(&self.caller.credentials) = credentials;
         self.caller.refusals.forget();
+        #[cfg(feature = "app-attest")]
+        self.receipt_caller.refusals.forget();
         Ok(())
     }
 }

@@ -4,10 +4,10 @@ use std::{error::Error, future::poll_fn, io::ErrorKind};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{Request, Response};
+use http::{Extensions, Request, Response};
 use tower_service::Service;
 
-use crate::{BoxError, gate::error::impl_error};
+use crate::{BoxError, apple::wire::MAX_ANSWER_LENGTH, gate::error::impl_error};
 
 /// An error of a transport: a request got no answer.
 ///
@@ -132,6 +132,17 @@ pub(super) fn is_turned_away(error: &(dyn Error + 'static)) -> bool {
 #[cfg(not(feature = "reqwest"))]
 const fn is_turned_away(_: &(dyn Error + 'static)) -> bool {
     false
+}
+
+/// The longest answer to a request that is read, in bytes: an extension of the request.
+#[derive(Clone, Copy)]
+pub(super) struct LongestAnswer(pub(super) usize);
+
+impl LongestAnswer {
+    /// The bound that a request names, or that of a request that names none.
+    pub(super) fn of(request: &Extensions) -> usize {
+        request.get::<Self>().map_or(MAX_ANSWER_LENGTH, |longest| longest.0)
+    }
 }
 
 /// A transport as a trait object.

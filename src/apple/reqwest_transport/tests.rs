@@ -2,6 +2,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
+use crate::apple::wire::MAX_ANSWER_LENGTH;
 
 /// Answers one connection with these bytes, and if `endless` with further ones until the client hangs up.
 async fn answer_with(bytes: &'static [u8], endless: bool) -> String {
