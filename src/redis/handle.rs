@@ -11,8 +11,8 @@ use crate::redis::replaced_connection::{ReplacedConnection, Server};
 use crate::runtime::{Elapsed, Instant, patiently, within};
 
 /// A handle to one Redis or Valkey server, for everything that replicas share: a
-/// [`RedisCache`](crate::cache::RedisCache), a [`RedisReplayGuard`](crate::replay::RedisReplayGuard), and with the
-/// feature `split-key` a `RedisSplitKeyStore` and a `RedisUsageLog`.
+/// [`RedisCache`](crate::cache::RedisCache), a [`RedisReplayGuard`](crate::replay::RedisReplayGuard), with the feature
+/// `split-key` a `RedisSplitKeyStore` and a `RedisUsageLog`, and with the feature `app-attest` a `RedisReceiptStore`.
 ///
 /// ```no_run
 /// use tower_devicecheck::{
@@ -65,6 +65,7 @@ use crate::runtime::{Elapsed, Instant, patiently, within};
 /// | `AppleClientBuilder::share_retry_after` | `PTTL`, `SET` |
 /// | `RedisReplayGuard` | `EVAL`, `GET`, `SET`, `DEL`, `TIME` |
 /// | `Sessions::share_revocations` | `EVAL`, `GET`, `SET`, `ZADD`, `ZRANGE`, `ZRANGEBYSCORE`, `ZREM`, `ZSCORE` |
+/// | `RedisReceiptStore` | `EVAL`, `HGET`, `HMGET`, `HSET`, `PEXPIRE`, `DEL`, `ZADD`, `ZRANGEBYSCORE`, `ZREM` |
 /// | `RedisSplitKeyStore` | `HGET`; for operators also `EVAL`, `HSET`, `HGETALL` |
 /// | `RedisUsageLog` | `HINCRBY`, `EXPIRE`; to read it `HGETALL` |
 ///

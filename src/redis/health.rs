@@ -35,6 +35,9 @@ pub(crate) enum Access {
     /// The revocations of sessions.
     #[cfg(feature = "session")]
     Revocations,
+    /// The receipts of App Attest. No request waits for them.
+    #[cfg(all(feature = "_apple", feature = "app-attest"))]
+    Receipts,
     #[cfg(feature = "split-key")]
     ReadKey,
     #[cfg(feature = "split-key")]
@@ -51,6 +54,8 @@ impl Access {
             Self::Guard | Self::Undo => true,
             #[cfg(feature = "session")]
             Self::Revocations => true,
+            #[cfg(all(feature = "_apple", feature = "app-attest"))]
+            Self::Receipts => true,
             #[cfg(feature = "split-key")]
             Self::ReadKey | Self::CountUse => true,
         }
@@ -68,6 +73,8 @@ impl Access {
             Self::Hold => "share_retry_after",
             #[cfg(feature = "session")]
             Self::Revocations => "revocations",
+            #[cfg(all(feature = "_apple", feature = "app-attest"))]
+            Self::Receipts => "receipts",
             #[cfg(feature = "split-key")]
             Self::ReadKey => "read_key",
             #[cfg(feature = "split-key")]
