@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 use http::{Extensions, Request, Response};
 use tower_service::Service;
 
-use crate::{BoxError, apple::wire::MAX_ANSWER_LENGTH, gate::error::impl_error};
+use crate::{BoxError, gate::error::impl_error};
 
 /// An error of a transport: a request got no answer.
 ///
@@ -139,9 +139,14 @@ const fn is_turned_away(_: &(dyn Error + 'static)) -> bool {
 pub(super) struct LongestAnswer(pub(super) usize);
 
 impl LongestAnswer {
-    /// The bound that a request names, or that of a request that names none.
+    /// The bound for requests that name none. Apple's answers about device tokens are far shorter.
+    pub(super) const DEFAULT: Self = Self(4 * 1024);
+    /// The bound in place of a newer receipt: a receipt has at most 16 KiB, and base64 a third more.
+    pub(super) const RECEIPT: Self = Self(32 * 1024);
+
+    /// The bound that a request names, in bytes.
     pub(super) fn of(request: &Extensions) -> usize {
-        request.get::<Self>().map_or(MAX_ANSWER_LENGTH, |longest| longest.0)
+        request.get::<Self>().unwrap_or(&Self::DEFAULT).0
     }
 }
 

@@ -17,12 +17,6 @@ use crate::apple::transport::LongestAnswer;
 use crate::gate::{error::VerifyError, routing::Environment};
 use crate::runtime::{SystemTime, Timestamp, since_epoch};
 
-/// The longest answer that is read. Apple's answers are far shorter.
-pub(super) const MAX_ANSWER_LENGTH: usize = 4 * 1024;
-
-/// The longest answer in place of a newer receipt: a receipt has at most 16 KiB, and base64 a third more.
-const MAX_RECEIPT_ANSWER_LENGTH: usize = 32 * 1024;
-
 /// One of Apple's three operations on a token, or the one on a receipt.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Operation {
@@ -65,10 +59,10 @@ impl Operation {
         }
     }
 
-    const fn longest_answer(self) -> usize {
+    const fn longest_answer(self) -> LongestAnswer {
         match self {
-            Self::RefreshReceipt => MAX_RECEIPT_ANSWER_LENGTH,
-            _ => MAX_ANSWER_LENGTH,
+            Self::RefreshReceipt => LongestAnswer::RECEIPT,
+            _ => LongestAnswer::DEFAULT,
         }
     }
 
@@ -92,7 +86,7 @@ impl Operation {
         let headers = request.headers_mut();
         headers.insert(AUTHORIZATION, authorization);
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-        request.extensions_mut().insert(LongestAnswer(self.longest_answer()));
+        request.extensions_mut().insert(self.longest_answer());
         request
     }
 
@@ -195,7 +189,7 @@ const RECEIPT_TABLE: &[(u16, &str, Class)] = &[
 
 fn look_up(operation: Operation, response: &Response<Bytes>) -> (Class, &'static str) {
     let (status, body) = (response.status(), response.body());
-    if body.len() > operation.longest_answer() {
+    if body.len() > operation.longest_answer().0 {
         // The page of a server in front of Apple. Its status is what counts.
         let is_throttled = status == StatusCode::TOO_MANY_REQUESTS;
         return (if is_throttled { Class::Throttled } else { Class::Unavailable }, "");

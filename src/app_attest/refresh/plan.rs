@@ -11,7 +11,7 @@ const HOUR: Duration = Duration::from_secs(60 * 60);
 /// The first back-off doubles this often at most.
 const MOST_DOUBLINGS: u32 = 4;
 
-/// What to store after a newer receipt came. Its refresh is due at a random time from its not-before time on, at most
+/// Plans what is stored after a newer receipt came. Its refresh is due at a random time from its not-before time on, at most
 /// `longest_wait` later. The last tenth of the time until its expiry is left for further attempts.
 pub(super) fn renewed(
     old: StoredReceipt,
@@ -34,7 +34,7 @@ pub(super) fn renewed(
     }
 }
 
-/// What to store after a failure. `retry_after` is the time that Apple names.
+/// Plans what is stored after a failure. `retry_after` is the time that Apple names.
 pub(super) fn failed(
     old: StoredReceipt,
     kind: RefreshFailureKind,

@@ -23,7 +23,7 @@ pub struct ReceiptKey {
     pub key_id: KeyId,
 }
 
-/// What a [`ReceiptStore`](crate::app_attest::ReceiptStore) keeps for one key: 4 KB for the receipt, and some 200 bytes.
+/// The entry of a [`ReceiptStore`](crate::app_attest::ReceiptStore) for one key: 4 KB for the receipt, and some 200 bytes.
 #[derive(Clone, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs, reason = "a store of your own writes and reads all of it")]
 pub struct StoredReceipt {
@@ -50,7 +50,7 @@ pub struct StoredReceipt {
 }
 
 impl StoredReceipt {
-    /// What to store after an attestation. `None` if it came without a receipt.
+    /// Makes the entry to store after an attestation. `None` if it came without a receipt.
     ///
     /// The receipt of an attestation names no time before which Apple would give no newer one. Its first refresh is due
     /// at a random time within a day, so that the metric is there soon, and a launch does not become a wave. If that

@@ -2,7 +2,6 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
-use crate::apple::wire::MAX_ANSWER_LENGTH;
 
 /// Answers one connection with these bytes, and if `endless` with further ones until the client hangs up.
 async fn answer_with(bytes: &'static [u8], endless: bool) -> String {
@@ -24,7 +23,7 @@ async fn get(url: &str) -> Result<Response<Bytes>, TransportError> {
 
 #[tokio::test]
 async fn answers() {
-    const TOO_LONG: &str = match str::from_utf8(&[b'x'; MAX_ANSWER_LENGTH + 1]) {
+    const TOO_LONG: &str = match str::from_utf8(&[b'x'; LongestAnswer::DEFAULT.0 + 1]) {
         Ok(text) => text,
         Err(_) => panic!("it is ASCII"),
     };
