@@ -237,6 +237,9 @@ pub mod testing;
 
 #[cfg(all(feature = "_apple", feature = "tokio", not(target_arch = "wasm32")))]
 pub use self::apple::CredentialsWatch;
+#[cfg(all(feature = "_apple", feature = "app-attest"))]
+#[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "app-attest")))]
+pub use self::apple::ReceiptAnswer;
 #[cfg(feature = "_apple")]
 pub use self::apple::{
     AppleClient, AppleClientBuilder, Availability, BitsError, BitsErrorKind, ClientError, Credentials,

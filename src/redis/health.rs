@@ -40,6 +40,9 @@ pub(crate) enum Access {
     /// The keys of devices, and their counters.
     #[cfg(all(feature = "app-attest", feature = "_apple"))]
     AttestedKey,
+    /// The receipts of App Attest. No request waits for them.
+    #[cfg(all(feature = "_apple", feature = "app-attest"))]
+    Receipts,
     #[cfg(feature = "split-key")]
     ReadKey,
     #[cfg(feature = "split-key")]
@@ -58,6 +61,8 @@ impl Access {
             Self::Revocations => true,
             #[cfg(all(feature = "app-attest", feature = "_apple"))]
             Self::AttestedKey => true,
+            #[cfg(all(feature = "_apple", feature = "app-attest"))]
+            Self::Receipts => true,
             #[cfg(feature = "split-key")]
             Self::ReadKey | Self::CountUse => true,
         }
@@ -78,6 +83,8 @@ impl Access {
             Self::Revocations => "revocations",
             #[cfg(all(feature = "app-attest", feature = "_apple"))]
             Self::AttestedKey => "attested_key",
+            #[cfg(all(feature = "_apple", feature = "app-attest"))]
+            Self::Receipts => "receipts",
             #[cfg(feature = "split-key")]
             Self::ReadKey => "read_key",
             #[cfg(feature = "split-key")]

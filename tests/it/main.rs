@@ -56,6 +56,8 @@ mod redis_marks;
 mod redis_outage;
 #[cfg(feature = "redis")]
 mod redis_proxy;
+#[cfg(all(feature = "app-attest", feature = "redis"))]
+mod redis_receipts;
 #[cfg(feature = "redis")]
 mod redis_server;
 #[cfg(feature = "redis")]
