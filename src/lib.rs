@@ -248,6 +248,7 @@ pub use self::device_check::debug_token::{DebugTokenError, DebugTokens};
 pub use self::device_check::token_source::{BearerToken, HeaderToken, TokenSource};
 pub use self::device_check::verifier::{DeviceVerifier, TokenQuestion};
 pub use self::device_check::{cache, limit};
+pub use self::gate::checked_body::GateBodyError;
 pub use self::gate::credential::{Candidate, TokenDigest};
 pub use self::gate::decision::{DeviceOutcome, Evidence, Rejected, VerifiedDevice};
 pub use self::gate::enforcement::{Enforcement, EnforcementPolicy};

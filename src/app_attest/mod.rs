@@ -66,6 +66,7 @@ mod chain;
 mod challenge;
 mod challenge_endpoint;
 mod client_data;
+mod content_digest;
 mod date;
 mod der;
 mod error;
