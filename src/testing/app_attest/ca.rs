@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 
 use crate::runtime::{SystemTime, lock, since_epoch};
 use crate::testing::app_attest::certificate::{
-    Draft, Issuer, apple_extension, authority, authority_key_identifier, end_entity, name,
+    Draft, Issuer, apple_extension, authority, authority_key_identifier, end_entity, name, spoil_signature,
 };
 use crate::testing::app_attest::key::{Hash, Key};
 use crate::testing::app_attest::receipt::{Facts, Kind, Signer};
@@ -129,7 +129,7 @@ impl FakeAttestCa {
             extensions.push(apple_extension([12, 15], &der::NULL));
         }
         let serial = serial(&self.0.receipt_key);
-        let certificate = ca.issue(
+        let mut certificate = ca.issue(
             Hash::Sha256,
             &Draft {
                 serial: &serial,
@@ -139,6 +139,9 @@ impl FakeAttestCa {
                 extensions: &extensions,
             },
         );
+        if fault == Some(Fault::ReceiptChain) {
+            spoil_signature(&mut certificate);
+        }
         let certificates = [certificate, self.0.receipt_ca_certificate.clone(), self.0.receipt_root.clone()];
         Signer { key: self.0.receipt_key.clone(), certificates, issuer: ca.name.clone(), serial }
     }

@@ -10,7 +10,7 @@ use crate::gate::routing::Environment;
 use crate::runtime::{SystemTime, since_epoch};
 use crate::testing::app_attest::ca::FakeAttestCa;
 use crate::testing::app_attest::certificate::{
-    Draft, apple_extension, attestation_key_usage, end_entity, name,
+    Draft, apple_extension, attestation_key_usage, end_entity, name, spoil_signature,
 };
 use crate::testing::app_attest::fault::Fault;
 use crate::testing::app_attest::key::{Hash, Key};
@@ -20,6 +20,7 @@ use crate::testing::app_attest::{cbor, der, shape::Shape};
 const DAY: Duration = Duration::from_secs(86_400);
 /// A leaf certificate is valid for this long, from a day before the attestation.
 const LEAF_LIFETIME: Duration = Duration::from_secs(3 * 86_400);
+const SIX_MINUTES: Duration = Duration::from_secs(360);
 const ANOTHER_APP_ID: &str = "ZYXWVUTSRQ.com.example.another";
 
 /// A virtual device with one App Attest key. It makes what a real device and Apple would make together.
@@ -191,8 +192,9 @@ impl VirtualDevice {
         if let Some(receipt) = self.receipt_about(leaf, client_data_hash, at) {
             statement.push(("receipt", cbor::bytes(&receipt)));
         }
+        let format = if self.has(Fault::Format) { "packed" } else { "apple-appattest" };
         self.object(vec![
-            ("fmt", cbor::text("apple-appattest")),
+            ("fmt", cbor::text(format)),
             ("attStmt", cbor::map(&statement)),
             ("authData", cbor::bytes(&auth_data)),
         ])
@@ -241,7 +243,8 @@ impl VirtualDevice {
             encoding,
             fault: self.fault,
         };
-        Some(self.ca.sign_receipt(facts, Kind::Attest, since_epoch(at)))
+        let late = if self.has(Fault::ReceiptAge) { SIX_MINUTES } else { Duration::ZERO };
+        Some(self.ca.sign_receipt(facts, Kind::Attest, since_epoch(at).saturating_sub(late)))
     }
 
     /// The leaf certificate for `key`, which Apple makes for this attestation alone.
@@ -261,8 +264,7 @@ impl VirtualDevice {
         };
         let mut leaf = self.ca.attestation_ca().issue(Hash::Sha256, &draft);
         if self.has(Fault::LeafSignature) {
-            // The last byte belongs to the signature.
-            leaf.iter_mut().next_back().into_iter().for_each(|byte| *byte ^= 1);
+            spoil_signature(&mut leaf);
         }
         leaf
     }

@@ -1,6 +1,7 @@
 //! Faults that a test plants.
 
-/// A fault in what a [`VirtualDevice`](crate::testing::app_attest::VirtualDevice) makes. A server must refuse each.
+/// A fault in what a [`VirtualDevice`](crate::testing::app_attest::VirtualDevice) makes. A server must refuse each,
+/// unless its line says otherwise.
 ///
 /// Some faults need no planting: an expired attestation has an old time, an attestation of another root comes from
 /// another [`FakeAttestCa`](crate::testing::app_attest::FakeAttestCa), a reused counter is
@@ -24,6 +25,8 @@ pub enum Fault {
     /// Attestation and assertion: the map of iOS 27 has another category under `validationCategory`, the other spelling in
     /// Apple's documentation. Older shapes have no fault.
     SecondCategory,
+    /// Attestation: the format is `packed`, which other devices than Apple's send.
+    Format,
     /// Attestation: the certificate's nonce is about another client data hash.
     Nonce,
     /// Attestation: the certificate has no nonce.
@@ -42,7 +45,8 @@ pub enum Fault {
     LeafSignature,
     /// Attestation: the certificate of the authority that signed the leaf is missing.
     LeafAlone,
-    /// Attestation: the access-control list of the key is empty. On a Mac, it must show that the system is secured.
+    /// Attestation: the access-control list of the key is empty. On a Mac, it must show that the system is secured. On an
+    /// iPhone nothing is known of it that a server could demand, so that this is no fault there.
     AccessControl,
     /// Assertion: another key signed it.
     Signature,
@@ -56,6 +60,10 @@ pub enum Fault {
     ReceiptSignature,
     /// Receipt: its signer is certified by the right authority, but not to sign receipts.
     ReceiptSigner,
+    /// Receipt: the signature of its signer's certificate is wrong.
+    ReceiptChain,
+    /// Receipt: it was created six minutes before the attestation.
+    ReceiptAge,
     /// Receipt: its last field occurs twice.
     ReceiptFieldTwice,
 }

@@ -230,6 +230,7 @@ fn each_fault_changes_what_its_documentation_names() {
         (Fault::DuplicateKey, BOTH),
         (Fault::DuplicateCategory, BOTH),
         (Fault::SecondCategory, BOTH),
+        (Fault::Format, ATTESTATION),
         (Fault::Nonce, ATTESTATION),
         (Fault::NonceMissing, ATTESTATION),
         (Fault::NonceTwice, ATTESTATION),
@@ -246,6 +247,8 @@ fn each_fault_changes_what_its_documentation_names() {
         (Fault::ReceiptHash, RECEIPT),
         (Fault::ReceiptSignature, RECEIPT),
         (Fault::ReceiptSigner, RECEIPT),
+        (Fault::ReceiptChain, RECEIPT),
+        (Fault::ReceiptAge, RECEIPT),
         (Fault::ReceiptFieldTwice, RECEIPT),
     ];
     for (fault, [attestation, assertion, receipt]) in cases {
