@@ -183,6 +183,7 @@
 //! | `split-key` | no | `split_key`: API keys in two parts, joined for verified devices only |
 //! | `session` | no | `session`: a token that this server signs after one check, and checks by itself for an hour |
 //! | `jwt` | no | `session`, and `session::Jwts`: sessions as JSON Web Tokens for other services. Turns on `aws-lc-rs` |
+//! | `app-attest` | no | `app_attest`: attestations, assertions and receipts of App Attest, verified here. Exists with `aws-lc-rs` or `rust-crypto`; with both, aws-lc verifies |
 //! | `limit` | no | `limit::RateLimiter`: how often each client may cause a question to Apple |
 //! | `metrics` | no | counters, gauges and histograms for the application's recorder of the [`metrics`](https://docs.rs/metrics) crate: [guide](guide::metrics) |
 //! | `testing` | no | a fake Apple, and builders for tokens and keys, for your tests; with `app-attest`, fake devices. Turns on `tokio`, and `AppleClient` |

@@ -1,4 +1,4 @@
-//! What webpki does not tell of a certificate: its dates, its key and its extensions.
+//! The parts of a certificate that webpki does not tell: its dates, its key and its extensions.
 
 use std::time::Duration;
 

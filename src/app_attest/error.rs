@@ -78,6 +78,12 @@ impl ObjectError {
     pub const fn step(&self) -> &'static str {
         self.step
     }
+
+    /// A sentence about the fault, for operators.
+    #[must_use]
+    pub fn reason(&self) -> &str {
+        &self.reason
+    }
 }
 
 impl_error!(ObjectError, |error| None, "{}: {}", error.step, error.reason);

@@ -9,6 +9,8 @@ mod allocations;
 mod api;
 #[cfg(feature = "app-attest")]
 mod app_attest;
+#[cfg(feature = "app-attest")]
+mod app_attest_tool;
 mod apple_client;
 mod attacks;
 mod cache_contract;

@@ -1,5 +1,9 @@
 //! Tests of whole objects: those of real devices, changed ones, and some that are made here.
 
+mod arbitrary;
+mod made;
+mod mutations;
+mod shapes;
 mod vectors;
 
 use std::time::Duration;
@@ -147,9 +151,13 @@ fn bytes(vector: &Value, name: &str) -> Vec<u8> {
     STANDARD.decode(text(vector, name)).unwrap()
 }
 
+fn der_of_pem(pem: &str) -> Vec<u8> {
+    let body: String = pem.lines().filter(|line| !line.starts_with('-')).collect();
+    STANDARD.decode(body).unwrap()
+}
+
 /// The point at the end of a public key in PEM.
 fn key_of_pem(pem: &str) -> PublicKey {
-    let body: String = pem.lines().filter(|line| !line.starts_with('-')).collect();
-    let der = STANDARD.decode(body).unwrap();
+    let der = der_of_pem(pem);
     PublicKey::from_bytes(&der[der.len() - 65..]).unwrap()
 }
