@@ -4,6 +4,7 @@ mod endpoints;
 mod key_store;
 mod requests;
 mod sessions;
+mod streamed;
 
 use std::{
     convert::Infallible,
