@@ -18,7 +18,7 @@ use tower_devicecheck::{
         ClientChosenTenant, HostTenants, PathTenants, TenantChoice, TenantExtension, TenantName,
         TenantResolver, Tenants,
     },
-    testing::{Endpoint, FakeApple, PrivateKey, Reply},
+    testing::{FakeApple, PrivateKey, Reply},
 };
 
 use crate::{
@@ -411,41 +411,6 @@ async fn tenants_change_while_requests_are_under_way() {
     assert_eq!(waiting.await, StatusCode::OK, "it ends as it began");
     assert_eq!(status(&world.apples[1].genuine()).await, StatusCode::UNAUTHORIZED);
     assert_eq!((world.apples[0].calls(), world.apples[1].calls()), (2, 2));
-}
-
-/// The writer is older than the tenants, and serves both: they have one layer.
-#[tokio::test(start_paused = true)]
-async fn a_block_counts_at_once_and_no_check_under_way_survives_it() {
-    let world = World::new();
-    let layer = world.apples[0].marked();
-    let writer = layer.mark_writer(world.apples[0].client.clone());
-    let app = App::new(&world.tenants(|name, other| if name == "bank" { other } else { layer.clone() }));
-    let token = world.apples[0].genuine();
-    let status = async |tenant: &str| app.send(with_token(tenant, &token)).await.status();
-    assert_eq!((status("club").await, status("shop").await), (StatusCode::OK, StatusCode::OK));
-    let device = app.device();
-    tokio::time::advance(Duration::from_secs(31)).await;
-
-    let slow = Reply::normal().delay(Duration::from_secs(2)).for_endpoint(Endpoint::QueryBits);
-    world.apples[0].fake.script(slow);
-    let mut early = Box::pin(status("shop"));
-    assert!(poll_immediate(&mut early).await.is_none());
-    writer.update(&device, None, true).await.unwrap();
-    assert_eq!(status("shop").await, StatusCode::FORBIDDEN, "it joins no check that began before");
-    assert_eq!(early.await, StatusCode::OK, "it began before");
-    assert_eq!(status("shop").await, StatusCode::FORBIDDEN, "the late answer is not remembered");
-    assert_eq!(status("club").await, StatusCode::FORBIDDEN);
-    assert_eq!(world.apples[0].each(), (0, 6, 1));
-
-    // Within the time to live, too.
-    writer.update(&device, None, false).await.unwrap();
-    assert_eq!(status("shop").await, StatusCode::OK);
-    tokio::time::advance(Duration::from_secs(21)).await;
-    assert_eq!((status("shop").await, status("shop").await), (StatusCode::OK, StatusCode::OK));
-    assert_eq!(world.apples[0].each(), (0, 8, 2));
-    writer.update(&device, None, true).await.unwrap();
-    assert_eq!(status("shop").await, StatusCode::FORBIDDEN);
-    assert_eq!(world.apples[0].each(), (0, 9, 3));
 }
 
 #[tokio::test]

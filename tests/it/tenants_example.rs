@@ -7,9 +7,9 @@ use std::{
 
 use http::{StatusCode, header::HOST};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::mpsc};
 use tower_devicecheck::{
-    RolloutReport,
+    Event, Observer, RolloutReport,
     session::{KeyRing, MasterKey, Sessions},
     testing::Endpoint,
 };
@@ -31,6 +31,17 @@ struct World {
     shop: Apple,
     club: Apple,
     of_club: Arc<RolloutReport>,
+    /// Tenant and outcome of the club's requests.
+    decisions: mpsc::UnboundedReceiver<(String, &'static str)>,
+}
+
+struct Decisions(mpsc::UnboundedSender<(String, &'static str)>);
+
+impl Observer for Decisions {
+    fn decision(&self, event: &Event<'_>) {
+        let tenant = event.tenant().map(ToString::to_string).unwrap_or_default();
+        let _ = self.0.send((tenant, event.outcome().as_str()));
+    }
 }
 
 impl World {
@@ -43,13 +54,14 @@ impl World {
             apple: shop.client.clone(),
             sessions: Sessions::new("shop", "TEAM123456.com.example.shop", &ring).unwrap(),
         };
-        let layer = club.layer().with_observer(Arc::clone(&of_club));
+        let (send, decisions) = mpsc::unbounded_channel();
+        let layer = club.layer().with_observer((Arc::clone(&of_club), Decisions(send)));
         let app = program::app(&names.hosts().unwrap(), settings, layer).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         serve(listener, app);
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
-        Self { url, client, shop, club, of_club }
+        Self { url, client, shop, club, of_club, decisions }
     }
 
     async fn send(&self, line: &str, header: (&str, &str)) -> (StatusCode, Value) {
@@ -97,25 +109,23 @@ async fn each_host_has_its_gate_and_other_hosts_have_none() {
 
 #[tokio::test]
 async fn the_club_admits_everybody_and_reports() {
-    let world = World::new().await;
+    let mut world = World::new().await;
     let tokens = [world.club.genuine(), world.club.fake.forged_token(), world.shop.genuine(), "%".to_owned()];
     for token in &tokens {
         let (status, device) = world.send("GET club.localhost /", (TOKEN_HEADER, token)).await;
         assert_eq!((status, &device["tenant"]), (StatusCode::OK, &json!(null)), "{token}");
     }
     // The checks run beside their requests.
-    let mut report = Value::Null;
-    for _ in 0..100 {
-        report = serde_json::from_str(&world.of_club.to_json()).unwrap();
-        if report["requests"] == 4 {
-            break;
-        }
-        tokio::task::yield_now().await;
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    let mut reported = Vec::new();
+    while reported.len() < tokens.len() {
+        reported.push(world.decisions.recv().await.unwrap());
     }
-    assert_eq!(report["requests"], 4, "{report}");
-    let text = report.to_string();
-    assert!(text.contains("verified") && text.contains("refused_token"), "{text}");
+    reported.sort_unstable();
+    let expected = ["malformed_token", "refused_token", "refused_token", "verified"];
+    assert_eq!(reported, expected.map(|outcome| ("club".to_owned(), outcome)));
+    let report: Value = serde_json::from_str(&world.of_club.to_json()).unwrap();
+    let counts = &report["monitor"];
+    assert_eq!((&counts["checked"], &counts["rejected"]), (&json!(4), &json!(3)), "{report}");
     assert_eq!(world.calls(), (0, 3));
     // The shop's services are not the club's.
     for path in ["/session", "/block"] {
