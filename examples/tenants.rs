@@ -120,7 +120,8 @@ pub(crate) struct Shop {
 
 /// The whole server but for its socket.
 pub(crate) fn app(hosts: &HostTenants, shop: Shop, club: DeviceCheckLayer) -> Result<Router, BoxError> {
-    let by_token = shop.layer.with_marks(policy);
+    // The tenant comes before the handle, so that both forget the same marks.
+    let by_token = shop.layer.with_tenant(SHOP)?.with_marks(policy);
     let club = club.with_enforcement(Enforcement::Shadow);
     let only_shop = |name: TenantName| Handlers {
         exchanges: Arc::new([(name.clone(), Exchange::new(shop.sessions.clone()))].into()),
