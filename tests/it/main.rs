@@ -76,6 +76,7 @@ mod statuses;
 mod support;
 mod teams;
 mod tenants;
+mod tenants_example;
 mod tokens;
 mod tower_contract;
 mod verdicts;
