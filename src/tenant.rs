@@ -118,9 +118,8 @@ impl<M: BodyMode> Tenants<M> {
     }
 
     /// Removes a tenant. From the next request on, nothing admits its requests: no session, no remembered verdict.
-    /// Returns whether the tenant was there.
-    pub fn remove(&self, name: &str) -> bool {
-        write(&self.gates.gates).remove(name).is_some()
+    pub fn remove(&self, name: &str) {
+        write(&self.gates.gates).remove(name);
     }
 
     /// The names of all tenants, sorted.

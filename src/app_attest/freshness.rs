@@ -26,6 +26,7 @@ const DEFAULT_TOLERANCE: Duration = Duration::from_secs(120);
 pub struct Freshness(Mode);
 
 #[derive(Clone)]
+#[allow(clippy::large_enum_variant, reason = "there is one for each layer")]
 enum Mode {
     Challenge(Challenges),
     Time(Duration),

@@ -173,6 +173,7 @@ pub struct Step {
     pub(super) promised: Option<Box<[u8; 32]>>,
 }
 
+#[allow(clippy::large_enum_variant, reason = "a box would cost each remembered verdict an allocation")]
 pub(super) enum Next {
     Absent,
     Decided(Result<VerifiedDevice, Rejected>),
