@@ -24,6 +24,10 @@ pub mod metrics {}
 #[doc = include_str!("../docs/scaling.md")]
 pub mod scaling {}
 
+/// Marks: Apple's two bits as policy. What survives, what it costs, and when a change counts.
+#[doc = include_str!("../docs/marks.md")]
+pub mod marks {}
+
 /// Sessions: what they save, the server, a client in Swift, the token byte by byte, and the threat model.
 #[doc = include_str!("../docs/sessions.md")]
 pub mod sessions {}

@@ -1,5 +1,8 @@
 //! The layer builds a gate with its proofs. It is the only module that knows all proofs by name.
 
+mod marks;
+mod tenant;
+
 use std::{error::Error, fmt, sync::Arc, time::Duration};
 
 use http::{Extensions, HeaderName, Uri};
@@ -16,7 +19,6 @@ use crate::gate::gate_body::{BodyMode, HeadOnly, ReadBodies};
 use crate::gate::{
     DeviceCheck, Gate, enforcement::EnforcementPolicy, observer::Observer, proof::Proof,
     rejection::RejectionResponse, routing::RoutingPolicy, service::Gated, shadow::ShadowChecks,
-    tenant::name::TenantName,
 };
 use crate::replay::ReplayGuard;
 #[cfg(feature = "session")]
@@ -70,12 +72,6 @@ impl<M: BodyMode> DeviceCheckLayer<M> {
         let tokens = DeviceTokenProof::new(settings);
         let (place, proof) = (self.place, Arc::new(tokens.clone()));
         Self { tokens, ..self }.with_gate(|gate| gate.proofs[place] = proof)
-    }
-
-    /// The gate for a tenant. Everything that the check with device tokens remembers gets the tenant's name.
-    pub(crate) fn into_gate_of(self, tenant: &TenantName) -> Arc<Gate<M>> {
-        let layer = self.with_settings(|settings| settings.set_tenant(tenant));
-        layer.with_gate(|gate| gate.tenant = Some(tenant.clone())).gate
     }
 
     /// Adds a proof that the layer looks at before the check with device tokens, and after all proofs added by this

@@ -237,26 +237,35 @@ pub mod testing;
 
 #[cfg(all(feature = "_apple", feature = "tokio", not(target_arch = "wasm32")))]
 pub use self::apple::CredentialsWatch;
+#[cfg(all(feature = "_apple", feature = "app-attest"))]
+#[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "app-attest")))]
+pub use self::apple::ReceiptAnswer;
 #[cfg(feature = "_apple")]
 pub use self::apple::{
-    AppleClient, AppleClientBuilder, Availability, Bits, BitsError, BitsErrorKind, ClientError, Credentials,
+    AppleClient, AppleClientBuilder, Availability, BitsError, BitsErrorKind, ClientError, Credentials,
     CredentialsError, HttpTransport, TransportError,
 };
 pub use self::apple::{DeviceToken, Verdict};
 #[cfg(all(feature = "_apple", feature = "reqwest", not(target_arch = "wasm32")))]
 pub use self::apple::{ReqwestTransport, ReqwestTransportBuilder};
 pub use self::device_check::debug_token::{DebugTokenError, DebugTokens};
+pub use self::device_check::mark_policy::{MarkDecision, MarkPolicy};
+#[cfg(feature = "_apple")]
+pub use self::device_check::mark_writer::MarkWriter;
 pub use self::device_check::token_source::{BearerToken, HeaderToken, TokenSource};
 pub use self::device_check::verifier::{DeviceVerifier, TokenQuestion};
 pub use self::device_check::{cache, limit};
+pub use self::gate::bits::{Bits, Month};
 pub use self::gate::checked_body::GateBodyError;
 pub use self::gate::credential::{Candidate, TokenDigest};
-pub use self::gate::decision::{DeviceOutcome, Evidence, Rejected, VerifiedDevice};
+pub use self::gate::decision::{DeviceOutcome, Rejected, VerifiedDevice};
 pub use self::gate::enforcement::{Enforcement, EnforcementPolicy};
 pub use self::gate::error::{VerifyError, VerifyErrorKind};
+pub use self::gate::evidence::Evidence;
 #[cfg(feature = "axum")]
 pub use self::gate::extract::MissingDevice;
 pub use self::gate::gate_body::{GateBody, HeadOnly, ReadBodies};
+pub use self::gate::marks::Marks;
 pub use self::gate::observer::{Event, Observer, Outage, Outcome};
 pub use self::gate::proof::{Facts, Proof, Step};
 pub use self::gate::rejection::{

@@ -15,11 +15,9 @@ pub(crate) use web_time::Instant;
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
+    Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
     atomic::{AtomicU8, Ordering},
 };
-#[cfg(feature = "session")]
-use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::{
     future::poll_fn,
     pin::{Pin, pin},
@@ -93,8 +91,6 @@ pub(crate) fn millis(duration: Duration) -> u64 {
 }
 
 /// Year, month and day in the Gregorian calendar, from the days since 1970-01-01.
-#[cfg(any(feature = "app-attest", feature = "split-key", feature = "testing"))]
-#[cfg_attr(not(any(feature = "_apple", feature = "split-key")), allow(dead_code))]
 pub(crate) const fn date(days: u64) -> (u64, u64, u64) {
     // Years are counted from March here, so that a leap day is the last of its year.
     let days = days + 719_468;
@@ -287,13 +283,11 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Locks for reading, even if the lock is poisoned: see [`lock`].
-#[cfg(feature = "session")]
 pub(crate) fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
     lock.read().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Locks for writing, even if the lock is poisoned: see [`lock`].
-#[cfg(feature = "session")]
 pub(crate) fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
     lock.write().unwrap_or_else(PoisonError::into_inner)
 }

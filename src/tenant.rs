@@ -69,8 +69,9 @@ pub type TenantCheck<S, M = HeadOnly> = Gated<S, TenantGates<M>>;
 /// every key. A tenant has its own breaker and its own limit of calls to Apple if its layer has its own `AppleClient`.
 ///
 /// A request that belongs to no tenant, or to one that these `Tenants` do not have, is rejected as
-/// [`RefusedToken`](crate::Rejection::RefusedToken), whatever it holds: nobody can find out which tenants exist. Apple is
-/// not asked, and nothing is remembered about it.
+/// [`RefusedToken`](crate::Rejection::RefusedToken), whatever it holds. Apple is not asked, and nothing is remembered about
+/// it. The answer is that of a tenant to a refused token. Other requests, and the time of the answer, can still tell a
+/// client that a tenant exists.
 ///
 /// A request costs one or two look-ups in a hash table more than with one [`DeviceCheckLayer`].
 ///
@@ -107,10 +108,11 @@ impl<M: BodyMode> Tenants<M> {
     ///
     /// # Errors
     ///
-    /// Returns an error if `name` cannot be a [`TenantName`].
+    /// Returns an error if `name` cannot be a [`TenantName`], or if the layer is that of [another
+    /// tenant](DeviceCheckLayer::with_tenant).
     pub fn insert(&self, name: &str, layer: DeviceCheckLayer<M>) -> Result<(), TenantError> {
         let name: TenantName = name.parse()?;
-        let gate = layer.into_gate_of(&name);
+        let gate = layer.into_gate_of(&name)?;
         write(&self.gates.gates).insert(name, gate);
         Ok(())
     }

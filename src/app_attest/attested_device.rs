@@ -6,7 +6,8 @@ use crate::app_attest::app_id::AppId;
 use crate::app_attest::bundle_version::BundleVersion;
 use crate::app_attest::category::Category;
 use crate::app_attest::key_id::KeyId;
-use crate::gate::decision::{Evidence, VerifiedDevice};
+use crate::gate::decision::VerifiedDevice;
+use crate::gate::evidence::Evidence;
 
 /// The proof's name, in `WWW-Authenticate` and in evidence.
 pub(super) const SCHEME: &str = "AppAttest";

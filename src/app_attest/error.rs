@@ -73,6 +73,7 @@ impl ObjectError {
     /// | `receipt_signature` | another signer, or changed since |
     /// | `receipt_chain`, `receipt_time` | as `chain` and `time`, of the receipt's signer |
     /// | `receipt_app_id`, `receipt_key`, `receipt_client_data_hash`, `receipt_age` | a receipt for something else |
+    /// | `receipt_kind` | in place of a newer receipt, one of the kind inside attestations |
     /// | `app_id`, `bundle_version`, `anchor` | a setting that cannot be used |
     #[must_use]
     pub const fn step(&self) -> &'static str {

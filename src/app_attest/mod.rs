@@ -2,7 +2,7 @@
 //!
 //! A device makes a key and has Apple attest it: an [`Attestation`]. With the key, it signs what it sends: an
 //! [`Assertion`]. A [`Receipt`] comes with the attestation; a server can ask Apple for newer ones, which hold a risk
-//! metric. No request waits for Apple.
+//! metric, and the [`ReceiptRefresher`] does so. No request waits for Apple.
 //!
 //! # A server
 //!
@@ -156,6 +156,7 @@ mod proof;
 mod public_key;
 mod receipt;
 mod receipt_fields;
+mod refresh;
 mod roots;
 mod signature;
 mod signed_data;
@@ -186,6 +187,13 @@ pub use self::policy::AttestPolicy;
 pub use self::proof::AppAttestProof;
 pub use self::public_key::PublicKey;
 pub use self::receipt::{Receipt, ReceiptExpected, ReceiptKind};
+#[cfg(feature = "redis")]
+#[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "redis")))]
+pub use self::refresh::RedisReceiptStore;
+pub use self::refresh::{
+    MemoryReceiptStore, ReceiptEvent, ReceiptKey, ReceiptRefresher, ReceiptStore, ReceiptStoreError,
+    RefreshFailure, RefreshFailureKind, RiskMetric, StoredReceipt,
+};
 
 #[cfg(test)]
 mod tests;

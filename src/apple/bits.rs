@@ -1,62 +1,28 @@
-//! The two bits that Apple keeps for a device and a team.
+//! The answer to a query of bits, and the errors of reading and setting them.
 
+use std::sync::Arc;
+
+use crate::gate::bits::{Bits, Month};
 use crate::gate::error::{VerifyError, VerifyErrorKind, impl_error};
+use crate::gate::observer::CacheError;
 use crate::gate::rejection::Rejection;
 
-/// The two bits that Apple keeps for each device and team. Apple gives them no meaning; you choose one.
+/// Reads the body of an answer to a query with status 200. Returns `None` if Apple is not known to use its format.
 ///
-/// All apps of a team share them. They survive deletion of the app and erasure of the device.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Bits {
-    bit0: bool,
-    bit1: bool,
-    last_update: Option<Box<str>>,
-}
-
-impl Bits {
-    /// The first bit; `false` if it was never set.
-    #[must_use]
-    pub const fn bit0(&self) -> bool {
-        self.bit0
+/// For bits that were never set, Apple documents the plain text `Bit State Not Found`. Seen in practice: `Failed to find
+/// bit state`.
+pub(super) fn read_bits(body: &[u8]) -> Option<Bits> {
+    let text = std::str::from_utf8(body).ok()?;
+    let lower = text.to_ascii_lowercase();
+    if lower.contains("bit state not found") || lower.contains("failed to find bit state") {
+        return Some(Bits::default());
     }
-
-    /// The second bit; `false` if it was never set.
-    #[must_use]
-    pub const fn bit1(&self) -> bool {
-        self.bit1
-    }
-
-    /// The month in which a bit was last set, as `YYYY-MM`; `None` if the bits were never set.
-    #[must_use]
-    pub fn last_update(&self) -> Option<&str> {
-        self.last_update.as_deref()
-    }
-
-    /// Reads the body of an answer with status 200. Returns `None` if Apple is not known to use its format.
-    ///
-    /// For bits that were never set, Apple documents the plain text `Bit State Not Found`. Seen in practice: `Failed to
-    /// find bit state`.
-    pub(super) fn read(body: &[u8]) -> Option<Self> {
-        let text = std::str::from_utf8(body).ok()?;
-        let lower = text.to_ascii_lowercase();
-        if lower.contains("bit state not found") || lower.contains("failed to find bit state") {
-            return Some(Self::default());
-        }
-        let object: serde_json::Value = serde_json::from_str(text).ok()?;
-        let last_update = match object.get("last_update_time") {
-            None | Some(serde_json::Value::Null) => None,
-            Some(month) => Some(month.as_str().filter(|month| is_month(month))?.into()),
-        };
-        Some(Self { bit0: object.get("bit0")?.as_bool()?, bit1: object.get("bit1")?.as_bool()?, last_update })
-    }
-}
-
-fn is_month(text: &str) -> bool {
-    text.len() == 7
-        && text.bytes().enumerate().all(|(index, byte)| match index {
-            4 => byte == b'-',
-            _ => byte.is_ascii_digit(),
-        })
+    let object: serde_json::Value = serde_json::from_str(text).ok()?;
+    let last_update = match object.get("last_update_time") {
+        None | Some(serde_json::Value::Null) => None,
+        Some(month) => Some(Month::read(month.as_str()?)?),
+    };
+    Some(Bits::new(object.get("bit0")?.as_bool()?, object.get("bit1")?.as_bool()?, last_update))
 }
 
 /// An error from reading or setting the bits.
@@ -71,6 +37,7 @@ enum Reason {
     NoDeviceToken,
     OtherTeam,
     NoAnswer(VerifyError),
+    StillRemembered(Arc<CacheError>),
 }
 
 /// The kinds of [`BitsError`].
@@ -89,6 +56,9 @@ pub enum BitsErrorKind {
     Unavailable,
     /// Apple does not accept the server's credentials or its request.
     Misconfigured,
+    /// The bits are set, but the cache of a layer with marks did not forget the old ones: see
+    /// [`MarkWriter::update`](crate::MarkWriter::update).
+    StillRemembered,
 }
 
 impl BitsError {
@@ -98,6 +68,10 @@ impl BitsError {
 
     pub(super) const fn refused_token(is_likely_expired: bool) -> Self {
         Self { reason: Reason::RefusedToken { is_likely_expired } }
+    }
+
+    pub(crate) fn still_remembered(error: CacheError) -> Self {
+        Self { reason: Reason::StillRemembered(Arc::new(error)) }
     }
 
     /// Whether Apple refused the token of a device that the layer had admitted on a remembered verdict. Such a token
@@ -119,11 +93,13 @@ impl BitsError {
                 VerifyErrorKind::Unavailable => BitsErrorKind::Unavailable,
                 VerifyErrorKind::Misconfigured => BitsErrorKind::Misconfigured,
             },
+            Reason::StillRemembered(_) => BitsErrorKind::StillRemembered,
         }
     }
 
     /// The layer's rejection for this kind of error. For a device without a device token: [`Rejection::MissingToken`].
-    /// For a device of another team: [`Rejection::Misconfigured`].
+    /// For a device of another team: [`Rejection::Misconfigured`]. For bits that are set but
+    /// [still remembered](BitsErrorKind::StillRemembered): [`Rejection::Unavailable`].
     #[must_use]
     pub fn rejection(&self) -> Rejection {
         match &self.reason {
@@ -131,6 +107,7 @@ impl BitsError {
             Reason::NoDeviceToken => Rejection::MissingToken,
             Reason::OtherTeam => Rejection::Misconfigured,
             Reason::NoAnswer(error) => error.into(),
+            Reason::StillRemembered(_) => (&VerifyError::unavailable("still remembered")).into(),
         }
     }
 }
@@ -146,7 +123,7 @@ impl From<VerifyError> for BitsError {
 #[cfg(feature = "axum")]
 impl axum_core::response::IntoResponse for BitsError {
     fn into_response(self) -> axum_core::response::Response {
-        if matches!(self.reason, Reason::NoAnswer(_) | Reason::OtherTeam) {
+        if matches!(self.reason, Reason::NoAnswer(_) | Reason::StillRemembered(_) | Reason::OtherTeam) {
             crate::gate::extract::warn(&self);
         }
         self.rejection().into_response()
@@ -157,6 +134,7 @@ impl_error!(
     BitsError,
     |error| match &error.reason {
         Reason::NoAnswer(error) => error.source(),
+        Reason::StillRemembered(error) => Some(&**error),
         _ => None,
     },
     "{}",
@@ -170,6 +148,7 @@ impl_error!(
         BitsErrorKind::Throttled => "Apple is asked too often",
         BitsErrorKind::Unavailable => "no answer available",
         BitsErrorKind::Misconfigured => "credentials or request not accepted",
+        BitsErrorKind::StillRemembered => "the bits are set, but the old ones are still remembered",
     }
 );
 
@@ -181,13 +160,12 @@ mod tests {
 
     #[test]
     fn a_bits_query_answered_in_plain_text_means_never_set() {
-        let bits =
-            |bit0, bit1, month: Option<&str>| Some(Bits { bit0, bit1, last_update: month.map(Into::into) });
+        let bits = |bit0, bit1, month: Option<&str>| Some(Bits::new(bit0, bit1, month.and_then(Month::read)));
         let never = bits(false, false, None);
         let cases: &[(&str, &str, Option<Bits>)] = &[
-            ("as documented", "Bit State Not Found", never.clone()),
-            ("as seen", "Failed to find bit state", never.clone()),
-            ("white space and case", "  failed to find BIT state\r\n", never.clone()),
+            ("as documented", "Bit State Not Found", never),
+            ("as seen", "Failed to find bit state", never),
+            ("white space and case", "  failed to find BIT state\r\n", never),
             (
                 "both set",
                 r#"{"bit0":true,"bit1":false,"last_update_time":"2024-02"}"#,
@@ -200,6 +178,7 @@ mod tests {
             ),
             ("no month", r#"{"bit0":true,"bit1":true}"#, bits(true, true, None)),
             ("month null", r#"{"bit0":true,"bit1":true,"last_update_time":null}"#, bits(true, true, None)),
+            ("no such month", r#"{"bit0":true,"bit1":true,"last_update_time":"2024-13"}"#, None),
             ("month odd", r#"{"bit0":true,"bit1":true,"last_update_time":"today"}"#, None),
             ("month a number", r#"{"bit0":true,"bit1":true,"last_update_time":202402}"#, None),
             ("a bit missing", r#"{"bit0":true,"last_update_time":"2024-02"}"#, None),
@@ -210,9 +189,9 @@ mod tests {
             ("cut off", r#"{"bit0":true,"#, None),
         ];
         for (name, body, expected) in cases {
-            assert_eq!(Bits::read(body.as_bytes()), *expected, "{name}");
+            assert_eq!(read_bits(body.as_bytes()), *expected, "{name}");
         }
-        assert_eq!(Bits::read(b"\xff"), None);
+        assert_eq!(read_bits(b"\xff"), None);
     }
 
     #[test]
@@ -224,6 +203,7 @@ mod tests {
             (VerifyError::throttled(None, "x").into(), BitsErrorKind::Throttled, 503, true),
             (VerifyError::unavailable("x").into(), BitsErrorKind::Unavailable, 503, true),
             (VerifyError::misconfigured("x").into(), BitsErrorKind::Misconfigured, 500, true),
+            (BitsError::still_remembered(CacheError::new("x")), BitsErrorKind::StillRemembered, 503, true),
         ];
         for (error, kind, status, has_source) in cases {
             assert_eq!(error.kind(), kind);

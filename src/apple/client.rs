@@ -5,12 +5,13 @@ use std::{fmt, sync::Arc};
 use bytes::Bytes;
 use tracing::{Level, event};
 
-use crate::apple::bits::{Bits, BitsError};
+use crate::apple::bits::{BitsError, read_bits};
 use crate::apple::breaker::Availability;
 use crate::apple::call::{Caller, Check};
 use crate::apple::credentials::{Credentials, CredentialsError};
 use crate::apple::token::{DeviceToken, Verdict};
-use crate::apple::wire::Operation;
+use crate::apple::wire::{Operation, Subject};
+use crate::gate::bits::Bits;
 use crate::gate::{decision::VerifiedDevice, error::VerifyError, observer::TARGET, routing::Environment};
 use crate::quote::{quoted, shown_id};
 use crate::runtime::{Instant, lock};
@@ -74,6 +75,10 @@ use crate::runtime::{Instant, lock};
 #[derive(Clone)]
 pub struct AppleClient {
     pub(super) caller: Arc<Caller>,
+    /// Asks Apple's server for receipts. It has slots and a breaker of its own, so that trouble of a background task
+    /// fails no request.
+    #[cfg(feature = "app-attest")]
+    pub(super) receipt_caller: Arc<Caller>,
 }
 
 impl AppleClient {
@@ -97,10 +102,10 @@ impl AppleClient {
         check: Check,
     ) -> Result<Verdict, VerifyError> {
         // Apple promises nothing about the body beyond the checks in `wire`.
-        let body = self.caller.ask(Operation::Validate, token, environment, check).await?;
-        Ok(match body {
-            Some(_) => Verdict::Genuine,
-            None => Verdict::Refused,
+        let subject = Subject::Token(token.clone());
+        Ok(match self.caller.ask(Operation::Validate, subject, environment, check).await? {
+            Ok(_) => Verdict::Genuine,
+            Err(_) => Verdict::Refused,
         })
     }
 
@@ -118,8 +123,20 @@ impl AppleClient {
     /// such as by a debug token or a session, or if [another team](Self::has_admitted) admitted it.
     pub async fn query_bits(&self, device: &VerifiedDevice) -> Result<Bits, BitsError> {
         let body = self.ask_about(Operation::QueryBits, device).await?;
-        Bits::read(&body)
-            .ok_or_else(|| VerifyError::unavailable("the answer to a query of bits cannot be parsed").into())
+        Ok(parsed(&body)?)
+    }
+
+    /// Asks Apple whether a token is genuine, and for the bits of its device, in one call. `None` if Apple refused the
+    /// token.
+    pub(crate) async fn query_within(
+        &self,
+        token: &DeviceToken,
+        environment: Environment,
+        check: Check,
+    ) -> Result<Option<Bits>, VerifyError> {
+        let subject = Subject::Token(token.clone());
+        let body = self.caller.ask(Operation::QueryBits, subject, environment, check).await?;
+        body.ok().map(|body| parsed(&body)).transpose()
     }
 
     /// Sets one or both bits of a device. `None` leaves a bit out of the update. If both are `None`, the client does
@@ -129,6 +146,9 @@ impl AppleClient {
     /// earlier would undo the other handler's update. Apple documents both bits as optional in an update, but not what
     /// happens to a bit that is left out; this crate's fake Apple keeps the bit's value. Apple has no conditional
     /// update: if two handlers set the same bit, the last write wins.
+    ///
+    /// A layer [with marks](crate::DeviceCheckLayer::with_marks) may remember the old bits: change them with a
+    /// [`MarkWriter`](crate::MarkWriter) there.
     ///
     /// # Errors
     ///
@@ -146,13 +166,19 @@ impl AppleClient {
     }
 
     async fn ask_about(&self, operation: Operation, device: &VerifiedDevice) -> Result<Bytes, BitsError> {
+        let token = self.token_of(device)?;
+        let subject = Subject::Token(token);
+        let body = self.caller.ask(operation, subject, device.environment(), Check::new()).await?;
+        body.map_err(|_| BitsError::refused_token(!device.evidence().is_fresh()))
+    }
+
+    /// The token of a device that this client's team admitted.
+    pub(crate) fn token_of(&self, device: &VerifiedDevice) -> Result<DeviceToken, BitsError> {
         if !self.has_admitted(device) {
             return Err(BitsError::OTHER_TEAM);
         }
         let text = device.text().ok_or(BitsError::NO_DEVICE_TOKEN)?;
-        let token = &DeviceToken::try_from(text).map_err(|_| BitsError::NO_DEVICE_TOKEN)?;
-        let body = self.caller.ask(operation, token, device.environment(), Check::new()).await?;
-        body.ok_or_else(|| BitsError::refused_token(!device.evidence().is_fresh()))
+        DeviceToken::try_from(text).map_err(|_| BitsError::NO_DEVICE_TOKEN)
     }
 
     /// Whether this client's team admitted the device, as far as the device tells. The bits of a device belong to the
@@ -217,8 +243,14 @@ impl AppleClient {
         event!(target: TARGET, Level::DEBUG, key_id = shown_id(credentials.key_id()), "credentials rotated");
         *lock(&self.caller.credentials) = credentials;
         self.caller.refusals.forget();
+        #[cfg(feature = "app-attest")]
+        self.receipt_caller.refusals.forget();
         Ok(())
     }
+}
+
+fn parsed(body: &[u8]) -> Result<Bits, VerifyError> {
+    read_bits(body).ok_or_else(|| VerifyError::unavailable("the answer to a query of bits cannot be parsed"))
 }
 
 impl fmt::Debug for AppleClient {

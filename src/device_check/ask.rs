@@ -5,12 +5,15 @@ use std::{sync::Arc, time::Duration};
 use tracing::Instrument;
 
 use crate::apple::token::{DeviceToken, Verdict};
-use crate::device_check::cache::{CacheError, CachedVerdict, MayAsk, VerdictKey};
+use crate::device_check::cache::{CacheError, CachedVerdict, MayAsk};
 use crate::device_check::settings::{Reuse, Settings};
 use crate::device_check::{single_flight::SingleFlight, verifier::TokenQuestion};
-use crate::gate::decision::{Evidence, Rejected, VerifiedDevice};
+use crate::gate::decision::{Rejected, VerifiedDevice};
+use crate::gate::evidence::Evidence;
 use crate::gate::proof::{Facts, Step};
-use crate::gate::{credential::TokenDigest, error::VerifyError, rejection::Rejection, routing::Environment};
+use crate::gate::{
+    bits::Bits, credential::TokenDigest, error::VerifyError, rejection::Rejection, routing::Environment,
+};
 use crate::replay::{Claim, ReplayKey, Retry, admit_once, owner::Owner};
 use crate::runtime::{Attendance, Instant, SystemTime, Timestamp, wall_clock, within};
 
@@ -32,13 +35,15 @@ pub(super) struct UnknownToken {
 #[derive(Clone)]
 struct Finding {
     verdict: Verdict,
+    bits: Option<Bits>,
     evidence: Evidence,
     checked_at: SystemTime,
 }
 
 impl From<CachedVerdict> for Finding {
     fn from(cached: CachedVerdict) -> Self {
-        Self { verdict: cached.verdict(), evidence: Evidence::CACHE, checked_at: cached.checked_at() }
+        let (verdict, bits) = (cached.verdict(), cached.bits());
+        Self { verdict, bits, evidence: Evidence::CACHE, checked_at: cached.checked_at() }
     }
 }
 
@@ -92,10 +97,10 @@ impl Checks {
             last = environment;
             match self.find(token, digest, environment, place).await {
                 Ok(Finding { verdict: Verdict::Refused, .. }) => {}
-                Ok(Finding { verdict: Verdict::Genuine, evidence, checked_at }) => {
+                Ok(Finding { verdict: Verdict::Genuine, bits, evidence, checked_at }) => {
                     let evidence = self.settings.teams[place].evidence(evidence);
                     let device = VerifiedDevice::new(digest, environment, evidence, checked_at);
-                    return Ok(device.with_text(token.text()));
+                    return self.settings.judge_marks(device.with_text(token.text()), bits, wall_clock());
                 }
                 Err(error) if error.is_known_outage() => {
                     // Boxed, so that a request that waits for Apple is small.
@@ -122,13 +127,15 @@ impl Checks {
         let mut left = cache.deadline();
         for team in &settings.teams {
             for &environment in facts.environments() {
-                let key = VerdictKey::new(team.scope(), environment, token).with_digest(digest);
+                let key = settings.key(team, environment, token.as_bytes()).with_digest(digest);
                 let found = spending(&mut left, cache.get(&key)).await.ok().flatten();
                 let usable = |cached: &CachedVerdict| settings.is_usable_when_stale(cached, wall_clock());
                 if let Some(cached) = found.filter(usable) {
                     let evidence = team.evidence(Evidence::STALE);
                     let device = VerifiedDevice::new(digest, environment, evidence, cached.checked_at());
-                    return Some(device.with_text(token.text()));
+                    // A device that its old marks shut out gets the error of the outage.
+                    let device = device.with_text(token.text());
+                    return settings.judge_marks(device, cached.bits(), wall_clock()).ok();
                 }
             }
         }
@@ -164,7 +171,7 @@ impl Checks {
         let began = Instant::now();
         let (settings, cache) = (&self.settings, self.settings.cache());
         let team = &settings.teams[place];
-        let key = VerdictKey::new(team.scope(), environment, &token).with_digest(digest);
+        let key = settings.key(team, environment, token.as_bytes()).with_digest(digest);
         // This is the total time that the request waits for the cache, before and after the call to Apple.
         let mut left = cache.deadline();
         // This looks in the process's own memory again: another request may have asked and finished since the first
@@ -181,16 +188,18 @@ impl Checks {
             return Ok(cached.into());
         }
         let started = Timestamp::now();
-        let verdict = team.verifier.verify(TokenQuestion::new(&token, environment, began, &attendance)).await;
-        if let Ok(verdict) = verdict {
+        let question = TokenQuestion::new(&token, environment, began, &attendance);
+        let answer = team.ask(question, settings.has_marks()).await;
+        if let Ok((verdict, bits)) = answer {
             // Apple's answer describes the token as of the start of the call.
             let time_to_live = settings.time_in_cache(verdict).saturating_sub(started.monotonic.elapsed());
             // A refusal takes the place of an older verdict, which must not count as a stale one.
             let replaces = verdict == Verdict::Refused && !settings.stale_time.is_zero();
             let time_to_live =
                 time_to_live.max(if replaces { Duration::from_millis(1) } else { Duration::ZERO });
-            if time_to_live > Duration::ZERO {
-                let cached = CachedVerdict::new(verdict, digest, started.wall, time_to_live);
+            let is_overtaken = bits.is_some() && started.monotonic.elapsed() > LONGEST_MARKED_CHECK;
+            if time_to_live > Duration::ZERO && !is_overtaken {
+                let cached = CachedVerdict::new(verdict, digest, started.wall, time_to_live).with_bits(bits);
                 if let Err(error) = spending(&mut left, cache.put(&key, cached)).await {
                     settings.observer.cache_error(&error);
                 }
@@ -200,9 +209,49 @@ impl Checks {
             // The lease is released after the verdict is stored, so that the next holder finds the verdict.
             let _ = within(left, cache.release(&key, owner)).await;
         }
-        Ok(Finding { verdict: verdict?, evidence: Evidence::APPLE, checked_at: started.wall })
+        let (verdict, bits) = answer?;
+        Ok(Finding { verdict, bits, evidence: Evidence::APPLE, checked_at: started.wall })
     }
 }
+
+/// A handler changes the bits of a device.
+#[cfg(feature = "_apple")]
+impl Checks {
+    /// Makes the cache forget the marks of a device's token, and remember none of a check that is under way.
+    pub(super) async fn forget_marks(
+        &self,
+        device: &VerifiedDevice,
+        token: &DeviceToken,
+    ) -> Result<(), CacheError> {
+        let Some(team) = self.settings.teams.get(self.place_of(device)) else { return Ok(()) };
+        let key = self.settings.key(team, device.environment(), token.as_bytes()).for_marks(true);
+        let cache = self.settings.cache();
+        let forgotten = within(FORGET_STEP, cache.forget(&key.with_digest(device.digest()), HOLD)).await;
+        forgotten.unwrap_or_else(|_elapsed| Err(CacheError::new("no answer from the cache within 2 s")))
+    }
+
+    /// Lets later requests with the token of a device join no check that is under way.
+    pub(super) fn leave_checks_under_way(&self, device: &VerifiedDevice) {
+        self.flights.leave(&(self.place_of(device), device.environment(), device.digest()));
+    }
+
+    fn place_of(&self, device: &VerifiedDevice) -> usize {
+        let mut teams = self.settings.teams.iter();
+        teams.position(|team| team.has_given(device.evidence())).unwrap_or_default()
+    }
+}
+
+/// The time for which the cache remembers no marks after they were forgotten: longer than an update of 10 seconds and a
+/// check whose marks are remembered.
+#[cfg(feature = "_apple")]
+const HOLD: Duration = Duration::from_secs(20);
+
+/// The longest check whose marks are remembered. A longer one may end after the hold.
+const LONGEST_MARKED_CHECK: Duration = Duration::from_secs(8);
+
+/// The longest wait of a handler for the cache.
+#[cfg(feature = "_apple")]
+const FORGET_STEP: Duration = Duration::from_secs(2);
 
 fn is_refusal(decision: &Decision) -> bool {
     decision.as_ref().is_err_and(|rejected| rejected.rejection() == Rejection::RefusedToken)

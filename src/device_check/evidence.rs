@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::gate::decision::Evidence;
+use crate::gate::evidence::Evidence;
 
 /// The proof's name, in `WWW-Authenticate` and in evidence.
 pub(super) const SCHEME: &str = "DeviceCheck";

@@ -8,6 +8,9 @@ pub mod cache;
 pub(crate) mod debug_token;
 mod evidence;
 pub mod limit;
+pub(crate) mod mark_policy;
+#[cfg(feature = "_apple")]
+pub(crate) mod mark_writer;
 pub(crate) mod proof;
 pub(crate) mod settings;
 mod single_flight;

@@ -4,14 +4,19 @@ use std::{fmt, sync::Arc};
 
 use http::request;
 
+#[cfg(feature = "_apple")]
+use crate::apple::AppleClient;
 use crate::apple::token::{DeviceToken, Verdict, unpadded};
 use crate::device_check::ask::{Checks, UnknownToken};
-use crate::device_check::cache::{CachedVerdict, VerdictKey};
+use crate::device_check::cache::CachedVerdict;
 use crate::device_check::evidence::SCHEME;
+#[cfg(feature = "_apple")]
+use crate::device_check::mark_writer::MarkWriter;
 use crate::device_check::settings::{Reuse, Settings};
 use crate::device_check::team::Team;
 use crate::gate::credential::{Candidate, TokenDigest};
-use crate::gate::decision::{Evidence, Rejected};
+use crate::gate::decision::Rejected;
+use crate::gate::evidence::Evidence;
 use crate::gate::proof::{Facts, Proof, Step};
 use crate::gate::rejection::{MalformedToken, Rejection};
 use crate::gate::routing::Environment;
@@ -39,6 +44,11 @@ impl DeviceTokenProof {
 
     pub(crate) fn settings(&self) -> &Settings {
         &self.checks.settings
+    }
+
+    #[cfg(feature = "_apple")]
+    pub(crate) fn mark_writer(&self, client: AppleClient) -> MarkWriter {
+        MarkWriter::new(Arc::clone(&self.checks), client)
     }
 
     fn take(&self, head: &mut request::Parts, facts: &Facts) -> Result<Shown<'_>, Rejection> {
@@ -70,7 +80,7 @@ impl DeviceTokenProof {
         let mut unknown = false;
         for team in &settings.teams {
             for &environment in facts.environments() {
-                let found = cache.peek(&VerdictKey::of_text(team.scope(), environment, text));
+                let found = cache.peek(&settings.key(team, environment, text));
                 match found.filter(|cached| settings.is_fresh(cached, facts.now())) {
                     Some(cached) if cached.verdict() == Verdict::Genuine => {
                         return Some((cached, environment, team));
@@ -114,7 +124,11 @@ impl DeviceTokenProof {
                 };
                 let device = facts.verified(team.evidence(Evidence::CACHE), cached.digest());
                 let device = device.with_environment(environment).with_verified_at(cached.checked_at());
-                Step::verified(device.with_text(&candidate))
+                let device = device.with_text(&candidate);
+                match self.settings().judge_marks(device, cached.bits(), facts.now()) {
+                    Ok(device) => Step::verified(device),
+                    Err(rejected) => Step::rejected(rejected),
+                }
             }
         })
     }
@@ -198,6 +212,7 @@ impl fmt::Debug for DeviceTokenProof {
             .field("limited", &settings.limiter.is_some())
             .field("genuine_time_to_live", &settings.genuine_time_to_live)
             .field("refused_time_to_live", &settings.refused_time_to_live)
+            .field("marks", &settings.has_marks())
             .finish_non_exhaustive()
     }
 }

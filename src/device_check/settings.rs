@@ -4,11 +4,14 @@ use std::{sync::Arc, time::Duration};
 
 use http::HeaderName;
 
-use crate::device_check::cache::{CachedVerdict, ErasedCache, NoCache};
+use crate::device_check::cache::{CachedVerdict, ErasedCache, NoCache, VerdictKey};
 use crate::device_check::debug_token::DebugTokens;
 use crate::device_check::limit::Limiter;
+use crate::device_check::mark_policy::{MarkDecision, MarkPolicy};
 use crate::device_check::token_source::{HeaderToken, TokenSource};
 use crate::device_check::{team::Team, verifier::DeviceVerifier};
+use crate::gate::decision::{Rejected, VerifiedDevice};
+use crate::gate::{bits::Bits, error::VerifyError, marks::Marks, rejection::Rejection, routing::Environment};
 use crate::gate::{observer::Observer, tenant::name::TenantName, tracing_observer::TracingObserver};
 use crate::{apple::token::Verdict, replay::ErasedReplayGuard, runtime::SystemTime};
 
@@ -16,6 +19,7 @@ use crate::{apple::token::Verdict, replay::ErasedReplayGuard, runtime::SystemTim
 pub(crate) struct Settings {
     /// At least one. The next one is asked only after all before have refused the token.
     pub(super) teams: Vec<Team>,
+    tenant: Option<TenantName>,
     pub(crate) token_sources: Vec<Arc<dyn TokenSource>>,
     pub(crate) debug_tokens: Option<Arc<DebugTokens>>,
     pub(crate) reuse: Reuse,
@@ -26,6 +30,9 @@ pub(crate) struct Settings {
     pub(crate) refused_time_to_live: Duration,
     /// The time after its time to live for which a genuine verdict counts while Apple is known to be down.
     pub(crate) stale_time: Duration,
+    pub(crate) mark_policy: Option<Arc<dyn MarkPolicy>>,
+    /// The longest time to live of a genuine verdict with marks.
+    pub(crate) mark_time_to_live: Duration,
     /// Receives the errors of the cache.
     pub(crate) observer: Arc<dyn Observer>,
 }
@@ -44,6 +51,7 @@ impl Settings {
     pub(crate) fn new(verifier: impl DeviceVerifier) -> Self {
         Self {
             teams: vec![Team::only(verifier)],
+            tenant: None,
             token_sources: vec![Arc::new(HeaderToken::default())],
             debug_tokens: None,
             #[cfg(feature = "memory-cache")]
@@ -56,16 +64,23 @@ impl Settings {
             genuine_time_to_live: Duration::from_secs(5 * 60),
             refused_time_to_live: Duration::from_secs(30),
             stale_time: Duration::ZERO,
+            mark_policy: None,
+            mark_time_to_live: Duration::from_secs(30),
             observer: Arc::new(TracingObserver),
         }
     }
 
     pub(crate) fn add_verifier(&mut self, verifier: impl DeviceVerifier) {
-        self.teams.push(Team::only(verifier));
+        let team = Team::only(verifier);
+        self.teams.push(match &self.tenant {
+            Some(tenant) => team.of_tenant(tenant),
+            None => team,
+        });
         self.teams = self.teams.drain(..).map(Team::named).collect();
     }
 
     pub(crate) fn set_tenant(&mut self, tenant: &TenantName) {
+        self.tenant = Some(tenant.clone());
         self.teams = self.teams.drain(..).map(|team| team.of_tenant(tenant)).collect();
     }
 
@@ -77,17 +92,46 @@ impl Settings {
         }
     }
 
-    pub(super) const fn time_to_live(&self, verdict: Verdict) -> Duration {
+    pub(super) const fn has_marks(&self) -> bool {
+        self.mark_policy.is_some()
+    }
+
+    /// The key of the verdict about a text that may be a token.
+    pub(super) fn key<'a>(&self, team: &'a Team, environment: Environment, text: &'a [u8]) -> VerdictKey<'a> {
+        VerdictKey::of_text(team.scope(), environment, text).for_marks(self.has_marks())
+    }
+
+    /// Lets the policy decide about a genuine device with these bits.
+    pub(super) fn judge_marks(
+        &self,
+        device: VerifiedDevice,
+        bits: Option<Bits>,
+        now: SystemTime,
+    ) -> Result<VerifiedDevice, Rejected> {
+        let Some(policy) = &self.mark_policy else { return Ok(device) };
+        let bits = bits.ok_or_else(|| VerifyError::misconfigured("a genuine verdict without marks"))?;
+        match policy.decide(bits, now) {
+            MarkDecision::Admit => Ok(device.with_marks(Marks::new(bits, false))),
+            MarkDecision::LeaveToHandler => Ok(device.with_marks(Marks::new(bits, true))),
+            MarkDecision::Deny => Err(Rejected::from(Rejection::Denied)
+                .with_remembered(!device.evidence().is_fresh())
+                .with_environment(device.environment())
+                .with_digest(device.digest())),
+        }
+    }
+
+    pub(super) fn time_to_live(&self, verdict: Verdict) -> Duration {
         match verdict {
+            Verdict::Genuine if self.has_marks() => self.genuine_time_to_live.min(self.mark_time_to_live),
             Verdict::Genuine => self.genuine_time_to_live,
             Verdict::Refused => self.refused_time_to_live,
         }
     }
 
     /// The time for which a cache must keep a verdict.
-    pub(super) const fn time_in_cache(&self, verdict: Verdict) -> Duration {
+    pub(super) fn time_in_cache(&self, verdict: Verdict) -> Duration {
         match verdict {
-            Verdict::Genuine => self.genuine_time_to_live.saturating_add(self.stale_time),
+            Verdict::Genuine => self.time_to_live(verdict).saturating_add(self.stale_time),
             Verdict::Refused => self.refused_time_to_live,
         }
     }
@@ -97,10 +141,15 @@ impl Settings {
         cached.verdict() == Verdict::Genuine && age(cached, now) < self.time_in_cache(Verdict::Genuine)
     }
 
+    /// Whether a verdict has bits, if this layer needs them. A cache may not keep keys with and without marks apart.
+    fn has_needed_bits(&self, cached: &CachedVerdict) -> bool {
+        !self.has_marks() || cached.verdict() == Verdict::Refused || cached.bits().is_some()
+    }
+
     /// Whether a verdict from the cache is within this layer's own time to live. A layer with a longer time to live may
     /// have stored it.
     pub(super) fn is_fresh(&self, cached: &CachedVerdict, now: SystemTime) -> bool {
-        age(cached, now) < self.time_to_live(cached.verdict())
+        age(cached, now) < self.time_to_live(cached.verdict()) && self.has_needed_bits(cached)
     }
 }
 

@@ -89,6 +89,12 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static, T: Clone + Send + 'static> Si
         Caller { id: 0, place: Some(place), is_request: true }
     }
 
+    /// Lets later callers join no computation of `key` that is in flight. Its callers get its result.
+    #[cfg_attr(not(feature = "_apple"), allow(dead_code))]
+    pub(crate) fn leave(&self, key: &K) {
+        lock(&self.flights).by_key.remove(key);
+    }
+
     #[cfg(test)]
     fn len(&self) -> usize {
         lock(&self.flights).by_key.len()

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::device_check::verifier::{DeviceVerifier, ErasedVerifier};
-use crate::gate::{decision::Evidence, tenant::name::TenantName};
+use crate::apple::token::Verdict;
+use crate::device_check::verifier::{DeviceVerifier, ErasedVerifier, TokenQuestion};
+use crate::gate::{bits::Bits, error::VerifyError, evidence::Evidence, tenant::name::TenantName};
 
 /// A verifier, and the name of its team in the evidence.
 #[derive(Clone)]
@@ -36,6 +37,25 @@ impl Team {
     /// The scope of everything that is remembered for this team.
     pub(super) fn scope(&self) -> &str {
         self.scope_of_tenant.as_deref().unwrap_or_else(|| self.verifier.scope())
+    }
+
+    /// Whether this team gave the evidence.
+    #[cfg(feature = "_apple")]
+    pub(super) fn has_given(&self, evidence: &Evidence) -> bool {
+        self.name.as_deref() == evidence.team()
+    }
+
+    /// Asks about a token, and for marks about the bits of its device, too.
+    pub(super) async fn ask(
+        &self,
+        question: TokenQuestion<'_>,
+        for_marks: bool,
+    ) -> Result<(Verdict, Option<Bits>), VerifyError> {
+        if !for_marks {
+            return Ok((self.verifier.verify(question).await?, None));
+        }
+        let bits = self.verifier.verify_marks(question).await?;
+        Ok((if bits.is_some() { Verdict::Genuine } else { Verdict::Refused }, bits))
     }
 
     /// This evidence, with the team.

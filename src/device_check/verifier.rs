@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 use crate::apple::token::{DeviceToken, Verdict};
 #[cfg(feature = "_apple")]
 use crate::apple::{AppleClient, Check};
-use crate::gate::{error::VerifyError, routing::Environment};
+use crate::gate::{bits::Bits, error::VerifyError, routing::Environment};
 use crate::runtime::{Attendance, Instant};
 
 /// Answers whether a device token is genuine. Servers use `AppleClient`; tests may implement their own.
@@ -46,6 +46,24 @@ pub trait DeviceVerifier: Send + Sync + 'static {
         &self,
         question: TokenQuestion<'_>,
     ) -> impl Future<Output = Result<Verdict, VerifyError>> + Send;
+
+    /// Asks about one token and the bits of its device. `None` means that the token is refused. A layer
+    /// [with marks](crate::DeviceCheckLayer::with_marks) calls this instead of [`verify`](Self::verify), on the same
+    /// terms. Default: [`Misconfigured`](crate::VerifyErrorKind::Misconfigured), so that a verifier without marks admits
+    /// nobody there.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if there is no verdict, or a verdict without bits.
+    fn verify_marks(
+        &self,
+        question: TokenQuestion<'_>,
+    ) -> impl Future<Output = Result<Option<Bits>, VerifyError>> + Send {
+        let _ = question;
+        std::future::ready(Err(VerifyError::misconfigured(
+            "this verifier reads no marks: it does not implement `verify_marks`",
+        )))
+    }
 
     /// The owner of these verdicts, such as the Apple team id. The scope is part of every cache key, so that a cache
     /// shared by two teams keeps their verdicts apart.
@@ -100,9 +118,20 @@ impl TokenQuestion<'_> {
     }
 }
 
+#[cfg(feature = "_apple")]
+impl TokenQuestion<'_> {
+    fn check(&self) -> Check {
+        Check { started: self.started, attendance: self.attendance.clone() }
+    }
+}
+
 impl<V: DeviceVerifier> DeviceVerifier for Arc<V> {
     async fn verify(&self, question: TokenQuestion<'_>) -> Result<Verdict, VerifyError> {
         V::verify(self, question).await
+    }
+
+    async fn verify_marks(&self, question: TokenQuestion<'_>) -> Result<Option<Bits>, VerifyError> {
+        V::verify_marks(self, question).await
     }
 
     fn scope(&self) -> &str {
@@ -114,8 +143,11 @@ impl<V: DeviceVerifier> DeviceVerifier for Arc<V> {
 #[cfg(feature = "_apple")]
 impl DeviceVerifier for AppleClient {
     async fn verify(&self, question: TokenQuestion<'_>) -> Result<Verdict, VerifyError> {
-        let check = Check { started: question.started, attendance: question.attendance.clone() };
-        self.validate_within(question.token, question.environment, check).await
+        self.validate_within(question.token, question.environment, question.check()).await
+    }
+
+    async fn verify_marks(&self, question: TokenQuestion<'_>) -> Result<Option<Bits>, VerifyError> {
+        self.query_within(question.token, question.environment, question.check()).await
     }
 
     fn scope(&self) -> &str {
@@ -123,15 +155,22 @@ impl DeviceVerifier for AppleClient {
     }
 }
 
+type BoxedBits<'a> = BoxFuture<'a, Result<Option<Bits>, VerifyError>>;
+
 /// A [`DeviceVerifier`] as a trait object.
 pub(super) trait ErasedVerifier: Send + Sync {
     fn verify<'a>(&'a self, question: TokenQuestion<'a>) -> BoxFuture<'a, Result<Verdict, VerifyError>>;
+    fn verify_marks<'a>(&'a self, question: TokenQuestion<'a>) -> BoxedBits<'a>;
     fn scope(&self) -> &str;
 }
 
 impl<V: DeviceVerifier> ErasedVerifier for V {
     fn verify<'a>(&'a self, question: TokenQuestion<'a>) -> BoxFuture<'a, Result<Verdict, VerifyError>> {
         Box::pin(DeviceVerifier::verify(self, question))
+    }
+
+    fn verify_marks<'a>(&'a self, question: TokenQuestion<'a>) -> BoxedBits<'a> {
+        Box::pin(DeviceVerifier::verify_marks(self, question))
     }
 
     fn scope(&self) -> &str {

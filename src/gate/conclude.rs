@@ -157,7 +157,10 @@ impl<M> Gate<M> {
     pub(super) fn note_verdict(&self, step: &Step) {
         let is_verdict = match &step.next {
             Next::Decided(Ok(device)) => device.evidence().is_fresh(),
-            Next::Decided(Err(rejected)) => rejected.rejection() == Rejection::RefusedToken,
+            Next::Decided(Err(rejected)) => {
+                let is_verdict = matches!(rejected.rejection(), Rejection::RefusedToken | Rejection::Denied);
+                is_verdict && !rejected.is_remembered
+            }
             _ => false,
         };
         if is_verdict && let Some(over) = self.outages.ends(Instant::now()) {

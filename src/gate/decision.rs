@@ -6,113 +6,11 @@ use bytes::Bytes;
 use http::HeaderValue;
 
 use crate::gate::credential::{Candidate, TokenDigest};
-use crate::gate::{error::VerifyError, rejection::Rejection, routing::Environment, tenant::name::TenantName};
+use crate::gate::evidence::Evidence;
+use crate::gate::{
+    error::VerifyError, marks::Marks, rejection::Rejection, routing::Environment, tenant::name::TenantName,
+};
 use crate::runtime::SystemTime;
-
-/// The evidence for a [`VerifiedDevice`]: the proof that verified the device, and the basis.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Evidence {
-    proof: &'static str,
-    basis: &'static str,
-    name: Option<Arc<str>>,
-    team: Option<Arc<str>>,
-    grade: Grade,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Grade {
-    Fresh,
-    Remembered,
-    StandIn,
-}
-
-impl Evidence {
-    const fn new(proof: &'static str, basis: &'static str, grade: Grade) -> Self {
-        Self { proof, basis, name: None, team: None, grade }
-    }
-
-    /// Evidence that `proof` checked the credential just now: for this request, or for a concurrent request with the
-    /// same credential. `basis` is one lower-case word for logs, such as `apple`.
-    #[must_use]
-    pub const fn fresh(proof: &'static str, basis: &'static str) -> Self {
-        Self::new(proof, basis, Grade::Fresh)
-    }
-
-    /// Evidence that `proof` remembered an earlier check.
-    #[must_use]
-    pub const fn remembered(proof: &'static str, basis: &'static str) -> Self {
-        Self::new(proof, basis, Grade::Remembered)
-    }
-
-    /// Evidence that `proof` accepted a secret called `name` instead of a device. The default observer logs each such
-    /// admission at level warn.
-    #[must_use]
-    pub const fn stand_in(proof: &'static str, basis: &'static str, name: Arc<str>) -> Self {
-        Self { proof, basis, name: Some(name), team: None, grade: Grade::StandIn }
-    }
-
-    /// Sets the team whose server accepted the credential, for a proof that asks several.
-    #[must_use]
-    pub fn with_team(mut self, team: Arc<str>) -> Self {
-        self.team = Some(team);
-        self
-    }
-
-    /// The [scheme](crate::Proof::scheme) of the proof that decided.
-    #[must_use]
-    pub const fn proof(&self) -> &'static str {
-        self.proof
-    }
-
-    /// The basis in one word. The check with device tokens has `apple`, `cache` and `debug-token`.
-    #[must_use]
-    pub const fn basis(&self) -> &'static str {
-        self.basis
-    }
-
-    /// The name of the secret, if a secret replaces a device.
-    #[must_use]
-    pub fn name(&self) -> Option<&str> {
-        self.name.as_deref()
-    }
-
-    /// The team that accepted the credential, if the proof asks several: see
-    /// [`add_verifier`](crate::DeviceCheckLayer::add_verifier). Otherwise `None`.
-    #[must_use]
-    pub fn team(&self) -> Option<&str> {
-        self.team.as_deref()
-    }
-
-    /// Whether the credential was checked just now and belongs to a device: it is neither remembered nor a secret that
-    /// replaces a device.
-    #[must_use]
-    pub const fn is_fresh(&self) -> bool {
-        matches!(self.grade, Grade::Fresh)
-    }
-
-    /// Evidence that `proof` remembered an earlier check of a secret that replaces a device.
-    #[cfg(feature = "session")]
-    pub(crate) const fn remembered_stand_in(proof: &'static str, basis: &'static str) -> Self {
-        Self::new(proof, basis, Grade::StandIn)
-    }
-
-    /// Whether a secret replaces a device.
-    #[must_use]
-    pub const fn is_stand_in(&self) -> bool {
-        matches!(self.grade, Grade::StandIn)
-    }
-}
-
-/// The basis, followed by a colon and the name or the team if there is one: `debug-token:ci`, `apple:TEAM123456`.
-impl fmt::Display for Evidence {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.basis)?;
-        match self.name.as_ref().or(self.team.as_ref()) {
-            Some(name) => write!(f, ":{name}"),
-            None => Ok(()),
-        }
-    }
-}
 
 /// A request extension for the inner service: the request came from a genuine device.
 ///
@@ -134,6 +32,7 @@ pub struct VerifiedDevice {
     keepsake: Keepsake,
     subject: Option<Subject>,
     tenant: Option<TenantName>,
+    marks: Option<Marks>,
 }
 
 #[derive(Clone)]
@@ -194,6 +93,7 @@ impl VerifiedDevice {
             keepsake: Keepsake::Nothing,
             subject: None,
             tenant: None,
+            marks: None,
         }
     }
 
@@ -206,6 +106,11 @@ impl VerifiedDevice {
     /// would keep the whole buffer in memory for as long as a handler keeps the device.
     pub(crate) fn with_text(mut self, text: &Candidate) -> Self {
         self.keepsake = Keepsake::Text(Bytes::copy_from_slice(text.as_bytes()));
+        self
+    }
+
+    pub(crate) const fn with_marks(mut self, marks: Marks) -> Self {
+        self.marks = Some(marks);
         self
     }
 
@@ -290,6 +195,13 @@ impl VerifiedDevice {
         self.subject.as_ref().map(Subject::as_str)
     }
 
+    /// The marks of the device, in a layer [with marks](crate::DeviceCheckLayer::with_marks). `None` for a device
+    /// without a device token, such as that of a debug token or a session.
+    #[must_use]
+    pub const fn marks(&self) -> Option<Marks> {
+        self.marks
+    }
+
     /// The value that the proof attached with [`with_value`](Self::with_value), if it is a `T`.
     #[must_use]
     pub fn value<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
@@ -324,6 +236,8 @@ pub struct Rejected {
     pub(super) digest: Option<TokenDigest>,
     pub(super) error: Option<VerifyError>,
     pub(super) reason: Option<&'static str>,
+    /// Whether an earlier check is the ground.
+    pub(super) is_remembered: bool,
 }
 
 impl Rejected {
@@ -341,6 +255,12 @@ impl Rejected {
     #[cfg_attr(not(feature = "_apple"), allow(dead_code))]
     pub(crate) const fn error(&self) -> Option<&VerifyError> {
         self.error.as_ref()
+    }
+
+    /// Sets whether an earlier check is the ground, and not one for this request.
+    pub(crate) const fn with_remembered(mut self, is_remembered: bool) -> Self {
+        self.is_remembered = is_remembered;
+        self
     }
 
     /// Sets the digest of the judged credential.
@@ -373,7 +293,7 @@ impl From<Rejection> for Rejected {
             Rejection::MalformedToken(reason) => Some(reason.as_str()),
             _ => None,
         };
-        Self { rejection, environment: None, digest: None, error: None, reason }
+        Self { rejection, environment: None, digest: None, error: None, reason, is_remembered: false }
     }
 }
 

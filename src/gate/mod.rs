@@ -3,6 +3,7 @@
 //! [`Gate`] finds the route, looks at its proofs in order, and carries the decision out. [`service`] and [`future`]
 //! are the tower glue around it, [`proof`] is the seam to the proofs, [`rejection`] the one decision table.
 
+pub(crate) mod bits;
 pub(crate) mod body;
 pub(crate) mod checked_body;
 mod conclude;
@@ -10,11 +11,13 @@ pub(crate) mod credential;
 pub(crate) mod decision;
 pub(crate) mod enforcement;
 pub(crate) mod error;
+pub(crate) mod evidence;
 #[cfg(feature = "axum")]
 pub(crate) mod extract;
 pub(crate) mod future;
 pub(crate) mod gate_body;
 pub(crate) mod headers;
+pub(crate) mod marks;
 pub(crate) mod observer;
 mod outage;
 pub(crate) mod path;

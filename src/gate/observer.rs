@@ -4,9 +4,10 @@ use std::{fmt, time::Duration};
 
 use http::request;
 
-use crate::gate::decision::{Evidence, Rejected, VerifiedDevice};
+use crate::gate::decision::{Rejected, VerifiedDevice};
 use crate::gate::enforcement::Enforcement;
 use crate::gate::error::{VerifyError, impl_error};
+use crate::gate::evidence::Evidence;
 use crate::gate::tenant::name::TenantName;
 use crate::gate::{credential::TokenDigest, proof::Facts, rejection::Rejection, routing::Environment};
 use crate::{BoxError, runtime::Instant};

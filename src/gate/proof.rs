@@ -6,8 +6,9 @@ use futures_util::future::BoxFuture;
 use http::{HeaderMap, request};
 
 use crate::gate::credential::TokenDigest;
-use crate::gate::decision::{Evidence, Rejected, VerifiedDevice};
+use crate::gate::decision::{Rejected, VerifiedDevice};
 use crate::gate::enforcement::Enforcement;
+use crate::gate::evidence::Evidence;
 use crate::gate::routing::{Environment, Route};
 use crate::gate::tenant::name::TenantName;
 use crate::runtime::{SystemTime, Timestamp};

@@ -1,7 +1,7 @@
 //! The series of the metric that counts decisions.
 
-use crate::gate::decision::Evidence;
 use crate::gate::enforcement::Enforcement;
+use crate::gate::evidence::Evidence;
 use crate::gate::tenant::name::TenantName;
 use crate::gate::{observer::Event, routing::Environment};
 use crate::meter::{Label, label};

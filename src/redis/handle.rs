@@ -12,7 +12,8 @@ use crate::runtime::{Elapsed, Instant, patiently, within};
 
 /// A handle to one Redis or Valkey server, for everything that replicas share: a
 /// [`RedisCache`](crate::cache::RedisCache), a [`RedisReplayGuard`](crate::replay::RedisReplayGuard), and with the
-/// feature `split-key` a `RedisSplitKeyStore` and a `RedisUsageLog`, with `app-attest` a `RedisAttestKeyStore`.
+/// feature `split-key` a `RedisSplitKeyStore` and a `RedisUsageLog`, with `app-attest` a
+/// `RedisAttestKeyStore` and a `RedisReceiptStore`.
 ///
 /// ```no_run
 /// use tower_devicecheck::{
@@ -66,6 +67,7 @@ use crate::runtime::{Elapsed, Instant, patiently, within};
 /// | `RedisReplayGuard` | `EVAL`, `GET`, `SET`, `DEL`, `TIME` |
 /// | `Sessions::share_revocations` | `EVAL`, `GET`, `SET`, `ZADD`, `ZRANGE`, `ZRANGEBYSCORE`, `ZREM`, `ZSCORE` |
 /// | `RedisAttestKeyStore` | `EVAL`, `HGET`, `HMGET`, `HSET`, `PEXPIRE`, `SADD`; for operators also `SMEMBERS` |
+/// | `RedisReceiptStore` | `EVAL`, `HGET`, `HMGET`, `HSET`, `PEXPIRE`, `DEL`, `ZADD`, `ZRANGEBYSCORE`, `ZREM` |
 /// | `RedisSplitKeyStore` | `HGET`; for operators also `EVAL`, `HSET`, `HGETALL` |
 /// | `RedisUsageLog` | `HINCRBY`, `EXPIRE`; to read it `HGETALL` |
 ///
@@ -261,8 +263,8 @@ impl Redis {
             None => DEFAULT_DEADLINE,
         };
         // A withdrawal must arrive, even in an outage. Then only requests whose probe was sent have anything to
-        // withdraw.
-        if access != Access::Undo && !self.health.may_send(deadline) {
+        // withdraw. Old marks must be forgotten, and change rarely.
+        if !matches!(access, Access::Undo | Access::Forget) && !self.health.may_send(deadline) {
             return Err(RedisFailure::Down);
         }
         let sent = Instant::now();

@@ -26,6 +26,8 @@ pub(crate) enum Access {
     ReadVerdict,
     WriteVerdict,
     Lease,
+    /// Marks that are out of date. The command is sent even if Redis is known not to answer.
+    Forget,
     Guard,
     /// The withdrawal of a claim. It is sent even if Redis is known not to answer.
     Undo,
@@ -38,6 +40,9 @@ pub(crate) enum Access {
     /// The keys of devices, and their counters.
     #[cfg(all(feature = "app-attest", feature = "_apple"))]
     AttestedKey,
+    /// The receipts of App Attest. No request waits for them.
+    #[cfg(all(feature = "_apple", feature = "app-attest"))]
+    Receipts,
     #[cfg(feature = "split-key")]
     ReadKey,
     #[cfg(feature = "split-key")]
@@ -51,11 +56,13 @@ impl Access {
             Self::ReadVerdict | Self::WriteVerdict | Self::Lease => false,
             #[cfg(feature = "_apple")]
             Self::Hold => false,
-            Self::Guard | Self::Undo => true,
+            Self::Forget | Self::Guard | Self::Undo => true,
             #[cfg(feature = "session")]
             Self::Revocations => true,
             #[cfg(all(feature = "app-attest", feature = "_apple"))]
             Self::AttestedKey => true,
+            #[cfg(all(feature = "_apple", feature = "app-attest"))]
+            Self::Receipts => true,
             #[cfg(feature = "split-key")]
             Self::ReadKey | Self::CountUse => true,
         }
@@ -67,6 +74,7 @@ impl Access {
             Self::ReadVerdict => "read_verdict",
             Self::WriteVerdict => "write_verdict",
             Self::Lease => "lease",
+            Self::Forget => "forget_marks",
             Self::Guard => "reserve",
             Self::Undo => "withdraw",
             #[cfg(feature = "_apple")]
@@ -75,6 +83,8 @@ impl Access {
             Self::Revocations => "revocations",
             #[cfg(all(feature = "app-attest", feature = "_apple"))]
             Self::AttestedKey => "attested_key",
+            #[cfg(all(feature = "_apple", feature = "app-attest"))]
+            Self::Receipts => "receipts",
             #[cfg(feature = "split-key")]
             Self::ReadKey => "read_key",
             #[cfg(feature = "split-key")]

@@ -61,8 +61,10 @@ pub(crate) async fn admit_once(
                 return Err(rejected.with_environment(device.environment()));
             }
         },
-        // There is no point in asking again about a refused token: the reservation lapses.
+        // There is no point in asking again about a token that was refused, or whose device was denied: the reservation
+        // lapses.
         Err(rejected) if is_last && rejected.rejection() == Rejection::RefusedToken => Err(rejected),
+        Err(rejected) if rejected.rejection() == Rejection::Denied => Err(rejected),
         Err(rejected) => {
             reservation.armed = in_time(|| guard.withdraw(&key, claim)).await.is_err();
             return Err(rejected);

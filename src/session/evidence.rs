@@ -1,6 +1,6 @@
 //! The evidence of this proof.
 
-use crate::gate::decision::Evidence;
+use crate::gate::evidence::Evidence;
 use crate::session::claims::BoughtWith;
 
 /// The proof's name, in `WWW-Authenticate` and in evidence.

@@ -35,7 +35,8 @@ use crate::session::sessions::Sessions;
 /// | [fresh](crate::Evidence::is_fresh) evidence of a device token, or of App Attest | 200 |
 /// | a debug token | 200: the session is marked as that of a debug token |
 /// | a token that has bought a session in the last minute, a verdict that was remembered, or a session | 401, [`ReusedToken`](crate::Rejection::ReusedToken) |
-/// | a [revoked](crate::session::Revocations::revoke_subject) subject | 401, [`RefusedToken`](crate::Rejection::RefusedToken) |
+/// | a [revoked](crate::session::Revocations::revoke_subject) subject | 403, [`Denied`](crate::Rejection::Denied) |
+/// | a device that the policy about [marks](crate::DeviceCheckLayer::with_marks) left to the handler | 403, [`Denied`](crate::Rejection::Denied) |
 /// | no [`VerifiedDevice`], because no layer is in front, or the route is exempt; or the device of another [tenant](crate::tenant) | 500, [`Misconfigured`](crate::Rejection::Misconfigured) |
 /// | another method | 405 |
 ///

@@ -44,11 +44,9 @@ impl Revoked {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// Whether a session does not count. `now` is in Unix seconds.
+    /// Whether a session does not count, apart from its subject. `now` is in Unix seconds.
     pub(super) fn is_revoked(&self, claims: &Claims, now: u32) -> bool {
-        claims.issued < self.issued_before()
-            || self.is_denied(claims.id.as_bytes(), now)
-            || self.is_subject_denied(&claims.subject, now)
+        claims.issued < self.issued_before() || self.is_denied(claims.id.as_bytes(), now)
     }
 
     pub(super) fn is_subject_denied(&self, subject: &[u8; 16], now: u32) -> bool {

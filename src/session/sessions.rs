@@ -224,7 +224,11 @@ impl Sessions {
         let revoked = &self.revocations.state;
         let subject = subject_bytes(device.subject());
         if revoked.is_subject_denied(&subject, now) {
-            return Err(refused("the subject is revoked"));
+            return Err(denied("the subject is revoked"));
+        }
+        if device.marks().is_some_and(|marks| marks.is_left_to_handler()) {
+            // A session has no marks, by which a handler could decide.
+            return Err(denied("the policy about marks has not admitted the device"));
         }
         let binding = self.binding(headers).map_err(Rejection::from)?;
         let lifetime = if is_limited_use {
@@ -328,6 +332,9 @@ impl Sessions {
         if !circumstances.environments.contains(&claims.environment) {
             return Err(refused("a session of another environment"));
         }
+        if self.revocations.state.is_subject_denied(&claims.subject, now) {
+            return Err(denied("the subject of a session is revoked"));
+        }
         if self.revocations.state.is_revoked(claims, now) {
             return Err(refused("a revoked session"));
         }
@@ -363,6 +370,10 @@ fn derived(ring: &KeyRing, tenant: &str, app_id: &str) -> Result<Vec<SessionKey>
 
 fn reused(reason: &'static str) -> Rejected {
     Rejected::from(Rejection::ReusedToken).with_reason(reason)
+}
+
+fn denied(reason: &'static str) -> Rejected {
+    Rejected::from(Rejection::Denied).with_reason(reason)
 }
 
 pub(super) fn refused(reason: &'static str) -> Rejected {

@@ -10,7 +10,8 @@ use http_body_util::{BodyExt, Empty};
 use tower::{Layer, ServiceExt, service_fn};
 use web_time::UNIX_EPOCH;
 
-use crate::gate::decision::{Evidence, VerifiedDevice};
+use crate::gate::decision::VerifiedDevice;
+use crate::gate::evidence::Evidence;
 use crate::gate::routing::Environment;
 use crate::split_key::audit::event::{SplitKeyEvent, SplitKeyOutcome, SuspicionKind, SuspiciousUse};
 use crate::split_key::audit::observer::SplitKeyObserver;

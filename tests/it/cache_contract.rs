@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use http::StatusCode;
 use tower_devicecheck::{
-    DeviceToken, Environment, MalformedToken, Rejection, Verdict,
+    Bits, DeviceToken, Environment, MalformedToken, Month, Rejection, Verdict,
     cache::{CacheError, CachedVerdict, MayAsk, MemoryCache, Tiered, VerdictCache, VerdictKey},
     testing::{FakeApple, Reply},
 };
@@ -68,14 +68,50 @@ pub(crate) async fn contract(cache: &impl VerdictCache, advance: impl AsyncFn(Du
     assert!(matches!(cache.lease(&key).await, MayAsk::Freely | MayAsk::UnderLease(_)));
 }
 
+/// The duties of a cache of a layer with marks. `advance` lets time pass.
+pub(crate) async fn marks(cache: &impl VerdictCache, advance: impl AsyncFn(Duration)) {
+    let token = token();
+    let plain = VerdictKey::new(TEAM, Environment::Production, &token);
+    let key = plain.for_marks(true);
+    let hold = Duration::from_millis(300);
+    let of =
+        |verdict, bits| CachedVerdict::new(verdict, key.digest(), SystemTime::now(), MINUTE).with_bits(bits);
+    let bits = Some(Bits::new(false, true, Month::new(2026, 4)));
+    for bits in [Some(Bits::default()), bits] {
+        cache.put(&key, of(Verdict::Genuine, bits)).await.unwrap();
+        assert_eq!(cache.get(&key).await.unwrap().unwrap().bits(), bits);
+        assert_eq!(cache.get(&plain).await.unwrap(), None, "a verdict without marks is another one");
+    }
+    cache.put(&plain, of(Verdict::Genuine, None)).await.unwrap();
+    assert_eq!(cache.get(&key).await.unwrap().unwrap().bits(), bits);
+
+    cache.forget(&key, hold).await.unwrap();
+    for _ in 0..2 {
+        assert_eq!((cache.get(&key).await.unwrap(), cache.peek(&key)), (None, None));
+        cache.put(&key, of(Verdict::Genuine, bits)).await.unwrap();
+    }
+    assert_eq!(cache.get(&plain).await.unwrap().unwrap().bits(), None, "it is not forgotten");
+    cache.put(&key, of(Verdict::Refused, None)).await.unwrap();
+    assert_eq!(cache.get(&key).await.unwrap().unwrap().verdict(), Verdict::Refused);
+    cache.put(&key, of(Verdict::Genuine, bits)).await.unwrap();
+    assert_eq!(cache.get(&key).await.unwrap().unwrap().verdict(), Verdict::Refused);
+    advance(hold * 2).await;
+    cache.put(&key, of(Verdict::Genuine, bits)).await.unwrap();
+    assert_eq!(cache.get(&key).await.unwrap().unwrap().bits(), bits);
+}
+
 #[tokio::test(start_paused = true)]
 async fn memory() {
+    marks(&Arc::new(MemoryCache::new()), tokio::time::advance).await;
     contract(&MemoryCache::new(), tokio::time::advance).await;
     contract(&Arc::new(MemoryCache::with_capacity(100, 100)), tokio::time::advance).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn tiered() {
+    let (near, far) = (Arc::new(MemoryCache::new()), Arc::new(MemoryCache::new()));
+    marks(&Tiered::new(Arc::clone(&near), Arc::clone(&far)), tokio::time::advance).await;
+    assert_eq!((near.genuine_len(), far.genuine_len()), (1, 2), "without and with marks");
     contract(&Tiered::new(MemoryCache::new(), MemoryCache::new()), tokio::time::advance).await;
 }
 

@@ -10,6 +10,8 @@ mod api;
 #[cfg(feature = "app-attest")]
 mod app_attest;
 #[cfg(feature = "app-attest")]
+mod app_attest_fake;
+#[cfg(feature = "app-attest")]
 mod app_attest_tool;
 mod apple_client;
 mod attacks;
@@ -23,6 +25,7 @@ mod faults;
 mod first_steps;
 mod gateway;
 mod limiter;
+mod marks;
 #[cfg(feature = "_prometheus")]
 mod metrics;
 #[cfg(feature = "_prometheus")]
@@ -49,9 +52,13 @@ mod redis_handle;
 #[cfg(feature = "redis")]
 mod redis_keys;
 #[cfg(feature = "redis")]
+mod redis_marks;
+#[cfg(feature = "redis")]
 mod redis_outage;
 #[cfg(feature = "redis")]
 mod redis_proxy;
+#[cfg(all(feature = "app-attest", feature = "redis"))]
+mod redis_receipts;
 #[cfg(feature = "redis")]
 mod redis_server;
 #[cfg(feature = "redis")]
@@ -68,6 +75,8 @@ mod split_key_tool;
 mod statuses;
 mod support;
 mod teams;
+mod tenants;
+mod tenants_example;
 mod tokens;
 mod tower_contract;
 mod verdicts;

@@ -60,6 +60,7 @@ impl Metrics {
             ("evidence", evidence),
             ("environment", environment),
             ("enforcement", enforcement),
+            ("tenant", "none"),
         ];
         self.value("devicecheck_decisions_total", &labels)
     }
@@ -116,7 +117,9 @@ async fn decisions_are_counted_by_outcome_evidence_environment_and_enforcement()
     assert_eq!((metrics.lookups("memory", "hit"), metrics.lookups("memory", "miss")), (Some(4.0), Some(3.0)));
     assert_eq!(metrics.value("devicecheck_cache_entries", &[]), Some(2.0));
     assert_eq!(metrics.value("devicecheck_provider_tokens_total", &[("forced", "false")]), Some(1.0));
-    let checks = |outcome| metrics.value("devicecheck_check_duration_seconds_count", &[("outcome", outcome)]);
+    let checks = |outcome| {
+        metrics.value("devicecheck_check_duration_seconds_count", &[("outcome", outcome), ("tenant", "none")])
+    };
     assert_eq!(
         (checks("verified"), checks("refused_token"), checks("missing_token")),
         (Some(1.0), Some(1.0), None)

@@ -81,11 +81,11 @@ async fn keys_hold_no_token_and_values_end_by_themselves() {
     let mut client = client(&server).await;
     let keys: Vec<String> = client.keys("*").await.unwrap();
     let digest = token.parse::<tower_devicecheck::DeviceToken>().unwrap().digest();
-    assert_eq!(keys, [format!("mine:v1:{}:p:{{{digest}}}", apple.fake.team_id())]);
+    assert_eq!(keys, [format!("mine:v2:{}:p:{{{digest}}}", apple.fake.team_id())]);
     let left: i64 = client.pttl(&keys[0]).await.unwrap();
     assert!((1..=300_000).contains(&left), "{left}");
     let value: Vec<u8> = client.get(&keys[0]).await.unwrap();
-    assert_eq!(value.len(), 50);
+    assert_eq!(value.len(), 54);
 }
 
 #[tokio::test]
@@ -195,7 +195,7 @@ async fn nothing_but_a_value_of_ours_admits_anybody() {
     let team = apple.fake.team_id().to_owned();
     let name = |token: &str| {
         let digest = token.parse::<tower_devicecheck::DeviceToken>().unwrap().digest();
-        format!("tower-devicecheck:v1:{team}:p:{{{digest}}}")
+        format!("tower-devicecheck:v2:{team}:p:{{{digest}}}")
     };
     // A good value, to be carried off.
     let genuine = apple.genuine();

@@ -97,7 +97,19 @@ pub(crate) struct App {
 }
 
 impl App {
-    pub(crate) fn new(layer: &DeviceCheckLayer) -> Self {
+    pub(crate) fn new<L>(layer: &L) -> Self
+    where
+        L: Layer<Inner> + std::fmt::Debug,
+        L::Service: Service<
+                Request<Full<Bytes>>,
+                Response = Response<ResponseBody<Empty<Bytes>>>,
+                Error = Infallible,
+                Future: Send,
+            > + Clone
+            + Send
+            + Sync
+            + 'static,
+    {
         captured::shown(layer);
         let inner = Inner::default();
         let service =

@@ -79,7 +79,7 @@ async fn query_bits(
     Ok(Json(json!({
         "bit0": bits.bit0(),
         "bit1": bits.bit1(),
-        "last_update": bits.last_update(),
+        "last_update": bits.last_update().map(|month| month.to_string()),
     })))
 }
 

@@ -10,10 +10,12 @@ use tower::service_fn;
 use super::{
     NOT_GENUINE, TOKEN, TransportResult, apple, builder, credentials_of, device, script, status, token,
 };
-use crate::apple::bits::{Bits, BitsError, BitsErrorKind};
+use crate::apple::bits::{BitsError, BitsErrorKind};
 use crate::apple::credentials::Credentials;
-use crate::gate::decision::{Evidence, VerifiedDevice};
+use crate::gate::bits::{Bits, Month};
+use crate::gate::decision::VerifiedDevice;
 use crate::gate::error::VerifyErrorKind::{self, Misconfigured, Unavailable};
+use crate::gate::evidence::Evidence;
 use crate::gate::{credential::TokenDigest, rejection::Rejection, routing::Environment};
 use crate::runtime::SystemTime;
 
@@ -126,9 +128,9 @@ async fn bits() {
         .unwrap();
     let device = device(Environment::Development);
     let bits = client.query_bits(&device).await.unwrap();
-    assert_eq!((bits.bit0(), bits.bit1(), bits.last_update()), (true, false, Some("2024-02")));
+    assert_eq!((bits.bit0(), bits.bit1(), bits.last_update()), (true, false, Month::new(2024, 2)));
     assert_eq!(client.query_bits(&device).await.unwrap(), Bits::default());
-    assert_eq!(client.query_bits(&device).await.unwrap_err().kind(), BitsErrorKind::Unavailable);
+    assert_eq!(client.query_bits(&device).await.unwrap_err().kind(), BitsErrorKind::Misconfigured);
     assert_eq!(client.query_bits(&device).await.unwrap_err().kind(), BitsErrorKind::RefusedToken);
     client.update_bits(&device, true, false).await.unwrap();
 

@@ -2,6 +2,8 @@
 
 mod attempts;
 mod client;
+#[cfg(feature = "app-attest")]
+mod receipts;
 
 use std::sync::{
     Arc, Mutex,
@@ -18,7 +20,8 @@ use crate::apple::token::{DeviceToken, Verdict};
 use crate::apple::{
     builder::AppleClientBuilder, client::AppleClient, credentials::Credentials, transport::TransportError,
 };
-use crate::gate::decision::{Evidence, VerifiedDevice};
+use crate::gate::decision::VerifiedDevice;
+use crate::gate::evidence::Evidence;
 use crate::gate::{credential::TokenDigest, error::VerifyError, routing::Environment};
 use crate::runtime::SystemTime;
 

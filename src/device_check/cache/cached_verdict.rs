@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::{apple::token::Verdict, gate::credential::TokenDigest, runtime::SystemTime};
+use crate::gate::{bits::Bits, credential::TokenDigest};
+use crate::{apple::token::Verdict, runtime::SystemTime};
 
 /// A verdict as caches hold it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,6 +13,7 @@ pub struct CachedVerdict {
     checked_at: SystemTime,
     time_to_live: Duration,
     is_for_exact_text: bool,
+    bits: Option<Bits>,
 }
 
 impl CachedVerdict {
@@ -24,13 +26,27 @@ impl CachedVerdict {
         checked_at: SystemTime,
         time_to_live: Duration,
     ) -> Self {
-        Self { verdict, digest, checked_at, time_to_live, is_for_exact_text: false }
+        Self { verdict, digest, checked_at, time_to_live, is_for_exact_text: false, bits: None }
     }
 
     /// The verdict.
     #[must_use]
     pub const fn verdict(&self) -> Verdict {
         self.verdict
+    }
+
+    /// The bits of the device: `None` unless the key is [for marks](crate::cache::VerdictKey::is_for_marks) and the
+    /// verdict genuine.
+    #[must_use]
+    pub const fn bits(&self) -> Option<Bits> {
+        self.bits
+    }
+
+    /// The same verdict with these bits. A layer with marks ignores a genuine verdict without bits.
+    #[must_use]
+    pub const fn with_bits(mut self, bits: Option<Bits>) -> Self {
+        self.bits = bits;
+        self
     }
 
     /// The SHA-256 of the token.

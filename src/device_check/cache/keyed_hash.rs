@@ -41,7 +41,7 @@ impl HashSecret {
     ///
     /// This bound does not hold against anyone who knows the secret or sees a hash.
     pub(super) fn hash(&self, key: &VerdictKey<'_>) -> u128 {
-        backend::hash(&self.0, key.text(), key.scope().as_bytes(), key.environment().letter())
+        backend::hash(&self.0, key.text(), key.scope().as_bytes(), key.letter())
     }
 }
 
@@ -121,9 +121,12 @@ mod tests {
         for text in texts {
             for scope in scopes {
                 for environment in environments {
-                    let hash = secret.hash(&VerdictKey::of_text(scope, environment, text));
-                    assert_eq!(secret.hash(&VerdictKey::of_text(scope, environment, text)), hash);
-                    assert!(hashes.insert(hash), "{} {scope} {environment}", text.len());
+                    for is_for_marks in [false, true] {
+                        let key = VerdictKey::of_text(scope, environment, text).for_marks(is_for_marks);
+                        let hash = secret.hash(&key);
+                        assert_eq!(secret.hash(&key), hash);
+                        assert!(hashes.insert(hash), "{} {key:?}", text.len());
+                    }
                 }
             }
         }

@@ -2,7 +2,10 @@
 
 use std::{
     fmt,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -14,9 +17,9 @@ use crate::device_check::cache::{
     cached_verdict::CachedVerdict, keyed_hash::HashSecret, verdict_cache::VerdictCache,
     verdict_key::VerdictKey,
 };
-use crate::gate::{credential::TokenDigest, observer::CacheError};
+use crate::gate::{bits::Bits, credential::TokenDigest, observer::CacheError};
 use crate::meter::{CACHE_ENTRIES, CACHE_LOOKUPS, HotCounter, label};
-use crate::runtime::{Instant, millis, since_epoch};
+use crate::runtime::{Instant, lock, millis, since_epoch};
 
 /// A cache in the memory of this process. This is the default cache.
 ///
@@ -32,6 +35,8 @@ pub struct MemoryCache {
     lookups: HotCounter<&'static str>,
     /// The number of entries as the metric has it.
     reported: AtomicUsize,
+    /// Makes changes of entries with marks one at a time.
+    marks: Mutex<()>,
 }
 
 /// The entry of one token. It is as small as possible, because there can be millions.
@@ -42,6 +47,9 @@ struct KeptVerdict {
     checked_at: u64,
     /// Milliseconds since the cache was made.
     expires_at: u64,
+    bits: Option<Bits>,
+    /// Whether there is no verdict, and none may be stored.
+    is_forgotten: bool,
 }
 
 impl MemoryCache {
@@ -61,6 +69,7 @@ impl MemoryCache {
             origin: Instant::now(),
             lookups: HotCounter::default(),
             reported: AtomicUsize::new(0),
+            marks: Mutex::new(()),
         }
     }
 
@@ -79,12 +88,18 @@ impl MemoryCache {
     fn find(&self, key: &VerdictKey<'_>) -> Option<CachedVerdict> {
         let hash = self.secret.hash(key);
         let find = |cache: &Cache<u128, KeptVerdict>, verdict| {
-            let entry = cache.get(&hash)?;
+            let entry = cache.get(&hash).filter(|entry| !entry.is_forgotten)?;
             let left = entry.expires_at.checked_sub(self.now()).filter(|left| *left > 0)?;
             let checked_at = UNIX_EPOCH + Duration::from_millis(entry.checked_at);
-            Some(CachedVerdict::new(verdict, entry.digest, checked_at, Duration::from_millis(left)))
+            let found = CachedVerdict::new(verdict, entry.digest, checked_at, Duration::from_millis(left));
+            Some(found.with_bits(entry.bits))
         };
         find(&self.genuine, Verdict::Genuine).or_else(|| find(&self.refused, Verdict::Refused))
+    }
+
+    /// Whether no genuine verdict may be stored.
+    fn is_forgotten(&self, hash: u128) -> bool {
+        self.genuine.get(&hash).is_some_and(|entry| entry.is_forgotten && entry.expires_at > self.now())
     }
 
     fn report_entries(&self, entries: usize) {
@@ -136,8 +151,18 @@ impl VerdictCache for MemoryCache {
             digest: verdict.digest(),
             checked_at: millis(since_epoch(verdict.checked_at())),
             expires_at: self.now().saturating_add(millis(verdict.time_to_live())),
+            bits: verdict.bits(),
+            is_forgotten: false,
         };
         let hash = self.secret.hash(key);
+        let _alone = key.is_for_marks().then(|| lock(&self.marks));
+        if key.is_for_marks() && self.is_forgotten(hash) {
+            // A refusal lets nobody in.
+            if verdict.verdict() == Verdict::Refused {
+                self.refused.insert(hash, entry);
+            }
+            return Ok(());
+        }
         let (cache, other) = match verdict.verdict() {
             Verdict::Genuine => (&self.genuine, &self.refused),
             Verdict::Refused => (&self.refused, &self.genuine),
@@ -146,6 +171,17 @@ impl VerdictCache for MemoryCache {
         other.remove(&hash);
         cache.insert(hash, entry);
         self.report_entries(self.genuine.len() + self.refused.len());
+        Ok(())
+    }
+
+    async fn forget(&self, key: &VerdictKey<'_>, hold: Duration) -> Result<(), CacheError> {
+        let expires_at = self.now().saturating_add(millis(hold));
+        let digest = key.digest();
+        let entry = KeptVerdict { digest, checked_at: 0, expires_at, bits: None, is_forgotten: true };
+        let hash = self.secret.hash(key);
+        let _alone = lock(&self.marks);
+        self.refused.remove(&hash);
+        self.genuine.insert(hash, entry);
         Ok(())
     }
 }

@@ -1,5 +1,7 @@
 //! A cache that keeps nothing.
 
+use std::time::Duration;
+
 use crate::device_check::cache::{
     cached_verdict::CachedVerdict, verdict_cache::VerdictCache, verdict_key::VerdictKey,
 };
@@ -15,6 +17,10 @@ impl VerdictCache for NoCache {
     }
 
     async fn put(&self, _: &VerdictKey<'_>, _: CachedVerdict) -> Result<(), CacheError> {
+        Ok(())
+    }
+
+    async fn forget(&self, _: &VerdictKey<'_>, _: Duration) -> Result<(), CacheError> {
         Ok(())
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{fmt, time::Duration};
 
+use crate::apple::token::Verdict;
 use crate::device_check::cache::stored_verdict::{Seal, StoredVerdict};
 use crate::device_check::cache::verdict_cache::{MayAsk, VerdictCache};
 use crate::device_check::cache::{cached_verdict::CachedVerdict, verdict_key::VerdictKey};
@@ -37,12 +38,16 @@ use crate::runtime::{Instant, SystemTime, millis, since_epoch};
 ///
 /// # Contents
 ///
-/// A key holds the prefix, the scope, the environment and the token's SHA-256. A value holds the verdict and its times,
-/// in 50 bytes. Redis therefore reveals no token to its readers. The cache accepts only values that this version wrote
+/// A key holds the prefix, the scope, the environment, whether the verdict is one with marks, and the token's SHA-256. A
+/// value holds the verdict, its times and the bits of the device, in 54 bytes. Redis therefore reveals no token to its readers. The cache accepts only values that this version wrote
 /// under the same key.
 ///
 /// Times come from the replicas' wall clocks. A replica whose clock is ahead expires verdicts early. A clock that is
 /// behind does not extend a time to live.
+///
+/// # Marks
+///
+/// With [marks](crate::DeviceCheckLayer::with_marks), the cache also sends `EVAL`, `EXISTS` and `DEL`.
 ///
 /// # Danger
 ///
@@ -104,13 +109,20 @@ impl RedisCache {
     // node.
 
     fn verdict_name(&self, key: &VerdictKey<'_>) -> String {
-        let (scope, environment) = (key.scope(), char::from(key.environment().letter()));
-        format!("{}:v1:{scope}:{environment}:{{{}}}", self.redis.prefix(), key.digest())
+        self.name("v2", key)
     }
 
     fn lease_name(&self, key: &VerdictKey<'_>) -> String {
-        let (scope, environment) = (key.scope(), char::from(key.environment().letter()));
-        format!("{}:lease1:{scope}:{environment}:{{{}}}", self.redis.prefix(), key.digest())
+        self.name("lease1", key)
+    }
+
+    fn forgotten_name(&self, key: &VerdictKey<'_>) -> String {
+        self.name("forgotten1", key)
+    }
+
+    fn name(&self, kind: &str, key: &VerdictKey<'_>) -> String {
+        let letter = char::from(key.letter());
+        format!("{}:{kind}:{}:{letter}:{{{}}}", self.redis.prefix(), key.scope(), key.digest())
     }
 
     /// Reads a value. Returns `None` if Redis has no value or it has expired, and an error if this version did not
@@ -180,6 +192,11 @@ enum LeaseState {
     Known { verdict: CachedVerdict, leased: bool },
 }
 
+/// Stores a verdict with marks unless the marks were forgotten a moment ago. Arguments: value, time to live in
+/// milliseconds.
+const PUT_MARKS: &str = r"
+if redis.call('EXISTS', KEYS[2]) == 0 then redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) end";
+
 /// Deletes a lease if the owner still holds it.
 const RELEASE: &str =
     "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0";
@@ -206,11 +223,29 @@ impl VerdictCache for RedisCache {
             verdict: verdict.verdict(),
             checked_at: millis(since_epoch(verdict.checked_at())),
             expires_at: now.saturating_add(time_to_live),
+            bits: verdict.bits(),
         };
-        let mut command = redis::cmd("SET");
-        command.arg(self.verdict_name(key)).arg(&self.seal.close(key, &value)[..]);
-        command.arg("PX").arg(expiry(verdict.time_to_live()));
+        let (name, value) = (self.verdict_name(key), self.seal.close(key, &value));
+        let mut command;
+        // A refusal lets nobody in.
+        if key.is_for_marks() && verdict.verdict() == Verdict::Genuine {
+            command = redis::cmd("EVAL");
+            command.arg(PUT_MARKS).arg(2).arg(name).arg(self.forgotten_name(key)).arg(&value[..]);
+        } else {
+            command = redis::cmd("SET");
+            command.arg(name).arg(&value[..]).arg("PX");
+        }
+        command.arg(expiry(verdict.time_to_live()));
         self.redis.query_to_end(Access::WriteVerdict, command).await.map_err(CacheError::new)
+    }
+
+    async fn forget(&self, key: &VerdictKey<'_>, hold: Duration) -> Result<(), CacheError> {
+        let mut commands = redis::pipe();
+        // First, so that no verdict is stored in between.
+        commands.cmd("SET").arg(self.forgotten_name(key)).arg("").arg("PX").arg(expiry(hold));
+        commands.cmd("DEL").arg(self.verdict_name(key));
+        let done = self.redis.query_to_end::<(String, u8)>(Access::Forget, commands).await;
+        done.map(drop).map_err(CacheError::new)
     }
 
     fn deadline(&self) -> Duration {

@@ -7,10 +7,11 @@ use sha2::Sha256;
 use web_time::UNIX_EPOCH;
 
 use crate::device_check::cache::{cached_verdict::CachedVerdict, verdict_key::VerdictKey};
+use crate::gate::bits::{Bits, Month};
 use crate::{apple::token::Verdict, runtime::millis};
 
 /// The content of a value. In Redis: the version (1 byte), `G` or `R`, both times (8 bytes each, the most
-/// significant first), and the seal (32 bytes).
+/// significant first), the bits (4 bytes), and the seal (32 bytes).
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct StoredVerdict {
     pub(super) verdict: Verdict,
@@ -18,11 +19,12 @@ pub(super) struct StoredVerdict {
     pub(super) checked_at: u64,
     /// Milliseconds since the Unix epoch.
     pub(super) expires_at: u64,
+    pub(super) bits: Option<Bits>,
 }
 
 impl StoredVerdict {
-    const VERSION: u8 = 1;
-    const CONTENT_LENGTH: usize = 18;
+    const VERSION: u8 = 2;
+    const CONTENT_LENGTH: usize = 22;
     pub(super) const LENGTH: usize = Self::CONTENT_LENGTH + 32;
 
     /// Returns the verdict as of `now`, the time since the Unix epoch, unless it has expired.
@@ -32,7 +34,29 @@ impl StoredVerdict {
         let left = self.expires_at.saturating_sub(millis(now)).min(longest);
         let checked_at = UNIX_EPOCH.checked_add(Duration::from_millis(self.checked_at))?;
         let left = (left > 0).then(|| Duration::from_millis(left))?;
-        Some(CachedVerdict::new(self.verdict, key.digest(), checked_at, left))
+        Some(CachedVerdict::new(self.verdict, key.digest(), checked_at, left).with_bits(self.bits))
+    }
+}
+
+/// No bits: zeros. Otherwise 4, plus 1 for the first bit and 2 for the second; the year in two bytes; the month, 0 if the
+/// bits were never set.
+fn bytes_of(bits: Option<Bits>) -> [u8; 4] {
+    let Some(bits) = bits else { return [0; 4] };
+    let flags = 4 | u8::from(bits.bit0()) | u8::from(bits.bit1()) << 1;
+    let (year, month) = bits.last_update().map_or((0, 0), |update| (update.year(), update.month()));
+    let [high, low] = year.to_be_bytes();
+    [flags, high, low, month]
+}
+
+fn bits_of([flags, high, low, month]: [u8; 4]) -> Option<Option<Bits>> {
+    let last_update = match month {
+        0 => None,
+        _ => Some(Month::new(u16::from_be_bytes([high, low]), month)?),
+    };
+    match flags {
+        0 => Some(None),
+        4..8 => Some(Some(Bits::new(flags & 1 != 0, flags & 2 != 0, last_update))),
+        _ => None,
     }
 }
 
@@ -52,7 +76,7 @@ impl Seal {
             .clone()
             .chain_update(b"tower-devicecheck verdict")
             .chain_update(content)
-            .chain_update([key.environment().letter()])
+            .chain_update([key.letter()])
             .chain_update(key.digest().as_bytes())
             .chain_update(key.scope())
     }
@@ -65,7 +89,8 @@ impl Seal {
             Verdict::Refused => b'R',
         };
         bytes[2..10].copy_from_slice(&value.checked_at.to_be_bytes());
-        bytes[10..StoredVerdict::CONTENT_LENGTH].copy_from_slice(&value.expires_at.to_be_bytes());
+        bytes[10..18].copy_from_slice(&value.expires_at.to_be_bytes());
+        bytes[18..StoredVerdict::CONTENT_LENGTH].copy_from_slice(&bytes_of(value.bits));
         let seal = self.over(key, &bytes[..StoredVerdict::CONTENT_LENGTH]).finalize().into_bytes();
         bytes[StoredVerdict::CONTENT_LENGTH..].copy_from_slice(&seal);
         bytes
@@ -76,17 +101,19 @@ impl Seal {
         let bytes: &[u8; StoredVerdict::LENGTH] = bytes.try_into().ok()?;
         let (content, seal) = bytes.split_first_chunk::<{ StoredVerdict::CONTENT_LENGTH }>()?;
         self.over(key, content).verify_slice(seal).ok()?;
-        let [StoredVerdict::VERSION, verdict, times @ ..] = content else { return None };
+        let [StoredVerdict::VERSION, verdict, rest @ ..] = content else { return None };
         let verdict = match verdict {
             b'G' => Verdict::Genuine,
             b'R' => Verdict::Refused,
             _ => return None,
         };
-        let (checked_at, expires_at) = times.split_first_chunk::<8>()?;
+        let (checked_at, rest) = rest.split_first_chunk::<8>()?;
+        let (expires_at, bits) = rest.split_first_chunk::<8>()?;
         Some(StoredVerdict {
             verdict,
             checked_at: u64::from_be_bytes(*checked_at),
-            expires_at: u64::from_be_bytes(expires_at.try_into().ok()?),
+            expires_at: u64::from_be_bytes(*expires_at),
+            bits: bits_of(bits.try_into().ok()?)?,
         })
     }
 }
@@ -97,7 +124,23 @@ mod tests {
     use crate::{apple::token::DeviceToken, gate::routing::Environment};
 
     fn value() -> StoredVerdict {
-        StoredVerdict { verdict: Verdict::Genuine, checked_at: 1_000, expires_at: 301_000 }
+        let bits = Some(Bits::new(true, false, Month::new(2026, 4)));
+        StoredVerdict { verdict: Verdict::Genuine, checked_at: 1_000, expires_at: 301_000, bits }
+    }
+
+    #[test]
+    fn bits_survive() {
+        let month = Month::new(9_999, 12);
+        assert_eq!(bits_of(bytes_of(None)), Some(None));
+        for (bit0, bit1) in [(false, false), (true, false), (false, true), (true, true)] {
+            for last_update in [None, month, Month::new(0, 1)] {
+                let bits = Bits::new(bit0, bit1, last_update);
+                assert_eq!(bits_of(bytes_of(Some(bits))), Some(Some(bits)));
+            }
+        }
+        for bytes in [[1, 0, 0, 0], [8, 0, 0, 0], [4, 0, 0, 13], [4, 255, 255, 1]] {
+            assert_eq!(bits_of(bytes), None, "{bytes:?}");
+        }
     }
 
     #[test]
@@ -111,6 +154,7 @@ mod tests {
             assert_eq!(seal.open(&key, &bytes), Some(value()));
 
             assert_eq!(Seal::new(b"another").open(&key, &bytes), None);
+            assert_eq!(seal.open(&key.for_marks(true), &bytes), None);
             for (scope, environment, token) in [
                 ("TEAN", Environment::Production, &token),
                 ("TEAM", Environment::Development, &token),

@@ -13,6 +13,9 @@ use crate::{gate::observer::CacheError, replay::owner::Owner};
 /// The layer stores only verdicts, never failures. A cache that fails counts as empty. Where there are timers, so does a
 /// cache that exceeds its [deadline](Self::deadline).
 ///
+/// For a layer [with marks](crate::DeviceCheckLayer::with_marks), a cache also keeps the [bits](CachedVerdict::bits) and
+/// implements [`forget`](Self::forget).
+///
 /// # Danger
 ///
 /// A cache decides which requests are admitted: the layer believes every verdict that it finds in the cache.
@@ -117,6 +120,23 @@ pub trait VerdictCache: Send + Sync + 'static {
         let _ = (key, owner);
         std::future::ready(())
     }
+
+    /// Forgets the verdict under this key in all processes that share the cache, and stores no genuine verdict under it
+    /// for the time `hold`: a check that is under way may end with an answer that is out of date. Only keys
+    /// [for marks](VerdictKey::is_for_marks) are forgotten. Default: an error.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the old verdict may still be found. The handler that has changed the bits of a device gets it
+    /// as `StillRemembered`.
+    fn forget(
+        &self,
+        key: &VerdictKey<'_>,
+        hold: Duration,
+    ) -> impl Future<Output = Result<(), CacheError>> + Send {
+        let _ = (key, hold);
+        std::future::ready(Err(CacheError::new("this cache does not implement `forget`")))
+    }
 }
 
 impl<C: VerdictCache> VerdictCache for Arc<C> {
@@ -142,6 +162,10 @@ impl<C: VerdictCache> VerdictCache for Arc<C> {
 
     async fn release(&self, key: &VerdictKey<'_>, owner: Owner) {
         C::release(self, key, owner).await
+    }
+
+    async fn forget(&self, key: &VerdictKey<'_>, hold: Duration) -> Result<(), CacheError> {
+        C::forget(self, key, hold).await
     }
 }
 
@@ -171,6 +195,8 @@ pub(crate) trait ErasedCache: Send + Sync {
     fn deadline(&self) -> Duration;
     fn lease<'a>(&'a self, key: &'a VerdictKey<'_>) -> BoxFuture<'a, MayAsk>;
     fn release<'a>(&'a self, key: &'a VerdictKey<'_>, owner: Owner) -> BoxFuture<'a, ()>;
+    #[cfg_attr(not(feature = "_apple"), allow(dead_code))]
+    fn forget<'a>(&'a self, key: &'a VerdictKey<'_>, hold: Duration) -> CacheStep<'a, ()>;
 }
 
 impl<C: VerdictCache> ErasedCache for C {
@@ -196,5 +222,9 @@ impl<C: VerdictCache> ErasedCache for C {
 
     fn release<'a>(&'a self, key: &'a VerdictKey<'_>, owner: Owner) -> BoxFuture<'a, ()> {
         Box::pin(VerdictCache::release(self, key, owner))
+    }
+
+    fn forget<'a>(&'a self, key: &'a VerdictKey<'_>, hold: Duration) -> CacheStep<'a, ()> {
+        Box::pin(VerdictCache::forget(self, key, hold))
     }
 }

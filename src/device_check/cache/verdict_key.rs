@@ -7,13 +7,15 @@ use crate::gate::{credential::TokenDigest, routing::Environment};
 
 /// The key of a verdict: the token, the environment that was asked, and the scope of the credentials.
 ///
-/// A verdict for one scope or environment says nothing about another, so a cache must keep them apart.
+/// A verdict for one scope or environment says nothing about another, and a verdict without marks does not answer for one
+/// with marks, so a cache must keep them apart.
 #[derive(Clone, Copy)]
 pub struct VerdictKey<'a> {
     scope: &'a str,
     environment: Environment,
     text: &'a [u8],
     digest: Option<TokenDigest>,
+    is_for_marks: bool,
 }
 
 impl<'a> VerdictKey<'a> {
@@ -25,13 +27,33 @@ impl<'a> VerdictKey<'a> {
 
     /// Makes the key for a text that may not be a token.
     pub(crate) const fn of_text(scope: &'a str, environment: Environment, text: &'a [u8]) -> Self {
-        Self { scope, environment, text, digest: None }
+        Self { scope, environment, text, digest: None, is_for_marks: false }
     }
 
     /// Adds the text's digest, so that it is not computed again.
     pub(crate) const fn with_digest(mut self, digest: TokenDigest) -> Self {
         self.digest = Some(digest);
         self
+    }
+
+    /// The same key for a verdict with [marks](crate::DeviceCheckLayer::with_marks), or without.
+    #[must_use]
+    pub const fn for_marks(mut self, is_for_marks: bool) -> Self {
+        self.is_for_marks = is_for_marks;
+        self
+    }
+
+    /// Whether the verdict is one with marks.
+    #[must_use]
+    pub const fn is_for_marks(&self) -> bool {
+        self.is_for_marks
+    }
+
+    /// The environment and whether the verdict is one with marks, in one letter.
+    #[cfg(any(feature = "memory-cache", feature = "redis"))]
+    pub(super) const fn letter(&self) -> u8 {
+        let letter = self.environment.letter();
+        if self.is_for_marks { letter.to_ascii_uppercase() } else { letter }
     }
 
     /// The scope of the credentials: [`DeviceVerifier::scope`](crate::DeviceVerifier::scope).
@@ -66,6 +88,7 @@ impl fmt::Debug for VerdictKey<'_> {
         f.debug_struct("VerdictKey")
             .field("scope", &self.scope)
             .field("environment", &self.environment)
+            .field("is_for_marks", &self.is_for_marks)
             .finish_non_exhaustive()
     }
 }

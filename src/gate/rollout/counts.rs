@@ -2,8 +2,8 @@
 
 use std::{borrow::Cow, cmp::Reverse, collections::HashMap};
 
-use crate::gate::decision::Evidence;
 use crate::gate::enforcement::Enforcement;
+use crate::gate::evidence::Evidence;
 use crate::gate::observer::{Event, Outcome};
 use crate::gate::routing::Environment;
 use crate::runtime::{SystemTime, wall_clock};

@@ -10,8 +10,9 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::gate::credential::TokenDigest;
-use crate::gate::decision::{Evidence, Rejected};
+use crate::gate::decision::Rejected;
 use crate::gate::enforcement::Enforcement;
+use crate::gate::evidence::Evidence;
 use crate::gate::proof::Facts;
 use crate::gate::rejection::{MalformedToken, Rejection};
 use crate::gate::routing::{Environment, Route};

@@ -47,7 +47,7 @@ impl Borrow<str> for TenantName {
 /// The error for a text that cannot be the name, the host or the path prefix of a tenant. The error does not quote the
 /// text, because it may be a secret that belongs to another setting.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TenantError(pub(super) &'static str);
+pub struct TenantError(pub(crate) &'static str);
 
 impl_error!(TenantError, |error| None, "{}", error.0);
 

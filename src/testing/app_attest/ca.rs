@@ -4,6 +4,7 @@ use std::{collections::HashMap, fmt, sync::Arc, sync::Mutex, time::Duration};
 
 use sha2::{Digest, Sha256};
 
+use crate::gate::routing::Environment;
 use crate::runtime::{SystemTime, lock, since_epoch};
 use crate::testing::app_attest::certificate::{
     Draft, Issuer, apple_extension, authority, authority_key_identifier, end_entity, name, spoil_signature,
@@ -99,6 +100,11 @@ impl FakeAttestCa {
     pub fn refreshed(&self, receipt: &[u8], at: SystemTime, metric: u32) -> Option<Vec<u8>> {
         let facts = lock(&self.0.receipts).get(&digest(receipt)).cloned()?;
         Some(self.sign_receipt(facts, Kind::Refreshed { metric }, since_epoch(at)))
+    }
+
+    /// The environment of the key that a receipt of this fake is about.
+    pub(in crate::testing) fn environment_of(&self, receipt: &[u8]) -> Option<Environment> {
+        Some(lock(&self.0.receipts).get(&digest(receipt))?.environment)
     }
 
     pub(super) fn sign_receipt(&self, facts: Facts, kind: Kind, at: Duration) -> Vec<u8> {
