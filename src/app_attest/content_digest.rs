@@ -33,7 +33,8 @@ mod tests {
     fn content_digests() {
         let right = format!("sha-256=:{}:", STANDARD.encode([7; 32]));
         let other = "sha-512=:AAAA:";
-        let rows: [(&[&str], Result<[u8; 32], MalformedToken>); 11] = [
+        type Row<'a> = (&'a [&'a str], Result<[u8; 32], MalformedToken>);
+        let rows: [Row<'_>; 11] = [
             (&[&right], Ok([7; 32])),
             (&[&format!("{other}, {right}")], Ok([7; 32])),
             (&[&format!("{right},{other}")], Ok([7; 32])),

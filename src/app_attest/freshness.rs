@@ -31,7 +31,7 @@ enum Mode {
     Challenge(Challenges),
     Time(Duration),
     #[cfg(feature = "session")]
-    Session(SessionProof),
+    Session(Box<SessionProof>),
 }
 
 /// A header of freshness that has been checked.
@@ -72,8 +72,8 @@ impl Freshness {
     /// admitted by its session alone.
     #[cfg(feature = "session")]
     #[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "session")))]
-    pub const fn session(sessions: Sessions) -> Self {
-        Self(Mode::Session(SessionProof::new(sessions)))
+    pub fn session(sessions: Sessions) -> Self {
+        Self(Mode::Session(Box::new(SessionProof::new(sessions))))
     }
 
     /// The header whose text is signed.
