@@ -311,10 +311,11 @@ impl Core {
             counter: 0,
             account: key.account.clone(),
         };
-        VerifiedDevice::new(digest(&key.key_id), key.environment, EVIDENCE, now)
-            .of_tenant(self.tenant.as_ref())
-            .with_subject(key.subject().into())
-            .with_value(Arc::new(facts))
+        let mut device = VerifiedDevice::new(digest(&key.key_id), key.environment, EVIDENCE, now);
+        if let Some(tenant) = &self.tenant {
+            device.set_tenant(tenant);
+        }
+        device.with_subject(key.subject().into()).with_value(Arc::new(facts))
     }
 
     /// The JSON of the answer. Ids and sessions need no escapes.

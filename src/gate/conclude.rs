@@ -21,7 +21,7 @@ impl<M> Gate<M> {
     /// Reports a decision and carries it out on the request. `facts` hold the time of the decision.
     pub(super) fn conclude<D>(
         &self,
-        decision: Result<VerifiedDevice, Rejected>,
+        mut decision: Result<VerifiedDevice, Rejected>,
         facts: &Facts,
         began: &Facts,
         head: &mut request::Parts,
@@ -29,8 +29,9 @@ impl<M> Gate<M> {
     where
         D: Decide,
     {
-        // A proof of another crate may have made the device without the facts.
-        let decision = decision.map(|device| device.of_tenant(began.tenant()));
+        if let (Ok(device), Some(tenant)) = (&mut decision, began.tenant()) {
+            device.set_tenant(tenant);
+        }
         let enforcement = self.tell(&decision, began, head);
         match (decision, enforcement) {
             (Ok(device), enforcement) => {

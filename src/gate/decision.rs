@@ -97,9 +97,8 @@ impl VerifiedDevice {
         }
     }
 
-    pub(crate) fn of_tenant(mut self, tenant: Option<&TenantName>) -> Self {
-        self.tenant = tenant.cloned();
-        self
+    pub(crate) fn set_tenant(&mut self, tenant: &TenantName) {
+        self.tenant = Some(tenant.clone());
     }
 
     /// Adds a copy of the text that the client sent. The text itself may be a slice of the request's read buffer, and

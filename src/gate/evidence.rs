@@ -7,8 +7,8 @@ use std::{fmt, sync::Arc};
 pub struct Evidence {
     proof: &'static str,
     basis: &'static str,
-    name: Option<Arc<str>>,
-    team: Option<Arc<str>>,
+    /// The name of the secret that replaces a device, otherwise the team.
+    detail: Option<Arc<str>>,
     grade: Grade,
 }
 
@@ -21,7 +21,7 @@ enum Grade {
 
 impl Evidence {
     const fn new(proof: &'static str, basis: &'static str, grade: Grade) -> Self {
-        Self { proof, basis, name: None, team: None, grade }
+        Self { proof, basis, detail: None, grade }
     }
 
     /// Evidence that `proof` checked the credential just now: for this request, or for a concurrent request with the
@@ -41,13 +41,16 @@ impl Evidence {
     /// admission at level warn.
     #[must_use]
     pub const fn stand_in(proof: &'static str, basis: &'static str, name: Arc<str>) -> Self {
-        Self { proof, basis, name: Some(name), team: None, grade: Grade::StandIn }
+        Self { proof, basis, detail: Some(name), grade: Grade::StandIn }
     }
 
-    /// Sets the team whose server accepted the credential, for a proof that asks several.
+    /// Sets the team whose server accepted the credential, for a proof that asks several. A secret has no team, so this
+    /// does nothing to the evidence of a [stand-in](Self::is_stand_in).
     #[must_use]
     pub fn with_team(mut self, team: Arc<str>) -> Self {
-        self.team = Some(team);
+        if !self.is_stand_in() {
+            self.detail = Some(team);
+        }
         self
     }
 
@@ -66,14 +69,14 @@ impl Evidence {
     /// The name of the secret, if a secret replaces a device.
     #[must_use]
     pub fn name(&self) -> Option<&str> {
-        self.name.as_deref()
+        self.detail.as_deref().filter(|_| self.is_stand_in())
     }
 
     /// The team that accepted the credential, if the proof asks several: see
     /// [`add_verifier`](crate::DeviceCheckLayer::add_verifier). Otherwise `None`.
     #[must_use]
     pub fn team(&self) -> Option<&str> {
-        self.team.as_deref()
+        self.detail.as_deref().filter(|_| !self.is_stand_in())
     }
 
     /// Whether the credential was checked just now and belongs to a device: it is neither remembered nor a secret that
@@ -100,8 +103,8 @@ impl Evidence {
 impl fmt::Display for Evidence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.basis)?;
-        match self.name.as_ref().or(self.team.as_ref()) {
-            Some(name) => write!(f, ":{name}"),
+        match &self.detail {
+            Some(detail) => write!(f, ":{detail}"),
             None => Ok(()),
         }
     }

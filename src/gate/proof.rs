@@ -161,7 +161,7 @@ impl Facts {
     /// Makes a verified device, verified now, in the first environment that the route admits.
     #[must_use]
     pub fn verified(&self, evidence: Evidence, digest: TokenDigest) -> VerifiedDevice {
-        VerifiedDevice::new(digest, self.environment(), evidence, self.now()).of_tenant(self.tenant())
+        VerifiedDevice::new(digest, self.environment(), evidence, self.now())
     }
 }
 
