@@ -312,6 +312,8 @@ pub enum Outage<'a> {
         rejections: u64,
         /// The time from the first rejection to now.
         lasted: Duration,
+        /// The tenant whose gate it was; `None` in a layer without [tenants](crate::tenant).
+        tenant: Option<&'a TenantName>,
     },
 }
 
