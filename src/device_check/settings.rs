@@ -79,6 +79,10 @@ impl Settings {
         self.teams = self.teams.drain(..).map(Team::named).collect();
     }
 
+    pub(super) const fn tenant(&self) -> Option<&TenantName> {
+        self.tenant.as_ref()
+    }
+
     pub(crate) fn set_tenant(&mut self, tenant: &TenantName) {
         self.tenant = Some(tenant.clone());
         self.teams = self.teams.drain(..).map(|team| team.of_tenant(tenant)).collect();
