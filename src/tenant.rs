@@ -69,8 +69,8 @@ pub type TenantCheck<S, M = HeadOnly> = Gated<S, TenantGates<M>>;
 /// every key. A tenant has its own breaker and its own limit of calls to Apple if its layer has its own `AppleClient`.
 ///
 /// A request that belongs to no tenant, or to one that these `Tenants` do not have, is rejected as
-/// [`RefusedToken`](crate::Rejection::RefusedToken), whatever it holds: nobody can find out which tenants exist. Apple is
-/// not asked, and nothing is remembered about it.
+/// [`RefusedToken`](crate::Rejection::RefusedToken), whatever it holds. Apple is not asked, and nothing is remembered
+/// about it. Which tenants exist is no secret: a request without a token gets another answer from a tenant.
 ///
 /// A request costs one or two look-ups in a hash table more than with one [`DeviceCheckLayer`].
 ///
@@ -112,14 +112,18 @@ impl<M: BodyMode> Tenants<M> {
     pub fn insert(&self, name: &str, layer: DeviceCheckLayer<M>) -> Result<(), TenantError> {
         let name: TenantName = name.parse()?;
         let gate = layer.into_gate_of(&name)?;
-        write(&self.gates.gates).insert(name, gate);
+        // Dropped after the lock is released: its plug-ins may do anything, and a cache takes a while.
+        let replaced = write(&self.gates.gates).insert(name, gate);
+        drop(replaced);
         Ok(())
     }
 
     /// Removes a tenant. From the next request on, nothing admits its requests: no session, no remembered verdict.
     /// Returns whether the tenant was there.
     pub fn remove(&self, name: &str) -> bool {
-        write(&self.gates.gates).remove(name).is_some()
+        // As in `insert`, dropped after the lock is released.
+        let removed = write(&self.gates.gates).remove(name);
+        removed.is_some()
     }
 
     /// The names of all tenants, sorted.
