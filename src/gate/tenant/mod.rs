@@ -64,7 +64,7 @@ impl<M> TenantGates<M> {
         self.observer.decision(event);
     }
 
-    /// The answer is that to a refused token, so that nobody can list the tenants.
+    /// The answer is that to a refused token, whatever the request holds.
     #[cold]
     fn refuse<D: Decide>(&self, head: &request::Parts) -> Progress<D> {
         let rejection = Rejection::RefusedToken;
