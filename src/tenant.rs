@@ -123,7 +123,9 @@ impl<M: BodyMode> Tenants<M> {
     pub fn remove(&self, name: &str) -> bool {
         // As in `insert`, dropped after the lock is released.
         let removed = write(&self.gates.gates).remove(name);
-        removed.is_some()
+        let was_there = removed.is_some();
+        drop(removed);
+        was_there
     }
 
     /// The names of all tenants, sorted.

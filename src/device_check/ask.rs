@@ -225,9 +225,13 @@ impl Checks {
         token: &DeviceToken,
         scope: &str,
     ) -> Result<(), CacheError> {
-        let key_of = |place: usize| self.settings.key(&self.settings.teams[place], device.environment(), token.as_bytes());
+        let key_of = |place: usize| {
+            self.settings.key(&self.settings.teams[place], device.environment(), token.as_bytes())
+        };
         let Some(key) = self.place_of(device, scope).map(key_of) else {
-            return Err(CacheError::new("the mark writer is of a layer without the tenant or the team of the device"));
+            return Err(CacheError::new(
+                "the mark writer is of a layer without the tenant or the team of the device",
+            ));
         };
         let (key, cache) = (key.for_marks(true), self.settings.cache());
         let forgotten = within(FORGET_STEP, cache.forget(&key.with_digest(device.digest()), HOLD)).await;

@@ -17,8 +17,8 @@ use sha2::{Digest, Sha256};
 use tower_service::Service;
 
 use crate::gate::body::ResponseBody;
-use crate::gate::{decision::Rejected, error::VerifyError};
 use crate::gate::routing::Environment;
+use crate::gate::{decision::Rejected, error::VerifyError};
 use crate::runtime::{Instant, read, write};
 use crate::session::claims::{BoughtWith, Claims, NO_SUBJECT, SessionId, from_hex, to_hex};
 use crate::session::error::SessionError;
