@@ -68,6 +68,7 @@ mod split_key_tool;
 mod statuses;
 mod support;
 mod teams;
+mod tenant_attacks;
 mod tenants;
 mod tokens;
 mod tower_contract;
