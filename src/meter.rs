@@ -62,6 +62,8 @@ table! {
     PROVIDER_TOKENS: Counter = "devicecheck_provider_tokens_total", "Provider tokens that were signed.";
     REDIS_FAILURES: Counter = "devicecheck_redis_failures_total", "Commands that Redis did not carry out in time.";
     REDIS_INCIDENTS: Gauge = "devicecheck_redis_incidents", "Incidents of Redis that are not over.";
+    ATTESTATIONS: Counter = "devicecheck_attestations_total", "Attestations of App Attest keys.";
+    RECEIPT_REFRESHES: Counter = "devicecheck_receipt_refreshes_total", "Refreshes of receipts of App Attest.";
     SESSIONS: Counter = "devicecheck_sessions_total", "Sessions that were sold.";
     SPLIT_KEY_USES: Counter = "devicecheck_split_key_uses_total", "Uses of split keys.";
 }

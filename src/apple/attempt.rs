@@ -54,13 +54,15 @@ impl Attempt {
         self.span.record("http.response.status_code", status.as_u16());
         let result = match class {
             Class::Accepted => "accepted",
-            Class::RefusedDeviceToken => "refused",
+            Class::RefusedDeviceToken | Class::RefusedReceipt => "refused",
+            Class::NotYet => "not_yet",
+            Class::NoData => "no_data",
             Class::RefusedProviderToken | Class::Misconfigured => "misconfigured",
             Class::Throttled => "throttled",
             Class::Unavailable => "unavailable",
         };
         // OpenTelemetry calls every status from 400 on an error of a client's span. A refused token is none of Apple.
-        if !matches!(class, Class::Accepted | Class::RefusedDeviceToken) {
+        if !matches!(class, Class::Accepted | Class::RefusedDeviceToken | Class::NotYet | Class::NoData) {
             self.failed_with(status.as_str());
         }
         self.measure(result);

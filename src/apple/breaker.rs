@@ -48,6 +48,8 @@ pub(super) struct Breaker {
     /// So many calls fail in a row before calls fail at once.
     threshold: u32,
     listener: Option<Listener>,
+    /// Whether changes are told to nobody.
+    is_silent: bool,
 }
 
 #[derive(Default)]
@@ -100,7 +102,15 @@ impl Breaker {
     pub(super) fn new(in_flight: usize, listener: Option<Listener>) -> Self {
         let in_flight = u32::try_from(in_flight).unwrap_or(u32::MAX);
         let threshold = in_flight.clamp(Self::SMALLEST_THRESHOLD, Self::THRESHOLD);
-        Self { sides: PerEnvironment::default(), threshold, listener }
+        Self { sides: PerEnvironment::default(), threshold, listener, is_silent: false }
+    }
+
+    /// The same for calls for which no request waits: neither metrics nor log tell of its state.
+    #[cfg(feature = "app-attest")]
+    pub(super) fn silent(in_flight: usize) -> Self {
+        let mut breaker = Self::new(in_flight, None);
+        breaker.is_silent = true;
+        breaker
     }
 
     /// Lets a call go on. Fails with the last failure while Apple is known to be down.
@@ -207,6 +217,9 @@ impl Breaker {
 
     /// Tells of the state, unless another thread has done so.
     fn tell(&self, environment: Environment) {
+        if self.is_silent {
+            return;
+        }
         let mut told = lock(&self.sides.of(environment).told);
         let noted = lock(&self.sides.of(environment).state).open.as_ref().map(|open| open.availability);
         let availability = noted.unwrap_or(Availability::Available);

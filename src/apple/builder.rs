@@ -1,6 +1,11 @@
 //! The builder of the client.
 
-use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    net::IpAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{Request, Response, Uri, uri::Scheme};
@@ -9,6 +14,8 @@ use tower_service::Service;
 use crate::BoxError;
 use crate::apple::breaker::{Availability, Breaker, Listener, RetryBudget};
 use crate::apple::call::{Caller, Endpoints};
+#[cfg(feature = "app-attest")]
+use crate::apple::per_environment::PerEnvironment;
 #[cfg(feature = "redis")]
 use crate::apple::shared_hold::SharedHold;
 use crate::apple::transport::{ErasedTransport, ServiceTransport};
@@ -38,6 +45,11 @@ impl AppleClient {
             credentials,
             production: "https://api.devicecheck.apple.com".to_owned(),
             development: "https://api.development.devicecheck.apple.com".to_owned(),
+            #[cfg(feature = "app-attest")]
+            receipts: PerEnvironment {
+                production: "https://data.appattest.apple.com".to_owned(),
+                development: "https://data-development.appattest.apple.com".to_owned(),
+            },
             transport: None,
             attempt_timeout: Duration::from_secs(3),
             total_timeout: Duration::from_secs(5),
@@ -58,6 +70,8 @@ pub struct AppleClientBuilder {
     credentials: Credentials,
     production: String,
     development: String,
+    #[cfg(feature = "app-attest")]
+    receipts: PerEnvironment<String>,
     transport: Option<Arc<dyn ErasedTransport>>,
     attempt_timeout: Duration,
     total_timeout: Duration,
@@ -80,10 +94,25 @@ impl AppleClientBuilder {
         self
     }
 
+    /// Sets the base URL of an environment's server for receipts of App Attest, as [`base_url`](Self::base_url) does for
+    /// device tokens. Default: Apple's hosts, `data.appattest.apple.com` and `data-development.appattest.apple.com`.
+    /// Feature `app-attest`.
+    #[cfg(feature = "app-attest")]
+    #[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "app-attest")))]
+    pub fn receipt_base_url(mut self, environment: Environment, url: impl AsRef<str>) -> Self {
+        let place = match environment {
+            Environment::Production => &mut self.receipts.production,
+            Environment::Development => &mut self.receipts.development,
+        };
+        *place = url.as_ref().to_owned();
+        self
+    }
+
     /// Sets the tower service that sends requests to Apple, with any layers around it. Default: a `ReqwestTransport`,
     /// if the feature `reqwest` is on. [`HttpTransport`](crate::HttpTransport) adapts other HTTP clients.
     ///
-    /// The transport must not follow redirects. The client discards answers over 4 KiB, but only the transport can stop
+    /// The transport must not follow redirects. The client discards answers over 4 KiB, over 32 KiB in place of a
+    /// receipt of App Attest, but only the transport can stop
     /// reading them. Each request is sent by a clone of the service.
     pub fn transport<S>(mut self, transport: S) -> Self
     where
@@ -184,9 +213,33 @@ impl AppleClientBuilder {
         };
         #[cfg(feature = "redis")]
         let shared_hold = self.redis.map(|redis| SharedHold::new(redis, self.credentials.team_id()));
+        let team_id: Box<str> = self.credentials.team_id().into();
+        let credentials = Arc::new(Mutex::new(self.credentials));
+        #[cfg(feature = "app-attest")]
+        let receipt_caller = Caller {
+            team_id: team_id.clone(),
+            credentials: Arc::clone(&credentials),
+            production: endpoints("base URL for receipts of production", &self.receipts.production)?,
+            development: endpoints("base URL for receipts of development", &self.receipts.development)?,
+            transport: Arc::clone(&transport),
+            attempt_timeout: self.attempt_timeout,
+            total_timeout: self.total_timeout,
+            limit: CallLimit::new(
+                RECEIPTS_IN_FLIGHT,
+                self.waiting_limit,
+                self.total_timeout,
+                REQUESTS_MAY_VANISH,
+            ),
+            retry: self.retry,
+            retry_budget: RetryBudget::default(),
+            refusals: Refusals::default(),
+            breaker: Breaker::silent(RECEIPTS_IN_FLIGHT),
+            #[cfg(feature = "redis")]
+            shared_hold: None,
+        };
         let caller = Caller {
-            team_id: self.credentials.team_id().into(),
-            credentials: self.credentials.into(),
+            team_id,
+            credentials,
             production,
             development,
             transport,
@@ -205,7 +258,11 @@ impl AppleClientBuilder {
             #[cfg(feature = "redis")]
             shared_hold,
         };
-        Ok(AppleClient { caller: Arc::new(caller) })
+        Ok(AppleClient {
+            caller: Arc::new(caller),
+            #[cfg(feature = "app-attest")]
+            receipt_caller: Arc::new(receipt_caller),
+        })
     }
 }
 
@@ -221,6 +278,10 @@ impl fmt::Debug for AppleClientBuilder {
             .finish_non_exhaustive()
     }
 }
+
+/// The calls about receipts that may be in flight at once. No request waits for them.
+#[cfg(feature = "app-attest")]
+const RECEIPTS_IN_FLIGHT: usize = 16;
 
 #[cfg(all(feature = "reqwest", not(target_arch = "wasm32")))]
 fn default_transport(attempt_timeout: Duration) -> Result<Arc<dyn ErasedTransport>, ClientError> {
@@ -280,6 +341,7 @@ pub(super) fn endpoints(name: &str, base: &str) -> Result<Endpoints, ClientError
         validate: join(Operation::Validate)?,
         query_bits: join(Operation::QueryBits)?,
         update_bits: join(Operation::UpdateBits { bit0: None, bit1: None })?,
+        attestation_data: join(Operation::RefreshReceipt)?,
     })
 }
 

@@ -13,7 +13,7 @@ use crate::BoxError;
 use crate::apple::shared_hold::SharedHold;
 use crate::apple::task::{self, Driven, Interest};
 use crate::apple::transport::{self, ErasedTransport};
-use crate::apple::wire::{self, Answer, Class, Operation};
+use crate::apple::wire::{self, Answer, Class, Operation, Subject};
 use crate::apple::{
     attempt::Attempt,
     breaker::{Availability, Breaker, Pass, RetryBudget},
@@ -22,7 +22,6 @@ use crate::apple::{
     limit::{CallLimit, Slot, TurnedAway},
     provider_token::ProviderToken,
     refusals::Refusals,
-    token::DeviceToken,
 };
 use crate::gate::error::{VerifyError, VerifyErrorKind};
 use crate::gate::{observer::TARGET, routing::Environment};
@@ -33,7 +32,8 @@ use crate::runtime::{Attendance, Instant, SystemTime, Timestamp, has_tasks, late
 pub(super) struct Caller {
     /// All credentials that this client ever has belong to this team.
     pub(super) team_id: Box<str>,
-    pub(super) credentials: Mutex<Credentials>,
+    /// Two callers of one client share them.
+    pub(super) credentials: Arc<Mutex<Credentials>>,
     pub(super) production: Endpoints,
     pub(super) development: Endpoints,
     pub(super) transport: Arc<dyn ErasedTransport>,
@@ -62,10 +62,13 @@ impl Check {
     }
 }
 
+/// The end of a call that Apple has decided: the body of a success, or an answer that is another verdict.
+type Settled = Result<Bytes, Answer>;
+
 /// One call.
 struct Call {
     operation: Operation,
-    token: DeviceToken,
+    subject: Subject,
     environment: Environment,
     started: Instant,
     pass: Pass,
@@ -84,24 +87,25 @@ pub(super) struct Endpoints {
     pub(super) validate: Uri,
     pub(super) query_bits: Uri,
     pub(super) update_bits: Uri,
+    pub(super) attestation_data: Uri,
 }
 
 impl Caller {
     /// Runs one call: waits for a slot, sends the request, retries once, and renews a refused provider token once. Once
     /// the request has been sent, the call continues without its caller and keeps its slot.
     ///
-    /// Returns the body of Apple's answer, or `None` if Apple refused the device token.
+    /// Returns the body of Apple's answer, or an answer that refuses the device token or the receipt.
     pub(super) async fn ask(
         self: &Arc<Self>,
         operation: Operation,
-        token: &DeviceToken,
+        subject: Subject,
         environment: Environment,
         check: Check,
-    ) -> Result<Option<Bytes>, VerifyError> {
+    ) -> Result<Settled, VerifyError> {
         let now = Instant::now();
         if let Some(answer) = self.refusals.in_force(environment, now) {
             not_made("credentials");
-            return answer.into_error().map_or(Ok(None), Err);
+            return answer.into_verdict().map(Err);
         }
         #[cfg(feature = "redis")]
         if let Some(shared) = &self.shared_hold {
@@ -109,11 +113,12 @@ impl Caller {
         }
         let pass = self.breaker.admit(environment, Instant::now()).inspect_err(|_| not_made("outage"))?;
         let (caller, attendance) = (Arc::clone(self), check.attendance.clone());
-        let mut call = Call { operation, token: token.clone(), environment, started: check.started, pass };
+        let mut call = Call { operation, subject, environment, started: check.started, pass };
         let work = |interest, driven| async move { caller.run(&mut call, &interest, driven).await };
         let stopped = |_| VerifyError::unavailable("the runtime of the call to Apple was shut down");
         let result = task::run(attendance, work);
-        if pass == Pass::Regular || !has_tasks() {
+        // No request waits for a receipt, so the caller of its probe has patience.
+        if pass == Pass::Regular || !has_tasks() || matches!(operation, Operation::RefreshReceipt) {
             return result.await.map_err(stopped)?;
         }
         // Boxed, so that a call that waits for a slot is small.
@@ -135,7 +140,7 @@ impl Caller {
         call: &mut Call,
         interest: &Interest,
         driven: Driven,
-    ) -> Result<Option<Bytes>, VerifyError> {
+    ) -> Result<Settled, VerifyError> {
         let until = later(call.started, self.total_timeout);
         let left = until.saturating_duration_since(Instant::now());
         if driven.0 && left.is_zero() {
@@ -154,7 +159,7 @@ impl Caller {
         let sent = Instant::now();
         if let Some(answer) = self.refusals.hold(call.environment, sent) {
             not_made("credentials");
-            return answer.into_error().map_or(Ok(None), Err);
+            return answer.into_verdict().map(Err);
         }
         self.retry_budget.call();
         // Boxed, so that a call that waits for a slot is small.
@@ -202,8 +207,8 @@ impl Caller {
         }
     }
 
-    async fn attempts(&self, call: &Call, interest: &Interest) -> Result<Option<Bytes>, VerifyError> {
-        let Call { operation, ref token, environment, started, pass } = *call;
+    async fn attempts(&self, call: &Call, interest: &Interest) -> Result<Settled, VerifyError> {
+        let Call { operation, ref subject, environment, started, pass } = *call;
         let uri = self.endpoint(operation, environment);
         let mut renewed = None;
         let mut may_retry = self.retry;
@@ -215,7 +220,7 @@ impl Caller {
                 Some(provider_token) => provider_token,
                 None => self.provider_token(now)?,
             };
-            let mut request = operation.request(uri.clone(), &provider_token, token, now);
+            let mut request = operation.request(uri.clone(), &provider_token, subject, now);
             request.extensions_mut().insert(interest.clone());
             let left = self.total_timeout.saturating_sub(now.monotonic.saturating_duration_since(started));
             let attempt = Attempt::begin(environment, operation, uri, number);
@@ -226,7 +231,7 @@ impl Caller {
                         attempt.answered(response.status(), Class::Accepted);
                         self.refusals.accepted(environment);
                         self.breaker.answered(environment, now.monotonic);
-                        return Ok(Some(body));
+                        return Ok(Ok(body));
                     }
                     Err(answer) => Failure::Answer(answer),
                 },
@@ -269,7 +274,7 @@ impl Caller {
             } else if answer.class != Class::Unavailable {
                 self.refusals.accepted(environment);
             }
-            return answer.into_error().map_or(Ok(None), Err);
+            return answer.into_verdict().map(Err);
         }
     }
 
@@ -279,8 +284,8 @@ impl Caller {
         let now = Instant::now();
         match failure {
             Failure::Answer(answer) if answer.is_outage() => {
-                let error = answer.clone().into_error();
-                let error = error.unwrap_or_else(|| VerifyError::unavailable(answer.clone()));
+                let error =
+                    answer.clone().into_verdict().map_or_else(|error| error, VerifyError::unavailable);
                 self.breaker.failed(environment, &error, answer.retry_after, now);
                 #[cfg(feature = "redis")]
                 if let (Some(shared), Some(hold)) = (&self.shared_hold, answer.retry_after) {
@@ -336,6 +341,7 @@ impl Caller {
             Operation::Validate => &endpoints.validate,
             Operation::QueryBits => &endpoints.query_bits,
             Operation::UpdateBits { .. } => &endpoints.update_bits,
+            Operation::RefreshReceipt => &endpoints.attestation_data,
         }
     }
 

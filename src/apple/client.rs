@@ -10,7 +10,7 @@ use crate::apple::breaker::Availability;
 use crate::apple::call::{Caller, Check};
 use crate::apple::credentials::{Credentials, CredentialsError};
 use crate::apple::token::{DeviceToken, Verdict};
-use crate::apple::wire::Operation;
+use crate::apple::wire::{Operation, Subject};
 use crate::gate::bits::Bits;
 use crate::gate::{decision::VerifiedDevice, error::VerifyError, observer::TARGET, routing::Environment};
 use crate::quote::{quoted, shown_id};
@@ -75,6 +75,10 @@ use crate::runtime::{Instant, lock};
 #[derive(Clone)]
 pub struct AppleClient {
     pub(super) caller: Arc<Caller>,
+    /// Asks Apple's server for receipts. It has slots and a breaker of its own, so that trouble of a background task
+    /// fails no request.
+    #[cfg(feature = "app-attest")]
+    pub(super) receipt_caller: Arc<Caller>,
 }
 
 impl AppleClient {
@@ -98,10 +102,10 @@ impl AppleClient {
         check: Check,
     ) -> Result<Verdict, VerifyError> {
         // Apple promises nothing about the body beyond the checks in `wire`.
-        let body = self.caller.ask(Operation::Validate, token, environment, check).await?;
-        Ok(match body {
-            Some(_) => Verdict::Genuine,
-            None => Verdict::Refused,
+        let subject = Subject::Token(token.clone());
+        Ok(match self.caller.ask(Operation::Validate, subject, environment, check).await? {
+            Ok(_) => Verdict::Genuine,
+            Err(_) => Verdict::Refused,
         })
     }
 
@@ -130,8 +134,9 @@ impl AppleClient {
         environment: Environment,
         check: Check,
     ) -> Result<Option<Bits>, VerifyError> {
-        let body = self.caller.ask(Operation::QueryBits, token, environment, check).await?;
-        body.map(|body| parsed(&body)).transpose()
+        let subject = Subject::Token(token.clone());
+        let body = self.caller.ask(Operation::QueryBits, subject, environment, check).await?;
+        body.ok().map(|body| parsed(&body)).transpose()
     }
 
     /// Sets one or both bits of a device. `None` leaves a bit out of the update. If both are `None`, the client does
@@ -162,8 +167,9 @@ impl AppleClient {
 
     async fn ask_about(&self, operation: Operation, device: &VerifiedDevice) -> Result<Bytes, BitsError> {
         let token = self.token_of(device)?;
-        let body = self.caller.ask(operation, &token, device.environment(), Check::new()).await?;
-        body.ok_or_else(|| BitsError::refused_token(!device.evidence().is_fresh()))
+        let subject = Subject::Token(token);
+        let body = self.caller.ask(operation, subject, device.environment(), Check::new()).await?;
+        body.map_err(|_| BitsError::refused_token(!device.evidence().is_fresh()))
     }
 
     /// The token of a device that this client's team admitted.
@@ -237,6 +243,8 @@ impl AppleClient {
         event!(target: TARGET, Level::DEBUG, key_id = shown_id(credentials.key_id()), "credentials rotated");
         *lock(&self.caller.credentials) = credentials;
         self.caller.refusals.forget();
+        #[cfg(feature = "app-attest")]
+        self.receipt_caller.refusals.forget();
         Ok(())
     }
 }

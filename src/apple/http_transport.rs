@@ -10,7 +10,7 @@ use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use tower_service::Service;
 
 use crate::BoxError;
-use crate::apple::{transport::TransportError, wire::MAX_ANSWER_LENGTH};
+use crate::apple::transport::{LongestAnswer, TransportError};
 
 /// Adapts an HTTP client that is a tower service, such as hyper-util's, to a transport.
 ///
@@ -92,16 +92,15 @@ where
     }
 
     fn call(&mut self, request: Request<Bytes>) -> Self::Future {
+        let longest = LongestAnswer::of(request.extensions());
         let answer = self.client.call(request.map(Full::new));
         Box::pin(async move {
             let (head, body) = answer.await.map_err(Into::into)?.into_parts();
-            let body = Limited::new(body, MAX_ANSWER_LENGTH).collect().await;
+            let body = Limited::new(body, longest).collect().await;
             let body = match body {
                 Ok(body) => body.to_bytes(),
                 // One byte too many says that the answer is too long. Its status and its headers count.
-                Err(error) if error.is::<LengthLimitError>() => {
-                    Bytes::from_static(&[b' '; MAX_ANSWER_LENGTH + 1])
-                }
+                Err(error) if error.is::<LengthLimitError>() => vec![b' '; longest + 1].into(),
                 Err(error) => return Err(TransportError::other(error).into()),
             };
             Ok(Response::from_parts(head, body))

@@ -38,6 +38,8 @@ mod per_environment;
 mod pools;
 #[cfg(feature = "_apple")]
 mod provider_token;
+#[cfg(all(feature = "_apple", feature = "app-attest"))]
+mod receipts;
 #[cfg(feature = "_apple")]
 mod refusals;
 #[cfg(all(feature = "_apple", feature = "reqwest", not(target_arch = "wasm32")))]
@@ -60,6 +62,8 @@ mod wire;
 
 #[cfg(feature = "_apple")]
 pub(crate) use self::call::Check;
+#[cfg(all(feature = "_apple", feature = "app-attest"))]
+pub use self::receipts::ReceiptAnswer;
 #[cfg(all(feature = "_apple", feature = "reqwest", not(target_arch = "wasm32")))]
 pub use self::reqwest_transport::{ReqwestTransport, ReqwestTransportBuilder};
 pub use self::token::{DeviceToken, Verdict};

@@ -3,7 +3,7 @@
 use crate::gate::routing::Environment;
 
 /// A value for each environment: Apple's two servers fail and judge apart.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct PerEnvironment<T> {
     pub(super) production: T,
     pub(super) development: T,

@@ -65,9 +65,9 @@ impl Signer {
         &self.key_id
     }
 
-    /// Signs a JWT and returns it after `Bearer `, marked sensitive. Dropping the last clone wipes its memory.
-    /// `issued_at` is in seconds since the Unix epoch.
-    pub(super) fn sign(&self, issued_at: u64) -> Result<HeaderValue, SignError> {
+    /// Signs a JWT and returns it after `Bearer `. Dropping the last clone wipes its memory. `issued_at` is in seconds
+    /// since the Unix epoch.
+    pub(super) fn sign(&self, issued_at: u64) -> Result<Bytes, SignError> {
         #[cfg(test)]
         if self.is_broken {
             return Err(SignError::new("a test says so"));
@@ -82,10 +82,15 @@ impl Signer {
         let signature = self.key.sign(&bearer.as_bytes()[BEARER.len()..]).map_err(SignError::new)?;
         bearer.push('.');
         BASE64_URL_SAFE_NO_PAD.encode_string(signature, &mut bearer);
-        let mut value = HeaderValue::from_maybe_shared(Bytes::from_owner(bearer)).map_err(SignError::new)?;
-        value.set_sensitive(true);
-        Ok(value)
+        Ok(Bytes::from_owner(bearer))
     }
+}
+
+/// A header value that is marked sensitive, and shares the memory of the text.
+fn sensitive(text: Bytes) -> Result<HeaderValue, SignError> {
+    let mut value = HeaderValue::from_maybe_shared(text).map_err(SignError::new)?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 /// An error from signing a provider token.
@@ -108,6 +113,7 @@ pub(super) struct ProviderToken(Arc<Issued>);
 
 struct Issued {
     header: HeaderValue,
+    bare_header: HeaderValue,
     /// The claim `iat`, in seconds since the Unix epoch.
     issued_at: u64,
     at: Timestamp,
@@ -119,6 +125,11 @@ impl ProviderToken {
     /// The value of the `Authorization` header.
     pub(super) fn header(&self) -> HeaderValue {
         self.0.header.clone()
+    }
+
+    /// The same without the word `Bearer`.
+    pub(super) fn bare_header(&self) -> HeaderValue {
+        self.0.bare_header.clone()
     }
 }
 
@@ -217,10 +228,11 @@ impl ProviderTokens {
     ) -> Result<ProviderToken, SignError> {
         let previous = current.as_ref().map(|token| token.0.issued_at);
         let issued_at = issued_at(now.wall, previous);
-        let header = self.signer.sign(issued_at)?;
+        let bearer = self.signer.sign(issued_at)?;
+        let (header, bare_header) = (sensitive(bearer.clone())?, sensitive(bearer.slice(BEARER.len()..))?);
         event!(target: TARGET, Level::DEBUG, key_id = shown_id(self.signer.key_id()), forced, "provider token signed");
         PROVIDER_TOKENS.add([label("forced", if forced { "true" } else { "false" })]);
-        let token = ProviderToken(Arc::new(Issued { header, issued_at, at: now, forced }));
+        let token = ProviderToken(Arc::new(Issued { header, bare_header, issued_at, at: now, forced }));
         *current = Some(token.clone());
         Ok(token)
     }

@@ -16,8 +16,8 @@ use tower_service::Service;
 use crate::BoxError;
 use crate::apple::pools::{Pools, Sent};
 use crate::apple::resolver::SharedLookups;
-use crate::apple::transport::{TransportError, chain, is_turned_away};
-use crate::apple::{error::ClientError, task::Interest, wire::MAX_ANSWER_LENGTH};
+use crate::apple::transport::{LongestAnswer, TransportError, chain, is_turned_away};
+use crate::apple::{error::ClientError, task::Interest};
 
 /// The default transport to Apple, based on reqwest. Feature `reqwest`.
 ///
@@ -28,7 +28,7 @@ use crate::apple::{error::ClientError, task::Interest, wire::MAX_ANSWER_LENGTH};
 /// A request that fails or times out makes its connection suspect. Further requests use a new connection.
 ///
 /// reqwest takes proxies from the environment: `HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`. Plain `http` never goes through
-/// a proxy. An answer over 4 KiB is an error, and its rest is not read. Cloning is cheap: clones share their
+/// a proxy. An answer over 4 KiB, over 32 KiB in place of a receipt, is an error, and its rest is not read. Cloning is cheap: clones share their
 /// connections.
 #[derive(Clone)]
 pub struct ReqwestTransport(Arc<Shared>);
@@ -222,6 +222,7 @@ impl Service<Request<Bytes>> for ReqwestTransport {
 
     fn call(&mut self, mut request: Request<Bytes>) -> Self::Future {
         let interest = request.extensions_mut().remove::<Interest>();
+        let longest = LongestAnswer::of(request.extensions());
         let shared = Arc::clone(&self.0);
         Box::pin(async move {
             // tokio's sockets panic outside a runtime.
@@ -246,7 +247,7 @@ impl Service<Request<Bytes>> for ReqwestTransport {
                 Ok(response) if *response.url() != url => {
                     Err(TransportError::other("the client followed a redirect"))
                 }
-                Ok(response) => read(response, is_reused).await,
+                Ok(response) => read(response, longest, is_reused).await,
                 Err(error) => Err(failure(error, is_reused)),
             };
             match &answer {
@@ -266,13 +267,17 @@ fn is_over(error: &TransportError) -> bool {
         || chain(error).any(|error| error.downcast_ref().is_some_and(is_shutdown))
 }
 
-async fn read(mut response: reqwest::Response, is_reused: bool) -> Result<Response<Bytes>, TransportError> {
+async fn read(
+    mut response: reqwest::Response,
+    longest: usize,
+    is_reused: bool,
+) -> Result<Response<Bytes>, TransportError> {
     let mut body = BytesMut::new();
     while let Some(chunk) = response.chunk().await.map_err(|error| failure(error, is_reused))? {
         // One byte too many says that the answer is too long. Its status and its headers count.
-        let room = MAX_ANSWER_LENGTH + 1 - body.len();
+        let room = longest + 1 - body.len();
         body.extend_from_slice(&chunk[..chunk.len().min(room)]);
-        if body.len() > MAX_ANSWER_LENGTH {
+        if body.len() > longest {
             break;
         }
     }

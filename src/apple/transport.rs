@@ -4,7 +4,7 @@ use std::{error::Error, future::poll_fn, io::ErrorKind};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{Request, Response};
+use http::{Extensions, Request, Response};
 use tower_service::Service;
 
 use crate::{BoxError, gate::error::impl_error};
@@ -132,6 +132,22 @@ pub(super) fn is_turned_away(error: &(dyn Error + 'static)) -> bool {
 #[cfg(not(feature = "reqwest"))]
 const fn is_turned_away(_: &(dyn Error + 'static)) -> bool {
     false
+}
+
+/// The longest answer to a request that is read, in bytes: an extension of the request.
+#[derive(Clone, Copy)]
+pub(super) struct LongestAnswer(pub(super) usize);
+
+impl LongestAnswer {
+    /// The bound for requests that name none. Apple's answers about device tokens are far shorter.
+    pub(super) const DEFAULT: Self = Self(4 * 1024);
+    /// The bound in place of a newer receipt: a receipt has at most 16 KiB, and base64 a third more.
+    pub(super) const RECEIPT: Self = Self(32 * 1024);
+
+    /// The bound that a request names, in bytes.
+    pub(super) fn of(request: &Extensions) -> usize {
+        request.get::<Self>().unwrap_or(&Self::DEFAULT).0
+    }
 }
 
 /// A transport as a trait object.

@@ -14,18 +14,30 @@ use zeroize::Zeroizing;
 use crate::apple::bits::read_bits;
 use crate::apple::provider_token::{BACKDATING, PROVIDER_TOKEN_LIFETIME, ProviderToken, RENEW_AFTER};
 use crate::apple::token::DeviceToken;
+use crate::apple::transport::LongestAnswer;
 use crate::gate::{error::VerifyError, routing::Environment};
 use crate::runtime::{SystemTime, Timestamp, since_epoch};
 
-/// The longest answer that is read. Apple's answers are far shorter.
-pub(super) const MAX_ANSWER_LENGTH: usize = 4 * 1024;
-
-/// One of Apple's three operations on a token.
+/// One of Apple's three operations on a token, or the one on a receipt.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Operation {
     Validate,
     QueryBits,
-    UpdateBits { bit0: Option<bool>, bit1: Option<bool> },
+    UpdateBits {
+        bit0: Option<bool>,
+        bit1: Option<bool>,
+    },
+    #[cfg_attr(not(feature = "app-attest"), allow(dead_code))]
+    RefreshReceipt,
+}
+
+/// The text that an operation is about.
+#[derive(Clone)]
+pub(super) enum Subject {
+    Token(DeviceToken),
+    /// A receipt, in base64.
+    #[cfg_attr(not(feature = "app-attest"), allow(dead_code))]
+    Receipt(Bytes),
 }
 
 impl Operation {
@@ -34,6 +46,7 @@ impl Operation {
             Self::Validate => "/v1/validate_device_token",
             Self::QueryBits => "/v1/query_two_bits",
             Self::UpdateBits { .. } => "/v1/update_two_bits",
+            Self::RefreshReceipt => "/v1/attestationData",
         }
     }
 
@@ -43,6 +56,14 @@ impl Operation {
             Self::Validate => "validate",
             Self::QueryBits => "query_bits",
             Self::UpdateBits { .. } => "update_bits",
+            Self::RefreshReceipt => "refresh_receipt",
+        }
+    }
+
+    const fn longest_answer(self) -> LongestAnswer {
+        match self {
+            Self::RefreshReceipt => LongestAnswer::RECEIPT,
+            _ => LongestAnswer::DEFAULT,
         }
     }
 
@@ -50,15 +71,23 @@ impl Operation {
         self,
         uri: Uri,
         provider_token: &ProviderToken,
-        token: &DeviceToken,
+        subject: &Subject,
         now: Timestamp,
     ) -> Request<Bytes> {
-        let mut request = Request::new(self.body(token, Uuid::new_v4(), now));
+        let (body, authorization, content_type) = match subject {
+            Subject::Token(token) => {
+                (self.body(token, Uuid::new_v4(), now), provider_token.header(), "application/json")
+            }
+            // Apple's page "Assessing fraud risk" shows the provider token without `Bearer`, and names no media type.
+            Subject::Receipt(base64) => (base64.clone(), provider_token.bare_header(), "text/plain"),
+        };
+        let mut request = Request::new(body);
         *request.method_mut() = Method::POST;
         *request.uri_mut() = uri;
         let headers = request.headers_mut();
-        headers.insert(AUTHORIZATION, provider_token.header());
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(AUTHORIZATION, authorization);
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        request.extensions_mut().insert(self.longest_answer());
         request
     }
 
@@ -98,6 +127,12 @@ pub(super) enum Class {
     Accepted,
     /// The device token is not genuine.
     RefusedDeviceToken,
+    /// Apple does not take the receipt, or not in this environment.
+    RefusedReceipt,
+    /// It is too early for a newer receipt.
+    NotYet,
+    /// Apple has no data about the key of the receipt.
+    NoData,
     /// Apple does not, or no longer, accept our provider token.
     RefusedProviderToken,
     /// Apple does not accept the key's rights, or our request.
@@ -135,21 +170,42 @@ const TABLE: &[(u16, &str, Class)] = &[
     // Any other answer, even an empty or unknown 400, says nothing about the token.
 ];
 
+/// The same table for the operation on a receipt. Apple documents the statuses with these phrases, in "Assessing fraud
+/// risk". The texts about the provider token are those of the other operations.
+#[rustfmt::skip]
+const RECEIPT_TABLE: &[(u16, &str, Class)] = &[
+    (200, "", Class::Accepted),
+    (304, "", Class::NotYet),
+    (400, "authorization token", Class::RefusedProviderToken),
+    (400, "authentication_token", Class::RefusedProviderToken),
+    (400, "authentication token", Class::RefusedProviderToken),
+    (400, "incorrect environment", Class::RefusedReceipt),
+    (400, "payload", Class::RefusedReceipt),
+    (401, "", Class::RefusedProviderToken),
+    (403, "", Class::RefusedProviderToken),
+    (404, "", Class::NoData),
+    (405, "", Class::Misconfigured),
+    (429, "", Class::Throttled),
+];
+
 fn look_up(operation: Operation, response: &Response<Bytes>) -> (Class, &'static str) {
     let (status, body) = (response.status(), response.body());
-    if body.len() > MAX_ANSWER_LENGTH {
+    if body.len() > operation.longest_answer().0 {
         // The page of a server in front of Apple. Its status is what counts.
         let is_throttled = status == StatusCode::TOO_MANY_REQUESTS;
         return (if is_throttled { Class::Throttled } else { Class::Unavailable }, "");
     }
     let text = String::from_utf8_lossy(body).to_ascii_lowercase();
-    let (class, phrase) = TABLE
+    let table = if matches!(operation, Operation::RefreshReceipt) { RECEIPT_TABLE } else { TABLE };
+    let (class, phrase) = table
         .iter()
         .find(|(known, phrase, _)| *known == status && text.contains(phrase))
         .map_or((Class::Unavailable, ""), |(_, phrase, class)| (*class, *phrase));
     match (class, operation) {
-        // A firewall's page may also mention a device token.
-        (Class::RefusedDeviceToken, _) if is_page(response) || text.len() > LONGEST_TEXT => {
+        // A firewall's page may also mention a device token, or a payload.
+        (Class::RefusedDeviceToken | Class::RefusedReceipt, _)
+            if is_page(response) || text.len() > LONGEST_TEXT =>
+        {
             (Class::Unavailable, "")
         }
         (Class::Accepted, Operation::Validate | Operation::UpdateBits { .. }) if is_page(response) => {
@@ -161,6 +217,9 @@ fn look_up(operation: Operation, response: &Response<Bytes>) -> (Class, &'static
         }
         (Class::Accepted, Operation::Validate | Operation::UpdateBits { .. }) if !is_plain(body, &text) => {
             (Class::Unavailable, "")
+        }
+        (Class::Accepted | Class::NoData, Operation::RefreshReceipt) if is_page(response) => {
+            (Class::Misconfigured, "")
         }
         _ => (class, phrase),
     }
@@ -230,14 +289,18 @@ pub(super) fn read(
 }
 
 impl Answer {
-    /// The error for the caller; `None` if the answer is a verdict.
-    pub(super) fn into_error(self) -> Option<VerifyError> {
+    /// The answer again if it is a verdict, or else the error for the caller.
+    pub(super) fn into_verdict(self) -> Result<Self, VerifyError> {
         let retry_after = self.retry_after;
         match self.class {
-            Class::Accepted | Class::RefusedDeviceToken => None,
-            Class::RefusedProviderToken | Class::Misconfigured => Some(VerifyError::misconfigured(self)),
-            Class::Throttled => Some(VerifyError::throttled(retry_after, self)),
-            Class::Unavailable => Some(VerifyError::unavailable(self).with_retry_after(retry_after)),
+            Class::Accepted
+            | Class::RefusedDeviceToken
+            | Class::RefusedReceipt
+            | Class::NotYet
+            | Class::NoData => Ok(self),
+            Class::RefusedProviderToken | Class::Misconfigured => Err(VerifyError::misconfigured(self)),
+            Class::Throttled => Err(VerifyError::throttled(retry_after, self)),
+            Class::Unavailable => Err(VerifyError::unavailable(self).with_retry_after(retry_after)),
         }
     }
 }
@@ -279,6 +342,11 @@ impl fmt::Display for Answer {
             }
             (Class::Misconfigured, 404 | 405) => "the server does not know the request (check the base URL)",
             (Class::Misconfigured, _) => "Apple does not accept the request (check the clock)",
+            (Class::RefusedReceipt, _) => {
+                "Apple does not take the receipt (check the environment that is stored with it)"
+            }
+            (Class::NotYet, _) => "it is too early for a newer receipt",
+            (Class::NoData, _) => "Apple has no data about the key of the receipt",
             (Class::Throttled, _) => "Apple is asked too often",
             (Class::Unavailable, 500..) => "Apple has a fault",
             _ => "the answer is not one that Apple is known to give",

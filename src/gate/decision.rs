@@ -97,7 +97,7 @@ impl VerifiedDevice {
         }
     }
 
-    pub(super) fn of_tenant(mut self, tenant: Option<&TenantName>) -> Self {
+    pub(crate) fn of_tenant(mut self, tenant: Option<&TenantName>) -> Self {
         self.tenant = tenant.cloned();
         self
     }
@@ -245,6 +245,18 @@ impl Rejected {
         self.rejection
     }
 
+    #[cfg(feature = "app-attest")]
+    #[cfg_attr(not(feature = "_apple"), allow(dead_code))]
+    pub(crate) const fn reason(&self) -> Option<&'static str> {
+        self.reason
+    }
+
+    #[cfg(feature = "app-attest")]
+    #[cfg_attr(not(feature = "_apple"), allow(dead_code))]
+    pub(crate) const fn error(&self) -> Option<&VerifyError> {
+        self.error.as_ref()
+    }
+
     /// Sets whether an earlier check is the ground, and not one for this request.
     pub(crate) const fn with_remembered(mut self, is_remembered: bool) -> Self {
         self.is_remembered = is_remembered;
@@ -297,6 +309,7 @@ impl From<VerifyError> for Rejected {
 /// [enforced](crate::Enforcement::Enforce). It tells what the layer would have done with the request in enforce mode.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
+#[allow(clippy::large_enum_variant, reason = "a device is moved a few times; a box would cost an allocation")]
 pub enum DeviceOutcome {
     /// The request would have reached the inner service.
     Verified(VerifiedDevice),

@@ -98,6 +98,8 @@ pub enum MalformedToken {
     Disagreement,
     /// The request has only a part of the credential.
     Incomplete,
+    /// The credential decodes to bytes that are not what it should be.
+    Unreadable,
 }
 
 impl MalformedToken {
@@ -109,6 +111,7 @@ impl MalformedToken {
             Self::Repeated => "the header of the device token came more than once",
             Self::Disagreement => "the request holds two different device tokens",
             Self::Incomplete => "a part of the credential is missing",
+            Self::Unreadable => "the credential cannot be read",
         }
     }
 }

@@ -70,7 +70,10 @@ fn probe(name: &str, key: &str) -> Cmd {
         "TIME" => &mut command,
         "GETRANGE" => command.arg(key).arg(0).arg(0),
         "SET" => command.arg(key).arg("").arg("XX"),
-        "HGET" => command.arg(key).arg("x"),
+        "HGET" | "HMGET" => command.arg(key).arg("x"),
+        // A field without a value.
+        "HSET" => command.arg(key).arg("x").arg("x").arg("x"),
+        "PEXPIRE" => command.arg(key).arg(1),
         "HINCRBY" => command.arg(key).arg("x").arg("no number"),
         "ZADD" => command.arg(key).arg("XX").arg(0).arg("x"),
         "ZRANGE" => command.arg(key).arg(0).arg(0),

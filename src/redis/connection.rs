@@ -24,7 +24,7 @@ enum Packed {
 
 impl Commands {
     /// Marks commands that must not take effect twice.
-    #[cfg(feature = "split-key")]
+    #[cfg(any(feature = "split-key", all(feature = "app-attest", feature = "_apple")))]
     pub(crate) const fn once(mut self) -> Self {
         self.may_repeat = false;
         self

@@ -12,7 +12,8 @@ use crate::runtime::{Elapsed, Instant, patiently, within};
 
 /// A handle to one Redis or Valkey server, for everything that replicas share: a
 /// [`RedisCache`](crate::cache::RedisCache), a [`RedisReplayGuard`](crate::replay::RedisReplayGuard), and with the
-/// feature `split-key` a `RedisSplitKeyStore` and a `RedisUsageLog`.
+/// feature `split-key` a `RedisSplitKeyStore` and a `RedisUsageLog`, with `app-attest` a
+/// `RedisAttestKeyStore` and a `RedisReceiptStore`.
 ///
 /// ```no_run
 /// use tower_devicecheck::{
@@ -65,6 +66,8 @@ use crate::runtime::{Elapsed, Instant, patiently, within};
 /// | `AppleClientBuilder::share_retry_after` | `PTTL`, `SET` |
 /// | `RedisReplayGuard` | `EVAL`, `GET`, `SET`, `DEL`, `TIME` |
 /// | `Sessions::share_revocations` | `EVAL`, `GET`, `SET`, `ZADD`, `ZRANGE`, `ZRANGEBYSCORE`, `ZREM`, `ZSCORE` |
+/// | `RedisAttestKeyStore` | `EVAL`, `HGET`, `HMGET`, `HSET`, `PEXPIRE`, `SADD`; for operators also `SMEMBERS` |
+/// | `RedisReceiptStore` | `EVAL`, `HGET`, `HMGET`, `HSET`, `PEXPIRE`, `DEL`, `ZADD`, `ZRANGEBYSCORE`, `ZREM` |
 /// | `RedisSplitKeyStore` | `HGET`; for operators also `EVAL`, `HSET`, `HGETALL` |
 /// | `RedisUsageLog` | `HINCRBY`, `EXPIRE`; to read it `HGETALL` |
 ///
@@ -91,7 +94,7 @@ pub(super) const DEFAULT_DEADLINE: Duration = Duration::from_millis(50);
 const PATIENT_DEADLINE: Duration = Duration::from_secs(1);
 
 /// The deadline of operators' commands.
-#[cfg(feature = "split-key")]
+#[cfg(any(feature = "split-key", all(feature = "app-attest", feature = "_apple")))]
 const OPERATOR_DEADLINE: Duration = Duration::from_secs(5);
 
 impl Redis {
@@ -220,7 +223,7 @@ impl Redis {
 
     /// Sends an operator's commands, without regard to the health of Redis. The operator waits longer than a
     /// request, and gets the failure instead of the log.
-    #[cfg(feature = "split-key")]
+    #[cfg(any(feature = "split-key", all(feature = "app-attest", feature = "_apple")))]
     pub(crate) async fn query_for_operator<T: FromRedisValue>(
         &self,
         commands: impl Into<Commands>,

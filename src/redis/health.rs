@@ -37,6 +37,12 @@ pub(crate) enum Access {
     /// The revocations of sessions.
     #[cfg(feature = "session")]
     Revocations,
+    /// The keys of devices, and their counters.
+    #[cfg(all(feature = "app-attest", feature = "_apple"))]
+    AttestedKey,
+    /// The receipts of App Attest. No request waits for them.
+    #[cfg(all(feature = "_apple", feature = "app-attest"))]
+    Receipts,
     #[cfg(feature = "split-key")]
     ReadKey,
     #[cfg(feature = "split-key")]
@@ -53,6 +59,10 @@ impl Access {
             Self::Forget | Self::Guard | Self::Undo => true,
             #[cfg(feature = "session")]
             Self::Revocations => true,
+            #[cfg(all(feature = "app-attest", feature = "_apple"))]
+            Self::AttestedKey => true,
+            #[cfg(all(feature = "_apple", feature = "app-attest"))]
+            Self::Receipts => true,
             #[cfg(feature = "split-key")]
             Self::ReadKey | Self::CountUse => true,
         }
@@ -71,6 +81,10 @@ impl Access {
             Self::Hold => "share_retry_after",
             #[cfg(feature = "session")]
             Self::Revocations => "revocations",
+            #[cfg(all(feature = "app-attest", feature = "_apple"))]
+            Self::AttestedKey => "attested_key",
+            #[cfg(all(feature = "_apple", feature = "app-attest"))]
+            Self::Receipts => "receipts",
             #[cfg(feature = "split-key")]
             Self::ReadKey => "read_key",
             #[cfg(feature = "split-key")]

@@ -11,7 +11,7 @@ mod replaced_connection;
 #[cfg(test)]
 mod tests;
 
-#[cfg(feature = "split-key")]
+#[cfg(any(feature = "split-key", all(feature = "app-attest", feature = "_apple")))]
 pub(crate) use self::connection::Commands;
 pub use self::handle::Redis;
 pub(crate) use self::{check::RedisUser, failure::RedisFailure, handle::expiry, health::Access};

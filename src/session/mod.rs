@@ -75,6 +75,8 @@ pub use self::jwt::{Jwks, Jwts};
 pub use self::jwt_key::JwtKey;
 pub use self::key::MasterKey;
 pub use self::key_watch::SessionKeyWatch;
+#[cfg(all(feature = "app-attest", feature = "_apple"))]
+pub(crate) use self::proof::Companion;
 pub use self::proof::SessionProof;
 pub use self::revocation::{RevocationError, Revocations};
 pub use self::ring::{KeyRing, KeySource};

@@ -14,6 +14,8 @@ use crate::gate::rejection::Rejection;
 use crate::gate::routing::Environment;
 use crate::meter::{SESSIONS, label};
 use crate::replay::{Claim, ErasedReplayGuard, ReplayGuard, ReplayKey, admit_once, owner::Owner};
+#[cfg(feature = "app-attest")]
+use crate::session::claims::subject_bytes;
 use crate::session::claims::{Claims, NO_SUBJECT, Session, time, to_hex};
 use crate::session::evidence::{SCHEME, evidence};
 #[cfg(feature = "jwt")]
@@ -176,6 +178,38 @@ impl SessionProof {
         }
         self.sessions.check_freshness(facts.moment().monotonic)?;
         Ok(accepted)
+    }
+}
+
+/// A session beside the credential of another proof.
+#[cfg(feature = "app-attest")]
+#[cfg_attr(not(feature = "_apple"), allow(dead_code))]
+pub(crate) struct Companion([u8; 16]);
+
+#[cfg(feature = "app-attest")]
+#[cfg_attr(not(feature = "_apple"), allow(dead_code))]
+impl Companion {
+    /// Whether the device with this subject bought the session, or one that has none.
+    pub(crate) fn is_of(&self, subject: &str) -> bool {
+        self.0 == NO_SUBJECT || self.0 == subject_bytes(Some(subject))
+    }
+}
+
+#[cfg(feature = "app-attest")]
+#[cfg_attr(not(feature = "_apple"), allow(dead_code))]
+impl SessionProof {
+    /// Checks a session that another proof wants beside its own credential.
+    pub(crate) fn check_companion(
+        &self,
+        text: &[u8],
+        head: &request::Parts,
+        facts: &Facts,
+    ) -> Result<Companion, Rejected> {
+        let Accepted { claims, .. } = self.check(text, head, facts)?;
+        if claims.is_limited_use {
+            return Err(refused("a session with limited use"));
+        }
+        Ok(Companion(claims.subject))
     }
 }
 

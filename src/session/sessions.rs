@@ -29,6 +29,11 @@ use crate::session::ring::KeyRing;
 #[cfg(feature = "redis")]
 use crate::session::shared_revocations::{Link, WithoutRedis};
 use crate::session::token::{Token, mint};
+#[cfg(all(feature = "app-attest", feature = "_apple"))]
+use crate::{
+    meter::{SESSIONS, label},
+    runtime::wall_clock,
+};
 
 /// The longest life of a session, and the longest grace.
 pub(super) const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
@@ -254,6 +259,21 @@ impl Sessions {
             return Ok(());
         }
         Err(reused("the token has bought a session"))
+    }
+
+    /// Sells a session with an attestation. Returns its text, and its seconds. The challenge of an attestation counts once,
+    /// so there is no need to know the buyers.
+    #[cfg(all(feature = "app-attest", feature = "_apple"))]
+    pub(crate) fn sell_for_attestation(
+        &self,
+        device: &VerifiedDevice,
+        headers: &HeaderMap,
+    ) -> Result<(String, u32), Rejected> {
+        self.check_tenant(device.tenant())?;
+        let issued = self.issue(device, headers, false, wall_clock())?;
+        let text = self.mint(&issued.claims)?;
+        SESSIONS.add([label("bought_with", issued.claims.bought_with.as_str()), label("by", "attestation")]);
+        Ok((text, issued.lifetime))
     }
 
     /// Writes the text of a session.

@@ -1,8 +1,8 @@
-//! The three endpoints of Apple's DeviceCheck.
+//! The endpoints of Apple's DeviceCheck, and that of App Attest.
 
-/// An endpoint of Apple's DeviceCheck.
+/// An endpoint of Apple's DeviceCheck, or that of App Attest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[allow(clippy::exhaustive_enums, reason = "Apple documents exactly these three")]
+#[allow(clippy::exhaustive_enums, reason = "Apple documents exactly these")]
 pub enum Endpoint {
     /// `/v1/validate_device_token`: is this token genuine?
     Validate,
@@ -10,6 +10,8 @@ pub enum Endpoint {
     QueryBits,
     /// `/v1/update_two_bits`: writes them.
     UpdateBits,
+    /// `/v1/attestationData`: gives a newer receipt of App Attest for an older one.
+    AttestationData,
 }
 
 impl Endpoint {
@@ -19,11 +21,12 @@ impl Endpoint {
             Self::Validate => "/v1/validate_device_token",
             Self::QueryBits => "/v1/query_two_bits",
             Self::UpdateBits => "/v1/update_two_bits",
+            Self::AttestationData => "/v1/attestationData",
         }
     }
 
     pub(super) fn from_path(path: &str) -> Option<Self> {
-        [Self::Validate, Self::QueryBits, Self::UpdateBits]
+        [Self::Validate, Self::QueryBits, Self::UpdateBits, Self::AttestationData]
             .into_iter()
             .find(|endpoint| endpoint.path() == path)
     }

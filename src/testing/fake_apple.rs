@@ -5,6 +5,8 @@ use std::{fmt, time::Duration};
 
 use http::request;
 
+#[cfg(feature = "app-attest")]
+use crate::testing::app_attest::FakeAttestCa;
 use crate::testing::rules::{Apple, FakeDevice};
 use crate::testing::script::{Fault, Reply};
 use crate::testing::state::{CallCounts, FakeAppleState, Played};
@@ -174,6 +176,17 @@ impl FakeApple {
     #[must_use]
     pub fn bits(&self, token: &str) -> Option<(bool, bool)> {
         self.state().apple.bits(token).map(|[bit0, bit1]| (bit0, bit1))
+    }
+
+    /// Exchanges receipts that this authority has signed for newer ones with this risk metric, from now on. Call it again
+    /// to change the metric. Without this call, there are no data about any receipt (status 404).
+    ///
+    /// Unlike Apple, the fake does not check whether a receipt is due or has expired: [script](Self::script) the status
+    /// 304 or 404 instead. A newer receipt has the time of the fake's clock.
+    #[cfg(feature = "app-attest")]
+    #[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "app-attest")))]
+    pub fn exchange_receipts(&self, ca: &FakeAttestCa, risk_metric: u32) {
+        self.state().apple.receipts = Some((ca.clone(), risk_metric));
     }
 
     /// Sets the time for which tokens are genuine, including tokens made earlier. The time runs on tokio's clock, which

@@ -68,10 +68,14 @@
 //! | call | answer |
 //! |---|---|
 //! | scripted | the scripted reply |
-//! | any path but the three | 404 |
+//! | any path but the four | 404 |
 //! | not POST | 405 `Method Not Allowed` |
-//! | provider token missing, not a bearer token, not a JWT, not ES256, without `kid` | 400 `Missing or badly formatted authorization token` |
+//! | provider token missing, not a bearer token (for a receipt, also without the word `Bearer`), not a JWT, not ES256, without `kid` | 400 `Missing or badly formatted authorization token` |
 //! | its key or team unknown, its signature wrong, its `iat` missing, over an hour old or in the future | 401 `Unable to verify authorization token` |
+//! | receipt that is not base64, or that the authority of `FakeApple::exchange_receipts` has not signed | 400 `Bad Payload` |
+//! | receipt of the other environment | 400 `Incorrect Environment` |
+//! | receipt, before `exchange_receipts` was called | 404 `No Data Found` |
+//! | any other receipt | 200, a newer receipt in base64 |
 //! | body not a JSON object, `transaction_id` missing or no text | 400 `Bad Payload` |
 //! | `device_token` missing or no text | 400 `Missing or incorrectly formatted device token payload` |
 //! | `timestamp` missing, no integer, or over a day off | 400 `Missing or incorrectly formatted time stamp` |
@@ -91,6 +95,9 @@
 //! The fake compares device tokens as text, in standard base64 with padding. Apple documents this form, and does not
 //! say whether it accepts another.
 
+#[cfg(feature = "app-attest")]
+#[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "app-attest")))]
+pub mod app_attest;
 mod endpoint;
 mod fake_apple;
 mod keys;

@@ -5,15 +5,21 @@
 
 use std::{borrow::Cow, collections::HashMap, time::Duration};
 
+#[cfg(feature = "app-attest")]
+use base64::engine::general_purpose::STANDARD;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use http::{Method, StatusCode, header::AUTHORIZATION, request};
 use p256::ecdsa::{Signature, VerifyingKey, signature::Verifier};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
+#[cfg(feature = "app-attest")]
+use web_time::UNIX_EPOCH;
 
 use crate::gate::routing::Environment;
 use crate::runtime::{Instant, date};
+#[cfg(feature = "app-attest")]
+use crate::testing::app_attest::FakeAttestCa;
 use crate::testing::endpoint::Endpoint;
 
 /// The lifetime that Apple documents for the provider tokens of its push service, which have the same form.
@@ -40,6 +46,10 @@ const UNKNOWN_PROVIDER_TOKEN: ErrorAnswer =
 const METHOD_NOT_ALLOWED: ErrorAnswer = (StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed");
 // Apple documents this text; it was not seen in practice.
 const BAD_PAYLOAD: ErrorAnswer = (StatusCode::BAD_REQUEST, "Bad Payload");
+// Apple documents these two for receipts.
+#[cfg(feature = "app-attest")]
+const INCORRECT_ENVIRONMENT: ErrorAnswer = (StatusCode::BAD_REQUEST, "Incorrect Environment");
+const NO_DATA: ErrorAnswer = (StatusCode::NOT_FOUND, "No Data Found");
 // This text is neither documented nor seen.
 const NOT_FOUND: ErrorAnswer = (StatusCode::NOT_FOUND, "Not Found");
 
@@ -63,6 +73,9 @@ pub(super) struct Apple {
     /// The seconds by which Apple's clock is ahead.
     pub(super) clock_ahead: i64,
     pub(super) token_lifetime: Duration,
+    /// The signer of receipts, and the risk metric in newer ones.
+    #[cfg(feature = "app-attest")]
+    pub(super) receipts: Option<(FakeAttestCa, u32)>,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -89,6 +102,8 @@ impl Apple {
             devices: 0,
             clock_ahead: 0,
             token_lifetime: TOKEN_LIFETIME,
+            #[cfg(feature = "app-attest")]
+            receipts: None,
         }
     }
 
@@ -159,6 +174,9 @@ impl Apple {
         // Seen in practice: Apple checks the provider token first, even if the device token is bad, too.
         self.check_provider_token(head, now.as_secs())?;
 
+        if endpoint == Endpoint::AttestationData {
+            return self.newer_receipt(environment, body, now);
+        }
         let body: Map<String, Value> = serde_json::from_slice(body).map_err(|_| BAD_PAYLOAD)?;
         text(&body, "transaction_id").ok_or(BAD_PAYLOAD)?;
         let token = text(&body, "device_token").ok_or(BAD_DEVICE_TOKEN)?;
@@ -193,6 +211,32 @@ impl Apple {
             }
             (_, None) => "".into(),
         })
+    }
+
+    #[cfg(feature = "app-attest")]
+    fn newer_receipt(
+        &self,
+        environment: Environment,
+        body: &[u8],
+        now: Duration,
+    ) -> Result<Cow<'static, str>, ErrorAnswer> {
+        let (ca, metric) = self.receipts.as_ref().ok_or(NO_DATA)?;
+        let receipt = STANDARD.decode(body).map_err(|_| BAD_PAYLOAD)?;
+        if ca.environment_of(&receipt).ok_or(BAD_PAYLOAD)? != environment {
+            return Err(INCORRECT_ENVIRONMENT);
+        }
+        let newer = ca.refreshed(&receipt, UNIX_EPOCH + now, *metric).ok_or(BAD_PAYLOAD)?;
+        Ok(STANDARD.encode(newer).into())
+    }
+
+    #[cfg(not(feature = "app-attest"))]
+    const fn newer_receipt(
+        &self,
+        _: Environment,
+        _: &[u8],
+        _: Duration,
+    ) -> Result<Cow<'static, str>, ErrorAnswer> {
+        Err(NO_DATA)
     }
 
     fn check_provider_token(&mut self, head: &request::Parts, now: u64) -> Result<(), ErrorAnswer> {
@@ -234,8 +278,12 @@ impl Apple {
 }
 
 pub(super) fn provider_token(head: &request::Parts) -> Option<&str> {
-    let (scheme, token) = head.headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then_some(token)
+    let value = head.headers.get(AUTHORIZATION)?.to_str().ok()?;
+    match value.split_once(' ') {
+        Some((scheme, token)) => scheme.eq_ignore_ascii_case("bearer").then_some(token),
+        // Apple documents this form for receipts. Other programs send the word `Bearer` there, too.
+        None => (Endpoint::from_path(head.uri.path()) == Some(Endpoint::AttestationData)).then_some(value),
+    }
 }
 
 fn jwt_part(text: &str) -> Option<Map<String, Value>> {

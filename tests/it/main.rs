@@ -7,8 +7,13 @@
 
 mod allocations;
 mod api;
+#[cfg(feature = "app-attest")]
+mod app_attest;
+#[cfg(feature = "app-attest")]
+mod app_attest_fake;
+#[cfg(feature = "app-attest")]
+mod app_attest_tool;
 mod apple_client;
-
 mod attacks;
 mod cache_contract;
 mod caches;
@@ -52,6 +57,8 @@ mod redis_marks;
 mod redis_outage;
 #[cfg(feature = "redis")]
 mod redis_proxy;
+#[cfg(all(feature = "app-attest", feature = "redis"))]
+mod redis_receipts;
 #[cfg(feature = "redis")]
 mod redis_server;
 #[cfg(feature = "redis")]
@@ -70,6 +77,7 @@ mod support;
 mod teams;
 mod tenant_attacks;
 mod tenants;
+mod tenants_example;
 mod tokens;
 mod tower_contract;
 mod verdicts;

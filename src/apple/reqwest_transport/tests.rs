@@ -23,7 +23,7 @@ async fn get(url: &str) -> Result<Response<Bytes>, TransportError> {
 
 #[tokio::test]
 async fn answers() {
-    const TOO_LONG: &str = match str::from_utf8(&[b'x'; MAX_ANSWER_LENGTH + 1]) {
+    const TOO_LONG: &str = match str::from_utf8(&[b'x'; LongestAnswer::DEFAULT.0 + 1]) {
         Ok(text) => text,
         Err(_) => panic!("it is ASCII"),
     };

@@ -2,6 +2,8 @@
 
 mod attempts;
 mod client;
+#[cfg(feature = "app-attest")]
+mod receipts;
 
 use std::sync::{
     Arc, Mutex,

@@ -80,9 +80,44 @@ fn every_known_answer() {
         assert_eq!(class(*status, &body.to_uppercase()), *expected, "{status} {body}, upper case");
     }
     for status in [200, 400, 401] {
-        let oversized = format!("device token{}", " ".repeat(MAX_ANSWER_LENGTH));
+        let oversized = format!("device token{}", " ".repeat(LongestAnswer::DEFAULT.0));
         assert_eq!(class(status, &oversized), Unavailable, "{status}, over 4 KiB");
     }
+}
+
+#[test]
+fn every_known_answer_about_a_receipt() {
+    use Class::*;
+    let class = |status, body: &str| look_up(Operation::RefreshReceipt, &response(status, &[], body)).0;
+    let cases: &[(u16, &str, Class)] = &[
+        (200, "MIAGCSqGSIb3DQEHAqCA", Accepted),
+        (200, "<html>", Misconfigured),
+        (304, "", NotYet),
+        (400, "Incorrect Environment", RefusedReceipt),
+        (400, "Bad Payload", RefusedReceipt),
+        (400, "Missing or badly formatted authorization token", RefusedProviderToken),
+        (400, "<html>bad payload", Unavailable),
+        (400, "", Unavailable),
+        (400, "bad device token", Unavailable),
+        (401, "", RefusedProviderToken),
+        (401, "Authentication Failure", RefusedProviderToken),
+        (403, "", RefusedProviderToken),
+        (404, "No Data Found", NoData),
+        (404, "", NoData),
+        (404, "<html>", Misconfigured),
+        (405, "", Misconfigured),
+        (429, "Too Many Requests", Throttled),
+        (500, "", Unavailable),
+        (503, "", Unavailable),
+        (204, "", Unavailable),
+        (302, "", Unavailable),
+    ];
+    for (status, body, expected) in cases {
+        assert_eq!(class(*status, body), *expected, "{status} {body}");
+        assert_eq!(class(*status, &body.to_uppercase()), *expected, "{status} {body}, upper case");
+    }
+    assert_eq!(class(200, &"A".repeat(32 * 1024)), Accepted);
+    assert_eq!(class(200, &"A".repeat(32 * 1024 + 1)), Unavailable);
 }
 
 #[test]
