@@ -356,7 +356,7 @@ async fn a_parameter_of_a_path_segment_belongs_to_nobody() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
-    /// Whatever the client sends: the resolvers do not panic, and the tenant's own host or path is in the request.
+    /// The resolvers do not panic, and find a tenant only if its own host or path is in the request.
     #[test]
     fn resolvers_take_any_input(
         host in proptest::option::of(r"(\[?(shop|club|::1|[a-z]{0,3})\.?(example)?\]?[:.@/ %]?[0-9a-z]{0,6}|\PC{0,12})"),
