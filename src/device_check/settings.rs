@@ -79,6 +79,7 @@ impl Settings {
         self.teams = self.teams.drain(..).map(Team::named).collect();
     }
 
+    #[cfg_attr(not(feature = "_apple"), allow(dead_code))]
     pub(super) const fn tenant(&self) -> Option<&TenantName> {
         self.tenant.as_ref()
     }
