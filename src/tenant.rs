@@ -113,13 +113,17 @@ impl<M: BodyMode> Tenants<M> {
     pub fn insert(&self, name: &str, layer: DeviceCheckLayer<M>) -> Result<(), TenantError> {
         let name: TenantName = name.parse()?;
         let gate = layer.into_gate_of(&name)?;
-        write(&self.gates.gates).insert(name, gate);
+        // Dropped after the lock is released: its plug-ins may do anything, and a cache takes a while.
+        let replaced = write(&self.gates.gates).insert(name, gate);
+        drop(replaced);
         Ok(())
     }
 
     /// Removes a tenant. From the next request on, nothing admits its requests: no session, no remembered verdict.
     pub fn remove(&self, name: &str) {
-        write(&self.gates.gates).remove(name);
+        // As in `insert`, dropped after the lock is released.
+        let removed = write(&self.gates.gates).remove(name);
+        drop(removed);
     }
 
     /// The names of all tenants, sorted.

@@ -217,27 +217,43 @@ impl Checks {
 /// A handler changes the bits of a device.
 #[cfg(feature = "_apple")]
 impl Checks {
-    /// Makes the cache forget the marks of a device's token, and remember none of a check that is under way.
+    /// Makes the cache forget the marks of a device's token, and remember none of a check that is under way. `scope` is
+    /// that of the client that changes them.
     pub(super) async fn forget_marks(
         &self,
         device: &VerifiedDevice,
         token: &DeviceToken,
+        scope: &str,
     ) -> Result<(), CacheError> {
-        let Some(team) = self.settings.teams.get(self.place_of(device)) else { return Ok(()) };
-        let key = self.settings.key(team, device.environment(), token.as_bytes()).for_marks(true);
-        let cache = self.settings.cache();
+        let key_of = |place: usize| {
+            self.settings.key(&self.settings.teams[place], device.environment(), token.as_bytes())
+        };
+        let Some(key) = self.place_of(device, scope).map(key_of) else {
+            return Err(CacheError::new(
+                "the mark writer is of a layer without the tenant or the team of the device",
+            ));
+        };
+        let (key, cache) = (key.for_marks(true), self.settings.cache());
         let forgotten = within(FORGET_STEP, cache.forget(&key.with_digest(device.digest()), HOLD)).await;
         forgotten.unwrap_or_else(|_elapsed| Err(CacheError::new("no answer from the cache within 2 s")))
     }
 
     /// Lets later requests with the token of a device join no check that is under way.
-    pub(super) fn leave_checks_under_way(&self, device: &VerifiedDevice) {
-        self.flights.leave(&(self.place_of(device), device.environment(), device.digest()));
+    pub(super) fn leave_checks_under_way(&self, device: &VerifiedDevice, scope: &str) {
+        if let Some(place) = self.place_of(device, scope) {
+            self.flights.leave(&(place, device.environment(), device.digest()));
+        }
     }
 
-    fn place_of(&self, device: &VerifiedDevice) -> usize {
-        let mut teams = self.settings.teams.iter();
-        teams.position(|team| team.has_given(device.evidence())).unwrap_or_default()
+    /// The team of a device, which a layer without tenants or with one team may have admitted, too. `None` if it is none
+    /// of this layer's.
+    fn place_of(&self, device: &VerifiedDevice, scope: &str) -> Option<usize> {
+        let teams = &self.settings.teams;
+        let scope = device.evidence().team().unwrap_or(scope);
+        let place = teams.iter().position(|team| team.verifier.scope() == scope);
+        let is_only = teams.len() == 1 && device.evidence().team().is_none();
+        let is_ours = device.tenant().is_none_or(|tenant| Some(tenant) == self.settings.tenant());
+        place.or(is_only.then_some(0)).filter(|_| is_ours)
     }
 }
 

@@ -38,7 +38,8 @@ impl MarkWriter {
     ///
     /// The same as for [`update_bits`](AppleClient::update_bits). Also
     /// [`StillRemembered`](BitsErrorKind::StillRemembered) if the bits are set, but the cache did not forget the old
-    /// ones: then these count for the time to live of marks at most.
+    /// ones, or if this handle was made from a layer without the tenant or the team of the device: then the old ones
+    /// count for the time to live of marks at most.
     pub async fn update(
         &self,
         device: &VerifiedDevice,
@@ -49,18 +50,18 @@ impl MarkWriter {
         if bit0.is_none() && bit1.is_none() {
             return Ok(());
         }
-        let token = self.client.token_of(device)?;
+        let (token, scope) = (self.client.token_of(device)?, self.client.team_id());
         let began = Instant::now();
         // Before the update, so that it counts even if this future is dropped while Apple is asked.
-        let forgotten = self.checks.forget_marks(device, &token).await;
+        let forgotten = self.checks.forget_marks(device, &token, scope).await;
         let updated = self.client.update_bits(device, bit0, bit1).await;
         if updated.as_ref().is_err_and(|error| error.kind() != BitsErrorKind::Unavailable) {
             return updated;
         }
         // An update without an answer may have taken effect.
-        self.checks.leave_checks_under_way(device);
+        self.checks.leave_checks_under_way(device, scope);
         if forgotten.is_err() || began.elapsed() > LONG_UPDATE {
-            let forgotten = self.checks.forget_marks(device, &token).await;
+            let forgotten = self.checks.forget_marks(device, &token, scope).await;
             return updated.and(forgotten.map_err(BitsError::still_remembered));
         }
         updated

@@ -79,6 +79,11 @@ impl Settings {
         self.teams = self.teams.drain(..).map(Team::named).collect();
     }
 
+    #[cfg_attr(not(feature = "_apple"), allow(dead_code))]
+    pub(super) const fn tenant(&self) -> Option<&TenantName> {
+        self.tenant.as_ref()
+    }
+
     pub(crate) fn set_tenant(&mut self, tenant: &TenantName) {
         self.tenant = Some(tenant.clone());
         self.teams = self.teams.drain(..).map(|team| team.of_tenant(tenant)).collect();

@@ -39,12 +39,6 @@ impl Team {
         self.scope_of_tenant.as_deref().unwrap_or_else(|| self.verifier.scope())
     }
 
-    /// Whether this team gave the evidence.
-    #[cfg(feature = "_apple")]
-    pub(super) fn has_given(&self, evidence: &Evidence) -> bool {
-        self.name.as_deref() == evidence.team()
-    }
-
     /// Asks about a token, and for marks about the bits of its device, too.
     pub(super) async fn ask(
         &self,

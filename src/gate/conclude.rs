@@ -164,7 +164,7 @@ impl<M> Gate<M> {
             }
             _ => false,
         };
-        if is_verdict && let Some(over) = self.outages.ends(Instant::now()) {
+        if is_verdict && let Some(over) = self.outages.ends(self.tenant.as_ref(), Instant::now()) {
             self.observer.outage(&over);
         }
     }

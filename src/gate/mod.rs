@@ -160,6 +160,15 @@ impl<M> Gate<M> {
         }
     }
 
+    /// Makes this the gate of a tenant, which shares no state with the gate that it was cloned from.
+    pub(crate) fn set_tenant(&mut self, tenant: TenantName) {
+        self.tenant = Some(tenant);
+        self.shadow_checks = Arc::new(self.shadow_checks.emptied());
+        self.outages = Arc::default();
+        // The series that it remembers have the tenant's label.
+        self.decisions = Arc::default();
+    }
+
     fn route(&self, head: &mut request::Parts) -> Route {
         if self.exempt_preflights && is_preflight(head) && !self.shows_credentials(head) {
             head.extensions.insert(ExemptPreflight);

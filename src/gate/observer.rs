@@ -214,8 +214,8 @@ impl<'a> Event<'a> {
     /// # Danger
     ///
     /// A head can hold secrets: cookies, and credentials for other layers. It also holds the credentials for this layer
-    /// if the layer [forwards them](crate::DeviceCheckLayer::with_forwarded_credentials), or if the request is exempt,
-    /// because the layer does not search exempt requests. Record only a part that holds no secret, such as a header
+    /// if the layer [forwards them](crate::DeviceCheckLayer::with_forwarded_credentials), or if the request is exempt or
+    /// belongs to no [tenant](crate::tenant), because nobody searches such requests. Record only a part that holds no secret, such as a header
     /// with the app version. The client chose its text, so bound what you keep.
     #[must_use]
     pub const fn head(&self) -> &'a request::Parts {
@@ -312,6 +312,8 @@ pub enum Outage<'a> {
         rejections: u64,
         /// The time from the first rejection to now.
         lasted: Duration,
+        /// The tenant whose gate it was; `None` in a layer without [tenants](crate::tenant).
+        tenant: Option<&'a TenantName>,
     },
 }
 

@@ -2,7 +2,7 @@
 
 use std::{sync::Mutex, time::Duration};
 
-use crate::gate::observer::Outage;
+use crate::gate::{observer::Outage, tenant::name::TenantName};
 use crate::runtime::{Instant, lock};
 
 /// The outages of one layer: at most one at a time.
@@ -46,9 +46,9 @@ impl Outages {
     }
 
     /// Records a verdict. Returns the end of the outage, if its beginning was reported.
-    pub(super) fn ends(&self, now: Instant) -> Option<Outage<'static>> {
+    pub(super) fn ends<'a>(&self, tenant: Option<&'a TenantName>, now: Instant) -> Option<Outage<'a>> {
         let over = lock(&self.state).current.take_if(|current| current.told.is_some())?;
         let lasted = now.saturating_duration_since(over.since);
-        Some(Outage::Over { rejections: over.rejections, lasted })
+        Some(Outage::Over { rejections: over.rejections, lasted, tenant })
     }
 }

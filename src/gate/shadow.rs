@@ -20,6 +20,11 @@ impl ShadowChecks {
         Self { limit, under_way: AtomicUsize::new(0) }
     }
 
+    /// As many places, all of them free.
+    pub(super) const fn emptied(&self) -> Self {
+        Self::new(self.limit)
+    }
+
     /// Whether no place is free.
     pub(super) fn are_full(&self) -> bool {
         self.under_way.load(Ordering::Relaxed) >= self.limit

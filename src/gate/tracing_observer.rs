@@ -18,7 +18,7 @@ use crate::gate::{enforcement::Enforcement, rejection::Rejection, routing::Envir
 ///
 /// Fields of decisions: `tenant` if the layer has [tenants](crate::tenant), `outcome`, `environment`, `evidence`, `digest`, `latency_us` (microseconds), `reason` if the
 /// outcome does not say everything, `error` with its causes, and `enforced`, which is false if the layer only monitors
-/// and lets rejected requests through. Fields of the end of an [`Outage`]: `rejections` and `seconds`.
+/// and lets rejected requests through. Fields of the end of an [`Outage`]: `tenant`, `rejections` and `seconds`.
 #[derive(Clone, Copy, Debug, Default)]
 #[allow(clippy::exhaustive_structs, reason = "a unit struct, to be named as a value")]
 pub struct TracingObserver;
@@ -47,9 +47,13 @@ macro_rules! decision {
 impl Observer for TracingObserver {
     fn decision(&self, event: &Event<'_>) {
         match event.outcome() {
-            Outcome::Exempt => event!(target: TARGET, Level::TRACE, outcome = "exempt", "request is exempt"),
+            Outcome::Exempt => {
+                let tenant = event.tenant().map(TenantName::as_str);
+                event!(target: TARGET, Level::TRACE, tenant, outcome = "exempt", "request is exempt");
+            }
             Outcome::LeftOut => {
-                event!(target: TARGET, Level::DEBUG, outcome = "left_out", "request left out of shadow mode");
+                let tenant = event.tenant().map(TenantName::as_str);
+                event!(target: TARGET, Level::DEBUG, tenant, outcome = "left_out", "request left out of shadow mode");
             }
             Outcome::Verified(device) if device.evidence().is_stand_in() => {
                 decision!(event, Level::WARN, "debug token admitted");
@@ -74,8 +78,9 @@ impl Observer for TracingObserver {
             Outage::Begins(event) => {
                 decision!(event, Level::WARN, "request rejected: no verdict (more of these at level debug)")
             }
-            Outage::Over { rejections, lasted } => {
-                event!(target: TARGET, Level::INFO, rejections, seconds = lasted.as_secs(), "there are verdicts again");
+            Outage::Over { rejections, lasted, tenant } => {
+                let (tenant, seconds) = (tenant.map(TenantName::as_str), lasted.as_secs());
+                event!(target: TARGET, Level::INFO, tenant, rejections, seconds, "there are verdicts again");
             }
         }
     }

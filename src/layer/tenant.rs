@@ -11,13 +11,16 @@ impl<M: BodyMode> DeviceCheckLayer<M> {
     /// [`Tenants`](crate::tenant::Tenants) do this for layers without a tenant. Call it yourself, before
     /// [`mark_writer`](Self::mark_writer), if you need a handle from the layer.
     ///
+    /// Layers of tenants that are clones of one layer share its plug-ins, such as the limiter and the `AppleClient`, and
+    /// nothing else: each has its own checks under way, places of [shadow checks](Self::with_shadow_checks) and outages.
+    ///
     /// # Errors
     ///
     /// Returns an error if `name` cannot be a [`TenantName`].
     pub fn with_tenant(self, name: &str) -> Result<Self, TenantError> {
         let tenant: TenantName = name.parse()?;
         let layer = self.with_settings(|settings| settings.set_tenant(&tenant));
-        Ok(layer.with_gate(|gate| gate.tenant = Some(tenant)))
+        Ok(layer.with_gate(|gate| gate.set_tenant(tenant)))
     }
 
     /// The gate for the tenant of this name.

@@ -75,7 +75,8 @@ impl Exchange {
         self
     }
 
-    /// Sells JSON Web Tokens instead, for services that are not this server. Mount it on a path of its own.
+    /// Sells JSON Web Tokens instead, for services that are not this server. Mount it on a path of its own. If their
+    /// tenant and App ID are not those of the sessions, each purchase is [`Misconfigured`](Rejection::Misconfigured).
     #[cfg(feature = "jwt")]
     #[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "jwt")))]
     pub fn with_jwt(mut self, jwts: Jwts) -> Self {
@@ -130,6 +131,7 @@ impl Exchange {
     fn mint(&self, claims: &Claims) -> Result<String, Rejected> {
         #[cfg(feature = "jwt")]
         if let Some(jwts) = &self.jwts {
+            jwts.check_owner(&self.sessions)?;
             return jwts.mint(claims).map_err(|error| VerifyError::misconfigured(error).into());
         }
         self.sessions.mint(claims)

@@ -18,6 +18,7 @@ use tower_service::Service;
 
 use crate::gate::body::ResponseBody;
 use crate::gate::routing::Environment;
+use crate::gate::{decision::Rejected, error::VerifyError};
 use crate::runtime::{Instant, read, write};
 use crate::session::claims::{BoughtWith, Claims, NO_SUBJECT, SessionId, from_hex, to_hex};
 use crate::session::error::SessionError;
@@ -114,6 +115,14 @@ impl Jwts {
         // Under the lock, so that no token of an old key is remembered afterwards.
         self.verified.clear();
         Ok(())
+    }
+
+    /// Checks that the tokens are those of this tenant and App ID.
+    pub(super) fn check_owner(&self, sessions: &Sessions) -> Result<(), Rejected> {
+        if self.owner == sessions.owner() {
+            return Ok(());
+        }
+        Err(VerifyError::misconfigured("sessions as JWT are those of another tenant or App ID").into())
     }
 
     pub(super) fn mint(&self, claims: &Claims) -> Result<String, SessionError> {

@@ -87,7 +87,8 @@ impl SplitKeyLayer {
     }
 
     /// Sets which projects' keys the devices of a [tenant](crate::tenant) may use. Default: those of the project that has
-    /// the tenant's name. A device without a tenant may use those of every project.
+    /// the tenant's name. A device without a tenant may use those of every project, and so may a request without a device,
+    /// where such requests [get keys](Self::with_dangerous_unverified_devices).
     ///
     /// A key of another tenant's project gets the same answer as an unknown one.
     pub fn with_tenant_projects(

@@ -291,6 +291,28 @@ async fn a_shadow_check_survives_its_client() {
     assert_eq!(apple.calls(), 1);
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_observer_that_panics_beside_a_request_keeps_no_place() {
+    struct Panicking(Counter);
+
+    impl Observer for Panicking {
+        fn decision(&self, event: &Event<'_>) {
+            assert_eq!(event.outcome().as_str(), "verified", "a place was free");
+            self.0.add();
+            panic!("an observer's own fault");
+        }
+    }
+
+    let (apple, told) = (Apple::new(), Counter::default());
+    let layer = apple.layer().with_enforcement(Enforcement::Shadow).with_shadow_checks(1);
+    let app = App::new(&layer.with_observer(Panicking(told.clone())));
+    for round in 1..=3 {
+        assert_eq!(app.status(&apple.genuine()).await, StatusCode::OK);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!((told.get(), apple.calls()), (round, round));
+    }
+}
+
 #[test]
 fn without_a_runtime_shadow_mode_leaves_out_what_it_must_ask_about() {
     let (asked, told) = (Counter::default(), Told::default());

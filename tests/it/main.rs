@@ -75,6 +75,7 @@ mod split_key_tool;
 mod statuses;
 mod support;
 mod teams;
+mod tenant_attacks;
 mod tenants;
 mod tenants_example;
 mod tokens;

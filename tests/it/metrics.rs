@@ -285,3 +285,34 @@ async fn different_tokens_make_no_new_series() {
     assert_eq!(series[0], series[1]);
     assert_eq!(apple.calls(), 1020);
 }
+
+/// Each layer counts for its own tenant, although all of them are clones of one.
+#[tokio::test]
+async fn decisions_are_counted_by_tenant() {
+    use tower_devicecheck::tenant::{ClientChosenTenant, Tenants};
+    let metrics = Metrics::record();
+    let base = Apple::new().layer();
+    let mut tenants = Tenants::new(ClientChosenTenant::new("x-tenant".parse().unwrap()));
+    for name in ["shop", "club"] {
+        tenants = tenants.with(name, base.clone()).unwrap();
+    }
+    let app = App::new(&tenants);
+    for name in ["shop", "club", "club", "unknown", "another"] {
+        let mut request = plain();
+        request.headers_mut().insert("x-tenant", name.parse().unwrap());
+        app.send(request).await;
+    }
+    for (tenant, outcome, count) in
+        [("shop", "missing_token", 1.0), ("club", "missing_token", 2.0), ("none", "refused_token", 2.0)]
+    {
+        let labels = [
+            ("outcome", outcome),
+            ("evidence", "none"),
+            ("environment", "production"),
+            ("enforcement", "enforce"),
+            ("tenant", tenant),
+        ];
+        assert_eq!(metrics.value("devicecheck_decisions_total", &labels), Some(count), "{tenant}");
+    }
+    assert!(metrics.apple("ok").is_none(), "nobody was asked");
+}

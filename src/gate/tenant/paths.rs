@@ -17,7 +17,7 @@ use crate::runtime::{read, write};
 ///
 /// A request is [unknown](TenantChoice::Unknown) if another server could read its path differently: with `.` or `..` as
 /// a segment, an empty segment before the end, a backslash, or a percent-encoded dot, slash, backslash or percent sign;
-/// or with any percent sign among as many segments as the longest prefix has.
+/// or with any percent sign or semicolon among as many segments as the longest prefix has.
 ///
 /// # Clone
 ///
@@ -64,7 +64,7 @@ impl PathTenants {
             || (prefix.starts_with('/')
                 && !prefix.ends_with('/')
                 && is_unambiguous(prefix)
-                && !prefix.contains(['%', '?', '#']));
+                && !prefix.contains(['%', ';', '?', '#']));
         if !is_prefix {
             return Err(TenantError(
                 "a tenant's path prefix is `/`, or whole plain segments such as `/shop`",
@@ -100,7 +100,7 @@ impl TenantResolver for PathTenants {
         // The beginning of the path, with as many segments as the longest prefix.
         let end = path.match_indices('/').nth(prefixes.depth).map_or(path.len(), |(end, _)| end);
         let mut prefix = &path[..end];
-        if prefix.contains('%') {
+        if prefix.contains(['%', ';']) {
             return TenantChoice::Unknown;
         }
         loop {

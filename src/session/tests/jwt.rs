@@ -221,3 +221,21 @@ fn what_is_no_key_is_not_taken() {
     let key = ed25519();
     assert_eq!(format!("{key:?}"), format!("JwtKey {{ id: {:?}, .. }}", key.id()));
 }
+
+/// An operator who gives the tokens of one tenant to another gets errors, and no token is sold or admitted.
+#[tokio::test]
+async fn tokens_of_another_owner_are_misconfigured() {
+    let (world, sessions) = (World::new(), sessions());
+    let jwts = jwts(vec![ed25519()]);
+    let exchange = Exchange::new(sessions).with_jwt(jwts.clone());
+    let (token, _) = world.buy_with(&exchange, world.token()).await;
+    for (tenant, app_id) in [("other", APP_ID), ("acme", "TEAM123456.com.example.other")] {
+        let other = Sessions::new(tenant, app_id, &KeyRing::new(master(1))).unwrap();
+        let proof = SessionProof::new(other.clone()).with_jwt(jwts.clone());
+        let answer = world.ask(&proof, shown(&token)).await;
+        assert_eq!(answer.rejection(), Some(Rejection::Misconfigured), "{tenant} {app_id}");
+        let response = world.exchange(&Exchange::new(other).with_jwt(jwts.clone()), world.token()).await;
+        assert_eq!(response.status(), 500, "{tenant} {app_id}");
+    }
+    assert_eq!(world.fake.calls(), 3);
+}
