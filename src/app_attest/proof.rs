@@ -16,6 +16,7 @@ use crate::app_attest::keys::attested_key::AttestedKey;
 use crate::app_attest::keys::counter::CounterRule;
 use crate::app_attest::keys::store::{AttestKeyStore, AttestKeyStoreError, ErasedAttestKeyStore};
 use crate::app_attest::policy::{AttestPolicy, denied};
+use crate::app_attest::refresh::{ReceiptKeeper, ReceiptStore};
 use crate::gate::credential::TokenDigest;
 use crate::gate::decision::{Rejected, VerifiedDevice};
 use crate::gate::error::VerifyError;
@@ -97,6 +98,7 @@ struct Core {
     counter_rule: CounterRule,
     policy: AttestPolicy,
     body_limit: usize,
+    receipts: Option<ReceiptKeeper>,
 }
 
 /// A credential of the right form, and the facts of its request.
@@ -126,6 +128,7 @@ impl AppAttestProof {
                 counter_rule: CounterRule::Strict,
                 policy: AttestPolicy::new(),
                 body_limit: DEFAULT_BODY_LIMIT,
+                receipts: None,
             }),
         }
     }
@@ -155,6 +158,12 @@ impl AppAttestProof {
     /// [the layer](crate::ReadBodies::with_limit) counts as well. A longer body is [`TooLarge`](crate::Rejection::TooLarge).
     pub fn with_body_limit(self, bytes: usize) -> Self {
         self.with(|core| core.body_limit = bytes)
+    }
+
+    /// [Notes](ReceiptStore::touch) in this store that a key was seen: at most once per hour and key, after its request is
+    /// admitted. The request waits for the store. If the store fails, that is logged. Default: none.
+    pub fn with_receipts(self, store: impl ReceiptStore) -> Self {
+        self.with(|core| core.receipts = Some(ReceiptKeeper::new(store)))
     }
 }
 
@@ -275,6 +284,9 @@ impl Core {
         let advanced = self.store.advance(&key.tenant, &key.key_id, assertion.counter(), rule, now).await;
         if !advanced.map_err(no_answer)? {
             return Err(Rejected::from(Rejection::ReusedToken).with_reason("the counter was used before"));
+        }
+        if let Some(receipts) = &self.receipts {
+            receipts.see(presented.facts.tenant(), key, now).await;
         }
         let device = AttestedDevice {
             key_id: key.key_id,

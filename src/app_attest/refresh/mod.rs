@@ -1,6 +1,7 @@
 //! Receipts in the course of time: stored, exchanged at Apple for newer ones, and read for the risk metric.
 
 mod event;
+mod keeper;
 mod memory;
 mod plan;
 #[cfg(feature = "redis")]
@@ -13,6 +14,7 @@ mod tests;
 
 #[cfg(feature = "redis")]
 pub use self::redis::RedisReceiptStore;
+pub(super) use self::keeper::ReceiptKeeper;
 pub use self::{
     event::{ReceiptEvent, RefreshFailure, RefreshFailureKind, RiskMetric},
     memory::MemoryReceiptStore,
