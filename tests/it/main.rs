@@ -9,6 +9,8 @@ mod allocations;
 mod api;
 #[cfg(feature = "app-attest")]
 mod app_attest;
+#[cfg(feature = "app-attest")]
+mod app_attest_example;
 mod app_attest_fake;
 #[cfg(feature = "app-attest")]
 mod app_attest_tool;
