@@ -276,7 +276,9 @@ impl Settings {
     fn curl_hints(&self, apple: &Apple, url: &str) -> String {
         let Some(orders) = apple.orders() else { return String::new() };
         let challenge = if self.is_by_challenge {
-            format!("?challenge=$(curl -s -X POST {url}/challenge/assertion | grep -oE '[A-Za-z0-9_-]{{55}}')")
+            format!(
+                "?challenge=$(curl -s -X POST {url}/challenge/assertion | grep -oE '[A-Za-z0-9_-]{{55}}')"
+            )
         } else {
             String::new()
         };

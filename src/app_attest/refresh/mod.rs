@@ -12,9 +12,9 @@ mod stored;
 #[cfg(test)]
 mod tests;
 
+pub(super) use self::keeper::ReceiptKeeper;
 #[cfg(feature = "redis")]
 pub use self::redis::RedisReceiptStore;
-pub(super) use self::keeper::ReceiptKeeper;
 pub use self::{
     event::{ReceiptEvent, RefreshFailure, RefreshFailureKind, RiskMetric},
     memory::MemoryReceiptStore,

@@ -217,7 +217,10 @@ async fn bodies_of_the_wrong_form() {
     }
     let challenges = ChallengeEndpoint::new(world.challenges.clone(), ChallengePurpose::Attestation);
     let response = challenges.oneshot(Request::put("/").body(()).unwrap()).await.unwrap();
-    assert_eq!((response.status().as_u16(), &response.headers()[ALLOW]), (405, &"GET, POST".parse().unwrap()));
+    assert_eq!(
+        (response.status().as_u16(), &response.headers()[ALLOW]),
+        (405, &"GET, POST".parse().unwrap())
+    );
     assert_eq!((world.store.kept.len(), world.apple.calls()), (0, 0));
 }
 

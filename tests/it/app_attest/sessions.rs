@@ -93,6 +93,6 @@ async fn an_assertion_over_a_session_admits_once_and_for_its_own_key_only() {
     let subject = world.store.key(&device).await.subject();
     let until = SystemTime::now() + std::time::Duration::from_secs(3600);
     sessions.revocations().revoke_subject(&subject, until).await.unwrap();
-    assert_eq!(server.code(post(&device, (SESSION, &session))).await, "refused_token");
+    assert_eq!(server.code(post(&device, (SESSION, &session))).await, "denied");
     assert_eq!(world.apple.calls(), 0);
 }
