@@ -32,6 +32,10 @@ pub mod marks {}
 #[doc = include_str!("../docs/sessions.md")]
 pub mod sessions {}
 
+/// App Attest: the protocol, a client in Swift, the server, receipts, and the threat model; which proof for what.
+#[doc = include_str!("../docs/app-attest.md")]
+pub mod app_attest {}
+
 /// Many apps on one server: the choice of a tenant, isolation, changes while running, and the threat model.
 #[doc = include_str!("../docs/tenants.md")]
 pub mod tenants {}

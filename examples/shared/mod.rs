@@ -18,6 +18,7 @@ use std::{
     time::Duration,
 };
 
+use axum::Router;
 use http::{Request, Response};
 use hyper::body::{Body, Incoming};
 use tokio::net::TcpListener;
@@ -314,11 +315,16 @@ const URLS: [(Environment, &str); 2] =
 impl Apple {
     /// The client of [`AppleClient::from_env`]; where none of its variables is set, a fake Apple on the loopback interface.
     pub(crate) async fn from_env() -> Result<Self, BoxError> {
+        Self::from_env_with(|_| Router::new()).await
+    }
+
+    /// The same. A fake Apple takes the orders of these routes, too.
+    pub(crate) async fn from_env_with(more: impl FnOnce(&FakeApple) -> Router) -> Result<Self, BoxError> {
         if any_is_set(SETTINGS)? {
             // Where some are missing, this says which.
             Ok(Self { client: AppleClient::from_env()?, fake: None })
         } else {
-            Self::fake().await
+            Self::fake_with(more).await
         }
     }
 
@@ -358,6 +364,10 @@ impl Apple {
     }
 
     pub(crate) async fn fake() -> Result<Self, BoxError> {
+        Self::fake_with(|_| Router::new()).await
+    }
+
+    pub(crate) async fn fake_with(more: impl FnOnce(&FakeApple) -> Router) -> Result<Self, BoxError> {
         let apple = FakeApple::new();
         // The tokens that are printed are used by hand.
         apple.set_token_lifetime(Duration::from_secs(24 * 60 * 60));
@@ -368,7 +378,8 @@ impl Apple {
             .build()?;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let orders = local_url(listener.local_addr()?);
-        tokio::spawn(axum::serve(listener, orders::app(apple)).into_future());
+        let app = more(&apple).merge(orders::app(apple));
+        tokio::spawn(axum::serve(listener, app).into_future());
         Ok(Self { client, fake: Some(Fake { server, orders }) })
     }
 

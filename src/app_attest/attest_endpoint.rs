@@ -26,7 +26,9 @@ use crate::app_attest::key_id::KeyId;
 use crate::app_attest::keys::attested_key::AttestedKey;
 use crate::app_attest::keys::store::{AttestKeyStore, ErasedAttestKeyStore, Insertion};
 use crate::app_attest::policy::{AttestPolicy, denied};
-use crate::app_attest::proof::{digest, no_answer, refused, rejected};
+use crate::app_attest::proof::digest;
+use crate::app_attest::refresh::{ReceiptKeeper, ReceiptStore};
+use crate::app_attest::rejected::{no_answer, refused, rejected};
 use crate::app_attest::submission::{Submission, read};
 use crate::gate::decision::{Rejected, VerifiedDevice};
 use crate::gate::observer::{Chain, TARGET};
@@ -112,6 +114,7 @@ struct Core {
     client_data: ClientData,
     policy: AttestPolicy,
     account: Option<Arc<dyn FindAccount>>,
+    receipts: Option<ReceiptKeeper>,
     #[cfg(feature = "session")]
     sessions: Option<Sessions>,
 }
@@ -141,6 +144,7 @@ impl AttestEndpoint {
                 client_data: ClientData::challenge_text(),
                 policy: AttestPolicy::new(),
                 account: None,
+                receipts: None,
                 #[cfg(feature = "session")]
                 sessions: None,
             }),
@@ -196,6 +200,12 @@ impl AttestEndpoint {
         find: impl Fn(&request::Parts) -> Option<String> + Send + Sync + 'static,
     ) -> Self {
         self.with(|core| core.account = Some(Arc::new(find)))
+    }
+
+    /// Stores the receipt of each attestation, for a [`ReceiptRefresher`](crate::app_attest::ReceiptRefresher). If that
+    /// fails, the key is attested all the same, and the failure is logged. Default: none.
+    pub fn with_receipts(self, store: impl ReceiptStore) -> Self {
+        self.with(|core| core.receipts = Some(ReceiptKeeper::new(store)))
     }
 
     /// Sells a session with each attestation. Default: none.
@@ -286,6 +296,9 @@ impl Core {
             Insertion::Known => {}
             Insertion::OtherAccount => return Err(refused("the key is known for another account")),
             Insertion::Revoked => return Err(denied("the key is revoked")),
+        }
+        if let Some(receipts) = &self.receipts {
+            receipts.keep(self.tenant.as_ref(), &attestation, now).await;
         }
         Ok(device)
     }

@@ -15,7 +15,8 @@ use crate::gate::body::ResponseBody;
 use crate::gate::error::VerifyError;
 use crate::gate::tenant::name::TenantName;
 
-/// A tower service that issues challenges for one purpose. It answers a `GET` with JSON and `Cache-Control: no-store`:
+/// A tower service that issues challenges for one purpose. It answers a `GET` and a `POST` alike, with JSON and
+/// `Cache-Control: no-store`. It reads no body.
 ///
 /// ```json
 /// {"challenge":"AQoLDA0K…","expires_in":300}
@@ -55,8 +56,8 @@ impl ChallengeEndpoint {
     }
 
     fn answer(&self, head: &request::Parts) -> Response<ResponseBody<String>> {
-        if head.method != Method::GET {
-            return answer::wrong_method("GET");
+        if head.method != Method::GET && head.method != Method::POST {
+            return answer::wrong_method("GET, POST");
         }
         let tenant = self.tenant.as_ref().map_or("", TenantName::as_str);
         match self.challenges.issue(tenant, self.purpose) {

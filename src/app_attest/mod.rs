@@ -157,6 +157,7 @@ mod public_key;
 mod receipt;
 mod receipt_fields;
 mod refresh;
+mod rejected;
 mod roots;
 mod signature;
 mod signed_data;

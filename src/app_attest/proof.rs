@@ -10,16 +10,16 @@ use crate::app_attest::assertion::{Assertion, AssertionExpected};
 use crate::app_attest::attested_device::{AttestedDevice, EVIDENCE, SCHEME};
 use crate::app_attest::client_data::{ClientData, ClientFacts};
 use crate::app_attest::content_digest;
-use crate::app_attest::error::{ObjectError, ObjectErrorKind};
 use crate::app_attest::freshness::{CHALLENGE, Fresh, Freshness, TIME};
 use crate::app_attest::key_id::KeyId;
 use crate::app_attest::keys::attested_key::AttestedKey;
 use crate::app_attest::keys::counter::CounterRule;
-use crate::app_attest::keys::store::{AttestKeyStore, AttestKeyStoreError, ErasedAttestKeyStore};
+use crate::app_attest::keys::store::{AttestKeyStore, ErasedAttestKeyStore};
 use crate::app_attest::policy::{AttestPolicy, denied};
+use crate::app_attest::refresh::{ReceiptKeeper, ReceiptStore};
+use crate::app_attest::rejected::{no_answer, refused, rejected};
 use crate::gate::credential::TokenDigest;
 use crate::gate::decision::{Rejected, VerifiedDevice};
-use crate::gate::error::VerifyError;
 use crate::gate::headers::take_only;
 use crate::gate::proof::{Facts, Proof, Step};
 use crate::gate::rejection::{MalformedToken, Rejection};
@@ -99,6 +99,7 @@ struct Core {
     policy: AttestPolicy,
     body_limit: usize,
     streams_bodies: bool,
+    receipts: Option<ReceiptKeeper>,
 }
 
 /// A credential of the right form, and the facts of its request.
@@ -131,6 +132,7 @@ impl AppAttestProof {
                 policy: AttestPolicy::new(),
                 body_limit: DEFAULT_BODY_LIMIT,
                 streams_bodies: false,
+                receipts: None,
             }),
         }
     }
@@ -172,6 +174,12 @@ impl AppAttestProof {
     /// The inner service runs before the body was checked, and must undo what it has done if the body ends in an error.
     pub fn with_streamed_bodies(self, streamed: bool) -> Self {
         self.with(|core| core.streams_bodies = streamed)
+    }
+
+    /// [Notes](ReceiptStore::touch) in this store that a key was seen: at most once per hour and key, after its request is
+    /// admitted. The request waits for the store. If the store fails, that is logged. Default: none.
+    pub fn with_receipts(self, store: impl ReceiptStore) -> Self {
+        self.with(|core| core.receipts = Some(ReceiptKeeper::new(store)))
     }
 }
 
@@ -302,6 +310,9 @@ impl Core {
         if !advanced.map_err(no_answer)? {
             return Err(Rejected::from(Rejection::ReusedToken).with_reason("the counter was used before"));
         }
+        if let Some(receipts) = &self.receipts {
+            receipts.see(presented.facts.tenant(), key, now).await;
+        }
         let device = AttestedDevice {
             key_id: key.key_id,
             app_id: key.app_id.clone(),
@@ -341,24 +352,6 @@ fn decoded(assertion: &HeaderValue) -> Result<Vec<u8>, Rejected> {
         return Err(Rejection::from(MalformedToken::Empty).into());
     }
     STANDARD.decode(assertion).map_err(|_| Rejection::from(MalformedToken::NotCanonical).into())
-}
-
-/// The rejection for an object that does not verify. The client learns its class only.
-pub(super) fn rejected(error: &ObjectError) -> Rejected {
-    let rejection = match error.kind() {
-        ObjectErrorKind::Malformed => MalformedToken::Unreadable.into(),
-        ObjectErrorKind::Refused => Rejection::RefusedToken,
-        ObjectErrorKind::Denied => Rejection::Denied,
-    };
-    Rejected::from(rejection).with_reason(error.step())
-}
-
-pub(super) fn refused(reason: &'static str) -> Rejected {
-    Rejected::from(Rejection::RefusedToken).with_reason(reason)
-}
-
-pub(super) fn no_answer(error: AttestKeyStoreError) -> Rejected {
-    VerifyError::unavailable(error).into()
 }
 
 impl Proof for AppAttestProof {

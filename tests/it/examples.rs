@@ -39,7 +39,7 @@ pub(crate) mod tonic_example;
 
 const DEVELOPMENT_HEADER: &str = "x-apple-device-development";
 
-async fn socket() -> (TcpListener, SocketAddr) {
+pub(crate) async fn socket() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     (listener, address)

@@ -10,6 +10,8 @@ mod api;
 #[cfg(feature = "app-attest")]
 mod app_attest;
 #[cfg(feature = "app-attest")]
+mod app_attest_example;
+#[cfg(feature = "app-attest")]
 mod app_attest_fake;
 #[cfg(feature = "app-attest")]
 mod app_attest_tool;

@@ -1,6 +1,7 @@
 //! Receipts in the course of time: stored, exchanged at Apple for newer ones, and read for the risk metric.
 
 mod event;
+mod keeper;
 mod memory;
 mod plan;
 #[cfg(feature = "redis")]
@@ -11,6 +12,7 @@ mod stored;
 #[cfg(test)]
 mod tests;
 
+pub(super) use self::keeper::ReceiptKeeper;
 #[cfg(feature = "redis")]
 pub use self::redis::RedisReceiptStore;
 pub use self::{

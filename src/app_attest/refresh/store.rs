@@ -107,10 +107,11 @@ impl<S: ReceiptStore> ReceiptStore for Arc<S> {
 
 type Answered<'a, T> = BoxFuture<'a, Result<T, ReceiptStoreError>>;
 
-/// The part of [`ReceiptStore`] that the refresher calls, as a trait object.
+/// [`ReceiptStore`] as a trait object.
 pub(super) trait ErasedReceiptStore: Send + Sync {
     fn put<'a>(&'a self, key: &'a ReceiptKey, receipt: StoredReceipt) -> Answered<'a, ()>;
     fn get<'a>(&'a self, key: &'a ReceiptKey) -> Answered<'a, Option<StoredReceipt>>;
+    fn touch<'a>(&'a self, key: &'a ReceiptKey, now: SystemTime) -> Answered<'a, ()>;
     fn due(&self, now: SystemTime, until: SystemTime, limit: usize) -> Answered<'_, Vec<ReceiptKey>>;
     fn remove<'a>(&'a self, key: &'a ReceiptKey) -> Answered<'a, ()>;
 }
@@ -122,6 +123,10 @@ impl<S: ReceiptStore> ErasedReceiptStore for S {
 
     fn get<'a>(&'a self, key: &'a ReceiptKey) -> Answered<'a, Option<StoredReceipt>> {
         Box::pin(ReceiptStore::get(self, key))
+    }
+
+    fn touch<'a>(&'a self, key: &'a ReceiptKey, now: SystemTime) -> Answered<'a, ()> {
+        Box::pin(ReceiptStore::touch(self, key, now))
     }
 
     fn due(&self, now: SystemTime, until: SystemTime, limit: usize) -> Answered<'_, Vec<ReceiptKey>> {

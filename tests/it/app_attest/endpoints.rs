@@ -49,16 +49,21 @@ impl World {
 async fn a_device_attests_its_key_and_then_signs_requests() {
     let world = World::new();
     let challenges = ChallengeEndpoint::new(world.challenges.clone(), ChallengePurpose::Attestation);
-    let request = Request::get("/challenge").body(()).unwrap();
-    let response = whole(challenges.clone().oneshot(request).await.unwrap()).await.unwrap();
-    assert_eq!(
-        (response.status().as_u16(), &response.headers()[CACHE_CONTROL]),
-        (200, &"no-store".parse().unwrap())
-    );
-    assert_eq!(response.headers()[CONTENT_TYPE], "application/json");
-    let answer: Value = serde_json::from_slice(response.body()).unwrap();
-    assert_eq!(answer["expires_in"], 300);
-    let challenge = answer["challenge"].as_str().unwrap();
+    let mut issued = Vec::new();
+    for method in [Method::POST, Method::GET] {
+        let request = Request::builder().method(method).uri("/challenge").body(()).unwrap();
+        let response = whole(challenges.clone().oneshot(request).await.unwrap()).await.unwrap();
+        assert_eq!(
+            (response.status().as_u16(), &response.headers()[CACHE_CONTROL]),
+            (200, &"no-store".parse().unwrap())
+        );
+        assert_eq!(response.headers()[CONTENT_TYPE], "application/json");
+        let answer: Value = serde_json::from_slice(response.body()).unwrap();
+        assert_eq!(answer["expires_in"], 300);
+        issued.push(answer["challenge"].as_str().unwrap().to_owned());
+    }
+    assert_ne!(issued[0], issued[1]);
+    let challenge = &*issued[0];
 
     let device = world.device().with_bundle_version(Some("1314"));
     let endpoint = world.endpoint().with_account(|head| {
@@ -211,8 +216,11 @@ async fn bodies_of_the_wrong_form() {
         assert_eq!((response.status().as_u16(), &response.headers()[ALLOW]), (405, &"POST".parse().unwrap()));
     }
     let challenges = ChallengeEndpoint::new(world.challenges.clone(), ChallengePurpose::Attestation);
-    let response = challenges.oneshot(Request::post("/").body(()).unwrap()).await.unwrap();
-    assert_eq!((response.status().as_u16(), &response.headers()[ALLOW]), (405, &"GET".parse().unwrap()));
+    let response = challenges.oneshot(Request::put("/").body(()).unwrap()).await.unwrap();
+    assert_eq!(
+        (response.status().as_u16(), &response.headers()[ALLOW]),
+        (405, &"GET, POST".parse().unwrap())
+    );
     assert_eq!((world.store.kept.len(), world.apple.calls()), (0, 0));
 }
 
