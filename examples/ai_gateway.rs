@@ -15,6 +15,7 @@
 //! |---|---|
 //! | `APPLE_JWT_ISS`, `APPLE_JWT_KID`, `APPLE_JWT_PRIVATE_KEY` | team id, key id and `.p8` file; without them, a fake Apple in this process is asked |
 //! | `DEVICECHECK_PRODUCTION_URL`, `DEVICECHECK_DEVELOPMENT_URL` | asked in the place of Apple's two servers |
+//! | `PROJECTS_FILE` | projects with a team and a test key of their own, in the place of the variables above and of `TEST_KEY`; see below. Needs `KEYS_FILE` |
 //! | `KEYS_FILE` | the server parts, as the example `split_key` writes them; without it, a fake provider and keys for it are made up |
 //! | `OPENAI_URL`, `ANTHROPIC_URL`, `GOOGLE_URL` | in the place of the provider's, such as `https://api.openai.com/v1`; a version at the end is for requests that name none |
 //! | `ADMIN_TOKEN` | opens `GET /usage`, which otherwise does not exist; with made-up keys, so is this |
@@ -31,6 +32,19 @@
 //! | `SHUTDOWN_TIMEOUT` | seconds that requests get to end after SIGTERM or Ctrl-C, default 25 |
 //! | `METRICS_LISTEN` | address of `/metrics` for Prometheus, such as `127.0.0.1:9464` (build with `--features _prometheus`); default: none |
 //! | `RUST_LOG` | default `info` |
+//!
+//! `PROJECTS_FILE` names each project by the id that `KEYS_FILE` has. Paths are relative to the working directory;
+//! `test_key` is optional. All other projects get 401:
+//!
+//! ```json
+//! {"projects": [{
+//!   "id": "my-app",
+//!   "team_id": "TEAM123456",
+//!   "key_id": "KEY1234567",
+//!   "private_key_file": "/run/secrets/AuthKey_KEY1234567.p8",
+//!   "test_key": "a-secret-of-16-characters-or-more"
+//! }]}
+//! ```
 
 #[path = "ai_gateway/fake_provider.rs"]
 mod fake_provider;
@@ -41,12 +55,12 @@ mod shared;
 use std::{alloc::System, fmt::Write, net::SocketAddr, process::ExitCode, time::Duration};
 
 use gateway::{
-    Limits, Settings, app,
+    Limits, Settings, app, app_of_projects, projects,
     target::{Provider, Providers},
 };
 use tower_devicecheck::{
     BoxError, DebugTokens, DeviceCheckLayer, Environment,
-    split_key::{FileSplitKeyStore, Limits as KeyLimits, MemorySplitKeyStore, SplitKeyStore, Splitter},
+    split_key::{FileSplitKeyStore, Limits as KeyLimits, MemorySplitKeyStore, Splitter},
 };
 use zeroizing_alloc::ZeroAlloc;
 
@@ -65,14 +79,16 @@ fn main() -> ExitCode {
 
 async fn serve() -> Result<(), BoxError> {
     shared::metrics::serve().await?;
+    if let Some(path) = shared::variable("PROJECTS_FILE")? {
+        return serve_projects(path.trim()).await;
+    }
     let apple = Apple::from_env().await?;
     apple.check(Environment::Production).await?;
     match shared::variable("KEYS_FILE")? {
         Some(path) => {
             let settings = settings(None, shared::variable("ADMIN_TOKEN")?)?;
-            let keys =
-                FileSplitKeyStore::open(path.trim()).map_err(|error| in_setting("KEYS_FILE", &error))?;
-            listen(&apple, keys, settings, |_| apple_hint(&apple)).await
+            let gate = shared::remembering(DeviceCheckLayer::new(apple.client.clone())).await?;
+            listen(app(gate, keys_in(&path)?, settings)?, |_| apple_hint(&apple)).await
         }
         None => {
             let demo = Demo::new().await?;
@@ -82,20 +98,37 @@ async fn serve() -> Result<(), BoxError> {
             let admin_token = if own.is_some() { "$ADMIN_TOKEN".to_owned() } else { made_up.clone() };
             let settings = settings(Some(demo.provider), Some(own.unwrap_or(made_up)))?;
             let Demo { keys, client_parts, .. } = demo;
-            listen(&apple, keys, settings, |address| hints(&apple, address, &client_parts, &admin_token))
-                .await
+            let gate = shared::remembering(DeviceCheckLayer::new(apple.client.clone())).await?;
+            let app = app(gate, keys, settings)?;
+            listen(app, |address| hints(&apple, address, &client_parts, &admin_token)).await
         }
     }
 }
 
-async fn listen(
-    apple: &Apple,
-    keys: impl SplitKeyStore,
-    settings: Settings,
-    hints: impl FnOnce(SocketAddr) -> String,
-) -> Result<(), BoxError> {
-    let gate = shared::remembering(DeviceCheckLayer::new(apple.client.clone())).await?;
-    let app = app(gate, keys, settings)?;
+async fn serve_projects(path: &str) -> Result<(), BoxError> {
+    let [team_id, key_id, key, key_file] = shared::CREDENTIALS;
+    if shared::any_is_set([team_id, key_id, key, key_file, "TEST_KEY"])? {
+        return Err("PROJECTS_FILE has the teams and test keys: unset APPLE_JWT_* and TEST_KEY".into());
+    }
+    let keys = keys_in(&shared::variable("KEYS_FILE")?.ok_or("PROJECTS_FILE needs KEYS_FILE")?)?;
+    let settings = settings(None, shared::variable("ADMIN_TOKEN")?)?;
+    let memory = shared::memory().await?;
+    let gate = async |credentials| {
+        let apple = Apple::of_credentials(credentials)?;
+        apple.check(Environment::Production).await?;
+        Ok(memory(DeviceCheckLayer::new(apple.client)))
+    };
+    let in_file = |error: BoxError| format!("PROJECTS_FILE: {}", shared::Chain(&*error));
+    let text = std::fs::read_to_string(path).map_err(|error| in_file(error.into()))?;
+    let projects = projects::read(&text, gate).await.map_err(in_file)?;
+    listen(app_of_projects(projects, keys, settings)?, |_| String::new()).await
+}
+
+fn keys_in(path: &str) -> Result<FileSplitKeyStore, BoxError> {
+    FileSplitKeyStore::open(path.trim()).map_err(|error| in_setting("KEYS_FILE", &error))
+}
+
+async fn listen(app: axum::Router, hints: impl FnOnce(SocketAddr) -> String) -> Result<(), BoxError> {
     let server = Server::from_env().await?;
     let address = server.address()?;
     shared::announce(address, &hints(address));

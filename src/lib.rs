@@ -177,13 +177,13 @@
 //! | `rust-crypto` | no | the same, signing in pure Rust. If both are on, aws-lc signs |
 //! | `tokio` | by `reqwest` | deadlines: on calls to Apple, caches, guards and the reading of bodies |
 //! | `axum` | no | [`VerifiedDevice`] and `Option<VerifiedDevice>` as extractors; rejections and errors as responses |
-//! | `redis` | no | `Redis`, and on top of it `RedisCache` and `RedisReplayGuard`, with `split-key` also `RedisSplitKeyStore` and `RedisUsageLog`, shared by replicas. Turns on `tokio` |
+//! | `redis` | no | `Redis`, and on top of it `RedisCache` and `RedisReplayGuard`, with `split-key` also `RedisSplitKeyStore` and `RedisUsageLog`, with `app-attest` `RedisAttestKeyStore`, shared by replicas. Turns on `tokio` |
 //! | `redis-tls` | no | `redis`, with `rediss://` addresses: rustls, with the platform's root certificates |
 //! | `redis-sentinel` | no | `redis`, with `Redis::connect_sentinel`: connects to the primary that sentinels name |
 //! | `split-key` | no | `split_key`: API keys in two parts, joined for verified devices only |
 //! | `session` | no | `session`: a token that this server signs after one check, and checks by itself for an hour |
 //! | `jwt` | no | `session`, and `session::Jwts`: sessions as JSON Web Tokens for other services. Turns on `aws-lc-rs` |
-//! | `app-attest` | no | `app_attest`: attestations, assertions and receipts of App Attest, verified here. Exists with `aws-lc-rs` or `rust-crypto`; with both, aws-lc verifies |
+//! | `app-attest` | no | `app_attest`: keys that devices attest with App Attest, and a proof by the requests that they sign, verified here. Exists with `aws-lc-rs` or `rust-crypto`; with both, aws-lc verifies |
 //! | `limit` | no | `limit::RateLimiter`: how often each client may cause a question to Apple |
 //! | `metrics` | no | counters, gauges and histograms for the application's recorder of the [`metrics`](https://docs.rs/metrics) crate: [guide](guide::metrics) |
 //! | `testing` | no | a fake Apple, and builders for tokens and keys, for your tests; with `app-attest`, fake devices. Turns on `tokio`, and `AppleClient` |
@@ -256,6 +256,7 @@ pub use self::device_check::token_source::{BearerToken, HeaderToken, TokenSource
 pub use self::device_check::verifier::{DeviceVerifier, TokenQuestion};
 pub use self::device_check::{cache, limit};
 pub use self::gate::bits::{Bits, Month};
+pub use self::gate::checked_body::GateBodyError;
 pub use self::gate::credential::{Candidate, TokenDigest};
 pub use self::gate::decision::{DeviceOutcome, Rejected, VerifiedDevice};
 pub use self::gate::enforcement::{Enforcement, EnforcementPolicy};

@@ -69,8 +69,9 @@ pub type TenantCheck<S, M = HeadOnly> = Gated<S, TenantGates<M>>;
 /// every key. A tenant has its own breaker and its own limit of calls to Apple if its layer has its own `AppleClient`.
 ///
 /// A request that belongs to no tenant, or to one that these `Tenants` do not have, is rejected as
-/// [`RefusedToken`](crate::Rejection::RefusedToken), whatever it holds: nobody can find out which tenants exist. Apple is
-/// not asked, and nothing is remembered about it.
+/// [`RefusedToken`](crate::Rejection::RefusedToken), whatever it holds. Apple is not asked, and nothing is remembered about
+/// it. The answer is that of a tenant to a refused token. Other requests, and the time of the answer, can still tell a
+/// client that a tenant exists.
 ///
 /// A request costs one or two look-ups in a hash table more than with one [`DeviceCheckLayer`].
 ///
@@ -117,9 +118,8 @@ impl<M: BodyMode> Tenants<M> {
     }
 
     /// Removes a tenant. From the next request on, nothing admits its requests: no session, no remembered verdict.
-    /// Returns whether the tenant was there.
-    pub fn remove(&self, name: &str) -> bool {
-        write(&self.gates.gates).remove(name).is_some()
+    pub fn remove(&self, name: &str) {
+        write(&self.gates.gates).remove(name);
     }
 
     /// The names of all tenants, sorted.

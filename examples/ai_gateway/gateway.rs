@@ -3,6 +3,7 @@
 pub(crate) mod body;
 mod headers;
 mod problem;
+pub(crate) mod projects;
 mod proxy;
 mod query;
 pub(crate) mod refusals;
@@ -31,6 +32,7 @@ use tower_devicecheck::{
 
 use self::{
     problem::Problem,
+    projects::Project,
     proxy::Proxy,
     refusals::Refusals,
     target::{Providers, Target},
@@ -78,34 +80,57 @@ const METHODS: MethodFilter = MethodFilter::GET
     .or(MethodFilter::PATCH)
     .or(MethodFilter::DELETE);
 
-/// The server. `gate` has its defaults, or remembers something else.
+/// The server for one team. `gate` has its defaults, or remembers something else.
 pub(crate) fn app(
     gate: DeviceCheckLayer,
     keys: impl SplitKeyStore,
     settings: Settings,
 ) -> Result<Router, BoxError> {
-    let Settings { providers, limits, admin_token, debug_tokens } = settings;
-    let usage = Arc::new(UsageLog::new());
-    let refusals = Arc::new(Refusals::default());
-    let gate = gate
-        .with_token_source(after_last_dot(HeaderName::from_static("x-api-key")))
+    let gate = as_clients_send(gate, settings.debug_tokens.clone());
+    behind(|routes| routes.route_layer(gate), keys, settings)
+}
+
+/// The server for these projects only, each with its own team and test key. The debug tokens of `settings` do not count.
+pub(crate) fn app_of_projects(
+    projects: Vec<Project>,
+    keys: impl SplitKeyStore,
+    settings: Settings,
+) -> Result<Router, BoxError> {
+    let tenants = projects::tenants(projects)?;
+    behind(|routes| routes.route_layer(tenants), keys, settings)
+}
+
+/// A gate that finds the credentials where the clients put them.
+fn as_clients_send(gate: DeviceCheckLayer, debug_tokens: DebugTokens) -> DeviceCheckLayer {
+    gate.with_token_source(after_last_dot(HeaderName::from_static("x-api-key")))
         .add_token_source(after_last_dot(HeaderName::from_static("x-goog-api-key")))
         .add_token_source(HeaderToken::new(HeaderName::from_static("x-device-token")))
         .add_token_source(HeaderToken::default())
         .add_token_source(BearerToken::new())
         .with_debug_tokens(debug_tokens.with_header(HeaderName::from_static("x-proxed-test-key")))
-        .with_rejection_response(HttpProblemDetails);
+        .with_rejection_response(HttpProblemDetails)
+}
+
+/// The server behind the gate that `guard` puts in front of the routes.
+fn behind(
+    guard: impl FnOnce(Router) -> Router,
+    keys: impl SplitKeyStore,
+    settings: Settings,
+) -> Result<Router, BoxError> {
+    let Settings { providers, limits, admin_token, .. } = settings;
+    let usage = Arc::new(UsageLog::new());
+    let refusals = Arc::new(Refusals::default());
     let split_keys = SplitKeyLayer::new(keys)
         .add_key_header(HeaderName::from_static("x-api-key"))
         .add_key_header(HeaderName::from_static("x-goog-api-key"))
         .with_project(|head: &request::Parts| head.extensions.get::<Target>()?.project.clone())
         .with_rejection_response(HttpProblemDetails)
         .with_observer((TracingSplitKeyObserver, Arc::clone(&usage)));
-    let mut app = Router::new()
+    let routes = Router::new()
         .route("/v1/{provider}/{*path}", on(METHODS, proxy::forward).fallback(|| async { Problem::METHOD }))
         .with_state(Proxy::new(limits, Arc::clone(&refusals))?)
-        .route_layer(split_keys)
-        .route_layer(gate)
+        .route_layer(split_keys);
+    let mut app = guard(routes)
         // Outside of the others: what cannot be forwarded costs no call to Apple.
         .route_layer(middleware::from_fn_with_state((providers, limits), resolve))
         .route_layer(middleware::from_fn(problem::in_the_providers_shape))

@@ -11,7 +11,7 @@ use super::{
     query::{Query, holds_client_part},
 };
 
-const PROJECT: HeaderName = HeaderName::from_static("x-project-id");
+pub(crate) const PROJECT: HeaderName = HeaderName::from_static("x-project-id");
 
 /// An AI provider: where it is, and how it takes its API key.
 pub(crate) struct Provider {

@@ -14,6 +14,7 @@ use std::{
     io::{self, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     process::ExitCode,
+    sync::Arc,
     time::Duration,
 };
 
@@ -23,7 +24,7 @@ use hyper::body::{Body, Incoming};
 use tokio::net::TcpListener;
 use tower::Service;
 use tower_devicecheck::{
-    AppleClient, BoxError, DeviceCheckLayer, Environment, VerifyErrorKind,
+    AppleClient, BoxError, Credentials, DeviceCheckLayer, Environment, VerifyErrorKind,
     replay::MemoryReplayGuard,
     testing::{FakeApple, FakeAppleServer},
 };
@@ -117,25 +118,31 @@ pub(crate) fn switch(name: &str) -> Result<bool, BoxError> {
     }
 }
 
+/// Gives layers the memory of this server. All of them share it, but for the memory that each layer has by default.
+pub(crate) type Memory = Box<dyn Fn(DeviceCheckLayer) -> DeviceCheckLayer>;
+
 /// Lets the layer remember what `REDIS_URL`, `SINGLE_USE` and `FLEET_SINGLE_FLIGHT` say. By default it
 /// remembers verdicts in the memory of this process.
 pub(crate) async fn remembering(layer: DeviceCheckLayer) -> Result<DeviceCheckLayer, BoxError> {
+    Ok(memory().await?(layer))
+}
+
+/// The same for several layers, with one connection to Redis.
+pub(crate) async fn memory() -> Result<Memory, BoxError> {
     let (single_use, fleet) = (switch("SINGLE_USE")?, switch("FLEET_SINGLE_FLIGHT")?);
     match variable("REDIS_URL")? {
-        Some(url) => remembering_in_redis(layer, url.trim(), single_use, fleet).await,
+        Some(url) => memory_in_redis(url.trim(), single_use, fleet).await,
         None if fleet => Err("FLEET_SINGLE_FLIGHT needs REDIS_URL".into()),
-        None if single_use => Ok(layer.with_single_use(MemoryReplayGuard::new())),
-        None => Ok(layer),
+        None if single_use => {
+            let guard = Arc::new(MemoryReplayGuard::new());
+            Ok(Box::new(move |layer| layer.with_single_use(Arc::clone(&guard))))
+        }
+        None => Ok(Box::new(|layer| layer)),
     }
 }
 
 #[cfg(feature = "redis")]
-async fn remembering_in_redis(
-    layer: DeviceCheckLayer,
-    url: &str,
-    single_use: bool,
-    fleet: bool,
-) -> Result<DeviceCheckLayer, BoxError> {
+async fn memory_in_redis(url: &str, single_use: bool, fleet: bool) -> Result<Memory, BoxError> {
     use tower_devicecheck::{
         Redis,
         cache::{MemoryCache, RedisCache, Tiered},
@@ -150,22 +157,19 @@ async fn remembering_in_redis(
     })?;
     if single_use {
         // One request with a token reaches Apple, so that there is nothing to share.
-        return Ok(layer.with_single_use(RedisReplayGuard::new(redis)));
+        let guard = Arc::new(RedisReplayGuard::new(redis));
+        return Ok(Box::new(move |layer| layer.with_single_use(Arc::clone(&guard))));
     }
     let mut cache = RedisCache::new(redis);
     if fleet {
         cache = cache.with_fleet_single_flight(Duration::from_secs(2));
     }
-    Ok(layer.with_cache(Tiered::new(MemoryCache::new(), cache)))
+    let cache = Arc::new(Tiered::new(MemoryCache::new(), cache));
+    Ok(Box::new(move |layer| layer.with_cache(Arc::clone(&cache))))
 }
 
 #[cfg(not(feature = "redis"))]
-async fn remembering_in_redis(
-    _: DeviceCheckLayer,
-    _: &str,
-    _: bool,
-    _: bool,
-) -> Result<DeviceCheckLayer, BoxError> {
+async fn memory_in_redis(_: &str, _: bool, _: bool) -> Result<Memory, BoxError> {
     Err("REDIS_URL: build the example with --features redis".into())
 }
 
@@ -305,6 +309,9 @@ const SETTINGS: [&str; 6] = [
 /// Our identity at Apple.
 pub(crate) const CREDENTIALS: [&str; 4] = [SETTINGS[0], SETTINGS[1], SETTINGS[2], SETTINGS[3]];
 
+const URLS: [(Environment, &str); 2] =
+    [(Environment::Production, SETTINGS[4]), (Environment::Development, SETTINGS[5])];
+
 impl Apple {
     /// The client of [`AppleClient::from_env`]; where none of its variables is set, a fake Apple on the loopback interface.
     pub(crate) async fn from_env() -> Result<Self, BoxError> {
@@ -319,6 +326,41 @@ impl Apple {
         } else {
             Self::fake_with(more).await
         }
+    }
+
+    /// The same for one of several teams: the variables of the credentials begin with `prefix`.
+    pub(crate) async fn of_team(prefix: &str) -> Result<Self, BoxError> {
+        let names = CREDENTIALS.map(|name| format!("{prefix}{name}"));
+        let mut values = Vec::new();
+        for name in &names {
+            values.push(variable(name)?);
+        }
+        let [team, key, pem, file] = &*values else { return Err("four variables".into()) };
+        let credentials = match (team, key, pem, file) {
+            (None, None, None, None) if !any_is_set(URLS.map(|(_, name)| name))? => {
+                return Self::fake().await;
+            }
+            (Some(team), Some(key), Some(pem), None) => Credentials::from_pem(team, key, pem),
+            (Some(team), Some(key), None, Some(file)) => Credentials::from_pem_file(team, key, file.trim()),
+            _ => {
+                let [team, key, pem, file] = names;
+                return Err(format!("set {team} and {key}, and either {pem} or {file}").into());
+            }
+        };
+        Self::of_credentials(credentials.map_err(|error| format!("{prefix}APPLE_JWT_*: {}", Chain(&error)))?)
+    }
+
+    /// A client with these credentials. It asks the servers that the environment names in Apple's place.
+    pub(crate) fn of_credentials(credentials: Credentials) -> Result<Self, BoxError> {
+        let mut builder = AppleClient::builder(credentials);
+        for (environment, name) in URLS {
+            if let Some(url) = variable(name)? {
+                builder = builder.base_url(environment, url.trim());
+            }
+        }
+        let client = builder.build();
+        let names = URLS.map(|(_, name)| name).join(", ");
+        Ok(Self { client: client.map_err(|error| format!("{names}: {}", Chain(&error)))?, fake: None })
     }
 
     pub(crate) async fn fake() -> Result<Self, BoxError> {

@@ -26,11 +26,12 @@ const DEFAULT_TOLERANCE: Duration = Duration::from_secs(120);
 pub struct Freshness(Mode);
 
 #[derive(Clone)]
+#[allow(clippy::large_enum_variant, reason = "there is one for each layer")]
 enum Mode {
     Challenge(Challenges),
     Time(Duration),
     #[cfg(feature = "session")]
-    Session(SessionProof),
+    Session(Box<SessionProof>),
 }
 
 /// A header of freshness that has been checked.
@@ -71,8 +72,8 @@ impl Freshness {
     /// admitted by its session alone.
     #[cfg(feature = "session")]
     #[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "session")))]
-    pub const fn session(sessions: Sessions) -> Self {
-        Self(Mode::Session(SessionProof::new(sessions)))
+    pub fn session(sessions: Sessions) -> Self {
+        Self(Mode::Session(Box::new(SessionProof::new(sessions))))
     }
 
     /// The header whose text is signed.

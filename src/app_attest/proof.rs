@@ -9,17 +9,17 @@ use crate::app_attest::app_id::AppId;
 use crate::app_attest::assertion::{Assertion, AssertionExpected};
 use crate::app_attest::attested_device::{AttestedDevice, EVIDENCE, SCHEME};
 use crate::app_attest::client_data::{ClientData, ClientFacts};
-use crate::app_attest::error::{ObjectError, ObjectErrorKind};
+use crate::app_attest::content_digest;
 use crate::app_attest::freshness::{CHALLENGE, Fresh, Freshness, TIME};
 use crate::app_attest::key_id::KeyId;
 use crate::app_attest::keys::attested_key::AttestedKey;
 use crate::app_attest::keys::counter::CounterRule;
-use crate::app_attest::keys::store::{AttestKeyStore, AttestKeyStoreError, ErasedAttestKeyStore};
+use crate::app_attest::keys::store::{AttestKeyStore, ErasedAttestKeyStore};
 use crate::app_attest::policy::{AttestPolicy, denied};
 use crate::app_attest::refresh::{ReceiptKeeper, ReceiptStore};
+use crate::app_attest::refusals::{no_answer, refused, rejected};
 use crate::gate::credential::TokenDigest;
 use crate::gate::decision::{Rejected, VerifiedDevice};
-use crate::gate::error::VerifyError;
 use crate::gate::headers::take_only;
 use crate::gate::proof::{Facts, Proof, Step};
 use crate::gate::rejection::{MalformedToken, Rejection};
@@ -99,6 +99,7 @@ struct Core {
     policy: AttestPolicy,
     body_limit: usize,
     receipts: Option<ReceiptKeeper>,
+    streams_bodies: bool,
 }
 
 /// A credential of the right form, and the facts of its request.
@@ -109,6 +110,8 @@ struct Presented {
     fresh: Fresh,
     method: Method,
     path_and_query: String,
+    /// The SHA-256 of the body that the head promises, if bodies are streamed.
+    promised: Option<[u8; 32]>,
     facts: Facts,
 }
 
@@ -129,6 +132,7 @@ impl AppAttestProof {
                 policy: AttestPolicy::new(),
                 body_limit: DEFAULT_BODY_LIMIT,
                 receipts: None,
+                streams_bodies: false,
             }),
         }
     }
@@ -165,6 +169,18 @@ impl AppAttestProof {
     pub fn with_receipts(self, store: impl ReceiptStore) -> Self {
         self.with(|core| core.receipts = Some(ReceiptKeeper::new(store)))
     }
+
+    /// Sets whether bodies pass without being held, for large uploads: the client promises the SHA-256 of the body in
+    /// `Content-Digest: sha-256=:<base64>:` (RFC 9530), the assertion signs it, and the
+    /// [`GateBody`](crate::GateBody) ends in an error if the body is another one. No limit on bytes applies. A request
+    /// without the header is malformed. Default: `false`, bodies are read before the inner service is called.
+    ///
+    /// # Danger
+    ///
+    /// The inner service runs before the body was checked, and must undo what it has done if the body ends in an error.
+    pub fn with_streamed_bodies(self, streamed: bool) -> Self {
+        self.with(|core| core.streams_bodies = streamed)
+    }
 }
 
 impl Core {
@@ -185,6 +201,10 @@ impl Core {
         let key_id: KeyId = text(&key_id)?.parse().map_err(|error| rejected(&error))?;
         let assertion = decoded(&assertion)?;
         let of_key = |rejected: Rejected| rejected.with_digest(digest(&key_id));
+        let promised = (self.streams_bodies && self.client_data.needs_body())
+            .then(|| content_digest::promised(&head.headers))
+            .transpose()
+            .map_err(malformed)?;
         let fresh = self.freshness.check(&freshness, head, facts).map_err(of_key)?;
         Ok(Some(Presented {
             key_id,
@@ -193,6 +213,7 @@ impl Core {
             fresh,
             method: head.method.clone(),
             path_and_query: head.uri.path_and_query().map_or("", |uri| uri.as_str()).to_owned(),
+            promised,
             facts: facts.clone(),
         }))
     }
@@ -209,8 +230,9 @@ impl Core {
             Ok(key) => key,
             Err(rejected) => return Step::rejected(rejected.with_digest(digest(&presented.key_id))),
         };
-        if !self.client_data.needs_body() {
-            return self.finish(presented, key, None).await;
+        if !self.client_data.needs_body() || presented.promised.is_some() {
+            let promised = presented.promised;
+            return self.finish(presented, key, promised).await;
         }
         Step::needs_body(self.body_limit, move |body| Step::ask(self.finish(presented, key, Some(body))))
     }
@@ -254,7 +276,10 @@ impl Core {
             _ => check.await,
         };
         match decision {
-            Ok(device) => Step::verified(device),
+            Ok(device) => match presented.promised {
+                Some(digest) => Step::verified_by_promise(device, digest),
+                None => Step::verified(device),
+            },
             Err(rejected) => Step::rejected(
                 rejected.with_digest(digest(&presented.key_id)).with_environment(key.environment),
             ),
@@ -329,24 +354,6 @@ fn decoded(assertion: &HeaderValue) -> Result<Vec<u8>, Rejected> {
     STANDARD.decode(assertion).map_err(|_| Rejection::from(MalformedToken::NotCanonical).into())
 }
 
-/// The rejection for an object that does not verify. The client learns its class only.
-pub(super) fn rejected(error: &ObjectError) -> Rejected {
-    let rejection = match error.kind() {
-        ObjectErrorKind::Malformed => MalformedToken::Unreadable.into(),
-        ObjectErrorKind::Refused => Rejection::RefusedToken,
-        ObjectErrorKind::Denied => Rejection::Denied,
-    };
-    Rejected::from(rejection).with_reason(error.step())
-}
-
-pub(super) fn refused(reason: &'static str) -> Rejected {
-    Rejected::from(Rejection::RefusedToken).with_reason(reason)
-}
-
-pub(super) fn no_answer(error: AttestKeyStoreError) -> Rejected {
-    VerifyError::unavailable(error).into()
-}
-
 impl Proof for AppAttestProof {
     fn scheme(&self) -> &'static str {
         SCHEME
@@ -379,6 +386,7 @@ impl std::fmt::Debug for Core {
             .field("counter_rule", &self.counter_rule)
             .field("policy", &self.policy)
             .field("body_limit", &self.body_limit)
+            .field("streams_bodies", &self.streams_bodies)
             .finish_non_exhaustive()
     }
 }

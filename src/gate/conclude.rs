@@ -3,8 +3,10 @@
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, header::WWW_AUTHENTICATE, request};
 
+use crate::gate::checked_body::PromisedDigest;
 use crate::gate::decision::{DeviceOutcome, Rejected, VerifiedDevice};
 use crate::gate::enforcement::Enforcement;
+use crate::gate::error::VerifyError;
 use crate::gate::future::{Decide, Progress};
 use crate::gate::headers::{append, names_scheme};
 use crate::gate::observer::{Event, Outage};
@@ -49,6 +51,30 @@ impl<M> Gate<M> {
         }
     }
 
+    /// Does the same for a request whose body must have this digest.
+    #[cold]
+    pub(super) fn conclude_by_promise<D>(
+        &self,
+        decision: Result<VerifiedDevice, Rejected>,
+        digest: [u8; 32],
+        facts: &Facts,
+        began: &Facts,
+        head: &mut request::Parts,
+    ) -> Progress<D>
+    where
+        D: Decide,
+        M: BodyMode,
+    {
+        let error = "a proof promises a body to a layer that reads none";
+        let decision = if M::READS { decision } else { Err(VerifyError::misconfigured(error).into()) };
+        let progress = self.conclude(decision, facts, began, head);
+        // A layer that only monitors leaves the body alone.
+        if matches!(progress, Progress::Forward(_)) && head.extensions.get::<DeviceOutcome>().is_none() {
+            head.extensions.insert(PromisedDigest(digest));
+        }
+        progress
+    }
+
     /// Reports a decision. Returns the treatment of the request: no share.
     fn tell(
         &self,
@@ -80,7 +106,7 @@ impl<M> Gate<M> {
         let copy = without_extensions(head);
         spawn(async move {
             let Answer { gate, began, step } = check.await;
-            match step.0 {
+            match step.next {
                 Next::Decided(decision) => {
                     gate.tell(&decision, &began, &copy);
                 }
@@ -129,7 +155,7 @@ impl<M> Gate<M> {
 
     /// A verdict that was not remembered ends an outage.
     pub(super) fn note_verdict(&self, step: &Step) {
-        let is_verdict = match &step.0 {
+        let is_verdict = match &step.next {
             Next::Decided(Ok(device)) => device.evidence().is_fresh(),
             Next::Decided(Err(rejected)) => {
                 let is_verdict = matches!(rejected.rejection(), Rejection::RefusedToken | Rejection::Denied);

@@ -309,6 +309,7 @@ impl From<VerifyError> for Rejected {
 /// [enforced](crate::Enforcement::Enforce). It tells what the layer would have done with the request in enforce mode.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
+#[allow(clippy::large_enum_variant, reason = "a device is moved a few times; a box would cost an allocation")]
 pub enum DeviceOutcome {
     /// The request would have reached the inner service.
     Verified(VerifiedDevice),

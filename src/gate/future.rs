@@ -124,7 +124,8 @@ where
         let (mut head, body) = request.into_parts();
         match decider.admit(&mut head) {
             Progress::Forward(headers) => {
-                let request = Request::from_parts(head, D::Mode::pass(body));
+                let body = D::Mode::pass(body, &mut head);
+                let request = Request::from_parts(head, body);
                 Self { state: State::Forwarding { future: inner.call(request), headers } }
             }
             progress => {
@@ -148,7 +149,7 @@ where
             match progress {
                 Progress::Forward(headers) => {
                     let body = match body {
-                        WaitingBody::Unread(body) => M::pass(body),
+                        WaitingBody::Unread(body) => M::pass(body, &mut head),
                         WaitingBody::Read(body) => body,
                     };
                     return Self::Readying { request: Held { inner, head, body }, headers };

@@ -9,11 +9,12 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use http::HeaderMap;
+use http::{HeaderMap, request};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use sha2::{Digest, Sha256};
 
+use crate::gate::checked_body::{CheckedBody, GateBodyError};
 use crate::gate::{decision::Rejected, rejection::Rejection};
 use crate::runtime::{Timer, boxed_timer};
 
@@ -35,7 +36,7 @@ pub trait TakesBody<B>: Sized {
     /// A body that is being read.
     type Reading;
 
-    fn pass(body: B) -> Self::Body;
+    fn pass(body: B, head: &mut request::Parts) -> Self::Body;
 
     /// Starts to read. Returns `Err` if this mode does not read bodies.
     fn read(body: B, bounds: ReadBodies) -> Result<Self::Reading, B>;
@@ -68,7 +69,7 @@ impl<B> TakesBody<B> for HeadOnly {
     type Body = B;
     type Reading = Infallible;
 
-    fn pass(body: B) -> B {
+    fn pass(body: B, _: &mut request::Parts) -> B {
         body
     }
 
@@ -140,8 +141,12 @@ impl<B: Body<Data = Bytes>> TakesBody<B> for ReadBodies {
     type Body = GateBody<B>;
     type Reading = Reading<B>;
 
-    fn pass(body: B) -> GateBody<B> {
-        GateBody { kind: GateBodyKind::AsItCame { body } }
+    fn pass(body: B, head: &mut request::Parts) -> GateBody<B> {
+        let kind = match head.extensions.remove() {
+            Some(promised) => GateBodyKind::Checked { body: CheckedBody::new(body, promised) },
+            None => GateBodyKind::AsItCame { body },
+        };
+        GateBody { kind }
     }
 
     fn read(body: B, bounds: Self) -> Result<Reading<B>, B> {
@@ -234,7 +239,9 @@ impl<B: Body<Data = Bytes>> Reading<B> {
 
 pin_project! {
     /// The request body that the inner service gets from a layer that [reads bodies](ReadBodies). It is the original
-    /// body or, if a proof needed the body, rebuilt from the bytes that were read, trailers included.
+    /// body or, if a proof needed the body, rebuilt from the bytes that were read, trailers included. If the proof admitted
+    /// the request by a digest that its head promised, the body is checked while it passes, and ends in the error
+    /// [`OtherDigest`](crate::GateBodyError::OtherDigest) if it is another one.
     ///
     /// If the layer only monitors, a body that could not be read whole also reaches the inner service: first
     /// the bytes that were read, then the rest or its error.
@@ -248,6 +255,7 @@ pin_project! {
     #[project = GateBodyKindProj]
     enum GateBodyKind<B: Body> {
         AsItCame { #[pin] body: B },
+        Checked { #[pin] body: CheckedBody<B> },
         Rebuilt {
             read: Option<Bytes>,
             // The chunk that exceeded the limit.
@@ -261,23 +269,24 @@ pin_project! {
 
 impl<B: Body<Data = Bytes>> Body for GateBody<B> {
     type Data = Bytes;
-    type Error = B::Error;
+    type Error = GateBodyError<B::Error>;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, GateBodyError<B::Error>>>> {
         match self.project().kind.project() {
-            GateBodyKindProj::AsItCame { body } => body.poll_frame(cx),
+            GateBodyKindProj::AsItCame { body } => body.poll_frame(cx).map_err(GateBodyError::Broken),
+            GateBodyKindProj::Checked { body } => body.poll_frame(cx),
             GateBodyKindProj::Rebuilt { read, over, trailers, error, rest } => {
                 if let Some(data) = read.take().or_else(|| over.take()) {
                     Poll::Ready(Some(Ok(Frame::data(data))))
                 } else if let Some(trailers) = trailers.take() {
                     Poll::Ready(Some(Ok(Frame::trailers(trailers))))
                 } else if let Some(error) = error.take() {
-                    Poll::Ready(Some(Err(error)))
+                    Poll::Ready(Some(Err(GateBodyError::Broken(error))))
                 } else if let Some(rest) = rest {
-                    rest.as_mut().poll_frame(cx)
+                    rest.as_mut().poll_frame(cx).map_err(GateBodyError::Broken)
                 } else {
                     Poll::Ready(None)
                 }
@@ -288,6 +297,7 @@ impl<B: Body<Data = Bytes>> Body for GateBody<B> {
     fn is_end_stream(&self) -> bool {
         match &self.kind {
             GateBodyKind::AsItCame { body } => body.is_end_stream(),
+            GateBodyKind::Checked { body } => body.is_end_stream(),
             GateBodyKind::Rebuilt { read, over, trailers, error, rest } => {
                 read.is_none()
                     && over.is_none()
@@ -301,6 +311,7 @@ impl<B: Body<Data = Bytes>> Body for GateBody<B> {
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
             GateBodyKind::AsItCame { body } => body.size_hint(),
+            GateBodyKind::Checked { body } => body.size_hint(),
             GateBodyKind::Rebuilt { read, over, trailers, error, rest } => {
                 let read: u64 = [read, over].into_iter().flatten().map(|bytes| bytes.len() as u64).sum();
                 let rest = rest.as_ref().map_or_else(|| SizeHint::with_exact(0), |rest| rest.size_hint());
@@ -323,6 +334,7 @@ impl<B: Body> fmt::Debug for GateBody<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.kind {
             GateBodyKind::AsItCame { .. } => f.write_str("AsItCame(..)"),
+            GateBodyKind::Checked { .. } => f.write_str("Checked(..)"),
             GateBodyKind::Rebuilt { read, .. } => f
                 .debug_struct("Rebuilt")
                 .field("read", &read.as_ref().map_or(0, Bytes::len))

@@ -5,6 +5,7 @@
 
 pub(crate) mod bits;
 pub(crate) mod body;
+pub(crate) mod checked_body;
 mod conclude;
 pub(crate) mod credential;
 pub(crate) mod decision;
@@ -179,7 +180,7 @@ impl<M> Gate<M> {
     fn judge(&self, head: &mut request::Parts, facts: &Facts) -> Step {
         for (index, proof) in self.proofs.iter().enumerate() {
             let step = proof.judge(head, facts);
-            if !matches!(step.0, Next::Absent) {
+            if !matches!(step.next, Next::Absent) {
                 self.strip(head, index + 1);
                 return step;
             }
@@ -238,8 +239,11 @@ impl<M: BodyMode> Gate<M> {
         began: &Facts,
         head: &mut request::Parts,
     ) -> Progress<Self> {
-        match step.0 {
-            Next::Decided(decision) => self.conclude(decision, facts, began, head),
+        match step.next {
+            Next::Decided(decision) => match step.promised {
+                None => self.conclude(decision, facts, began, head),
+                Some(digest) => self.conclude_by_promise(decision, *digest, facts, began, head),
+            },
             Next::Ask(answer) => {
                 let check = self.check(answer, facts, began.clone());
                 if began.enforcement() == Enforcement::Shadow {
@@ -285,7 +289,7 @@ impl<M: BodyMode> Gate<M> {
                 )),
             };
             gate.note_verdict(&step);
-            if let Next::Decided(decision) = &step.0 {
+            if let Next::Decided(decision) = &step.next {
                 span::decided(&recorded, decision, &began, asked);
             }
             Answer { gate, began, step }

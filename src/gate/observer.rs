@@ -16,7 +16,7 @@ use crate::{BoxError, runtime::Instant};
 ///
 /// The gate calls the observer on the request's task, so the observer must not block. In [shadow
 /// mode](Enforcement::Shadow), it calls the observer on another task, possibly after the response. Requests that clients
-/// abandon before the decision are not reported. [`TracingObserver`] is the default. To keep it beside another observer, give
+/// abandon before the decision are not reported. [`TracingObserver`](crate::TracingObserver) is the default. To keep it beside another observer, give
 /// the layer both: `with_observer((TracingObserver, mine))`.
 ///
 /// ```
@@ -317,7 +317,7 @@ pub enum Outage<'a> {
 
 /// The error of a cache that could not look up or store a verdict.
 ///
-/// Observers receive one error for each failure. [`TracingObserver`] logs it at level debug, because a cache that is
+/// Observers receive one error for each failure. [`TracingObserver`](crate::TracingObserver) logs it at level debug, because a cache that is
 /// down would otherwise fill the log with one line for each request. A cache should log the beginning and the end of an
 /// incident itself, as `RedisCache` does.
 #[derive(Debug)]

@@ -167,8 +167,13 @@ impl Facts {
 
 /// A proof's answer about one request.
 #[must_use]
-pub struct Step(pub(super) Next);
+pub struct Step {
+    pub(super) next: Next,
+    /// The SHA-256 that the body of a verified request must have. Boxed, because few steps have one.
+    pub(super) promised: Option<Box<[u8; 32]>>,
+}
 
+#[allow(clippy::large_enum_variant, reason = "a box would cost each remembered verdict an allocation")]
 pub(super) enum Next {
     Absent,
     Decided(Result<VerifiedDevice, Rejected>),
@@ -177,20 +182,38 @@ pub(super) enum Next {
 }
 
 impl Step {
+    const fn of(next: Next) -> Self {
+        Self { next, promised: None }
+    }
+
     /// The request does not have this credential. The gate looks at the next proof.
     pub const fn absent() -> Self {
-        Self(Next::Absent)
+        Self::of(Next::Absent)
     }
 
     /// The request comes from this device.
     pub const fn verified(device: VerifiedDevice) -> Self {
-        Self(Next::Decided(Ok(device)))
+        Self::of(Next::Decided(Ok(device)))
+    }
+
+    /// The request comes from this device, if its body has this SHA-256, which the head of the request has promised. The
+    /// inner service gets the body while it comes, without a limit. If the digest is another one, the body ends in an
+    /// error, [`OtherDigest`](crate::GateBodyError::OtherDigest), before its last chunk.
+    ///
+    /// Only a proof whose [`reads_body`](Proof::reads_body) is true may answer this. A layer that only monitors does not
+    /// check the body.
+    ///
+    /// # Danger
+    ///
+    /// The inner service runs before the body was checked. It must undo what it has done if the body ends in an error.
+    pub fn verified_by_promise(device: VerifiedDevice, digest: [u8; 32]) -> Self {
+        Self { promised: Some(Box::new(digest)), ..Self::verified(device) }
     }
 
     /// The request is rejected: with a [`Rejection`](crate::Rejection), or with a [`VerifyError`](crate::VerifyError)
     /// if the proof reached no verdict.
     pub fn rejected(rejected: impl Into<Rejected>) -> Self {
-        Self(Next::Decided(Err(rejected.into())))
+        Self::of(Next::Decided(Err(rejected.into())))
     }
 
     /// The proof needs a future, for example to ask another server. The output of the future replaces this step. It
@@ -200,7 +223,7 @@ impl Step {
     /// [deadline](crate::DeviceCheckLayer::with_deadline). At the deadline, and after a panic in the future, the
     /// request is rejected as [`Unavailable`](crate::Rejection::Unavailable).
     pub fn ask(answer: impl Future<Output = Self> + Send + 'static) -> Self {
-        Self(Next::Ask(Box::pin(answer)))
+        Self::of(Next::Ask(Box::pin(answer)))
     }
 
     /// The proof needs the SHA-256 of the request body, of at most `limit` bytes. `then` gets the digest. The digest
@@ -208,13 +231,13 @@ impl Step {
     ///
     /// Only a proof whose [`reads_body`](Proof::reads_body) is true may answer this, and only once for each request.
     pub fn needs_body(limit: usize, then: impl FnOnce([u8; 32]) -> Self + Send + 'static) -> Self {
-        Self(Next::NeedsBody(limit, Box::new(then)))
+        Self::of(Next::NeedsBody(limit, Box::new(then)))
     }
 }
 
 impl fmt::Debug for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.0 {
+        match &self.next {
             Next::Absent => f.write_str("Absent"),
             Next::Decided(decision) => f.debug_tuple("Decided").field(decision).finish(),
             Next::Ask(_) => f.write_str("Ask(..)"),

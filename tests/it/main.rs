@@ -11,6 +11,7 @@ mod api;
 mod app_attest;
 #[cfg(feature = "app-attest")]
 mod app_attest_example;
+#[cfg(feature = "app-attest")]
 mod app_attest_fake;
 #[cfg(feature = "app-attest")]
 mod app_attest_tool;
@@ -77,6 +78,7 @@ mod statuses;
 mod support;
 mod teams;
 mod tenants;
+mod tenants_example;
 mod tokens;
 mod tower_contract;
 mod verdicts;

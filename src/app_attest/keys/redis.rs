@@ -119,8 +119,8 @@ impl RedisAttestKeyStore {
         Self { redis, retention: None }
     }
 
-    /// Sets the time after which Redis forgets a key that made no assertion, and with it its revocation. Default: Redis
-    /// forgets none.
+    /// Sets the time after which Redis forgets a key that made no assertion, and with it its revocation. The set of its
+    /// account keeps its id, 32 bytes. Default: Redis forgets none.
     #[must_use]
     pub const fn with_retention(mut self, retention: Duration) -> Self {
         self.retention = Some(retention);

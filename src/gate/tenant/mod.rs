@@ -64,7 +64,7 @@ impl<M> TenantGates<M> {
         self.observer.decision(event);
     }
 
-    /// The answer is that to a refused token, so that nobody can list the tenants.
+    /// The answer is that of a tenant to a refused token.
     #[cold]
     fn refuse<D: Decide>(&self, head: &request::Parts) -> Progress<D> {
         let rejection = Rejection::RefusedToken;

@@ -5,6 +5,7 @@ mod key_store;
 mod receipts;
 mod requests;
 mod sessions;
+mod streamed;
 
 use std::{
     convert::Infallible,
@@ -124,20 +125,19 @@ struct World {
     reasons: Reasons,
 }
 
-/// The rejections that the operator was told: code and reason.
+/// The reasons that the operator was told.
 #[derive(Clone, Default)]
-struct Reasons(Arc<Mutex<Vec<(String, Option<&'static str>)>>>);
+struct Reasons(Arc<Mutex<Vec<Option<&'static str>>>>);
 
 impl Observer for Reasons {
     fn decision(&self, event: &Event<'_>) {
-        let mut told = self.0.lock().unwrap();
-        told.push((event.outcome().as_str().to_owned(), event.reason()));
+        self.0.lock().unwrap().push(event.reason());
     }
 }
 
 impl Reasons {
     fn last(&self) -> Option<&'static str> {
-        self.0.lock().unwrap().last().expect("an event").1
+        *self.0.lock().unwrap().last().expect("an event")
     }
 }
 
@@ -204,10 +204,13 @@ impl World {
     }
 }
 
+/// The head of a request, and its body or the error of the body.
+type Seen = (request::Parts, Result<Bytes, String>);
+
 /// A layer around a service that reads the body to its end, and keeps what it saw.
 #[derive(Clone)]
 struct Server {
-    seen: Arc<Mutex<Vec<(request::Parts, Result<Bytes, String>)>>>,
+    seen: Arc<Mutex<Vec<Seen>>>,
     service: BoxCloneSyncService<Request<Full<Bytes>>, Response<Bytes>, Infallible>,
 }
 
@@ -260,7 +263,7 @@ impl Server {
         self.seen.lock().unwrap().len()
     }
 
-    fn last(&self) -> (request::Parts, Result<Bytes, String>) {
+    fn last(&self) -> Seen {
         self.seen.lock().unwrap().last().expect("the service was called").clone()
     }
 }

@@ -12,6 +12,7 @@ mod forwarding;
 mod memory;
 mod operator;
 mod paths;
+mod projects;
 mod upgrades;
 
 use std::sync::{Arc, Mutex};

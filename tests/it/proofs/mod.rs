@@ -203,7 +203,7 @@ struct Seen {
     bytes: Vec<u8>,
     frames: usize,
     trailers: Option<HeaderMap>,
-    error: Option<&'static str>,
+    error: Option<String>,
     /// After everything was read.
     last_hint: SizeHint,
     last_ended: bool,
@@ -225,7 +225,7 @@ impl Reader {
 
 impl<B> Service<Request<B>> for Reader
 where
-    B: Body<Data = Bytes, Error = &'static str> + Send + 'static,
+    B: Body<Data = Bytes, Error: ToString + Send> + Send + 'static,
 {
     type Response = Response<Empty<Bytes>>;
     type Error = std::convert::Infallible;
@@ -247,7 +247,7 @@ where
                 match frame.map(Frame::into_data) {
                     Ok(Ok(data)) => bytes.extend_from_slice(&data),
                     Ok(Err(frame)) => trailers = frame.into_trailers().ok(),
-                    Err(reason) => error = Some(reason),
+                    Err(reason) => error = Some(reason.to_string()),
                 }
             }
             let (last_hint, last_ended) = (body.size_hint(), body.is_end_stream());
