@@ -16,7 +16,7 @@
 //! | `COUNTERS` | `strict` (default), or `window`: for apps that send requests in parallel |
 //! | `MINIMUM_BUILD` | the oldest `CFBundleVersion` that is admitted, of devices that tell theirs |
 //! | `CHALLENGE_KEY` | the key that copies of this server share; see `tower_devicecheck::app_attest::ChallengeKey`. Without it, a new key, which no other copy of this server knows |
-//! | `REDIS_URL` | Redis or Valkey, in which all copies of this server keep keys, receipts and used challenges (build with `--features redis`) |
+//! | `REDIS_URL` | Redis or Valkey, in which all copies of this server keep keys, receipts and used challenges (build with `--features redis`). Never that of a real server while a fake device is trusted: its keys would stay |
 //! | `APPLE_JWT_ISS`, `APPLE_JWT_KID`, `APPLE_JWT_PRIVATE_KEY` | team id, key id and `.p8` file: for device tokens, and for newer receipts. Without them, a fake Apple and a fake device in this process |
 //! | `DEVICECHECK_PRODUCTION_URL`, `DEVICECHECK_DEVELOPMENT_URL` | asked in the place of Apple's two servers |
 //! | `LISTEN` | default `127.0.0.1:3000` |

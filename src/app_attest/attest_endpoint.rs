@@ -28,7 +28,7 @@ use crate::app_attest::keys::store::{AttestKeyStore, ErasedAttestKeyStore, Inser
 use crate::app_attest::policy::{AttestPolicy, denied};
 use crate::app_attest::proof::digest;
 use crate::app_attest::refresh::{ReceiptKeeper, ReceiptStore};
-use crate::app_attest::rejected::{no_answer, refused, rejected};
+use crate::app_attest::refusals::{no_answer, refused, rejected};
 use crate::app_attest::submission::{Submission, read};
 use crate::gate::decision::{Rejected, VerifiedDevice};
 use crate::gate::observer::{Chain, TARGET};

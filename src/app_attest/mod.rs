@@ -157,7 +157,7 @@ mod public_key;
 mod receipt;
 mod receipt_fields;
 mod refresh;
-mod rejected;
+mod refusals;
 mod roots;
 mod signature;
 mod signed_data;

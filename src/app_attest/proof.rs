@@ -17,7 +17,7 @@ use crate::app_attest::keys::counter::CounterRule;
 use crate::app_attest::keys::store::{AttestKeyStore, ErasedAttestKeyStore};
 use crate::app_attest::policy::{AttestPolicy, denied};
 use crate::app_attest::refresh::{ReceiptKeeper, ReceiptStore};
-use crate::app_attest::rejected::{no_answer, refused, rejected};
+use crate::app_attest::refusals::{no_answer, refused, rejected};
 use crate::gate::credential::TokenDigest;
 use crate::gate::decision::{Rejected, VerifiedDevice};
 use crate::gate::headers::take_only;
@@ -98,8 +98,8 @@ struct Core {
     counter_rule: CounterRule,
     policy: AttestPolicy,
     body_limit: usize,
-    streams_bodies: bool,
     receipts: Option<ReceiptKeeper>,
+    streams_bodies: bool,
 }
 
 /// A credential of the right form, and the facts of its request.
@@ -131,8 +131,8 @@ impl AppAttestProof {
                 counter_rule: CounterRule::Strict,
                 policy: AttestPolicy::new(),
                 body_limit: DEFAULT_BODY_LIMIT,
-                streams_bodies: false,
                 receipts: None,
+                streams_bodies: false,
             }),
         }
     }
@@ -164,6 +164,12 @@ impl AppAttestProof {
         self.with(|core| core.body_limit = bytes)
     }
 
+    /// [Notes](ReceiptStore::touch) in this store that a key was seen: at most once per hour and key, after its request is
+    /// admitted. The request waits for the store. If the store fails, that is logged. Default: none.
+    pub fn with_receipts(self, store: impl ReceiptStore) -> Self {
+        self.with(|core| core.receipts = Some(ReceiptKeeper::new(store)))
+    }
+
     /// Sets whether bodies pass without being held, for large uploads: the client promises the SHA-256 of the body in
     /// `Content-Digest: sha-256=:<base64>:` (RFC 9530), the assertion signs it, and the
     /// [`GateBody`](crate::GateBody) ends in an error if the body is another one. No limit on bytes applies. A request
@@ -174,12 +180,6 @@ impl AppAttestProof {
     /// The inner service runs before the body was checked, and must undo what it has done if the body ends in an error.
     pub fn with_streamed_bodies(self, streamed: bool) -> Self {
         self.with(|core| core.streams_bodies = streamed)
-    }
-
-    /// [Notes](ReceiptStore::touch) in this store that a key was seen: at most once per hour and key, after its request is
-    /// admitted. The request waits for the store. If the store fails, that is logged. Default: none.
-    pub fn with_receipts(self, store: impl ReceiptStore) -> Self {
-        self.with(|core| core.receipts = Some(ReceiptKeeper::new(store)))
     }
 }
 

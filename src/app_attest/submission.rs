@@ -9,7 +9,7 @@ use http_body_util::BodyExt;
 use serde_json::Value;
 
 use crate::app_attest::key_id::KeyId;
-use crate::app_attest::rejected::rejected;
+use crate::app_attest::refusals::rejected;
 use crate::gate::decision::Rejected;
 use crate::gate::rejection::{MalformedToken, Rejection};
 use crate::runtime::within;

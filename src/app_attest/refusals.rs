@@ -1,4 +1,4 @@
-//! The rejections of the proof and of the endpoint.
+//! The rejections of the endpoint and of the proof.
 
 use crate::app_attest::error::{ObjectError, ObjectErrorKind};
 use crate::app_attest::keys::store::AttestKeyStoreError;
