@@ -148,14 +148,14 @@ impl<M> Gate<M> {
         let is_our_fault = rejected.rejection() == Rejection::Misconfigured;
         let is_outage = is_our_fault
             || matches!(rejected.rejection(), Rejection::Unavailable { .. } | Rejection::Throttled { .. });
-        if is_outage && self.outages.begins(is_our_fault, Instant::now()) {
+        if is_outage && self.outages.begins(began.proof(), is_our_fault, Instant::now()) {
             let event = Event::rejected(rejected, began, enforcement, head);
             self.observer.outage(&Outage::Begins(event));
         }
     }
 
-    /// A verdict that was not remembered ends an outage.
-    pub(super) fn note_verdict(&self, step: &Step) {
+    /// A verdict that was not remembered ends an outage of its proof.
+    pub(super) fn note_verdict(&self, step: &Step, began: &Facts) {
         let is_verdict = match &step.next {
             Next::Decided(Ok(device)) => device.evidence().is_fresh(),
             Next::Decided(Err(rejected)) => {
@@ -164,7 +164,10 @@ impl<M> Gate<M> {
             }
             _ => false,
         };
-        if is_verdict && let Some(over) = self.outages.ends(self.tenant.as_ref(), Instant::now()) {
+        if !is_verdict {
+            return;
+        }
+        if let Some(over) = self.outages.ends(began.proof(), self.tenant.as_ref(), Instant::now()) {
             self.observer.outage(&over);
         }
     }

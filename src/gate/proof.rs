@@ -110,11 +110,21 @@ pub struct Facts {
     enforcement: Enforcement,
     now: Timestamp,
     tenant: Option<TenantName>,
+    /// The place of the proof that judges, in the order of the layer.
+    proof: usize,
 }
 
 impl Facts {
     pub(crate) const fn new(route: Route, enforcement: Enforcement, now: Timestamp) -> Self {
-        Self { route, enforcement, now, tenant: None }
+        Self { route, enforcement, now, tenant: None, proof: 0 }
+    }
+
+    pub(super) const fn proof(&self) -> usize {
+        self.proof
+    }
+
+    pub(super) const fn set_proof(&mut self, proof: usize) {
+        self.proof = proof;
     }
 
     pub(super) fn of_tenant(self, tenant: Option<TenantName>) -> Self {
