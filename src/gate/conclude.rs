@@ -66,8 +66,9 @@ impl<M> Gate<M> {
         D: Decide,
         M: BodyMode,
     {
-        let error = "a proof promises a body to a layer that reads none";
-        let decision = if M::READS { decision } else { Err(VerifyError::misconfigured(error).into()) };
+        let error = "a proof promises a body to a layer that reads none, or has read it";
+        let is_checked = M::READS && !began.has_body();
+        let decision = if is_checked { decision } else { Err(VerifyError::misconfigured(error).into()) };
         let progress = self.conclude(decision, facts, began, head);
         // A layer that only monitors leaves the body alone.
         if matches!(progress, Progress::Forward(_)) && head.extensions.get::<DeviceOutcome>().is_none() {

@@ -263,7 +263,7 @@ impl<M: BodyMode> Gate<M> {
             }
             Next::NeedsBody(..) if began.enforcement() == Enforcement::Shadow => self.leave_out(head),
             Next::NeedsBody(limit, then) => {
-                let (gate, began) = (Arc::clone(self), began.clone());
+                let (gate, began) = (Arc::clone(self), began.clone().of_body());
                 let then = move |digest: BodyDigest| {
                     let then = |digest| {
                         catch_unwind(AssertUnwindSafe(|| then(digest))).unwrap_or_else(|_| panicked())

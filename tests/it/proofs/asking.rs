@@ -380,3 +380,20 @@ async fn many_requests_at_once_each_get_their_own_answer() {
     assert_eq!(statuses, expected);
     assert_eq!((asked.get(), app.reader.calls(), app.apple.calls()), (200, 100, 0));
 }
+
+/// The body that was read would reach the inner service unchecked.
+#[tokio::test]
+async fn a_proof_that_has_had_the_body_cannot_admit_it_by_a_promise() {
+    for asks in [false, true] {
+        let judge = move |_: HeaderValue, facts: &Facts| {
+            let device = facts.verified(Evidence::fresh("Digest", "body"), TokenDigest::of(b"x"));
+            Step::needs_body(100, move |_| {
+                let promised = Step::verified_by_promise(device, [7; 32]);
+                if asks { Step::ask(async { promised }) } else { promised }
+            })
+        };
+        let app = BodyApp::with(ReadBodies::new(), Made::new("Digest", "x-digest", judge).reading());
+        assert_eq!(app.post(b"body", Pieces::whole("body")).await, 500, "{asks}");
+        assert_eq!((app.reader.calls(), app.apple.calls()), (0, 0));
+    }
+}
