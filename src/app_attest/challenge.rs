@@ -184,7 +184,7 @@ impl Challenges {
         Self { keys: vec![key], guard: Arc::new(guard), lifetime: DEFAULT_LIFETIME }
     }
 
-    /// Adds a key that only verifies.
+    /// Adds a key that only verifies. Each key has another number: of two with one number, only the first verifies.
     pub fn add_verifying(mut self, key: ChallengeKey) -> Self {
         self.keys.push(key);
         self

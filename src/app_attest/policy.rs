@@ -62,7 +62,8 @@ impl AttestPolicy {
     }
 
     /// Sets the oldest build that is admitted: `CFBundleVersion`, compared number by number. Default: none. A version
-    /// that is not numbers and dots is unknown, as if the device told none.
+    /// that is not numbers and dots is unknown, as if the device told none. If the minimum is such a version, every known
+    /// build is denied.
     pub fn with_minimum_build(mut self, build: BundleVersion) -> Self {
         self.minimum_build = Some(build);
         self
@@ -116,7 +117,7 @@ impl AttestPolicy {
         let Some(build) = build.filter(|build| build.compare(build).is_some()) else {
             return if self.requires_build { Err(denied("no build")) } else { Ok(()) };
         };
-        let is_too_old = |minimum| build.compare(minimum) == Some(Ordering::Less);
+        let is_too_old = |minimum| build.compare(minimum).is_none_or(Ordering::is_lt);
         if self.minimum_build.as_ref().is_some_and(is_too_old) {
             return Err(denied("a build before the minimum"));
         }
@@ -158,7 +159,7 @@ mod tests {
         let revoked = || none().with_revoked_builds([build("7"), build("beta")]);
         let (app_store, development) = (Some(Category::AppStore), Some(Category::Development));
         type Case<'a> = (AttestPolicy, Option<Category>, Option<&'a str>, Option<&'static str>);
-        let cases: [Case<'_>; 21] = [
+        let cases: [Case<'_>; 23] = [
             (none(), None, None, None),
             (none(), development, Some("x"), None),
             (store(), app_store, None, None),
@@ -177,6 +178,8 @@ mod tests {
             (minimum().requiring_build(true), None, Some("1.9b"), Some("no build")),
             (minimum().requiring_build(true), None, None, Some("no build")),
             (minimum().requiring_build(true), None, Some("1.11"), None),
+            (none().with_minimum_build(build("v2")), None, Some("3"), Some("a build before the minimum")),
+            (none().with_minimum_build(build("v2")), None, None, None),
             (revoked(), None, Some("7.0"), Some("a revoked build")),
             (revoked(), None, Some("beta"), Some("a revoked build")),
             (revoked(), None, Some("8"), None),

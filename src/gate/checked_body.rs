@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 pub(super) struct PromisedDigest(pub(super) [u8; 32]);
 
 pin_project! {
-    /// A body that ends in an error if its SHA-256 is another one. It passes each chunk only when the next one has come,
+    /// A body that ends in an error if its SHA-256 is another one. It passes each chunk only when more bytes have come,
     /// so that nobody has the whole body before the check.
     pub(super) struct CheckedBody<B> {
         #[pin]
@@ -61,8 +61,10 @@ impl<B: Body<Data = Bytes>> Body for CheckedBody<B> {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => {
                         this.hash.update(&data);
-                        // The first chunk, too: a caller that gets nothing may give other tasks a turn.
-                        let before = this.held.replace(data).unwrap_or_default();
+                        // An empty chunk may be the end of the bytes, so it frees none. It passes itself, as does one
+                        // in place of the first chunk: a caller that gets nothing may give other tasks a turn.
+                        let before =
+                            if data.is_empty() { data } else { this.held.replace(data).unwrap_or_default() };
                         return Poll::Ready(Some(Ok(Frame::data(before))));
                     }
                     Err(frame) => frame.into_trailers().ok(),

@@ -66,8 +66,9 @@ impl<M> Gate<M> {
         D: Decide,
         M: BodyMode,
     {
-        let error = "a proof promises a body to a layer that reads none";
-        let decision = if M::READS { decision } else { Err(VerifyError::misconfigured(error).into()) };
+        let error = "a proof promises a body to a layer that reads none, or has read it";
+        let is_checked = M::READS && !began.has_body();
+        let decision = if is_checked { decision } else { Err(VerifyError::misconfigured(error).into()) };
         let progress = self.conclude(decision, facts, began, head);
         // A layer that only monitors leaves the body alone.
         if matches!(progress, Progress::Forward(_)) && head.extensions.get::<DeviceOutcome>().is_none() {
@@ -148,14 +149,14 @@ impl<M> Gate<M> {
         let is_our_fault = rejected.rejection() == Rejection::Misconfigured;
         let is_outage = is_our_fault
             || matches!(rejected.rejection(), Rejection::Unavailable { .. } | Rejection::Throttled { .. });
-        if is_outage && self.outages.begins(is_our_fault, Instant::now()) {
+        if is_outage && self.outages.begins(began.proof(), is_our_fault, Instant::now()) {
             let event = Event::rejected(rejected, began, enforcement, head);
             self.observer.outage(&Outage::Begins(event));
         }
     }
 
-    /// A verdict that was not remembered ends an outage.
-    pub(super) fn note_verdict(&self, step: &Step) {
+    /// A verdict that was not remembered ends an outage of its proof.
+    pub(super) fn note_verdict(&self, step: &Step, began: &Facts) {
         let is_verdict = match &step.next {
             Next::Decided(Ok(device)) => device.evidence().is_fresh(),
             Next::Decided(Err(rejected)) => {
@@ -164,7 +165,10 @@ impl<M> Gate<M> {
             }
             _ => false,
         };
-        if is_verdict && let Some(over) = self.outages.ends(self.tenant.as_ref(), Instant::now()) {
+        if !is_verdict {
+            return;
+        }
+        if let Some(over) = self.outages.ends(began.proof(), self.tenant.as_ref(), Instant::now()) {
             self.observer.outage(&over);
         }
     }

@@ -186,8 +186,9 @@ impl<M> Gate<M> {
     }
 
     /// Runs the proofs in order. The credentials of proofs after the deciding one are stripped.
-    fn judge(&self, head: &mut request::Parts, facts: &Facts) -> Step {
+    fn judge(&self, head: &mut request::Parts, facts: &mut Facts) -> Step {
         for (index, proof) in self.proofs.iter().enumerate() {
+            facts.set_proof(index);
             let step = proof.judge(head, facts);
             if !matches!(step.next, Next::Absent) {
                 self.strip(head, index + 1);
@@ -220,7 +221,7 @@ impl<M: BodyMode> Gate<M> {
             self.report(&Event::exempt(enforcement.of_digest(None), self.tenant.as_ref(), head));
             return Progress::Forward(None);
         }
-        let facts = Facts::new(route, enforcement, Timestamp::now()).of_tenant(self.tenant.clone());
+        let mut facts = Facts::new(route, enforcement, Timestamp::now()).of_tenant(self.tenant.clone());
         let forwarded = self.forward_credentials.then(|| Forwarded::of(head, |head| self.strip(head, 0)));
         // A request that cannot be checked beside itself costs little more than an exempt one.
         let is_left_out = enforcement == Enforcement::Shadow && self.shadow_checks.are_full();
@@ -228,7 +229,7 @@ impl<M: BodyMode> Gate<M> {
             self.strip(head, 0);
             None
         } else {
-            Some(self.judge(head, &facts))
+            Some(self.judge(head, &mut facts))
         };
         if let Some(forwarded) = forwarded {
             let put_back = forwarded.put_back(head);
@@ -262,7 +263,7 @@ impl<M: BodyMode> Gate<M> {
             }
             Next::NeedsBody(..) if began.enforcement() == Enforcement::Shadow => self.leave_out(head),
             Next::NeedsBody(limit, then) => {
-                let (gate, began) = (Arc::clone(self), began.clone());
+                let (gate, began) = (Arc::clone(self), began.clone().of_body());
                 let then = move |digest: BodyDigest| {
                     let then = |digest| {
                         catch_unwind(AssertUnwindSafe(|| then(digest))).unwrap_or_else(|_| panicked())
@@ -297,7 +298,7 @@ impl<M: BodyMode> Gate<M> {
                     "a proof gave no answer within the layer's deadline",
                 )),
             };
-            gate.note_verdict(&step);
+            gate.note_verdict(&step, &began);
             if let Next::Decided(decision) = &step.next {
                 span::decided(&recorded, decision, &began, asked);
             }

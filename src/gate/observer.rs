@@ -297,8 +297,9 @@ impl fmt::Debug for Event<'_> {
 ///
 /// An outage begins when a request is rejected as [`Unavailable`](crate::Rejection::Unavailable),
 /// [`Throttled`](crate::Rejection::Throttled) or [`Misconfigured`](crate::Rejection::Misconfigured). It ends with the
-/// next fresh verdict, that is one not remembered. If such rejections and verdicts alternate, observers receive at most
-/// one beginning every 10 seconds.
+/// next fresh verdict, that is one not remembered, of the same [proof](crate::Proof), or of any proof if this one has
+/// rejected no request so for a minute. If such rejections and verdicts alternate, observers receive at most one
+/// beginning every 10 seconds.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Outage<'a> {

@@ -110,11 +110,31 @@ pub struct Facts {
     enforcement: Enforcement,
     now: Timestamp,
     tenant: Option<TenantName>,
+    /// The place of the proof that judges, in the order of the layer.
+    proof: usize,
+    /// Whether the body has been read for this proof.
+    has_body: bool,
 }
 
 impl Facts {
     pub(crate) const fn new(route: Route, enforcement: Enforcement, now: Timestamp) -> Self {
-        Self { route, enforcement, now, tenant: None }
+        Self { route, enforcement, now, tenant: None, proof: 0, has_body: false }
+    }
+
+    pub(super) const fn proof(&self) -> usize {
+        self.proof
+    }
+
+    pub(super) const fn set_proof(&mut self, proof: usize) {
+        self.proof = proof;
+    }
+
+    pub(super) const fn has_body(&self) -> bool {
+        self.has_body
+    }
+
+    pub(super) fn of_body(self) -> Self {
+        Self { has_body: true, ..self }
     }
 
     pub(super) fn of_tenant(self, tenant: Option<TenantName>) -> Self {
@@ -200,8 +220,8 @@ impl Step {
     /// inner service gets the body while it comes, without a limit. If the digest is another one, the body ends in an
     /// error, [`OtherDigest`](crate::GateBodyError::OtherDigest), before its last chunk.
     ///
-    /// Only a proof whose [`reads_body`](Proof::reads_body) is true may answer this. A layer that only monitors does not
-    /// check the body.
+    /// Only a proof whose [`reads_body`](Proof::reads_body) is true may answer this, and not after
+    /// [`needs_body`](Self::needs_body). A layer that only monitors does not check the body.
     ///
     /// # Danger
     ///

@@ -103,9 +103,10 @@ redis.call('HSET', KEYS[1], 'seen', seen, 'last_seen_at', last)
 if ARGV[1] ~= '0' then redis.call('PEXPIRE', KEYS[1], ARGV[1]) end
 return 1";
 
-/// Arguments: time, reason.
+/// Arguments: time, reason, and the account, if the key must be one of it.
 const REVOKE: &str = r"
-if not redis.call('HGET', KEYS[1], 'account') then return 0 end
+local account = redis.call('HGET', KEYS[1], 'account')
+if not account or ARGV[3] and ARGV[3] ~= account then return 0 end
 if not redis.call('HGET', KEYS[1], 'revoked_at') then
   redis.call('HSET', KEYS[1], 'revoked_at', ARGV[1], 'revoked_reason', ARGV[2])
 end
@@ -145,9 +146,11 @@ impl RedisAttestKeyStore {
         name: String,
         reason: &str,
         now: SystemTime,
+        account: Option<&str>,
     ) -> Result<bool, AttestKeyStoreError> {
         let mut command = redis::cmd("EVAL");
         command.arg(REVOKE).arg(1).arg(name).arg(number(now)).arg(reason);
+        command.arg(account.map(|account| account_field(Some(account))));
         self.redis.query_for_operator(command).await.map_err(AttestKeyStoreError::new)
     }
 }
@@ -309,7 +312,7 @@ impl AttestKeyStore for RedisAttestKeyStore {
         reason: &str,
         now: SystemTime,
     ) -> Result<bool, AttestKeyStoreError> {
-        self.revoke_one(self.name(tenant, key_id), reason, now).await
+        self.revoke_one(self.name(tenant, key_id), reason, now, None).await
     }
 
     async fn revoke_account(
@@ -327,12 +330,9 @@ impl AttestKeyStore for RedisAttestKeyStore {
         for id in ids {
             let Ok(id) = <[u8; 32]>::try_from(id) else { continue };
             let key_id = KeyId::from(id);
-            // The id of a key that could not be inserted for this account.
-            let key = self.find(tenant, &key_id).await?;
-            if key.is_none_or(|key| key.account.as_deref() != Some(account)) {
-                continue;
-            }
-            if self.revoke_one(self.name(tenant, &key_id), reason, now).await? {
+            // The set also has the id of a key that could not be inserted for this account. The key is not read: one that
+            // nobody can read must not stop the revocation of the others.
+            if self.revoke_one(self.name(tenant, &key_id), reason, now, Some(account)).await? {
                 revoked.push(key_id);
             }
         }

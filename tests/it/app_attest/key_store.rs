@@ -259,6 +259,29 @@ async fn redis_that_is_down_or_holds_rubbish_is_an_error_and_no_unknown_key() {
         let is_right = matches!(value, "4" | "production");
         assert_eq!(store.find("", &key.key_id).await.is_ok(), is_right, "{field} {value}");
     }
+    // A key that nobody can read stops no revocation of the account's other keys.
+    let mut ids = Vec::new();
+    for byte in 2..6 {
+        let mut key = self::key("", byte);
+        key.account = Some("ann".to_owned());
+        store.insert(key.clone()).await.unwrap();
+        ids.push(key.key_id);
+    }
+    let names: Vec<String> = redis::cmd("KEYS").arg("*{*").query_async(&mut connection).await.unwrap();
+    assert_eq!(names.len(), 5);
+    for name in names {
+        redis::cmd("HSET")
+            .arg(name)
+            .arg("highest")
+            .arg("x")
+            .query_async::<()>(&mut connection)
+            .await
+            .unwrap();
+    }
+    let mut revoked = store.revoke_account("", "ann", "spam", at(50)).await.unwrap();
+    revoked.sort_unstable();
+    ids.sort_unstable();
+    assert_eq!(revoked, ids);
     server.kill();
     assert!(store.find("", &key.key_id).await.is_err());
     assert!(store.advance("", &key.key_id, 1, CounterRule::Strict, at(1)).await.is_err());

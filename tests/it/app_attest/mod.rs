@@ -2,6 +2,7 @@
 
 mod endpoints;
 mod key_store;
+mod outages;
 mod receipts;
 mod requests;
 mod sessions;

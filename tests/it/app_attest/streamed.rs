@@ -109,3 +109,37 @@ async fn chunks_pass_one_by_one_and_the_last_one_only_after_the_check() {
     }
     assert_eq!(world.apple.calls(), 0);
 }
+
+#[tokio::test]
+async fn an_empty_chunk_does_not_free_the_last_one() {
+    let world = World::new();
+    let device = world.known_device().await;
+    let layer = world.layer(world.proof(Freshness::time()).with_streamed_bodies(true));
+    // HTTP/2 has empty frames. A handler that counts to `Content-Length` stops reading with the last byte.
+    for sent in [vec!["amount=2", ""], vec!["", "amount=2", "", ""], vec!["amount=", "2", ""]] {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::clone(&seen);
+        let service = layer.layer(tower::service_fn(move |request: Request<GateBody<_>>| {
+            let kept = Arc::clone(&kept);
+            async move {
+                let mut body = std::pin::pin!(request.into_body());
+                let mut error = None;
+                while let Some(frame) = body.frame().await {
+                    match frame {
+                        Ok(frame) => kept.lock().unwrap().extend(frame.into_data().unwrap()),
+                        Err(reason) => error = Some(reason),
+                    }
+                }
+                assert_eq!(error, Some(GateBodyError::OtherDigest));
+                Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))
+            }
+        }));
+        let head = promised(&device, "amount=1").into_parts().0;
+        let frames = sent.iter().map(|chunk| Ok::<_, Infallible>(Frame::data(Bytes::from(*chunk))));
+        let body = StreamBody::new(stream::iter(frames.collect::<Vec<_>>()));
+        assert_eq!(service.oneshot(Request::from_parts(head, body)).await.unwrap().status(), 200);
+        let seen = seen.lock().unwrap().clone();
+        assert!(!String::from_utf8(seen).unwrap().contains('2'), "{sent:?}");
+    }
+    assert_eq!(world.apple.calls(), 0);
+}
