@@ -89,7 +89,8 @@ impl OtherProcess {
             let requests = (0..5_000).map(|number| self.status(number, realistic_token()));
             let statuses = join_all(requests).await;
             assert!(statuses.iter().all(|status| *status == StatusCode::SERVICE_UNAVAILABLE));
-            assert!(apple.calls() - calls <= 2 * 256, "{}", apple.calls() - calls);
+            // On a busy machine a wave lasts longer than the breaker waits before it probes.
+            assert!(apple.calls() - calls <= 2 * 256 + 8, "{}", apple.calls() - calls);
             more.push(self.resident_megabytes().saturating_sub(before));
             // The breaker would answer the next wave at once.
             apple.clear();
