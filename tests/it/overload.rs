@@ -400,7 +400,8 @@ async fn a10_the_memory_of_a_request_that_waits() {
     });
     // With its head, the token and the future of the test's own service.
     println!("{} bytes for a request that waits", used.bytes_current / 1_000);
-    assert!(used.bytes_current <= 8_800 * 1_000, "{used:?}");
+    // Some hundred bytes more than it takes, because a captured log grows meanwhile.
+    assert!(used.bytes_current <= 9_200 * 1_000, "{used:?}");
     drop((asking, waiting));
     assert_eq!(fake.calls(), 1);
 }
