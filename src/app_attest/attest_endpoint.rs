@@ -16,7 +16,6 @@ use tower_service::Service;
 use tracing::{info, warn};
 
 use crate::app_attest::anchors::Anchors;
-use crate::app_attest::answer::{self, Answer};
 use crate::app_attest::app_id::AppId;
 use crate::app_attest::attestation::{Attestation, AttestationExpected};
 use crate::app_attest::attested_device::{AttestedDevice, EVIDENCE};
@@ -30,6 +29,7 @@ use crate::app_attest::proof::digest;
 use crate::app_attest::refresh::{ReceiptKeeper, ReceiptStore};
 use crate::app_attest::refusals::{no_answer, refused, rejected};
 use crate::app_attest::submission::{Submission, read};
+use crate::gate::answer::{self, Answer};
 use crate::gate::decision::{Rejected, VerifiedDevice};
 use crate::gate::observer::{Chain, TARGET};
 use crate::gate::routing::Environment;

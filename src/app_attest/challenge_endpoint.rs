@@ -9,8 +9,8 @@ use std::{
 use http::{Method, Request, Response, StatusCode, request};
 use tower_service::Service;
 
-use crate::app_attest::answer;
 use crate::app_attest::challenge::{ChallengePurpose, Challenges};
+use crate::gate::answer;
 use crate::gate::body::ResponseBody;
 use crate::gate::error::VerifyError;
 use crate::gate::tenant::name::TenantName;

@@ -126,7 +126,6 @@
 //! object's length, never blocks, and never panics. The body of a request to an [`AttestEndpoint`] has at most 32 KiB.
 
 mod anchors;
-mod answer;
 mod app_id;
 mod assertion;
 mod attest_endpoint;

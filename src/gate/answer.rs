@@ -1,4 +1,4 @@
-//! The answers of the endpoints.
+//! The answers of the services that are mounted as endpoints.
 
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderValue, Response, StatusCode, request};
@@ -6,9 +6,9 @@ use http::{HeaderValue, Response, StatusCode, request};
 use crate::gate::body::ResponseBody;
 use crate::gate::rejection::{ProblemDetails, Rejection, RejectionResponse};
 
-pub(super) type Answer = Response<ResponseBody<String>>;
+pub(crate) type Answer = Response<ResponseBody<String>>;
 
-pub(super) fn json(status: StatusCode, body: String) -> Answer {
+pub(crate) fn json(status: StatusCode, body: String) -> Answer {
     let mut response = Response::new(ResponseBody::inner(body));
     *response.status_mut() = status;
     let headers = response.headers_mut();
@@ -17,14 +17,14 @@ pub(super) fn json(status: StatusCode, body: String) -> Answer {
     response
 }
 
-pub(super) fn wrong_method(allowed: &'static str) -> Answer {
+pub(crate) fn wrong_method(allowed: &'static str) -> Answer {
     let mut response = Response::new(ResponseBody::default());
     *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
     response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
     response
 }
 
-pub(super) fn rejection(rejection: Rejection, head: &request::Parts) -> Answer {
+pub(crate) fn rejection(rejection: Rejection, head: &request::Parts) -> Answer {
     let mut response = ProblemDetails.response(&rejection, head).map(ResponseBody::rejection);
     response.extensions_mut().insert(rejection);
     response

@@ -3,6 +3,9 @@
 //! [`Gate`] finds the route, looks at its proofs in order, and carries the decision out. [`service`] and [`future`]
 //! are the tower glue around it, [`proof`] is the seam to the proofs, [`rejection`] the one decision table.
 
+#[cfg(any(feature = "session", all(feature = "app-attest", feature = "_apple")))]
+#[cfg_attr(not(all(feature = "app-attest", feature = "_apple")), allow(dead_code))]
+pub(crate) mod answer;
 pub(crate) mod bits;
 pub(crate) mod body;
 pub(crate) mod checked_body;

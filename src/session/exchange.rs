@@ -6,14 +6,14 @@ use std::{
     task::{Context, Poll},
 };
 
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
-use http::{HeaderValue, Method, Request, Response, StatusCode, request};
+use http::{Method, Request, Response, StatusCode, request};
 use tower_service::Service;
 
+use crate::gate::answer;
 use crate::gate::body::ResponseBody;
 use crate::gate::decision::{DeviceOutcome, Rejected, VerifiedDevice};
 use crate::gate::error::VerifyError;
-use crate::gate::rejection::{ProblemDetails, Rejection, RejectionResponse};
+use crate::gate::rejection::Rejection;
 use crate::meter::{SESSIONS, label};
 use crate::runtime::{Instant, wall_clock};
 use crate::session::claims::Claims;
@@ -86,10 +86,7 @@ impl Exchange {
 
     fn answer(&self, head: &request::Parts) -> Response<ResponseBody<String>> {
         if head.method != Method::POST {
-            let mut response = Response::new(ResponseBody::default());
-            *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
-            response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
-            return response;
+            return answer::wrong_method("POST");
         }
         match self.sell(head) {
             Ok((text, expires_in)) => {
@@ -97,17 +94,9 @@ impl Exchange {
                 // A session is base64url, and dots, which needs no escapes.
                 let body =
                     format!(r#"{{"session":"{text}","expires_in":{expires_in},"refresh_in":{refresh_in}}}"#);
-                let mut response = Response::new(ResponseBody::inner(body));
-                let headers = response.headers_mut();
-                headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-                headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-                response
+                answer::json(StatusCode::OK, body)
             }
-            Err(rejection) => {
-                let mut response = ProblemDetails.response(&rejection, head).map(ResponseBody::rejection);
-                response.extensions_mut().insert(rejection);
-                response
-            }
+            Err(rejection) => answer::rejection(rejection, head),
         }
     }
 

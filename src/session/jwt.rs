@@ -10,12 +10,13 @@ use std::{
 };
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use http::{HeaderValue, Method, Request, Response};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tower_service::Service;
 
+use crate::gate::answer;
 use crate::gate::body::ResponseBody;
 use crate::gate::routing::Environment;
 use crate::gate::{decision::Rejected, error::VerifyError};
@@ -243,10 +244,7 @@ impl Jwks {
 
     fn answer(&self, method: &Method) -> Response<ResponseBody<String>> {
         if !matches!(*method, Method::GET | Method::HEAD) {
-            let mut response = Response::new(ResponseBody::default());
-            *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
-            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-            return response;
+            return answer::wrong_method("GET, HEAD");
         }
         let keys = read(&self.jwts.keys);
         let keys: Vec<_> = keys.iter().map(JwtKey::jwk).collect();
