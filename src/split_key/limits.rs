@@ -58,8 +58,8 @@ impl Limits {
     ///
     /// The layer compares the path of the request as it receives it, without any prefix that a router has stripped.
     /// Some paths are never allowed, because another server might read them as other paths: those with `.` or `..`
-    /// segments (also with parameters, `..;x`), with a backslash, or with a percent-encoded dot, slash, backslash or
-    /// percent sign.
+    /// segments (also before parameters, `..;x`, or before a percent-encoded `;`, `?` or `#`), with a backslash, or with
+    /// a percent-encoded dot, slash, backslash or percent sign.
     #[must_use]
     pub fn with_paths(mut self, paths: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.paths = Some(paths.into_iter().map(Into::into).collect());
@@ -146,6 +146,8 @@ mod tests {
             ("encoded dots", paths(), Method::GET, "/v1/files/%2E%2e/chat", Err(Limit::Path)),
             ("an encoded slash", paths(), Method::GET, "/v1/files/..%2fchat", Err(Limit::Path)),
             ("dots with a parameter", paths(), Method::GET, "/v1/files/..;x/chat", Err(Limit::Path)),
+            ("dots with an encoded parameter", paths(), Method::GET, "/v1/files/..%3Bx/chat", Err(Limit::Path)),
+            ("dots with an encoded query", paths(), Method::GET, "/v1/files/..%3fx/chat", Err(Limit::Path)),
             ("dots encoded twice", paths(), Method::GET, "/v1/files/%252e%252e/chat", Err(Limit::Path)),
             ("a parameter", paths(), Method::GET, "/v1/files/a;x", Ok(())),
             ("dots in a name", paths(), Method::GET, "/v1/files/a..b.txt", Ok(())),
