@@ -64,8 +64,9 @@ fn validate(client: &AppleClient, status: u16, is_html: bool, body: &[u8]) {
     let has = |phrases: &[&str]| phrases.iter().any(|phrase| text.contains(phrase));
     let is_page = is_html || text.contains('<');
     let is_short = text.len() <= 256 && body.len() <= 4_096;
-    let is_text =
-        std::str::from_utf8(body).is_ok_and(|text| !text.contains(|letter: char| letter.is_ascii_control() && !letter.is_ascii_whitespace()));
+    let is_text = std::str::from_utf8(body).is_ok_and(|text| {
+        !text.contains(|letter: char| letter.is_ascii_control() && !letter.is_ascii_whitespace())
+    });
     let is_other_answer = has(&["bit state", "bit0"]) || text.trim_start().starts_with(['{', '[', '"']);
     let is_about_us = has(&["authorization token", "authentication_token", "authentication token"]);
     let expected = match status {
@@ -96,8 +97,12 @@ fn query(client: &AppleClient, status: u16, is_html: bool, body: &[u8]) {
             let lower = text.to_ascii_lowercase();
             if !lower.contains("bit state not found") && !lower.contains("failed to find bit state") {
                 let json: serde_json::Value = serde_json::from_str(text).expect("JSON");
-                assert_eq!((json["bit0"].as_bool(), json["bit1"].as_bool()), (Some(bits.bit0()), Some(bits.bit1())));
-                let month = bits.last_update().map(|month| format!("{:04}-{:02}", month.year(), month.month()));
+                assert_eq!(
+                    (json["bit0"].as_bool(), json["bit1"].as_bool()),
+                    (Some(bits.bit0()), Some(bits.bit1()))
+                );
+                let month =
+                    bits.last_update().map(|month| format!("{:04}-{:02}", month.year(), month.month()));
                 assert_eq!(json["last_update_time"].as_str(), month.as_deref());
             } else {
                 assert_eq!(bits, Bits::default());

@@ -11,9 +11,8 @@ pub(crate) const KEY: &str = "MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQg3R
 
 /// Reads a team id, a key id, a base URL and a key, separated by zeros. A byte 1 stands for [`KEY`].
 pub(crate) fn credentials(data: &[u8]) {
-    let mut parts = data.splitn(4, |byte| *byte == 0).map(|part| {
-        String::from_utf8_lossy(part).replace('\u{1}', KEY)
-    });
+    let mut parts =
+        data.splitn(4, |byte| *byte == 0).map(|part| String::from_utf8_lossy(part).replace('\u{1}', KEY));
     let [Some(team_id), Some(key_id), Some(url), Some(key)] =
         [parts.next(), parts.next(), parts.next(), parts.next()]
     else {
@@ -25,11 +24,16 @@ pub(crate) fn credentials(data: &[u8]) {
             assert_eq!(credentials.team_id(), team_id.trim());
             assert_eq!(credentials.key_id(), key_id.trim());
             let needs_escapes = |letter: char| letter.is_control() || letter == '"' || letter == '\\';
-            assert!(!credentials.team_id().contains(needs_escapes) && !credentials.key_id().contains(needs_escapes));
+            assert!(
+                !credentials.team_id().contains(needs_escapes)
+                    && !credentials.key_id().contains(needs_escapes)
+            );
             hides(&format!("{credentials:?}"));
             url_of(credentials, &url);
-            // The usual damage of environment files and dashboards changes nothing if the first line is whole.
+            // The usual damage of environment files and dashboards changes nothing, if there is no other.
+            let is_usual = |letter: char| letter.is_ascii_alphanumeric() || "+/=- \t\r\n".contains(letter);
             let is_whole = !key.contains("BEGIN") || key.contains("-----BEGIN PRIVATE KEY-----");
+            let is_whole = is_whole && key.chars().all(is_usual);
             for damaged in [
                 key.replace('\r', "").replace('\n', "\r\n"),
                 key.replace('\n', "\\n"),

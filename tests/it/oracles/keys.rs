@@ -52,7 +52,11 @@ pub(crate) fn client_part(data: &[u8]) {
         let (Ok(part), Some((_, metadata))) = (part, naive) else { return };
         assert_eq!((part.expose(), &*part.metadata().to_string()), (&*text, metadata));
         let opened = Splitter::new().open(split.record(), &part);
-        assert_eq!(opened.is_ok(), text == ours, "only the part that belongs to the record opens it: {text:?}");
+        assert_eq!(
+            opened.is_ok(),
+            text == ours,
+            "only the part that belongs to the record opens it: {text:?}"
+        );
     });
 }
 
@@ -79,8 +83,10 @@ fn is_metadata(text: &str) -> bool {
 pub(crate) fn key_file(data: &[u8]) {
     const SECRET: &str = "c2VydmVyIHBhcnQgb2YgYSBrZXk";
     // A byte 1 stands for a server part.
-    let text: Vec<u8> =
-        data.iter().flat_map(|byte| if *byte == 1 { SECRET.as_bytes().to_vec() } else { vec![*byte] }).collect();
+    let text: Vec<u8> = data
+        .iter()
+        .flat_map(|byte| if *byte == 1 { SECRET.as_bytes().to_vec() } else { vec![*byte] })
+        .collect();
     let file = File::new(&text);
     let store = match FileSplitKeyStore::open(&file.0) {
         Ok(store) => store,
@@ -120,7 +126,8 @@ impl File {
     fn new(content: &[u8]) -> Self {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let folder = [PathBuf::from("/dev/shm"), std::env::temp_dir()].into_iter().find(|folder| folder.is_dir());
+        let folder =
+            [PathBuf::from("/dev/shm"), std::env::temp_dir()].into_iter().find(|folder| folder.is_dir());
         let name = format!("devicecheck-oracle-{}-{number}.json", std::process::id());
         let path = folder.expect("a folder").join(name);
         fs::write(&path, content).expect("a file");

@@ -37,7 +37,12 @@ impl ConnectionLike for Told {
         Box::pin(async { Ok(answer) })
     }
 
-    fn req_packed_commands<'a>(&'a mut self, _: &'a Pipeline, _: usize, _: usize) -> RedisFuture<'a, Vec<Value>> {
+    fn req_packed_commands<'a>(
+        &'a mut self,
+        _: &'a Pipeline,
+        _: usize,
+        _: usize,
+    ) -> RedisFuture<'a, Vec<Value>> {
         let answer = match &self.answer {
             Value::Array(answers) => answers.clone(),
             answer => vec![answer.clone()],
@@ -126,9 +131,11 @@ fn own_verdict(data: &[u8]) {
     let mut bytes = [0; 24];
     bytes.iter_mut().zip(data).for_each(|(byte, given)| *byte = *given);
     let [a, b, c, d, ..] = bytes;
-    let number = |at: usize| u64::from(u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]));
+    let number =
+        |at: usize| u64::from(u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]));
     let checked_at = SystemTime::UNIX_EPOCH + Duration::from_millis(number(4) << 16 | number(8));
-    let (meant, left) = (Duration::from_millis(number(12) << (a & 31)), i64::from_be_bytes([b, c, d, a, b, c, d, 9]));
+    let (meant, left) =
+        (Duration::from_millis(number(12) << (a & 31)), i64::from_be_bytes([b, c, d, a, b, c, d, 9]));
     let token = token();
     let key = VerdictKey::new("TEAM123456", Environment::Production, &token).for_marks(a & 1 == 0);
     let update = Month::new(u16::from_be_bytes([b, c]) % 10_000, d % 13);
@@ -143,7 +150,10 @@ fn own_verdict(data: &[u8]) {
     assert_eq!((found.verdict(), found.bits(), found.digest()), (verdict, bits, token.digest()));
     assert_eq!(found.checked_at(), checked_at);
     let at_redis = u64::try_from(left).map_or(Duration::MAX, Duration::from_millis);
-    assert!(found.time_to_live() <= at_redis && !found.time_to_live().is_zero() || left == 0, "{found:?} {left}");
+    assert!(
+        found.time_to_live() <= at_redis && !found.time_to_live().is_zero() || left == 0,
+        "{found:?} {left}"
+    );
 }
 
 /// A record that is found is the one that was asked for, and is written as it was read.
@@ -161,10 +171,10 @@ fn split_key(data: &[u8]) {
 
 /// The base point of P-256, whose private key is 1.
 const POINT: [u8; 65] = [
-    0x04, 0x6b, 0x17, 0xd1, 0xf2, 0xe1, 0x2c, 0x42, 0x47, 0xf8, 0xbc, 0xe6, 0xe5, 0x63, 0xa4, 0x40, 0xf2, 0x77,
-    0x03, 0x7d, 0x81, 0x2d, 0xeb, 0x33, 0xa0, 0xf4, 0xa1, 0x39, 0x45, 0xd8, 0x98, 0xc2, 0x96, 0x4f, 0xe3, 0x42,
-    0xe2, 0xfe, 0x1a, 0x7f, 0x9b, 0x8e, 0xe7, 0xeb, 0x4a, 0x7c, 0x0f, 0x9e, 0x16, 0x2b, 0xce, 0x33, 0x57, 0x6b,
-    0x31, 0x5e, 0xce, 0xcb, 0xb6, 0x40, 0x68, 0x37, 0xbf, 0x51, 0xf5,
+    0x04, 0x6b, 0x17, 0xd1, 0xf2, 0xe1, 0x2c, 0x42, 0x47, 0xf8, 0xbc, 0xe6, 0xe5, 0x63, 0xa4, 0x40, 0xf2,
+    0x77, 0x03, 0x7d, 0x81, 0x2d, 0xeb, 0x33, 0xa0, 0xf4, 0xa1, 0x39, 0x45, 0xd8, 0x98, 0xc2, 0x96, 0x4f,
+    0xe3, 0x42, 0xe2, 0xfe, 0x1a, 0x7f, 0x9b, 0x8e, 0xe7, 0xeb, 0x4a, 0x7c, 0x0f, 0x9e, 0x16, 0x2b, 0xce,
+    0x33, 0x57, 0x6b, 0x31, 0x5e, 0xce, 0xcb, 0xb6, 0x40, 0x68, 0x37, 0xbf, 0x51, 0xf5,
 ];
 
 /// Reads the fields of a key, separated by line ends; an empty one is missing. A byte 1 alone is the public key. A key

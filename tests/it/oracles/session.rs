@@ -5,7 +5,8 @@ use http::{HeaderValue, Request, Response};
 use http_body_util::{BodyExt, Empty};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_devicecheck::{
-    DeviceCheckLayer, DeviceVerifier, Environment, Rejection, TokenQuestion, Verdict, VerifiedDevice, VerifyError,
+    DeviceCheckLayer, DeviceVerifier, Environment, Rejection, TokenQuestion, Verdict, VerifiedDevice,
+    VerifyError,
     session::{Exchange, KeyRing, MasterKey, SessionProof, Sessions},
     testing::{realistic_token, verified_device},
 };
@@ -71,6 +72,11 @@ pub(crate) fn session(data: &[u8]) {
         request.headers_mut().insert("x-device-session", value);
         let response = wait(layer.layer(inner).oneshot(request)).expect("an answer");
         let is_admitted = response.extensions().get::<Rejection>().is_none();
-        assert_eq!(is_admitted, shown.trim_ascii() == ours.as_bytes(), "{:?}", String::from_utf8_lossy(&shown));
+        assert_eq!(
+            is_admitted,
+            shown.trim_ascii() == ours.as_bytes(),
+            "{:?}",
+            String::from_utf8_lossy(&shown)
+        );
     });
 }

@@ -138,8 +138,9 @@ fn gate(headers: &HeaderMap) {
         request.headers_mut().clone_from(headers);
         wait(layer.layer(inner).oneshot(request)).expect("an answer")
     };
-    let rejection =
-        |response: http::Response<ResponseBody<Empty<Bytes>>>| response.extensions().get::<Rejection>().copied();
+    let rejection = |response: http::Response<ResponseBody<Empty<Bytes>>>| {
+        response.extensions().get::<Rejection>().copied()
+    };
     let (first, second) = (rejection(send()), rejection(send()));
     let values = all(headers, &TOKEN);
     let bearers = all(headers, &AUTHORIZATION);
