@@ -76,7 +76,12 @@ pub(crate) fn the_listener_hears_the_last_state() {
     let held = {
         let breaker = Arc::clone(&breaker);
         thread::spawn(move || {
-            breaker.failed(Production, &VerifyError::throttled(None, "later"), Some(9 * SECOND), start + SECOND);
+            breaker.failed(
+                Production,
+                &VerifyError::throttled(None, "later"),
+                Some(9 * SECOND),
+                start + SECOND,
+            );
         })
     };
     answered.join().expect("no panic");

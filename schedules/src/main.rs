@@ -100,6 +100,7 @@ mod replay {
 mod device_check {
     #[path = "single_flight.rs"]
     pub(crate) mod explored;
+    #[rustfmt::skip]
     #[path = "../../src/device_check/single_flight.rs"]
     pub(crate) mod single_flight;
 
@@ -124,8 +125,6 @@ mod device_check {
 
 #[path = "."]
 mod app_attest {
-    #[path = "counter.rs"]
-    pub(crate) mod explored;
     #[path = "../../src/app_attest/app_id.rs"]
     pub(crate) mod app_id;
     #[path = "../../src/app_attest/bundle_version.rs"]
@@ -134,6 +133,8 @@ mod app_attest {
     pub(crate) mod category;
     #[path = "../../src/app_attest/error.rs"]
     pub(crate) mod error;
+    #[path = "counter.rs"]
+    pub(crate) mod explored;
     #[path = "../../src/app_attest/key_id.rs"]
     pub(crate) mod key_id;
     #[path = "."]
@@ -153,6 +154,7 @@ mod app_attest {
 
 #[path = "."]
 mod apple {
+    #[rustfmt::skip]
     #[path = "../../src/apple/breaker.rs"]
     pub(crate) mod breaker;
     /// A signer that counts, and does not sign.
@@ -182,6 +184,7 @@ mod apple {
     pub(crate) mod limit;
     #[path = "../../src/apple/per_environment.rs"]
     pub(crate) mod per_environment;
+    #[rustfmt::skip]
     #[path = "../../src/apple/provider_token.rs"]
     pub(crate) mod provider_token;
     #[path = "../../src/apple/task.rs"]
@@ -229,16 +232,32 @@ fn main() {
         ("single flight: all but the last leave", Large, device_check::explored::all_but_the_last_leave),
         ("single flight: committed work ends", Large, device_check::explored::committed_work_ends),
         ("provider token: one signature for two", Small, apple::provider_token_explored::one_signature::<2>),
-        ("provider token: one signature for three", Large, apple::provider_token_explored::one_signature::<3>),
-        ("provider token: one replacement for one", Small, apple::provider_token_explored::one_replacement::<1>),
-        ("provider token: one replacement for two", Large, apple::provider_token_explored::one_replacement::<2>),
+        (
+            "provider token: one signature for three",
+            Large,
+            apple::provider_token_explored::one_signature::<3>,
+        ),
+        (
+            "provider token: one replacement for one",
+            Small,
+            apple::provider_token_explored::one_replacement::<1>,
+        ),
+        (
+            "provider token: one replacement for two",
+            Large,
+            apple::provider_token_explored::one_replacement::<2>,
+        ),
         ("replay guard: one of two is admitted", Large, replay::explored::one_is_admitted::<2>),
         ("replay guard: one of three is admitted", Large, replay::explored::one_is_admitted::<3>),
         ("replay guard: one leaves", Large, replay::explored::one_leaves),
         ("breaker: one call of two is the probe", Small, apple::breaker_explored::one_probe_a_second::<2>),
         ("breaker: one call of three is the probe", Large, apple::breaker_explored::one_probe_a_second::<3>),
         ("breaker: the named time holds", Large, apple::breaker_explored::the_named_time_holds),
-        ("breaker: the listener hears the last state", Small, apple::breaker_explored::the_listener_hears_the_last_state),
+        (
+            "breaker: the listener hears the last state",
+            Small,
+            apple::breaker_explored::the_listener_hears_the_last_state,
+        ),
         ("queue: one slot for two", Small, apple::limit_explored::one_slot_for_two),
         ("queue: one of two leaves", Small, apple::limit_explored::one_of_two_leaves),
         ("queue: one slot for three", Large, apple::limit_explored::one_slot_for_three),

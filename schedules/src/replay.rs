@@ -7,12 +7,12 @@ use shuttle::future::block_on;
 use shuttle::sync::Arc;
 use shuttle::thread;
 
+use super::owner::Owner;
 use super::{Claim, ErasedReplayGuard, MemoryReplayGuard, ReplayKey, admit_once};
 use crate::explore::{Signal, leave_after};
 use crate::gate::decision::VerifiedDevice;
 use crate::gate::evidence::Evidence;
 use crate::gate::{credential::TokenDigest, routing::Environment};
-use super::owner::Owner;
 
 struct World {
     guard: Arc<dyn ErasedReplayGuard>,
@@ -21,7 +21,11 @@ struct World {
 }
 
 fn world() -> Arc<World> {
-    Arc::new(World { guard: Arc::new(MemoryReplayGuard::new()), apple: Signal::default(), admitted: AtomicUsize::new(0) })
+    Arc::new(World {
+        guard: Arc::new(MemoryReplayGuard::new()),
+        apple: Signal::default(),
+        admitted: AtomicUsize::new(0),
+    })
 }
 
 impl World {
