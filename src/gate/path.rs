@@ -7,14 +7,19 @@ const ENDS: [&str; 4] = [";", "%3b", "%3f", "%23"];
 pub(crate) fn is_plain(path: &str) -> bool {
     let lower = path.to_ascii_lowercase();
     let ambiguous = ["%25", "%2e", "%2f", "%5c", "\\"];
-    !ambiguous.iter().any(|text| lower.contains(text)) && !lower.split('/').any(is_dots)
+    !ambiguous.iter().any(|text| lower.contains(text))
+        && !path.split('/').any(|segment| matches!(name_of(segment), "." | ".."))
 }
 
-/// Whether a server may take the segment for `.` or `..`.
-fn is_dots(segment: &str) -> bool {
-    let rest = segment.trim_start_matches('.');
-    let dots = segment.len() - rest.len();
-    matches!(dots, 1 | 2) && (rest.is_empty() || ENDS.iter().any(|end| rest.starts_with(end)))
+/// The shortest name for which a server may take the segment.
+pub(crate) fn name_of(segment: &str) -> &str {
+    let ends_at = |at: &usize| {
+        let rest = &segment.as_bytes()[*at..];
+        ENDS.iter()
+            .any(|end| rest.get(..end.len()).is_some_and(|text| text.eq_ignore_ascii_case(end.as_bytes())))
+    };
+    // Each end begins with an ASCII character, so the text can be cut there.
+    (0..segment.len()).find(ends_at).map_or(segment, |at| &segment[..at])
 }
 
 #[cfg(test)]

@@ -1,9 +1,11 @@
 //! Segments of paths that mean the same to every server.
 
+use crate::gate::path::name_of;
+
 /// Whether a segment of a path means the same to everybody. Servers disagree about empty segments, about dots
-/// with parameters (`..;x`), and about when to decode `%2e`, `%2f` and `%5c`, or `%25` before those.
+/// before parameters (`..;x`, `..%3bx`), and about when to decode `%2e`, `%2f` and `%5c`, or `%25` before those.
 pub(super) fn is_plain(segment: &str) -> bool {
-    if matches!(segment.split(';').next(), None | Some("" | "." | "..")) {
+    if matches!(name_of(segment), "" | "." | "..") {
         return false;
     }
     let mut bytes = segment.bytes();
@@ -22,4 +24,19 @@ pub(super) fn is_plain(segment: &str) -> bool {
         }
     }
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dots_before_an_encoded_end_are_not_plain() {
+        for segment in ["", ".", "..", "..;x", "..%3bx", "..%3Bx", ".%3f", "..%23", ";x", "%3bx"] {
+            assert!(!is_plain(segment), "{segment}");
+        }
+        for segment in ["a", "a;x", "a%3bx", "...", "..a%3b", ".a", "\u{e9}%3b"] {
+            assert!(is_plain(segment), "{segment}");
+        }
+    }
 }
