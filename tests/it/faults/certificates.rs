@@ -41,8 +41,7 @@ impl Certificates {
             Identity::NotYetValid => leaf.not_before = date_time_ymd(2090, 1, 1),
             _ => {}
         }
-        let by =
-            if identity == Identity::OtherAuthority { &self.other_authority } else { &self.authority };
+        let by = if identity == Identity::OtherAuthority { &self.other_authority } else { &self.authority };
         let key = KeyPair::generate().unwrap();
         let leaf = leaf.signed_by(&key, by).unwrap();
         let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))

@@ -137,6 +137,10 @@ impl Fault {
         )
     }
 
+    pub(super) const fn is_of_names(&self) -> bool {
+        matches!(self, Self::NoSuchName | Self::SilentName)
+    }
+
     /// Whether it can strike one attempt and spare the next one.
     pub(super) const fn strikes_once(&self) -> bool {
         self.is_of_connection()
@@ -151,9 +155,14 @@ impl Fault {
             )
     }
 
-    /// Whether only a deadline ends it.
-    pub(super) const fn takes_time(&self) -> bool {
-        matches!(self, Self::Silent(_) | Self::Trickles(_) | Self::SilentBeforeTls | Self::SilentName)
+    /// The seconds after which deadlines end the first and the second attempt: 2 for a connection, 3 for an attempt, and
+    /// 5 for both.
+    pub(super) const fn deadlines(&self) -> &'static [u64] {
+        match self {
+            Self::Silent(_) | Self::Trickles(_) => &[3, 2],
+            Self::SilentBeforeTls | Self::SilentName => &[2, 2],
+            _ => &[],
+        }
     }
 }
 
@@ -169,6 +178,8 @@ pub(super) struct Expected {
     pub(super) retry_after: Option<RangeInclusive<u64>>,
     /// The seconds for which Apple is left alone.
     pub(super) hold: Option<u64>,
+    /// The seconds until the client's deadlines have ended it.
+    pub(super) waits: u64,
 }
 
 /// One attempt at a call.
@@ -215,8 +226,10 @@ fn attempt(fault: &Fault) -> Attempt {
         Fault::Answer(answer) | Fault::Twice(answer, _) => Attempt::Means(class(answer)),
         Fault::Busy(429, time) => Attempt::Means(Class::Throttled(*time)),
         Fault::Busy(_, time) => Attempt::Means(Class::Down(*time)),
+        // A body over 4 KiB is unreadable. The status counts.
         Fault::Flood(429, _) => Attempt::Means(Class::Throttled(RetryAfter::Absent)),
-        // What follows is not HTTP, or over 4 KiB: unreadable.
+        Fault::Flood(502..=504, _) => Attempt::Means(Class::Momentary),
+        // Not HTTP: unreadable, too.
         Fault::Flood(..) | Fault::Raw(_) => Attempt::Means(Class::Unavailable),
     }
 }
@@ -224,7 +237,8 @@ fn attempt(fault: &Fault) -> Attempt {
 /// The table of answers.
 fn class(answer: &Answer) -> Class {
     let text = String::from_utf8_lossy(&answer.body).to_lowercase();
-    let is_page = answer.body.contains(&b'<') || answer.headers.iter().any(|(_, value)| value == b"text/html");
+    let is_page =
+        answer.body.contains(&b'<') || answer.headers.iter().any(|(_, value)| value == b"text/html");
     let says = |phrases: &[&str]| phrases.iter().any(|phrase| text.contains(phrase));
     match answer.status {
         200 if is_page => Class::Misconfigured,
@@ -286,10 +300,13 @@ pub(super) fn expected(fault: &Fault, stage: Stage, once: bool) -> Expected {
         Class::Unavailable | Class::Momentary | Class::Down(_) => Some(1..=5),
         _ => None,
     };
-    let is_other_connection = is_repeated && !matches!(attempt(fault), Attempt::Means(_));
+    let waits = fault.deadlines().iter().take(if once { 1 } else { 2 }).sum();
+    // A long body ends an HTTP/1.1 connection, too.
+    let is_other_connection =
+        is_repeated && (matches!(fault, Fault::Flood(..)) || !matches!(attempt(fault), Attempt::Means(_)));
     let is_gone = matches!(fault, Fault::EndsIdle(_) | Fault::GoAwayIdle);
     let connections = 1 + usize::from(is_other_connection) + usize::from(is_gone);
-    Expected { status, code, calls, connections, retry_after, hold }
+    Expected { status, code, calls, connections, retry_after, hold, waits }
 }
 
 fn seconds(time: RetryAfter) -> Option<u64> {

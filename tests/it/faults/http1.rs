@@ -125,9 +125,11 @@ fn head_of<'a>(
 }
 
 fn whole(answer: &Answer) -> Vec<u8> {
-    // These have no body, and so no length.
-    let length = (!matches!(answer.status, 204 | 304)).then_some(answer.body.len());
-    let head = head_of(answer.status, answer.headers.iter().cloned(), length);
+    if matches!(answer.status, 204 | 304) {
+        // These have no body, and so no length.
+        return head_of(answer.status, answer.headers.iter().cloned(), None);
+    }
+    let head = head_of(answer.status, answer.headers.iter().cloned(), Some(answer.body.len()));
     [&head[..], &answer.body].concat()
 }
 

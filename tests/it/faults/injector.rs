@@ -37,7 +37,7 @@ pub(super) struct Injector {
 
 /// All connections share this.
 pub(super) struct Shared {
-    fake: FakeApple,
+    fake: Mutex<FakeApple>,
     protocol: Protocol,
     fault: Mutex<Fault>,
     once: AtomicBool,
@@ -48,22 +48,20 @@ pub(super) struct Shared {
     pub(super) sent: AtomicUsize,
     /// Changes when connections without a request are to end.
     idle: watch::Sender<Option<End>>,
-    ended: AtomicUsize,
+    /// The connections that have ended so.
+    ended: watch::Sender<usize>,
+    /// The times that the fault has struck.
+    pub(super) strikes: watch::Sender<usize>,
     acceptor: TlsAcceptor,
 }
 
 impl Injector {
     /// Takes a port, on which nobody listens yet.
-    pub(super) fn start(
-        runtime: &tokio::runtime::Handle,
-        fake: FakeApple,
-        protocol: Protocol,
-        identity: Identity,
-    ) -> Self {
+    pub(super) fn start(runtime: &tokio::runtime::Handle, protocol: Protocol, identity: Identity) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
         let shared = Shared {
-            fake,
+            fake: Mutex::new(FakeApple::new()),
             protocol,
             fault: Mutex::new(Fault::None),
             once: AtomicBool::new(false),
@@ -71,7 +69,8 @@ impl Injector {
             connections: AtomicUsize::new(0),
             sent: AtomicUsize::new(0),
             idle: watch::Sender::new(None),
-            ended: AtomicUsize::new(0),
+            ended: watch::Sender::new(0),
+            strikes: watch::Sender::new(0),
             acceptor: Certificates::get().acceptor(identity, protocol),
         };
         Self {
@@ -90,6 +89,11 @@ impl Injector {
         self.runtime.spawn(accept(listener, Arc::clone(&self.shared)));
     }
 
+    /// Stands in front of this Apple.
+    pub(super) fn guard(&self, fake: &FakeApple) {
+        *self.shared.fake.lock().unwrap() = fake.clone();
+    }
+
     pub(super) fn inject(&self, fault: Fault, once: bool) {
         self.shared.once.store(once, SeqCst);
         *self.shared.fault.lock().unwrap() = fault;
@@ -97,10 +101,9 @@ impl Injector {
 
     /// Ends the one connection, on which there is no request.
     pub(super) async fn end_idle(&self, end: Option<End>) {
+        let mut ended = self.shared.ended.subscribe();
         self.shared.idle.send(end).unwrap();
-        while self.shared.ended.load(SeqCst) == 0 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        ended.changed().await.unwrap();
     }
 
     pub(super) fn calls(&self) -> usize {
@@ -114,18 +117,19 @@ impl Injector {
 
 impl Shared {
     /// The fault that strikes here, if it is one that does.
-    fn strike(&self, is_here: impl Fn(&Fault) -> bool) -> Fault {
+    pub(super) fn strike(&self, is_here: impl Fn(&Fault) -> bool) -> Fault {
         let mut fault = self.fault.lock().unwrap();
-        if !is_here(&fault) {
+        if matches!(*fault, Fault::None) || !is_here(&fault) {
             return Fault::None;
         }
+        self.strikes.send_modify(|strikes| *strikes += 1);
         if self.once.load(SeqCst) { std::mem::replace(&mut fault, Fault::None) } else { fault.clone() }
     }
 
     /// A request has arrived. Returns its fault.
     pub(super) fn arrived(&self) -> Fault {
         self.calls.fetch_add(1, SeqCst);
-        self.strike(|fault| !fault.is_of_connection())
+        self.strike(|fault| !fault.is_of_connection() && !fault.is_of_names())
     }
 
     /// A request has arrived whose body is not read.
@@ -135,7 +139,8 @@ impl Shared {
 
     /// The answer of a fake Apple without a fault.
     pub(super) async fn answer(&self, request: Request<Bytes>) -> Response<Bytes> {
-        self.fake.transport().oneshot(request).await.unwrap()
+        let fake = self.fake.lock().unwrap().clone();
+        fake.transport().oneshot(request).await.unwrap()
     }
 
     pub(super) fn idle(&self) -> watch::Receiver<Option<End>> {
@@ -143,7 +148,7 @@ impl Shared {
     }
 
     pub(super) fn ended_idle(&self) {
-        self.ended.fetch_add(1, SeqCst);
+        self.ended.send_modify(|ended| *ended += 1);
     }
 }
 

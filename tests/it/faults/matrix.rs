@@ -3,7 +3,10 @@
 use std::{
     fmt,
     net::SocketAddr,
-    sync::{Arc, Mutex, atomic::Ordering::SeqCst},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -12,10 +15,11 @@ use allocation_counter::measure;
 use bytes::Bytes;
 use http::{Response, StatusCode};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use tokio::{net::TcpListener, runtime::Handle};
-use tower_devicecheck::{
-    AppleClient, DeviceCheckLayer, Environment, ReqwestTransport, testing::FakeApple,
+use tokio::{
+    net::TcpListener,
+    runtime::{Builder, Handle, Runtime},
 };
+use tower_devicecheck::{AppleClient, DeviceCheckLayer, Environment, ReqwestTransport, testing::FakeApple};
 
 use crate::faults::{
     certificates::Certificates,
@@ -23,11 +27,11 @@ use crate::faults::{
     injector::Injector,
     rows::{Row, rows},
 };
-use crate::support::App;
+use crate::support::{App, StandingClock};
 
 const PRODUCTION: Environment = Environment::Production;
-/// Ends a test that hangs. No assertion depends on it.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// The rows that are played at once.
+const PLAYERS: usize = 4;
 /// The most that a request may hold at once, with the sockets and TLS of its client.
 const MOST_MEMORY: u64 = 8 * 1024 * 1024;
 /// The most of a body of 100 MiB that is taken: what fits into the buffers of both ends.
@@ -40,6 +44,8 @@ struct Seen {
     calls: usize,
     connections: usize,
     kibibytes: u64,
+    /// The seconds on the client's clock.
+    waited: u64,
     time: Duration,
     /// Until a genuine device was admitted again.
     recovery: String,
@@ -48,11 +54,11 @@ struct Seen {
 
 /// A resolver with the fault of a row.
 #[derive(Clone)]
-struct Names(Arc<Mutex<Fault>>);
+struct Names(Arc<Injector>);
 
 impl Resolve for Names {
     fn resolve(&self, _: Name) -> Resolving {
-        let fault = self.0.lock().unwrap().clone();
+        let fault = self.0.shared.strike(Fault::is_of_names);
         Box::pin(async move {
             match fault {
                 Fault::NoSuchName => Err("no such name".into()),
@@ -63,16 +69,18 @@ impl Resolve for Names {
     }
 }
 
-/// The default transport, or one whose names the row resolves.
-fn transport(names: Option<&Names>) -> ReqwestTransport {
+/// The default transport. It takes a while to make, as it reads the certificates of the system.
+fn default_transport() -> ReqwestTransport {
+    let builder = ReqwestTransport::builder().add_root_certificate(&Certificates::get().root).unwrap();
+    builder.build().unwrap()
+}
+
+/// A transport with a resolver that has the fault of a row.
+fn transport_with(names: Names) -> ReqwestTransport {
     let root = &Certificates::get().root;
-    let Some(names) = names else {
-        return ReqwestTransport::builder().add_root_certificate(root).unwrap().build().unwrap();
-    };
-    let names = names.clone();
     ReqwestTransport::from_clients(move || {
         reqwest::Client::builder()
-            .connect_timeout(Duration::from_secs(1))
+            .connect_timeout(Duration::from_secs(2))
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
             .dns_resolver(Arc::new(names.clone()))
@@ -82,28 +90,41 @@ fn transport(names: Option<&Names>) -> ReqwestTransport {
     .unwrap()
 }
 
-/// Plays the faults of a row. Each strikes `once`, or each time.
-fn play(row: &Row, once: bool, servers: &Handle) -> Seen {
-    let Row { protocol, stage, faults, .. } = row;
-    let mut seen = Seen::default();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let fake = FakeApple::new();
-    let is_of_names = matches!(faults[0], Fault::NoSuchName | Fault::SilentName);
-    let (host, identity) =
-        if is_of_names { ("apple.example", Identity::OtherName) } else { ("127.0.0.1", Identity::Good) };
-    let injector = Injector::start(servers, fake.clone(), *protocol, identity);
-    if !matches!(faults[0], Fault::Refused) {
-        injector.open();
+/// A client's runtime, and the server that it reaches.
+///
+/// The client's clock stands still, whatever the sockets do, and moves only where `until_answered` and `recover` say so.
+struct Place {
+    _clock: StandingClock,
+    runtime: Runtime,
+    injector: Arc<Injector>,
+}
+
+impl Place {
+    fn new(row: &Row, servers: &Handle) -> Self {
+        let runtime = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        let clock = runtime.block_on(async { StandingClock::new() });
+        let identity = if row.faults[0].is_of_names() { Identity::OtherName } else { Identity::Good };
+        let injector = Arc::new(Injector::start(servers, row.protocol, identity));
+        if !matches!(row.faults[0], Fault::Refused) {
+            injector.open();
+        }
+        Self { _clock: clock, runtime, injector }
     }
-    let names = is_of_names.then(|| Names(Arc::new(Mutex::new(Fault::None))));
-    let takes_time = faults[0].takes_time();
-    // The deadlines of other rows are so long that no busy machine meets them.
-    let (attempt, total) = if takes_time { (1_500, 3_400) } else { (20_000, 45_000) };
+}
+
+/// Plays the faults of a row. Each strikes `once`, or each time.
+fn play(row: &Row, once: bool, place: &Place, transport: &ReqwestTransport) -> Seen {
+    let Row { stage, faults, .. } = row;
+    let Place { runtime, injector, .. } = place;
+    let mut seen = Seen::default();
+    let fake = FakeApple::new();
+    injector.guard(&fake);
+    let is_of_names = faults[0].is_of_names();
+    let host = if is_of_names { "apple.example" } else { "127.0.0.1" };
+    let transport = if is_of_names { transport_with(Names(Arc::clone(injector))) } else { transport.clone() };
     let client = AppleClient::builder(fake.credentials())
-        .transport(transport(names.as_ref()))
+        .transport(transport)
         .base_url(PRODUCTION, format!("https://{host}:{}", injector.address.port()))
-        .attempt_timeout(Duration::from_millis(attempt))
-        .total_timeout(Duration::from_millis(total))
         .build()
         .unwrap();
     let app = App::new(&DeviceCheckLayer::new(client));
@@ -112,31 +133,27 @@ fn play(row: &Row, once: bool, servers: &Handle) -> Seen {
         let status = ask(fake.genuine_token(PRODUCTION));
         seen.check(status == StatusCode::OK, || format!("{status} before the fault"));
     }
+    let mut hold = None;
     for fault in faults {
         let expected = expected(fault, *stage, once);
         let (calls, connections) = (injector.calls(), injector.connections());
-        match (fault, &names) {
-            (Fault::EndsIdle(end), _) => runtime.block_on(injector.end_idle(Some(*end))),
-            (Fault::GoAwayIdle, _) => runtime.block_on(injector.end_idle(None)),
-            (_, Some(names)) => *names.0.lock().unwrap() = fault.clone(),
+        match fault {
+            Fault::EndsIdle(end) => runtime.block_on(injector.end_idle(Some(*end))),
+            Fault::GoAwayIdle => runtime.block_on(injector.end_idle(None)),
             _ => injector.inject(fault.clone(), once),
         }
         let (token, began) = (fake.genuine_token(PRODUCTION), Instant::now());
-        let mut response = None;
+        let mut answered = None;
         let memory = measure(|| {
-            response = Some(runtime.block_on(async {
-                let response = app.get(&token).await;
-                if expected.hold.is_some() {
-                    tokio::time::pause();
-                }
-                response
-            }));
+            answered = Some(runtime.block_on(until_answered(fault, &app, &token, injector)));
         });
+        let (response, waited) = answered.unwrap();
         seen.time = seen.time.max(began.elapsed());
         seen.kibibytes = seen.kibibytes.max(memory.bytes_max / 1024);
         seen.calls = injector.calls() - calls;
         seen.connections = injector.connections() - connections;
-        seen.judge(fault, &expected, &response.unwrap());
+        seen.waited = waited.as_secs();
+        seen.judge(fault, &expected, &response);
         let most = expected.connections - usize::from(*stage == Stage::Kept);
         let opened = seen.connections;
         seen.check(opened <= most, || format!("{opened} connections"));
@@ -144,18 +161,41 @@ fn play(row: &Row, once: bool, servers: &Handle) -> Seen {
         let sent = injector.shared.sent.swap(0, SeqCst);
         seen.check(sent < MOST_SENT, || format!("{sent} bytes of the body were taken"));
 
-        injector.inject(Fault::None, false);
-        injector.open();
-        if let Some(names) = &names {
-            *names.0.lock().unwrap() = Fault::None;
-        }
-        if matches!(fault, Fault::Twice(..)) {
-            let status = ask(fake.forged_token());
-            seen.check(status == StatusCode::UNAUTHORIZED, || format!("{status} to a forged token afterwards"));
-        }
-        runtime.block_on(recover(&app, &fake, &injector, expected.hold, &mut seen));
+        hold = expected.hold;
     }
+    injector.inject(Fault::None, false);
+    injector.open();
+    if matches!(faults[0], Fault::Twice(..)) {
+        let status = ask(fake.forged_token());
+        seen.check(status == StatusCode::UNAUTHORIZED, || format!("{status} to a forged token afterwards"));
+    }
+    runtime.block_on(recover(&app, &fake, injector, hold, &mut seen));
     seen
+}
+
+/// Sends a request, and lets the deadlines of its attempts pass once the fault has struck each. Returns the time on the
+/// client's clock, too.
+async fn until_answered(
+    fault: &Fault,
+    app: &App,
+    token: &str,
+    injector: &Injector,
+) -> (Response<Bytes>, Duration) {
+    let began = tokio::time::Instant::now();
+    let mut strikes = injector.shared.strikes.subscribe();
+    let before = *strikes.borrow();
+    let deadlines = async {
+        for (deadline, number) in fault.deadlines().iter().zip(before + 1..) {
+            strikes.wait_for(|strikes| *strikes >= number).await.unwrap();
+            // Timers count whole milliseconds.
+            tokio::time::advance(Duration::from_secs(*deadline) + Duration::from_millis(1)).await;
+        }
+        std::future::pending().await
+    };
+    tokio::select! {
+        response = app.get(token) => (response, began.elapsed()),
+        () = deadlines => unreachable!("it has no end"),
+    }
 }
 
 /// The fault is over. How long does it take until a genuine device is admitted?
@@ -167,17 +207,11 @@ async fn recover(app: &App, fake: &FakeApple, injector: &Injector, hold: Option<
         let is_left_alone = (status.as_u16(), calls) == (503, 0);
         seen.check(is_left_alone, || format!("{status} and {calls} calls before {hold} s are over"));
         tokio::time::advance(Duration::from_secs(hold)).await;
-        tokio::time::resume();
     }
-    let (began, mut requests) = (Instant::now(), 1);
-    while app.status(&fake.genuine_token(PRODUCTION)).await != StatusCode::OK && began.elapsed() < PATIENCE {
-        requests += 1;
-        // The caller of a probe waits 40 ms for it, and the next probe is a second later.
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    seen.check(began.elapsed() < PATIENCE, || "no recovery".to_owned());
-    // The first request after the fault is served, but for a probe of which its caller did not hear in time.
-    seen.check(requests == 1 || hold.is_some(), || format!("{requests} requests until the recovery"));
+    let calls = injector.calls();
+    let status = app.status(&fake.genuine_token(PRODUCTION)).await;
+    let calls = injector.calls() - calls;
+    seen.check((status.as_u16(), calls) == (200, 1), || format!("{status} and {calls} calls afterwards"));
     seen.recovery = hold.map_or("at once".to_owned(), |hold| format!("{hold} s"));
 }
 
@@ -197,12 +231,14 @@ impl Seen {
             Some(range) => retry_after.parse().is_ok_and(|seconds| range.contains(&seconds)),
             None => retry_after.is_empty(),
         };
-        // On a busy machine a deadline may be over before the request has reached Apple.
-        let is_asked =
-            if fault.takes_time() { calls <= expected.calls } else { calls == expected.calls };
-        let is_right = (status, code) == (expected.status, expected.code) && is_asked && is_in_time;
+        let waited = self.waited;
+        let is_right = (status, code) == (expected.status, expected.code)
+            && (calls, waited) == (expected.calls, expected.waits)
+            && is_in_time;
         self.check(is_right, || {
-            format!("{fault:?}: {status} {code}, {calls} calls, again after {retry_after:?}; not {expected:?}")
+            format!(
+                "{fault:?}: {status} {code}, {calls} calls, {waited} s, again after {retry_after:?}; not {expected:?}"
+            )
         });
     }
 }
@@ -212,11 +248,11 @@ impl fmt::Display for Line {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { name, protocol, stage, always, once } = self;
         let once = once.as_ref().map_or("–".to_owned(), |once| format!("{}, {}", once.outcome, once.calls));
-        let Seen { outcome, calls, connections, kibibytes, time, recovery, .. } = always;
+        let Seen { outcome, calls, connections, kibibytes, waited, time, recovery, .. } = always;
         let time = time.as_millis();
         write!(
             f,
-            "| {name} | {protocol} | {stage} | {outcome} | {calls} | {connections} | {kibibytes} | {time} \
+            "| {name} | {protocol} | {stage} | {outcome} | {calls} | {connections} | {kibibytes} | {waited} | {time} \
              | {once} | {recovery} |"
         )
     }
@@ -230,54 +266,67 @@ struct Line {
     once: Option<Seen>,
 }
 
-fn line(row: &Row, servers: &Handle) -> Line {
-    let always = play(row, false, servers);
-    let once = row.faults[0].strikes_once().then(|| play(row, true, servers));
-    let stage = if row.stage == Stage::New { "new" } else { "kept" };
-    let protocol = if row.protocol == Protocol::Http1 { "1.1" } else { "2" };
-    Line { name: row.name.clone(), protocol, stage, always, once }
+/// Plays rows. A transport takes a while to make, and so does a connection.
+struct Player<'a> {
+    servers: &'a Handle,
+    transport: ReqwestTransport,
+    /// Where connections are kept, for each protocol.
+    kept: [Option<Place>; 2],
+}
+
+impl Player<'_> {
+    fn line(&mut self, row: &Row) -> Line {
+        let Self { servers, transport, kept } = self;
+        let mut play = |once| match row.stage {
+            Stage::New => play(row, once, &Place::new(row, servers), transport),
+            Stage::Kept => {
+                let place = kept[row.protocol as usize].get_or_insert_with(|| Place::new(row, servers));
+                play(row, once, place, transport)
+            }
+        };
+        let always = play(false);
+        let once = row.faults[0].strikes_once().then(|| play(true));
+        let stage = if row.stage == Stage::New { "new" } else { "kept" };
+        let protocol = if row.protocol == Protocol::Http1 { "1.1" } else { "2" };
+        Line { name: row.name.clone(), protocol, stage, always, once }
+    }
 }
 
 #[test]
 #[allow(clippy::print_stdout, reason = "the table for docs/reliability.md")]
 fn every_fault_of_the_matrix_has_the_outcome_of_the_table() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let servers = runtime.handle();
     let elsewhere = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
     let url = format!("https://{}/v1/validate_device_token", elsewhere.local_addr().unwrap());
     let rows = rows(&url);
     let began = Instant::now();
-    let rest = Mutex::new(Vec::new());
-    let mut lines: Vec<Line> = thread::scope(|scope| {
-        let mut players = Vec::new();
-        for (number, row) in rows.iter().enumerate() {
-            if row.faults[0].takes_time() {
-                players.push(scope.spawn(move || vec![(number, line(row, servers))]));
-            } else {
-                rest.lock().unwrap().push((number, row));
-            }
+    let lines: Vec<_> = rows.iter().map(|_| Mutex::new(None)).collect();
+    let next = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for _ in 0..PLAYERS {
+            scope.spawn(|| {
+                let mut player = Player { servers, transport: default_transport(), kept: [None, None] };
+                let numbers = std::iter::repeat_with(|| next.fetch_add(1, SeqCst));
+                for number in numbers.take_while(|number| *number < rows.len()) {
+                    *lines[number].lock().unwrap() = Some(player.line(&rows[number]));
+                }
+            });
         }
-        for _ in 0..4 {
-            players.push(scope.spawn(|| {
-                let next = || rest.lock().unwrap().pop();
-                std::iter::from_fn(|| next().map(|(number, row)| (number, line(row, servers)))).collect()
-            }));
-        }
-        let mut lines: Vec<_> = players.into_iter().flat_map(|player| player.join().unwrap()).collect();
-        lines.sort_by_key(|(number, _)| *number);
-        lines.into_iter().map(|(_, line)| line).collect()
     });
-    println!("| fault | HTTP | connection | answer | calls | connections | KiB | ms | if it strikes once | well again |");
-    println!("|---|---|---|---|---|---|---|---|---|---|");
+    let lines = lines.into_iter().filter_map(|line| line.into_inner().unwrap());
+    println!(
+        "| fault | HTTP | connection | answer | calls | connections | KiB | s | ms | if it strikes once | well again |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|---|---|");
     let mut deviations = Vec::new();
-    for line in &mut lines {
+    for line in lines {
         println!("{line}");
-        for seen in [Some(&mut line.always), line.once.as_mut()].into_iter().flatten() {
-            let own = std::mem::take(&mut seen.deviations);
-            deviations.extend(own.into_iter().map(|own| format!("{}, {}, {}: {own}", line.name, line.protocol, line.stage)));
+        for deviation in line.once.iter().chain([&line.always]).flat_map(|seen| &seen.deviations) {
+            deviations.push(format!("{}, {}, {}: {deviation}", line.name, line.protocol, line.stage));
         }
     }
-    println!("{} rows in {} s", lines.len(), began.elapsed().as_secs());
+    println!("{} rows in {} s", rows.len(), began.elapsed().as_secs());
     runtime.block_on(async {
         let asked = tokio::time::timeout(Duration::ZERO, elsewhere.accept()).await;
         assert!(asked.is_err(), "a redirect was followed");
