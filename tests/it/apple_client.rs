@@ -124,8 +124,9 @@ async fn read_request(socket: &mut TcpStream) {
     while !text.ends_with(b"}") && socket.read_buf(&mut text).await.is_ok_and(|read| read > 0) {}
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a02_a_reused_connection_that_ends_is_replaced_unseen() {
+    let _clock = StandingClock::new();
     for (name, how) in [("closed", None), ("reset", Some(Duration::ZERO))] {
         let (url, connections) = ends_reused_connections(how).await;
         let fake = FakeApple::new();
@@ -138,8 +139,9 @@ async fn a02_a_reused_connection_that_ends_is_replaced_unseen() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a02_a_crowd_on_a_connection_that_is_reset_is_served_over_another_one() {
+    let clock = StandingClock::new();
     let fake = FakeApple::new();
     let server = fake.serve().await.unwrap();
     let client = http2(&fake, &server.url(PRODUCTION)).build().unwrap();
@@ -149,7 +151,8 @@ async fn a02_a_crowd_on_a_connection_that_is_reset_is_served_over_another_one() 
         fake.always(Reply::normal().delay(Duration::from_millis(20)));
         fake.script(Reply::reset());
         let tokens: Vec<_> = (0..20).map(|_| fake.genuine_token(PRODUCTION)).collect();
-        let statuses = join_all(tokens.iter().map(|token| app.status(token))).await;
+        let requests = join_all(tokens.iter().map(|token| app.status(token)));
+        let statuses = clock.until(Duration::from_millis(20), requests).await;
         assert!(statuses.iter().all(|status| *status == StatusCode::OK), "{statuses:?}");
         fake.clear();
     }
