@@ -2,7 +2,7 @@
 request but those with the right key, in the right place, and with nothing that should have stayed at the gateway.
 
 Its answers show that the whole request came: a text is the digest of the question, a file comes back as it was.
-`/test/…` is for the programs that call it: `relay` opens a relay and names its URL, `requests` counts those that went
+`/test/…` is for the programs that call it: `secrets` takes what no provider may see, one a line, `relay` opens a relay and names its URL, `requests` counts those that went
 through one, and `faults` lists what should not have come, either way, since the last such call.
 """
 
@@ -21,13 +21,11 @@ from urllib.parse import parse_qs, urlsplit
 
 KEYS = {name: os.environ[f"{name.upper()}_KEY"] for name in ["openai", "anthropic", "google"]}
 KEY_HEADERS = {"openai": "authorization", "anthropic": "x-api-key", "google": "x-goog-api-key"}
-# Client parts and device tokens: no provider may see them.
-SECRETS = json.loads(os.environ["SECRETS"])
 HEADERS = """accept accept-encoding accept-language anthropic-beta anthropic-version connection content-length
     content-type host idempotency-key openai-beta transfer-encoding user-agent x-client-request-id x-goog-api-client
     x-server-timeout""".split()
 HEADER_PREFIXES = ("x-goog-upload-", "x-stainless-")
-ROUTES, FAULTS, RELAYED, STORED = [], [], {}, {}
+ROUTES, SECRETS, FAULTS, RELAYED, STORED = [], [], [], {}, {}
 
 
 class Refused(Exception):
@@ -97,15 +95,15 @@ class Request:
 
 def check(provider, handler, body):
     """Raises unless the gateway did what it promises."""
+    head = f"{handler.path}\n{handler.headers}"
+    if any(secret in head.encode() + body for secret in SECRETS):
+        raise Refused("a client part or a device token")
     names = [name.lower() for name in handler.headers]
     for name in names:
         if name not in HEADERS and name != KEY_HEADERS[provider] and not name.startswith(HEADER_PREFIXES):
             raise Refused(f"the header {name}")
         if names.count(name) > 1:
             raise Refused(f"the header {name} twice")
-    head = f"{handler.path}\n{handler.headers}"
-    if any(secret.encode() in head.encode() + body for secret in SECRETS):
-        raise Refused("a client part or a device token")
     scheme = "Bearer " if provider == "openai" else ""
     if handler.headers[KEY_HEADERS[provider]] != scheme + KEYS[provider]:
         raise Refused("another key")
@@ -157,8 +155,13 @@ class Handler(BaseHTTPRequestHandler):
     do_POST = do_DELETE = do_PATCH = do_PUT = do_GET
 
     def send(self, answer, status=200):
-        """A dict is JSON, bytes are a file, a list is a stream of server-sent events, a pair has headers first."""
-        headers, answer = answer if isinstance(answer, tuple) else ({}, answer)
+        """A dict is JSON, bytes are a file, a list is a stream of server-sent events. A tuple has headers first, and may
+        have a status last."""
+        if isinstance(answer, tuple):
+            headers, answer, *rest = answer
+            status = rest[0] if rest else status
+        else:
+            headers = {}
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -302,13 +305,24 @@ def model(request, provider):
     return {"id": "model-1", "object": "model", "type": "model", "created": 1}
 
 
+@route("GET", "/[a-z]+/(?:v1|v1beta)/models/(busy|refused)-([a-z]+)")
+def failing_model(request, why, name):
+    """One that is busy at first, and one that the key may not use."""
+    if why == "refused":
+        return {}, {"error": {"message": "not with this key"}}, 401
+    if name not in STORED:
+        STORED[name] = {}
+        return {"retry-after-ms": "10"}, {"error": {"message": "not so fast"}}, 429
+    return {"id": "busy", "object": "model", "type": "model", "created": 1, "name": "models/busy"}
+
+
 @route("POST", "/openai/v1/audio/speech")
 def speech(request):
     return digest(request.question).encode() * 4096
 
 
-@route("POST", "/openai/v1/audio/(transcriptions|translations)")
-def transcription(request, _):
+@route("POST", "/openai/v1/audio/transcriptions")
+def transcription(request):
     [(_, audio)] = request.files
     return {"text": digest(audio)}
 
@@ -450,7 +464,9 @@ def google(request, call):
     match call:
         case "generateContent":
             inline = [part["inlineData"]["data"] for part in asked["contents"][0]["parts"] if "inlineData" in part]
-            return candidate(digest(base64.b64decode(inline[0], "-_" if set("-_") & set(inline[0]) else None)) if inline else request.answer)
+            # Python's SDK has the alphabet for URLs, node's the other.
+            inline = [base64.urlsafe_b64decode(data.replace("+", "-").replace("/", "_")) for data in inline]
+            return candidate(digest(inline[0]) if inline else request.answer)
         case "streamGenerateContent":
             if request.query != {"alt": "sse"}:
                 raise Refused(f"another query: {request.query}")
@@ -461,9 +477,6 @@ def google(request, call):
             return {"embedding": {"values": [0.5, -1.0, len(request.question)]}}
         case "countTokens":
             return {"totalTokens": len(request.question)}
-        case "predict":
-            picture = base64.b64encode(digest(request.question).encode()).decode()
-            return {"predictions": [{"bytesBase64Encoded": picture, "mimeType": "image/png"}]}
         case "batchGenerateContent":
             asked = asked["batch"]["inputConfig"]["requests"]["requests"]
             answers = [{"response": candidate(digest(longest(one["request"])))} for one in asked]
@@ -503,7 +516,7 @@ def google_files(request):
 
 @route("GET DELETE", "/google/(?:v1|v1beta)/files/made")
 def google_file(request):
-    link = f"{request.base}/google/(?:v1|v1beta)/files/made:download?alt=media"
+    link = f"{request.base}/google/v1beta/files/made:download?alt=media"
     return {} if request.method == "DELETE" else {"name": "files/made", "source": "GENERATED", "downloadUri": link}
 
 
@@ -529,6 +542,12 @@ def cache(request):
 
 
 # For the programs that call.
+
+
+@route("POST", "/test/secrets")
+def secrets(request):
+    SECRETS.extend(request.body.split())
+    return {}
 
 
 def relay(client, gateway, relayed):
@@ -570,7 +589,10 @@ def new_relay(request):
 
 @route("GET", "/test/requests/([0-9]+)")
 def requests(request, port):
-    return {"count": sum(len(re.findall(rb"[A-Z]+ /\S* HTTP/1\.1\r\n", up)) for up, _ in RELAYED[int(port)])}
+    """Their number, and each time to wait that the gateway named."""
+    up, down = (b"".join(way) for way in zip(*RELAYED[int(port)], strict=True)) if RELAYED[int(port)] else (b"", b"")
+    waits = re.findall(rb"^retry-after: ([0-9]+)", down, re.I | re.M)
+    return {"count": len(re.findall(rb"[A-Z]+ /\S* HTTP/1\.1\r\n", up)), "waits": [int(wait) for wait in waits]}
 
 
 @route("GET", "/test/faults")
