@@ -15,7 +15,7 @@ const { jsonSchemaOutputFormat } = folder('@anthropic-ai/sdk/helpers/json-schema
 const { GoogleGenAI } = folder('@google/genai');
 const { z } = folder('zod');
 
-const { APPLE, DEMO_APPLE, PROVIDER, TOKEN } = process.env;
+const { APPLE, DOWN_APPLE, PROVIDER, TOKEN } = process.env;
 const sha256 = (data) => createHash('sha256').update(data).digest('hex');
 const QUESTION = 'Grüße an alle Anbieter. '.repeat(4000);
 const ANSWER = sha256(QUESTION);
@@ -43,7 +43,7 @@ const text = async (url, options) => (await fetch(url, options)).text();
 const json = async (url, options) => JSON.parse(await text(url, options));
 const faults = async () => (await json(`${PROVIDER}/test/faults`)).faults;
 
-// In front of a gateway: it counts requests, notes the seconds that each answer of 503 says to wait, and looks at answers.
+// In front of a gateway: it counts requests, notes the seconds that answers say to wait, and looks at what comes back.
 const relayTo = async (gateway) => {
   const { url, port } = await json(`${PROVIDER}/test/relay`, { method: 'POST', body: gateway });
   const seen = () => json(`${PROVIDER}/test/requests/${port}`);
@@ -273,6 +273,14 @@ const geminiCalls = {
     const answer = await gemini.models.generateContent({ ...question, config });
     same(JSON.parse(answer.text), { digest: ANSWER });
   },
+  interactions: async () => {
+    const made = await gemini.interactions.create({ model, input: QUESTION });
+    same(made.steps[0].content[0].text, ANSWER);
+    await gemini.interactions.delete(made.id);
+    const stream = await gemini.interactions.create({ model, input: QUESTION, stream: true });
+    const pieces = await all(stream, (event) => event.delta.text);
+    same([pieces.length, pieces.join('')], [8, ANSWER]);
+  },
   'images and audio within a question': async () => {
     for (const mimeType of ['image/png', 'audio/wav']) {
       const contents = [{ inlineData: { data: FILE.toString('base64'), mimeType } }, 'what is it?'];
@@ -329,19 +337,19 @@ const geminiCalls = {
 };
 
 // Google's SDK repeats no call, the others those that may work later.
-const retrieve = (client, name) => client.models.retrieve(name);
+const retrieve = (client, model) => client.models.retrieve(model);
+const getModel = (client, model) => client.models.get({ model });
 const sdks = [
   { name: 'openai', calls: openaiCalls, of: openaiOf, get: retrieve, retries: 1 },
   { name: '@anthropic-ai/sdk', calls: claudeCalls, of: claudeOf, get: retrieve, retries: 1 },
-  { name: '@google/genai', calls: geminiCalls, of: geminiOf, get: (client, model) => client.models.get({ model }), retries: 0 },
+  { name: '@google/genai', calls: geminiCalls, of: geminiOf, get: getModel, retries: 0 },
 ];
 
-// The SDKs wait, so they do so all at once, and at a gateway that has no Apple.
-await text(`${DEMO_APPLE}/outage?status=503`, { method: 'POST' });
+// The SDKs wait while Apple is down, so they do so all at once.
 for (const { name, calls, of, get, retries } of sdks) {
   const outage = async () => {
-    const relay = await relayTo(process.env.DEMO_GATEWAY);
-    const token = (await text(`${DEMO_APPLE}/token?device=${encodeURIComponent(name)}`)).trim();
+    const relay = await relayTo(process.env.DOWN_GATEWAY);
+    const token = (await text(`${DOWN_APPLE}/token?device=${encodeURIComponent(name)}`)).trim();
     const begun = Date.now();
     const found = await refusal(1 + retries, () => get(of(relay, token), 'model-1'), 503, relay);
     const took = (Date.now() - begun) / 1000;
@@ -384,6 +392,6 @@ for (const { name, calls } of sdks) {
       console.log(`${name} ${version}, ${call}: ${error.stack}; ${await faults()}`);
     }
   }
-  console.log(`${name} ${version}, ${works.length} of ${Object.keys(calls).length}: ${works.join(', ')}`);
+  console.log(`${name} ${version}, ${works.length} of ${Object.keys(calls).length}: ${works.join('; ')}`);
 }
 process.exit(failed ? 1 : 0);

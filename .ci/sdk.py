@@ -40,8 +40,8 @@ class Digest(pydantic.BaseModel):
     digest: str
 
 
-def ask(url, body=None, method=None):
-    with urllib.request.urlopen(urllib.request.Request(url, body, method=method)) as answer:
+def ask(url, body=None):
+    with urllib.request.urlopen(url, body) as answer:
         return answer.read()
 
 
@@ -79,8 +79,7 @@ def call(sdk, name):
 def run_calls():
     """Each in turn, and a line for each SDK."""
     failed = False
-    # From here on, the demo has no Apple. The SDKs wait, so they do so all at once.
-    ask(f"{os.environ['DEMO_APPLE']}/outage?status=503", method="POST")
+    # The SDKs wait, so they do so all at once.
     pool = concurrent.futures.ThreadPoolExecutor()
     for sdk, outage in OUTAGES.items():
         CALLS[sdk]["an outage of Apple"] = pool.submit(outage).result
@@ -94,7 +93,7 @@ def run_calls():
             except Exception as error:
                 failed = True
                 print(f"{sdk} {version(sdk)}, {name}: {type(error).__name__}: {error}; {faults()}")
-        print(f"{sdk} {version(sdk)}, {len(works)} of {len(calls)}: {', '.join(works)}")
+        print(f"{sdk} {version(sdk)}, {len(works)} of {len(calls)}: {'; '.join(works)}")
     return failed
 
 
@@ -113,7 +112,9 @@ def refusals(sdk, client_of, model, failures):
     """The calls that fail. Google's SDK repeats none, the others those that may work later."""
     unauthorized, unavailable = failures
     retries = sdk != "google-genai"
-    get = lambda client, name: client.models.get(model=name) if sdk == "google-genai" else client.models.retrieve(name)
+
+    def get(client, name):
+        return client.models.get(model=name) if sdk == "google-genai" else client.models.retrieve(name)
 
     @call(sdk, "a forged device token")
     def _():
@@ -134,8 +135,8 @@ def refusals(sdk, client_of, model, failures):
             same(RELAY.requests() - before, 2)
 
     def outage():
-        relay = Relay(os.environ["DEMO_GATEWAY"])
-        client = client_of(relay, ask(f"{os.environ['DEMO_APPLE']}/token?device={sdk}").decode().strip())
+        relay = Relay(os.environ["DOWN_GATEWAY"])
+        client = client_of(relay, ask(f"{os.environ['DOWN_APPLE']}/token?device={sdk}").decode().strip())
         begun = time.monotonic()
         found = refusal(1 + retries, lambda: get(client, "model-1"), unavailable, 503, relay)
         took, (_, waits) = time.monotonic() - begun, relay.seen()
@@ -192,7 +193,8 @@ def demo():
     check("google, a stream", "".join(pieces))
 
     # What they make of a refusal.
-    client = openai.OpenAI(base_url=f"{gateway}/v1/openai/demo", api_key=os.environ["DEMO_OPENAI"] + "AAAA", max_retries=0)
+    key = os.environ["DEMO_OPENAI"] + "AAAA"
+    client = openai.OpenAI(base_url=f"{gateway}/v1/openai/demo", api_key=key, max_retries=0)
     try:
         client.models.list()
         raise SystemExit("a forged device token was accepted")
@@ -398,7 +400,8 @@ def _():
     try:
         claude.messages.batches.results(made.id)
     except anthropic.BadRequestError:
-        fault = f"GET /anthropic/v1/messages/batches/{made.id}/results: the provider gets a client part or a device token"
+        path = f"/anthropic/v1/messages/batches/{made.id}/results"
+        fault = f"GET {path}: the provider gets a client part or a device token"
         same((RELAY.requests() - before, faults()), (1, [fault]))
     else:
         raise AssertionError("it works, but docs/from-proxed.md says that it does not")
@@ -441,6 +444,16 @@ def _():
     config = {"response_mime_type": "application/json", "response_schema": Digest}
     answer = gemini.models.generate_content(model="model-1", contents=QUESTION, config=config)
     same(answer.parsed, Digest(digest=ANSWER))
+
+
+@call("google-genai", "interactions")
+def _():
+    made = gemini.interactions.create(model="model-1", input=QUESTION)
+    same(made.output_text, ANSWER)
+    gemini.interactions.delete(made.id)
+    events = gemini.interactions.create(model="model-1", input=QUESTION, stream=True)
+    pieces = [event.delta.text for event in events]
+    same((len(pieces), "".join(pieces)), (8, ANSWER))
 
 
 @call("google-genai", "images and audio within a question")

@@ -2,8 +2,9 @@
 request but those with the right key, in the right place, and with nothing that should have stayed at the gateway.
 
 Its answers show that the whole request came: a text is the digest of the question, a file comes back as it was.
-`/test/…` is for the programs that call it: `secrets` takes what no provider may see, one a line, `relay` opens a relay and names its URL, `requests` counts those that went
-through one, and `faults` lists what should not have come, either way, since the last such call.
+`/test/…` is for the programs that call it: `secrets` takes what no provider may see, one a line; `relay` opens a relay
+and names its URL; `requests` counts those that went through one; and `faults` lists what came since the last such call
+and should not have, either way.
 """
 
 import base64
@@ -82,7 +83,8 @@ class Request:
     @property
     def form(self):
         """The parts of a multipart form: names and bytes, in order."""
-        message = email.message_from_bytes(b"Content-Type: %b\r\n\r\n" % self.headers["content-type"].encode() + self.body)
+        head = f"Content-Type: {self.headers['content-type']}\r\n\r\n"
+        message = email.message_from_bytes(head.encode() + self.body)
         if not message.is_multipart():
             raise Refused("no multipart form")
         parts = [(part.get_param("name", header="content-disposition"), part) for part in message.get_payload()]
@@ -155,8 +157,8 @@ class Handler(BaseHTTPRequestHandler):
     do_POST = do_DELETE = do_PATCH = do_PUT = do_GET
 
     def send(self, answer, status=200):
-        """A dict is JSON, bytes are a file, a list is a stream of server-sent events. A tuple has headers first, and may
-        have a status last."""
+        """A dict is JSON, bytes are a file, a list is a stream of server-sent events. A tuple has headers before it,
+        and may have a status after it."""
         if isinstance(answer, tuple):
             headers, answer, *rest = answer
             status = rest[0] if rest else status
@@ -490,6 +492,21 @@ def google_batch(request, name):
     done = {"inlinedResponses": {"inlinedResponses": stored(name)["_answers"]}}
     metadata = {"model": "models/model-1", "state": "BATCH_STATE_SUCCEEDED", "output": done}
     return {"name": f"batches/{name}", "done": True, "metadata": metadata, "response": done}
+
+
+@route("POST", "/google/(?:v1|v1beta)/interactions")
+def interactions(request):
+    if request.json.get("stream"):
+        deltas = [{"type": "text", "text": piece} for piece in pieces(request.answer)]
+        events = [{"event_type": "step.delta", "index": 0, "delta": delta} for delta in deltas]
+        return [f"event: {event['event_type']}\ndata: {json.dumps(event)}\n\n" for event in events]
+    step = {"type": "model_output", "content": [{"type": "text", "text": request.answer}]}
+    return {"id": "int-1", "model": "model-1", "status": "completed", "steps": [step]}
+
+
+@route("DELETE", "/google/(?:v1|v1beta)/interactions/int-1")
+def delete_interaction(request):
+    return {}
 
 
 @route("GET", "/google/(?:v1|v1beta)/models")
