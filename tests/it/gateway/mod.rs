@@ -14,6 +14,8 @@ mod operator;
 mod paths;
 mod projects;
 mod upgrades;
+mod usage;
+mod usage_kept;
 
 use std::sync::{Arc, Mutex};
 
@@ -31,14 +33,14 @@ use tokio::{
 };
 use tower_devicecheck::{
     DebugTokens,
-    split_key::{Limits as KeyLimits, MemorySplitKeyStore, Provider, Providers, Split, Splitter},
+    split_key::{Limits as KeyLimits, MemorySplitKeyStore, Provider, Providers, Split, Splitter, UsageLog},
 };
 
 use crate::support::Apple;
 
 const KEY: &str = "sk-proj-9aB1cD2eF3gH4iJ5kL6mN7oP8qR9sT0uV1wX2yZ3aB4cD5eF6gH7iJ8kL9";
 const TEST_KEY: &str = "a-key-for-the-simulator";
-const ADMIN: &str = "the-admin-token";
+const ADMIN: &str = "the-admin-token-of-the-tests";
 /// A request with this header is over the limit.
 const OVER_THE_LIMIT: &str = "x-over-the-limit";
 
@@ -89,6 +91,7 @@ impl Gateway {
                 .with(Provider::anthropic().with_base_url(&base("/base/v1")).unwrap())
                 .with(Provider::google().with_base_url(&base("/base/v1beta")).unwrap()),
             limits,
+            usage: UsageLog::new(),
             admin_token: Some(ADMIN.to_owned()),
             debug_tokens: DebugTokens::new().add("simulator", TEST_KEY).unwrap(),
         };
