@@ -290,7 +290,8 @@ fn hints(
         }
     }
     say(&format!(
-        "\n# requests and tokens, for people at {url}/usage.html:\ncurl -i {url}/usage -H \"Authorization: Bearer {admin_token}\""
+        "\n# requests and tokens; the page {url}/usage.html asks for the same token:\n\
+         curl -i {url}/usage -H \"Authorization: Bearer {admin_token}\""
     ));
     text
 }

@@ -191,6 +191,13 @@ impl JsonScanner {
                     self.read_count(*byte, index, digits);
                     rest
                 }
+                // Deep in content, such as in the numbers of an embedding, only the depth matters.
+                Within::Nothing if self.depth > self.levels.len() => {
+                    let next = bytes.iter().position(|byte| matches!(byte, b'"' | b'{' | b'}' | b'[' | b']'));
+                    let Some(next) = next else { return };
+                    self.read_structure(bytes[next]);
+                    &bytes[next + 1..]
+                }
                 Within::Nothing => {
                     self.read_structure(*byte);
                     rest

@@ -273,7 +273,7 @@ fn w16_the_operators_admin_token_is_not_printed() {
     let mut printed = String::new();
     for line in lines {
         printed += &line;
-        if line.contains("/usage") {
+        if line.contains("/usage -H") {
             break;
         }
     }

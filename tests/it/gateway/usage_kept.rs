@@ -151,7 +151,7 @@ const fn tokens_of(requests: u64) -> [u64; 3] {
     [requests, requests * INPUT, requests * OUTPUT]
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_gateway_has_its_counts_again() {
     let world = World::new("usage-file").await;
     let mut gateway = world.start(&[]);
@@ -199,7 +199,7 @@ async fn a_killed_gateway_has_its_counts_again() {
 
 /// 1,000 requests over three gateways. One of them is killed while it serves.
 #[cfg(feature = "redis")]
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn counts_of_a_fleet_are_exact_but_for_what_was_in_flight_at_a_kill() {
     use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 
