@@ -82,7 +82,6 @@ mod errors;
 mod forward;
 mod headers;
 mod layer;
-mod path;
 mod query;
 mod refusals;
 mod rejection;
