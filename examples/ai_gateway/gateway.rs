@@ -1,5 +1,6 @@
 //! The whole server but for its socket and its settings from the environment.
 
+mod admin;
 mod client;
 pub(crate) mod projects;
 
@@ -7,23 +8,18 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    extract::State,
-    http::{
-        HeaderMap, HeaderName, HeaderValue, StatusCode,
-        header::{AUTHORIZATION, CONTENT_TYPE, WWW_AUTHENTICATE},
-        request,
-    },
-    response::{IntoResponse, Response},
+    http::{HeaderName, request},
     routing::{any_service, get},
 };
-use sha2::{Digest, Sha256};
-use subtle::ConstantTimeEq;
 use tower::Layer;
 use tower_devicecheck::{
     BearerToken, BoxError, DebugTokens, DeviceCheckLayer, HeaderToken,
     split_key::{
         Providers, SplitKeyLayer, SplitKeyStore, TracingSplitKeyObserver, UsageLog,
-        gateway::{Forward, Gateway, GatewayLayer, ProviderErrors, ProviderHeaderToken, Refusals, Target},
+        gateway::{
+            AccessLog, AccessLogLayer, Forward, Gateway, GatewayLayer, ProviderErrors, ProviderHeaderToken,
+            Refusals, Target,
+        },
     },
 };
 
@@ -33,7 +29,9 @@ use self::{client::Client, projects::Project};
 pub(crate) struct Settings {
     pub(crate) providers: Providers,
     pub(crate) limits: Limits,
-    /// Opens `GET /usage`, which without it does not exist.
+    /// Counts the uses of keys.
+    pub(crate) usage: UsageLog,
+    /// Opens `GET /usage`, which without it does not exist. At least 16 characters.
     pub(crate) admin_token: Option<String>,
     /// Stand in for a device: for simulators.
     pub(crate) debug_tokens: DebugTokens,
@@ -64,7 +62,7 @@ impl Default for Limits {
 }
 
 /// The whole server, a tower service.
-pub(crate) type App = Gateway<Router>;
+pub(crate) type App = AccessLog<Gateway<Router>>;
 
 /// The server for one team. `gate` has its defaults, or remembers something else.
 pub(crate) fn app(
@@ -103,47 +101,27 @@ fn behind(
     keys: impl SplitKeyStore,
     settings: Settings,
 ) -> Result<App, BoxError> {
-    let Settings { providers, limits, admin_token, .. } = settings;
-    let usage = Arc::new(UsageLog::new());
+    let Settings { providers, limits, usage, admin_token, .. } = settings;
     let refusals = Arc::new(Refusals::new());
     let split_keys = SplitKeyLayer::new(keys)
         .add_key_header(HeaderName::from_static("x-api-key"))
         .add_key_header(HeaderName::from_static("x-goog-api-key"))
         .with_project(|head: &request::Parts| head.extensions.get::<Target>()?.project().map(str::to_owned))
         .with_rejection_response(ProviderErrors)
-        .with_observer((TracingSplitKeyObserver, Arc::clone(&usage)));
+        .with_observer((TracingSplitKeyObserver, usage.clone()));
     let forward = Forward::new(Client::new(limits.idle_connections)?)
         .with_body_limit(limits.body)
         .with_head_timeout(limits.head)
         .with_idle_timeout(limits.idle)
-        .with_refusals(Arc::clone(&refusals));
+        .with_refusals(Arc::clone(&refusals))
+        .with_usage(usage.clone());
     let routes = Router::new().route("/v1/{provider}/{*path}", any_service(forward)).route_layer(split_keys);
     let mut app = guard(routes).route("/health", get(|| async { "ok" }));
     if let Some(token) = admin_token {
-        let admin = Admin { token: Sha256::digest(token).into(), usage, refusals };
-        app = app.merge(Router::new().route("/usage", get(show_usage)).with_state(admin));
+        app = app.merge(admin::routes(&token, usage, refusals)?);
     }
     // Outside of the others: what cannot be forwarded costs no call to Apple. Outside of the router, which would keep the
     // URL as the client wrote it, credential included.
-    Ok(GatewayLayer::new(providers).with_body_limit(limits.body).layer(app))
-}
-
-#[derive(Clone)]
-struct Admin {
-    token: [u8; 32],
-    usage: Arc<UsageLog>,
-    refusals: Arc<Refusals>,
-}
-
-async fn show_usage(State(admin): State<Admin>, headers: HeaderMap) -> Response {
-    let sent = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
-    let sent = sent.strip_prefix(b"Bearer ").unwrap_or_default();
-    // Digests have all the same length, so that not even that can be measured.
-    let digest: [u8; 32] = Sha256::digest(sent).into();
-    if !bool::from(digest.ct_eq(&admin.token)) {
-        return (StatusCode::UNAUTHORIZED, [(WWW_AUTHENTICATE, "Bearer")]).into_response();
-    }
-    let mut report: serde_json::Value = serde_json::from_str(&admin.usage.to_json()).unwrap_or_default();
-    report["refused_by_provider"] = serde_json::from_str(&admin.refusals.to_json()).unwrap_or_default();
-    ([(CONTENT_TYPE, "application/json")], report.to_string()).into_response()
+    let app = GatewayLayer::new(providers).with_body_limit(limits.body).layer(app);
+    Ok(AccessLogLayer::new().layer(app))
 }
