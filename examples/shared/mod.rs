@@ -3,6 +3,8 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "programs for a terminal")]
 #![allow(dead_code, reason = "no example uses all of it")]
 
+#[cfg(feature = "split-key")]
+pub(crate) mod keys;
 pub(crate) mod metrics;
 pub(crate) mod orders;
 pub(crate) mod serve;
@@ -141,20 +143,26 @@ pub(crate) async fn memory() -> Result<Memory, BoxError> {
     }
 }
 
+/// The Redis that `REDIS_URL` names.
 #[cfg(feature = "redis")]
-async fn memory_in_redis(url: &str, single_use: bool, fleet: bool) -> Result<Memory, BoxError> {
-    use tower_devicecheck::{
-        Redis,
-        cache::{MemoryCache, RedisCache, Tiered},
-        replay::RedisReplayGuard,
-    };
-
+pub(crate) async fn redis(url: &str) -> Result<tower_devicecheck::Redis, BoxError> {
     // The errors of the client quote no URL, but the next version's may.
-    let redis = Redis::connect(url).await.map_err(|error| {
+    let redis = tower_devicecheck::Redis::connect(url).await.map_err(|error| {
         let why = error.to_string();
         let quoted = url.len() > 3 && why.contains(url);
         format!("REDIS_URL: {}", if quoted { "it is not a URL of Redis" } else { &*why })
     })?;
+    Ok(redis)
+}
+
+#[cfg(feature = "redis")]
+async fn memory_in_redis(url: &str, single_use: bool, fleet: bool) -> Result<Memory, BoxError> {
+    use tower_devicecheck::{
+        cache::{MemoryCache, RedisCache, Tiered},
+        replay::RedisReplayGuard,
+    };
+
+    let redis = redis(url).await?;
     if single_use {
         // One request with a token reaches Apple, so that there is nothing to share.
         let guard = Arc::new(RedisReplayGuard::new(redis));

@@ -64,6 +64,8 @@ mod error;
 mod file_store;
 #[cfg(test)]
 mod fixtures;
+#[cfg(not(target_arch = "wasm32"))]
+mod key_file;
 mod layer;
 mod limits;
 mod memory_store;
