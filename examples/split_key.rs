@@ -47,8 +47,8 @@ use axum::http::Method;
 use tower_devicecheck::{
     BoxError,
     split_key::{
-        ClientPart, FileSplitKeyStore, Limits, Provider, Providers, ServerPart, Split, SplitId, SplitKeyRecord,
-        SplitKeyState, SplitKeyStore, Splitter, Version, lint, retire, revoke,
+        ClientPart, FileSplitKeyStore, Limits, Provider, Providers, ServerPart, Split, SplitId,
+        SplitKeyRecord, SplitKeyState, SplitKeyStore, Splitter, Version, lint, retire, revoke,
     },
 };
 use zeroize::Zeroizing;
@@ -57,7 +57,8 @@ use self::shared::keys::Keys;
 
 const USAGE: &str = "one of add, list, rotate, retire, revoke, lint and import is wanted; examples/split_key.rs \
                      begins with their options";
-const UNKNOWN_FORMAT: &str = "the API key has no format that is known of its provider: is it the right provider?";
+const UNKNOWN_FORMAT: &str =
+    "the API key has no format that is known of its provider: is it the right provider?";
 /// The longest text that is read from stdin, in bytes: two parts, or all pairs of an import.
 const MAX_PARTS: usize = 16 * 1024;
 const MAX_IMPORT: usize = 16 * 1024 * 1024;

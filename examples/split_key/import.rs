@@ -6,7 +6,8 @@ use serde::Deserialize;
 use tower_devicecheck::{
     BoxError,
     split_key::{
-        ClientPart, CutLint, Limits, Providers, SplitId, SplitKeyRecord, SplitKeyStore, Splitter, Version, lint,
+        ClientPart, CutLint, Limits, Providers, SplitId, SplitKeyRecord, SplitKeyStore, Splitter, Version,
+        lint,
     },
 };
 
@@ -99,9 +100,9 @@ async fn checked(
     seen: &mut BTreeSet<(String, SplitId)>,
 ) -> Result<Checked, BoxError> {
     // The errors of serde_json quote the text.
-    let pair: Pair<'_> = serde_json::from_str(line).map_err(|_| {
-        "it is not a JSON object with the members project, provider, server_part and client_part"
-    })?;
+    let pair: Pair<'_> = serde_json::from_str(line).map_err(
+        |_| "it is not a JSON object with the members project, provider, server_part and client_part",
+    )?;
     let provider = pair.provider.to_ascii_lowercase();
     let providers = Providers::default();
     let known = providers.get(&provider);

@@ -76,7 +76,10 @@ impl LoadedFile {
             Err(error) => {
                 self.stamp = None;
                 if self.failure.is_none() {
-                    tracing::error!(error, "the key file cannot be read: the records from before stay in use");
+                    tracing::error!(
+                        error,
+                        "the key file cannot be read: the records from before stay in use"
+                    );
                 }
                 self.failure = Some(error);
             }

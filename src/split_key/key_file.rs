@@ -63,7 +63,9 @@ pub(super) fn read(path: &Path) -> io::Result<(RecordMap, Option<FileStamp>)> {
     // Opening a FIFO would wait for a writer, and some devices never end.
     let present = fs::metadata(path)?;
     if !present.is_file() {
-        return Err(io::Error::other("the key file is a directory, a FIFO or a device: it must be a regular file"));
+        return Err(io::Error::other(
+            "the key file is a directory, a FIFO or a device: it must be a regular file",
+        ));
     }
     let mut file = File::open(path).map_err(|error| unreadable(error, &present))?;
     let metadata = file.metadata()?;
@@ -225,4 +227,3 @@ impl Write for ByteCounter {
         Ok(())
     }
 }
-

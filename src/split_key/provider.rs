@@ -89,7 +89,8 @@ impl Provider {
             prefixes => prefixes.iter().filter_map(|pattern| matched(key, pattern)).max()?,
         };
         let mut secret = vec![true; key.len()];
-        let mut publish = |range: Range<usize>| secret.get_mut(range).into_iter().for_each(|part| part.fill(false));
+        let mut publish =
+            |range: Range<usize>| secret.get_mut(range).into_iter().for_each(|part| part.fill(false));
         publish(0..prefix);
         for infix in &self.infixes {
             key.match_indices(&**infix).for_each(|(at, text)| publish(at..at + text.len()));

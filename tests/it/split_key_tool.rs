@@ -47,11 +47,14 @@ impl Tool {
         self.spawn(arguments, stdin).wait_with_output().unwrap()
     }
 
-    /// The text that it prints, without the end of the line.
+    /// The text that it prints, without the end of the line. It says more only of a file that is new.
     fn succeed(&self, arguments: &str, stdin: &str) -> String {
+        let is_new = !self.file().exists();
         let Output { status, stdout, stderr } = self.run(arguments, stdin);
-        assert!(status.success(), "{arguments}: {}", String::from_utf8_lossy(&stderr));
-        assert!(stderr.is_empty(), "{arguments}: {}", String::from_utf8_lossy(&stderr));
+        let said = String::from_utf8(stderr).unwrap();
+        assert!(status.success(), "{arguments}: {said}");
+        let expected = !is_new || said.lines().count() == 1 && said.contains("the key file is new");
+        assert!(expected && (is_new || said.is_empty()), "{arguments}: {said}");
         String::from_utf8(stdout).unwrap().trim_end_matches('\n').to_owned()
     }
 
@@ -150,7 +153,8 @@ async fn the_tool_manages_a_key_file() {
 #[tokio::test]
 async fn w01_a_key_of_a_new_format_is_taken_with_a_warning() {
     let tool = Tool::new("formats");
-    let (newest, unknown) = ("AQ.Ab8RN6T9wLmV3cXz7QbN2kR8y.J5hF1dG6sA4pE0uWo", "BR-T9wLmV3cXz7QbN2kR8yJ5hF1dG6sA4pE0uW");
+    let (newest, unknown) =
+        ("AQ.Ab8RN6T9wLmV3cXz7QbN2kR8y.J5hF1dG6sA4pE0uWo", "BR-T9wLmV3cXz7QbN2kR8yJ5hF1dG6sA4pE0uW");
     let cases = [
         ("google", newest, false),
         ("google", unknown, true),
@@ -171,10 +175,29 @@ async fn w01_a_key_of_a_new_format_is_taken_with_a_warning() {
         assert_eq!(Splitter::new().open(&record, &part).unwrap().expose(), key);
         // A rotation takes the same keys.
         let split = part.metadata().split();
-        tool.succeed(&format!("rotate --file keys.json --project app --split {split}"), key);
+        let rotated = tool.run(&format!("rotate --file keys.json --project app --split {split}"), key);
+        assert!(rotated.status.success(), "{provider}: {}", String::from_utf8_lossy(&rotated.stderr));
     }
     let error = tool.fail("add --file keys.json --project app --provider google --version 1", unknown);
     assert!(error.contains("no format that is known"), "{error}");
+}
+
+#[tokio::test]
+async fn the_example_of_the_key_file_in_the_docs_is_one() {
+    let tool = Tool::new("documented");
+    let docs = include_str!("../../docs/split-keys.md");
+    let mut blocks = docs.split("```json\n").skip(1).filter_map(|block| block.split("```").next());
+    let example = blocks.find(|block| block.contains("\"format\"")).unwrap();
+    fs::write(tool.file(), example).unwrap();
+    let records = FileSplitKeyStore::open(tool.file()).unwrap().list().await.unwrap();
+    // Each member is there, and is what the writer writes.
+    let written = serde_json::to_value(&records).unwrap();
+    let documented: serde_json::Value = serde_json::from_str(example).unwrap();
+    assert_eq!(written, documented["keys"]);
+    let table = docs.split("## The key file").nth(1).unwrap();
+    for member in written[0].as_object().unwrap().keys() {
+        assert!(table.contains(&format!("| `{member}` |")), "{member}");
+    }
 }
 
 fn proxeds_pairs() -> Vec<serde_json::Value> {
@@ -196,7 +219,7 @@ async fn import_takes_existing_pairs_or_none_of_them() {
     };
     let lines: Vec<_> = pairs.iter().map(line).collect();
     let add = "add --file keys.json --project app --provider openai";
-    tool.succeed(add, KEYS[0].1);
+    let sealed = tool.succeed(add, KEYS[0].1);
     let before = fs::read(tool.file()).unwrap();
 
     // One pair that is not right, and nothing is written.
@@ -207,8 +230,7 @@ async fn import_takes_existing_pairs_or_none_of_them() {
     });
     let foreign = lines[0].replace("OPENAI", "GOOGLE");
     let sealed = serde_json::json!({
-        "project": "p", "provider": "openai", "server_part": first["server_part"],
-        "client_part": tool.succeed(&add.replace("keys.json", "others.json"), KEYS[0].1),
+        "project": "p", "provider": "openai", "server_part": first["server_part"], "client_part": sealed,
     });
     let cases = [
         ("parts of two keys", mixed.to_string(), "do not belong together"),
@@ -279,7 +301,8 @@ fn w15_a_file_of_another_user_stays_his_or_stays_as_it_was() {
         return;
     }
     fs::set_permissions(tool.file(), fs::Permissions::from_mode(0o640)).unwrap();
-    let owner = || fs::metadata(tool.file()).map(|file| (file.uid(), file.gid(), file.mode() & 0o777)).unwrap();
+    let owner =
+        || fs::metadata(tool.file()).map(|file| (file.uid(), file.gid(), file.mode() & 0o777)).unwrap();
     tool.succeed(add, key);
     assert_eq!(owner(), (NOBODY, NOBODY, 0o640));
 
