@@ -13,10 +13,12 @@
 //!
 //! | variable | value |
 //! |---|---|
-//! | `APPLE_JWT_ISS`, `APPLE_JWT_KID`, `APPLE_JWT_PRIVATE_KEY` | team id, key id and `.p8` file; without them, a fake Apple in this process is asked |
+//! | `APPLE_JWT_ISS`, `APPLE_JWT_KID`, `APPLE_JWT_PRIVATE_KEY` | team id, key id and `.p8` file; without them and with made-up keys, a fake Apple in this process is asked |
+//! | `ALLOW_FAKE_APPLE` | `1`: the same with keys of the operator's own, or a Redis. For tests: anybody can make the tokens that open them |
 //! | `DEVICECHECK_PRODUCTION_URL`, `DEVICECHECK_DEVELOPMENT_URL` | asked in the place of Apple's two servers |
-//! | `PROJECTS_FILE` | projects with a team and a test key of their own, in the place of the variables above and of `TEST_KEY`; see below. Needs `KEYS_FILE` |
+//! | `PROJECTS_FILE` | projects with a team and a test key of their own, in the place of the variables above and of `TEST_KEY`; see below. Needs `KEYS_FILE` or `KEYS_IN_REDIS` |
 //! | `KEYS_FILE` | the server parts, as the example `split_key` writes them; without it, a fake provider and keys for it are made up |
+//! | `KEYS_IN_REDIS` | `1`: the server parts are in the Redis of `REDIS_URL`, in the place of `KEYS_FILE` |
 //! | `OPENAI_URL`, `ANTHROPIC_URL`, `GOOGLE_URL` | in the place of the provider's, such as `https://api.openai.com/v1`; a version at the end is for requests that name none |
 //! | `ADMIN_TOKEN` | opens `GET /usage`, which otherwise does not exist; with made-up keys, so is this |
 //! | `TEST_KEY` | a secret of at least 16 characters that stands in for a device token, or comes in `X-Proxed-Test-Key`: for simulators, never in a released app |
@@ -66,7 +68,7 @@ use zeroizing_alloc::ZeroAlloc;
 
 use self::{
     fake_provider::FakeProvider,
-    shared::{Apple, Server},
+    shared::{Apple, Server, keys::Keys},
 };
 
 /// Wipes what is freed: the HTTP client's buffers hold whole keys for a moment, and do not wipe themselves.
@@ -82,13 +84,14 @@ async fn serve() -> Result<(), BoxError> {
     if let Some(path) = shared::variable("PROJECTS_FILE")? {
         return serve_projects(path.trim()).await;
     }
+    refuse_fake_apple()?;
     let apple = Apple::from_env().await?;
     apple.check(Environment::Production).await?;
-    match shared::variable("KEYS_FILE")? {
-        Some(path) => {
+    match keys().await? {
+        Some(keys) => {
             let settings = settings(None, shared::variable("ADMIN_TOKEN")?)?;
             let gate = shared::remembering(DeviceCheckLayer::new(apple.client.clone())).await?;
-            listen(app(gate, keys_in(&path)?, settings)?, |_| apple_hint(&apple)).await
+            listen(app(gate, keys, settings)?, |_| apple_hint(&apple)).await
         }
         None => {
             let demo = Demo::new().await?;
@@ -110,7 +113,7 @@ async fn serve_projects(path: &str) -> Result<(), BoxError> {
     if shared::any_is_set([team_id, key_id, key, key_file, "TEST_KEY"])? {
         return Err("PROJECTS_FILE has the teams and test keys: unset APPLE_JWT_* and TEST_KEY".into());
     }
-    let keys = keys_in(&shared::variable("KEYS_FILE")?.ok_or("PROJECTS_FILE needs KEYS_FILE")?)?;
+    let keys = keys().await?.ok_or("PROJECTS_FILE needs KEYS_FILE or KEYS_IN_REDIS")?;
     let settings = settings(None, shared::variable("ADMIN_TOKEN")?)?;
     let memory = shared::memory().await?;
     let gate = async |credentials| {
@@ -124,8 +127,34 @@ async fn serve_projects(path: &str) -> Result<(), BoxError> {
     listen(app_of_projects(projects, keys, settings)?, |_| String::new()).await
 }
 
-fn keys_in(path: &str) -> Result<FileSplitKeyStore, BoxError> {
-    FileSplitKeyStore::open(path.trim()).map_err(|error| in_setting("KEYS_FILE", &error))
+/// The operator's own keys, if there are any.
+async fn keys() -> Result<Option<Keys>, BoxError> {
+    match (Keys::in_redis().await?, shared::variable("KEYS_FILE")?) {
+        (Some(_), Some(_)) => Err("KEYS_IN_REDIS is on: unset KEYS_FILE".into()),
+        (None, Some(path)) => {
+            let file = FileSplitKeyStore::open(path.trim()).map_err(|error| in_setting("KEYS_FILE", &error))?;
+            Ok(Some(Keys::File(file)))
+        }
+        (keys, None) => Ok(keys),
+    }
+}
+
+/// A fake Apple admits anybody who asks it for a token. That must not open the operator's own keys, nor fill a Redis that
+/// others share, because the operator forgot a variable.
+fn refuse_fake_apple() -> Result<(), BoxError> {
+    if Apple::is_configured()? || shared::switch("ALLOW_FAKE_APPLE")? {
+        return Ok(());
+    }
+    for name in ["KEYS_FILE", "REDIS_URL"] {
+        if shared::variable(name)?.is_some() {
+            return Err(format!(
+                "{name} is set and no APPLE_JWT_* variable is, so that a fake Apple would admit anybody: set the \
+                 APPLE_JWT_* variables, or ALLOW_FAKE_APPLE=1 for tests"
+            )
+            .into());
+        }
+    }
+    Ok(())
 }
 
 async fn listen(app: axum::Router, hints: impl FnOnce(SocketAddr) -> String) -> Result<(), BoxError> {

@@ -321,6 +321,11 @@ const URLS: [(Environment, &str); 2] =
     [(Environment::Production, SETTINGS[4]), (Environment::Development, SETTINGS[5])];
 
 impl Apple {
+    /// Whether the environment names an Apple. If not, [`from_env`](Self::from_env) makes a fake one.
+    pub(crate) fn is_configured() -> Result<bool, BoxError> {
+        any_is_set(SETTINGS)
+    }
+
     /// The client of [`AppleClient::from_env`]; where none of its variables is set, a fake Apple on the loopback interface.
     pub(crate) async fn from_env() -> Result<Self, BoxError> {
         Self::from_env_with(|_| Router::new()).await
@@ -328,7 +333,7 @@ impl Apple {
 
     /// The same. A fake Apple takes the orders of these routes, too.
     pub(crate) async fn from_env_with(more: impl FnOnce(&FakeApple) -> Router) -> Result<Self, BoxError> {
-        if any_is_set(SETTINGS)? {
+        if Self::is_configured()? {
             // Where some are missing, this says which.
             Ok(Self { client: AppleClient::from_env()?, fake: None })
         } else {

@@ -230,9 +230,10 @@ fn w16_no_setting_that_is_refused_is_printed() {
         refused("ai_gateway", &[(name, value)], name, SECRET);
     }
     refused("ai_gateway", &[("TEST_KEY", &format!("{SECRET} {SECRET}"))], "TEST_KEY", SECRET);
-    refused("ai_gateway", &[("KEYS_FILE", keys.to_str().unwrap())], "KEYS_FILE", SECRET);
+    let fake_apple = ("ALLOW_FAKE_APPLE", "1");
+    refused("ai_gateway", &[("KEYS_FILE", keys.to_str().unwrap()), fake_apple], "line 1", SECRET);
     for url in ["redis://:{}@host/none", "redis://user:{}@/", "redis://host/?x={}", "redis://:{}@host:x/"] {
-        refused("ai_gateway", &[("REDIS_URL", &url.replace("{}", SECRET))], "", SECRET);
+        refused("ai_gateway", &[("REDIS_URL", &url.replace("{}", SECRET)), fake_apple], "", SECRET);
     }
     // The text of the key where its path should be, and in the places of the ids.
     for text in [&*pem, line, SECRET] {
@@ -245,6 +246,32 @@ fn w16_no_setting_that_is_refused_is_printed() {
         variables[place].1 = SECRET;
         refused("ai_gateway", &variables, "", SECRET);
     }
+    std::fs::remove_file(keys).unwrap();
+}
+
+/// A fake Apple gives genuine tokens to all that ask it.
+#[test]
+fn w09_a_fake_apple_opens_no_keys_of_the_operators_own() {
+    let keys = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("w09-{}.json", std::process::id()));
+    std::fs::write(&keys, r#"{"format":1,"keys":[]}"#).unwrap();
+    let keys = keys.to_str().unwrap();
+    let redis = ("REDIS_URL", "redis://127.0.0.1:1/");
+    let cases: [&[(&str, &str)]; 4] = [
+        &[("KEYS_FILE", keys)],
+        &[("KEYS_IN_REDIS", "1"), redis],
+        // The keys are made up, and the verdicts would be shared with others.
+        &[redis],
+        &[("KEYS_FILE", keys), ("ALLOW_FAKE_APPLE", "0")],
+    ];
+    for variables in cases {
+        refused("ai_gateway", variables, "a fake Apple would admit anybody", "no secret");
+    }
+    // Projects have teams of their own.
+    refused("ai_gateway", &[("PROJECTS_FILE", keys), ("KEYS_FILE", keys)], "PROJECTS_FILE", "fake Apple");
+    // With the switch it starts, until it cannot listen.
+    refused("ai_gateway", &[("KEYS_FILE", keys), ("ALLOW_FAKE_APPLE", "1")], "LISTEN", "fake Apple would");
+    // Without keys of the operator's own, nothing is wanted.
+    refused("ai_gateway", &[], "LISTEN", "fake Apple would");
     std::fs::remove_file(keys).unwrap();
 }
 
