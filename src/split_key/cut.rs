@@ -9,8 +9,7 @@ use zeroize::Zeroizing;
 use crate::split_key::error::{SplitKeyError, SplitKeyErrorKind};
 use crate::split_key::metadata::{Metadata, Version};
 use crate::split_key::parts::{ClientPart, ServerPart};
-use crate::split_key::provider::{Provider, check_key};
-use crate::split_key::{api_key::KeyBytes, random::Random};
+use crate::split_key::{api_key::KeyBytes, key_format::check_key, provider::Provider, random::Random};
 
 /// The minimum number of secret characters of the key that each part must lack.
 pub(super) const LACKING: usize = 12;

@@ -69,8 +69,12 @@ mod error;
 mod file_store;
 #[cfg(test)]
 mod fixtures;
+#[cfg(feature = "gateway")]
+#[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "gateway")))]
+pub mod gateway;
 #[cfg(not(target_arch = "wasm32"))]
 mod key_file;
+mod key_format;
 mod layer;
 mod limits;
 mod memory_store;

@@ -1,9 +1,16 @@
-//! AI providers, and the public parts of their API keys.
+//! AI providers: names, the public parts of their API keys, and where they are.
 
-use std::ops::{Range, RangeInclusive};
+use std::sync::Arc;
 
-use crate::split_key::error::{SplitKeyError, SplitKeyErrorKind};
-use crate::split_key::parts::{MAX_KEY_LENGTH, is_visible};
+#[cfg(feature = "gateway")]
+use http::HeaderName;
+
+#[cfg(feature = "gateway")]
+use crate::split_key::gateway::{
+    endpoint::{Endpoint, ProviderError},
+    error_shape::ErrorShape,
+};
+use crate::split_key::key_format::{KeyFormat, Secrets, check_key};
 
 /// An AI provider: a name, and the public parts of its API keys, which everybody knows.
 ///
@@ -20,58 +27,78 @@ use crate::split_key::parts::{MAX_KEY_LENGTH, is_visible};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Provider {
     name: Box<str>,
-    prefixes: Vec<Box<str>>,
-    infixes: Vec<Box<str>>,
-    suffixes: Vec<Box<str>>,
+    format: KeyFormat,
+    #[cfg(feature = "gateway")]
+    pub(super) endpoint: Endpoint,
 }
 
 impl Provider {
     /// Makes a provider without prefixes, whose keys may begin with anything.
     #[must_use]
     pub fn new(name: &str) -> Self {
-        Self { name: name.into(), prefixes: Vec::new(), infixes: Vec::new(), suffixes: Vec::new() }
+        Self {
+            name: name.into(),
+            format: KeyFormat::default(),
+            #[cfg(feature = "gateway")]
+            endpoint: Endpoint::new(),
+        }
     }
 
     /// Adds a prefix. If a provider has prefixes, a key of a known format begins with one of them. A key of an unknown
     /// format cannot be cut ([`Version::Cut`](crate::split_key::Version::Cut)).
     #[must_use]
     pub fn with_prefix(mut self, pattern: &str) -> Self {
-        self.prefixes.push(pattern.into());
+        self.format.prefixes.push(pattern.into());
         self
     }
 
     /// Adds a text that keys may hold anywhere and that is no secret, such as `T3BlbkFJ` in keys of OpenAI.
     #[must_use]
     pub fn with_infix(mut self, text: &str) -> Self {
-        self.infixes.push(text.into());
+        self.format.infixes.push(text.into());
         self
     }
 
     /// Adds a text that keys may end in and that is no secret, such as `AA` in keys of Anthropic.
     #[must_use]
     pub fn with_suffix(mut self, text: &str) -> Self {
-        self.suffixes.push(text.into());
+        self.format.suffixes.push(text.into());
         self
     }
 
-    /// `openai`: `sk-`, alone or with a word and a hyphen, such as `sk-proj-`, `sk-svcacct-`, `sk-admin-`, `sk-None-`.
-    pub(super) fn openai() -> Self {
-        Self::new("openai").with_prefix("sk-").with_prefix("sk-@-").with_infix("T3BlbkFJ")
+    /// `openai`: `sk-`, alone or with a word and a hyphen, such as `sk-proj-`, `sk-svcacct-`, `sk-admin-`, `sk-None-`. The
+    /// text `T3BlbkFJ` is public.
+    #[must_use]
+    pub fn openai() -> Self {
+        let provider = Self::new("openai");
+        #[cfg(feature = "gateway")]
+        let provider = Self { endpoint: Endpoint::openai(), ..provider };
+        provider.with_prefix("sk-").with_prefix("sk-@-").with_infix("T3BlbkFJ")
     }
 
-    /// `anthropic`: `sk-ant-api03-`, `sk-ant-admin01-` and the like.
-    pub(super) fn anthropic() -> Self {
-        Self::new("anthropic").with_prefix("sk-ant-@##-").with_suffix("AA")
+    /// `anthropic`: `sk-ant-api03-`, `sk-ant-admin01-` and the like. `AA` at the end is public.
+    #[must_use]
+    pub fn anthropic() -> Self {
+        let provider = Self::new("anthropic");
+        #[cfg(feature = "gateway")]
+        let provider = Self { endpoint: Endpoint::anthropic(), ..provider };
+        provider.with_prefix("sk-ant-@##-").with_suffix("AA")
     }
 
-    /// `google`: `AIza`, and the newer `AQ.`. The characters that all known keys share are public.
-    pub(super) fn google() -> Self {
-        let google = Self::new("google").with_prefix("AIza").with_prefix("AIzaSy");
-        google.with_prefix("AQ.").with_prefix("AQ.Ab8RN6")
+    /// `google`: `AIza`, and the newer `AQ.`. The characters that all known keys share, `AIzaSy` and `AQ.Ab8RN6`, are
+    /// public.
+    #[must_use]
+    pub fn google() -> Self {
+        let provider = Self::new("google");
+        #[cfg(feature = "gateway")]
+        let provider = Self { endpoint: Endpoint::google(), ..provider };
+        let provider = provider.with_prefix("AIza").with_prefix("AIzaSy");
+        provider.with_prefix("AQ.").with_prefix("AQ.Ab8RN6")
     }
 
-    /// The name under which records refer to the provider.
-    pub(super) fn name(&self) -> &str {
+    /// The name under which records refer to the provider, and paths of a gateway.
+    #[must_use]
+    pub fn name(&self) -> &str {
         &self.name
     }
 
@@ -82,65 +109,59 @@ impl Provider {
         check_key(api_key).is_ok() && self.secrets(api_key).is_some()
     }
 
-    /// Finds the secret characters of a key. Returns `None` if the provider knows no format of this key.
     pub(super) fn secrets(&self, key: &str) -> Option<Secrets> {
-        let prefix = match &*self.prefixes {
-            [] => 0,
-            prefixes => prefixes.iter().filter_map(|pattern| matched(key, pattern)).max()?,
-        };
-        let mut secret = vec![true; key.len()];
-        let mut publish =
-            |range: Range<usize>| secret.get_mut(range).into_iter().for_each(|part| part.fill(false));
-        publish(0..prefix);
-        for infix in &self.infixes {
-            key.match_indices(&**infix).for_each(|(at, text)| publish(at..at + text.len()));
-        }
-        for suffix in self.suffixes.iter().filter(|suffix| key.ends_with(&***suffix)) {
-            publish(key.len() - suffix.len()..key.len());
-        }
-        let places: Vec<_> = (0..key.len()).filter(|at| secret[*at]).collect();
-        (!places.is_empty()).then_some(Secrets(places))
+        self.format.secrets(key)
     }
 }
 
-/// The places of a key's secret characters, in order.
-pub(super) struct Secrets(Vec<usize>);
-
-impl Secrets {
-    /// The numbers of secret characters before and after a cut.
-    pub(super) fn around(&self, cut: usize) -> (usize, usize) {
-        let before = self.0.partition_point(|place| *place < cut);
-        (before, self.0.len() - before)
+/// For a [gateway](crate::split_key::gateway) to the provider.
+#[cfg(feature = "gateway")]
+#[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "gateway")))]
+impl Provider {
+    /// Sets where the provider is, such as `https://api.example/v1`. A version at the end is for requests that name none.
+    /// Default: OpenAI, Anthropic and Google are at their servers; other providers are nowhere, and a gateway does not
+    /// know them.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the URL is not `https://`, or `http://` to the loopback interface, or if it holds anything but
+    /// scheme, host, port and a plain path.
+    pub fn with_base_url(mut self, url: &str) -> Result<Self, ProviderError> {
+        self.endpoint.set_base_url(url)?;
+        Ok(self)
     }
 
-    /// The cuts that leave this many secret characters on both sides.
-    pub(super) fn cuts_between(&self, count: usize) -> Option<RangeInclusive<usize>> {
-        let last = self.0.len().checked_sub(count)?;
-        let (first, last) = (self.0.get(count.checked_sub(1)?)? + 1, *self.0.get(last)?);
-        (first <= last).then_some(first..=last)
+    /// Sets the header of the API key, and the word before the key in it. Default: `Authorization` with `Bearer`; for
+    /// Anthropic `x-api-key`, and for Google `x-goog-api-key`, with the key alone.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if `scheme` is not one word of visible ASCII characters.
+    pub fn with_key_header(mut self, name: HeaderName, scheme: Option<&str>) -> Result<Self, ProviderError> {
+        self.endpoint.set_key_header(name, scheme)?;
+        Ok(self)
     }
-}
 
-/// Checks that a text can be an API key at all.
-pub(super) fn check_key(key: &str) -> Result<(), SplitKeyError> {
-    if key.is_empty() || key.len() > MAX_KEY_LENGTH || !is_visible(key) {
-        return Err(SplitKeyErrorKind::InvalidKey.into());
+    /// Sets the query parameters that clients may send. Default: those of the provider's SDKs, and for other providers
+    /// those of OpenAI's.
+    #[must_use]
+    pub fn with_query_names(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.endpoint.set_query_names(names);
+        self
     }
-    Ok(())
-}
 
-/// The length of the text at the beginning of the key that the pattern describes.
-fn matched(key: &str, pattern: &str) -> Option<usize> {
-    let mut rest = key.as_bytes();
-    for expected in pattern.bytes() {
-        let length = match expected {
-            b'#' => usize::from(rest.first()?.is_ascii_digit()),
-            b'@' => rest.iter().take_while(|byte| byte.is_ascii_alphabetic()).count(),
-            _ => usize::from(*rest.first()? == expected),
-        };
-        rest = rest.get(length..).filter(|_| length > 0)?;
+    /// Sets the JSON in which clients expect errors. Default: the provider's own, and for other providers OpenAI's.
+    #[must_use]
+    pub fn with_error_shape(mut self, shape: ErrorShape) -> Self {
+        self.endpoint.set_error_shape(shape);
+        self
     }
-    Some(key.len() - rest.len())
+
+    /// The header of the API key: clients put their credential there.
+    #[must_use]
+    pub fn key_header(&self) -> &HeaderName {
+        self.endpoint.key_header()
+    }
 }
 
 /// The providers by name.
@@ -153,7 +174,7 @@ fn matched(key: &str, pattern: &str) -> Option<usize> {
 /// | `anthropic` | `sk-ant-@##-` (`sk-ant-api03-` and the like) | `AA` at the end |
 /// | `google` | `AIza`, `AIzaSy`, `AQ.`, `AQ.Ab8RN6` | |
 #[derive(Clone, Debug)]
-pub struct Providers(Vec<Provider>);
+pub struct Providers(Vec<Arc<Provider>>);
 
 impl Providers {
     /// Makes an empty list.
@@ -166,26 +187,37 @@ impl Providers {
     #[must_use]
     pub fn with(mut self, provider: Provider) -> Self {
         self.0.retain(|other| other.name != provider.name);
-        self.0.push(provider);
+        self.0.push(Arc::new(provider));
         self
     }
 
     /// The provider of this name.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Provider> {
+        self.0.iter().find(|provider| *provider.name == *name).map(|provider| &**provider)
+    }
+
+    /// All providers.
+    pub fn iter(&self) -> impl Iterator<Item = &Provider> {
+        self.0.iter().map(|provider| &**provider)
+    }
+
+    #[cfg(feature = "gateway")]
+    pub(super) fn find(&self, name: &str) -> Option<&Arc<Provider>> {
         self.0.iter().find(|provider| *provider.name == *name)
     }
 }
 
 impl Default for Providers {
     fn default() -> Self {
-        Self(vec![Provider::openai(), Provider::anthropic(), Provider::google()])
+        Self([Provider::openai(), Provider::anthropic(), Provider::google()].map(Arc::new).into())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::split_key::parts::MAX_KEY_LENGTH;
 
     fn counts(provider: &Provider, key: &str) -> Option<usize> {
         provider.secrets(key).map(|secrets| secrets.around(key.len()).0)

@@ -5,12 +5,12 @@ use std::{sync::Arc, time::Duration};
 use crate::runtime::SystemTime;
 use crate::split_key::error::{SplitKeyError, SplitKeyErrorKind};
 use crate::split_key::metadata::{Metadata, SplitId, Version};
-use crate::split_key::provider::{Providers, check_key};
 use crate::split_key::random::{OsRandom, Random};
 use crate::split_key::record::{SplitKeyRecord, SplitKeyState, project_id};
 use crate::split_key::{
     api_key::ApiKey, cut, limits::Limits, parts::ClientPart, sealed, store::SplitKeyStore,
 };
+use crate::split_key::{key_format::check_key, provider::Providers};
 
 /// The number of attempts of an operation while others change the same record.
 const ATTEMPTS: usize = 8;
