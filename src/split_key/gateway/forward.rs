@@ -231,7 +231,7 @@ fn outgoing(head: &request::Parts, target: &Target) -> Result<(Request<()>, ApiK
     *request.method_mut() = head.method.clone();
     *request.uri_mut() = target.uri().clone();
     *request.headers_mut() = headers::to_provider(&head.headers);
-    provider.endpoint.authorize(request.headers_mut(), key);
+    provider.endpoint.complete(request.headers_mut(), key);
     Ok((request, key.clone()))
 }
 

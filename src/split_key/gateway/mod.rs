@@ -26,7 +26,7 @@
 //! };
 //!
 //! # #[tokio::main(flavor = "current_thread")]
-//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # async fn main() -> Result<(), tower_devicecheck::BoxError> {
 //! # let fake = FakeApple::new();
 //! # let apple = AppleClient::builder(fake.credentials()).transport(fake.transport()).build()?;
 //! let keys = MemorySplitKeyStore::new();
@@ -82,7 +82,6 @@ mod errors;
 mod forward;
 mod headers;
 mod layer;
-mod path;
 mod query;
 mod refusals;
 mod rejection;
