@@ -5,7 +5,8 @@
 //! | `/v1/openai/{path}`, `/v1/anthropic/{path}`, `/v1/google/{path}` with the header `X-Project-Id` | the provider's |
 //! | `/v1/openai/{project}/{path}` and so on, without that header | the same |
 //! | `GET /usage` with `Authorization: Bearer <ADMIN_TOKEN>` | how often keys were used, and which their provider refuses, as JSON |
-//! | `GET /health` | `ok`, for anybody |
+//! | `GET /health` | `ok`, for anybody; 503 while the keys cannot be read, although the last ones that could be stay in use |
+//! | `GET /live` | `ok`, as long as the process lives |
 //!
 //! The client sends `<client part>.<device token>` where it would send an API key: after `Authorization:
 //! Bearer`, in `X-Api-Key`, in `X-Goog-Api-Key` or in the query parameter `key`. Or the client part in `X-Ai-Key` and the device token in
@@ -21,13 +22,16 @@
 //! | `KEYS_IN_REDIS` | `1`: the server parts are in the Redis of `REDIS_URL`, in the place of `KEYS_FILE` |
 //! | `OPENAI_URL`, `ANTHROPIC_URL`, `GOOGLE_URL` | in the place of the provider's, such as `https://api.openai.com/v1`; a version at the end is for requests that name none |
 //! | `ADMIN_TOKEN` | opens `GET /usage`, which otherwise does not exist; with made-up keys, so is this |
-//! | `TEST_KEY` | a secret of at least 16 characters that stands in for a device token, or comes in `X-Proxed-Test-Key`: for simulators, never in a released app |
+//! | `TEST_KEY` | a secret of at least 16 characters without dots that stands in for a device token, or comes in `X-Proxed-Test-Key`: for simulators, never in a released app |
 //! | `MAX_BODY_BYTES` | of a request, default 33554432 (32 MiB) |
-//! | `HEAD_TIMEOUT` | seconds until the provider's response begins, default 300 |
-//! | `IDLE_TIMEOUT` | seconds of silence within a body, default 120 |
+//! | `UPLOAD_TIMEOUT` | seconds that a client may be silent within its body, default 120 |
+//! | `HEAD_TIMEOUT` | seconds from the last piece of the client's body until the provider's response begins, default 600 |
+//! | `IDLE_TIMEOUT` | seconds that the provider may be silent within its response, default 600 |
+//! | `WRITE_TIMEOUT` | seconds in which a client takes nothing of a response that waits for it, default 60; then its connection and the provider's end |
+//! | `CORS_ORIGINS` | origins of pages and web views that may call the gateway, with commas in between: `https://app.example,capacitor://localhost`; default: none |
 //! | `IDLE_CONNECTIONS` | connections to a provider that are kept for later, default 0: their buffers would hold the last key |
 //! | `REDIS_URL` | Redis or Valkey, shared with other copies of this server (build with `--features redis`); default: this process remembers verdicts for itself |
-//! | `SINGLE_USE` | `1`: a device token admits one request |
+//! | `SINGLE_USE` | `1`: a device token admits one request; SDKs that repeat requests by themselves need `max_retries=0` |
 //! | `FLEET_SINGLE_FLIGHT` | `1`: of all copies that share a Redis one asks Apple about a token |
 //! | `LISTEN` | default `127.0.0.1:3000` |
 //! | `REQUEST_HEAD_TIMEOUT` | seconds until the head of a request has come, default 30; also how long an HTTP/1.1 connection is kept for the next one |
@@ -56,7 +60,7 @@ mod shared;
 
 use std::{alloc::System, fmt::Write, net::SocketAddr, process::ExitCode, time::Duration};
 
-use gateway::{App, Limits, Settings, app, app_of_projects, projects};
+use gateway::{App, Limits, Settings, app, app_of_projects, cors, projects};
 use tower_devicecheck::{
     BoxError, DebugTokens, DeviceCheckLayer, Environment,
     split_key::{FileSplitKeyStore, Limits as KeyLimits, MemorySplitKeyStore, Provider, Providers, Splitter},
@@ -179,17 +183,21 @@ fn settings(fake: Option<SocketAddr>, admin_token: Option<String>) -> Result<Set
     let defaults = Limits::default();
     let limits = Limits {
         body: number("MAX_BODY_BYTES")?.unwrap_or(defaults.body),
+        upload: number("UPLOAD_TIMEOUT")?.map_or(defaults.upload, Duration::from_secs),
         head: number("HEAD_TIMEOUT")?.map_or(defaults.head, Duration::from_secs),
         idle: number("IDLE_TIMEOUT")?.map_or(defaults.idle, Duration::from_secs),
         idle_connections: number("IDLE_CONNECTIONS")?.unwrap_or(defaults.idle_connections),
     };
     let mut debug_tokens = DebugTokens::new();
     if let Some(secret) = shared::variable("TEST_KEY")? {
-        debug_tokens =
-            debug_tokens.add("test-key", secret.trim()).map_err(|error| in_setting("TEST_KEY", &error))?;
+        debug_tokens = projects::with_test_key(debug_tokens, &secret)
+            .map_err(|error| in_setting("TEST_KEY", &*error))?;
     }
     let admin_token = admin_token.map(|token| token.trim().to_owned());
-    Ok(Settings { providers, limits, admin_token, debug_tokens })
+    let cors = shared::variable("CORS_ORIGINS")?.map(|origins| cors::layer(&origins));
+    let cors = cors.transpose().map_err(|error| in_setting("CORS_ORIGINS", &*error))?;
+    let single_use = shared::switch("SINGLE_USE")?;
+    Ok(Settings { providers, limits, admin_token, debug_tokens, cors, single_use })
 }
 
 fn number<N: std::str::FromStr>(name: &str) -> Result<Option<N>, BoxError> {

@@ -1,6 +1,7 @@
 //! The whole server but for its socket and its settings from the environment.
 
 mod client;
+pub(crate) mod cors;
 pub(crate) mod projects;
 
 use std::{sync::Arc, time::Duration};
@@ -13,12 +14,16 @@ use axum::{
         header::{AUTHORIZATION, CONTENT_TYPE, WWW_AUTHENTICATE},
         request,
     },
+    middleware,
     response::{IntoResponse, Response},
     routing::{any_service, get},
 };
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
-use tower::Layer;
+use tower::{
+    Layer,
+    util::{Either, option_layer},
+};
 use tower_devicecheck::{
     BearerToken, BoxError, DebugTokens, DeviceCheckLayer, HeaderToken,
     split_key::{
@@ -26,6 +31,7 @@ use tower_devicecheck::{
         gateway::{Forward, Gateway, GatewayLayer, ProviderErrors, ProviderHeaderToken, Refusals, Target},
     },
 };
+use tower_http::cors::{Cors, CorsLayer};
 
 use self::{client::Client, projects::Project};
 
@@ -37,6 +43,10 @@ pub(crate) struct Settings {
     pub(crate) admin_token: Option<String>,
     /// Stand in for a device: for simulators.
     pub(crate) debug_tokens: DebugTokens,
+    /// The pages that may call the gateway, if any may.
+    pub(crate) cors: Option<CorsLayer>,
+    /// Whether a device token admits one request only.
+    pub(crate) single_use: bool,
 }
 
 /// How much, and how long.
@@ -44,9 +54,11 @@ pub(crate) struct Settings {
 pub(crate) struct Limits {
     /// Bytes of a request's body.
     pub(crate) body: u64,
-    /// From the end of the checks to the head of the provider's response.
+    /// The client's silence within its body. There is no limit to the whole.
+    pub(crate) upload: Duration,
+    /// From the client's last piece to the head of the provider's response.
     pub(crate) head: Duration,
-    /// Between two pieces of a body, either way. There is no limit to the whole.
+    /// The provider's silence within its response. There is no limit to the whole.
     pub(crate) idle: Duration,
     /// Connections to one provider that are kept when nobody uses them.
     pub(crate) idle_connections: usize,
@@ -56,15 +68,16 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             body: 32 * 1024 * 1024,
-            head: Duration::from_secs(300),
-            idle: Duration::from_secs(120),
+            upload: Duration::from_secs(120),
+            head: Duration::from_secs(600),
+            idle: Duration::from_secs(600),
             idle_connections: 0,
         }
     }
 }
 
 /// The whole server, a tower service.
-pub(crate) type App = Gateway<Router>;
+pub(crate) type App = Either<Cors<Gateway<Router>>, Gateway<Router>>;
 
 /// The server for one team. `gate` has its defaults, or remembers something else.
 pub(crate) fn app(
@@ -93,7 +106,8 @@ fn as_clients_send(gate: DeviceCheckLayer, debug_tokens: DebugTokens) -> DeviceC
         .add_token_source(HeaderToken::new(HeaderName::from_static("x-device-token")))
         .add_token_source(HeaderToken::default())
         .add_token_source(BearerToken::new())
-        .with_debug_tokens(debug_tokens.with_header(HeaderName::from_static("x-proxed-test-key")))
+        // As Proxed does: its clients in simulators may send another credential beside it.
+        .with_debug_tokens(debug_tokens.with_header(HeaderName::from_static("x-proxed-test-key")).first())
         .with_rejection_response(ProviderErrors)
 }
 
@@ -103,7 +117,9 @@ fn behind(
     keys: impl SplitKeyStore,
     settings: Settings,
 ) -> Result<App, BoxError> {
-    let Settings { providers, limits, admin_token, .. } = settings;
+    let Settings { providers, limits, admin_token, cors, single_use, .. } = settings;
+    let keys = Arc::new(keys);
+    let checked_keys = Arc::clone(&keys);
     let usage = Arc::new(UsageLog::new());
     let refusals = Arc::new(Refusals::new());
     let split_keys = SplitKeyLayer::new(keys)
@@ -114,18 +130,40 @@ fn behind(
         .with_observer((TracingSplitKeyObserver, Arc::clone(&usage)));
     let forward = Forward::new(Client::new(limits.idle_connections)?)
         .with_body_limit(limits.body)
+        .with_upload_timeout(limits.upload)
         .with_head_timeout(limits.head)
         .with_idle_timeout(limits.idle)
         .with_refusals(Arc::clone(&refusals));
-    let routes = Router::new().route("/v1/{provider}/{*path}", any_service(forward)).route_layer(split_keys);
-    let mut app = guard(routes).route("/health", get(|| async { "ok" }));
+    let mut routes = Router::new().route("/v1/{provider}/{*path}", any_service(forward));
+    if single_use {
+        routes = routes.route_layer(middleware::map_response(without_retry));
+    }
+    let health = get(async move || match checked_keys.check().await {
+        Ok(()) => (StatusCode::OK, "ok"),
+        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the key store failed: see the log"),
+    });
+    let mut app =
+        guard(routes.route_layer(split_keys)).route("/health", health).route("/live", get(|| async { "ok" }));
     if let Some(token) = admin_token {
         let admin = Admin { token: Sha256::digest(token).into(), usage, refusals };
         app = app.merge(Router::new().route("/usage", get(show_usage)).with_state(admin));
     }
     // Outside of the others: what cannot be forwarded costs no call to Apple. Outside of the router, which would keep the
     // URL as the client wrote it, credential included.
-    Ok(GatewayLayer::new(providers).with_body_limit(limits.body).layer(app))
+    let app = GatewayLayer::new(providers).with_body_limit(limits.body).layer(app);
+    // Outside of all: a preflight has no credentials, and a refusal must be readable.
+    Ok(option_layer(cors).layer(app))
+}
+
+/// Tells SDKs to show an error rather than to repeat the request: its device token is spent, so that they would get 401 and
+/// show that. Releasing the token instead would let anybody who saw it use it until the provider is content.
+async fn without_retry(mut response: Response) -> Response {
+    let status = response.status();
+    if status.is_server_error() || matches!(status.as_u16(), 408 | 409 | 429) {
+        let name = HeaderName::from_static("x-should-retry");
+        response.headers_mut().insert(name, HeaderValue::from_static("false"));
+    }
+    response
 }
 
 #[derive(Clone)]

@@ -100,6 +100,14 @@ pub(crate) async fn read(
     Ok(projects)
 }
 
+/// Adds a test key. One with a dot would be cut in two where it follows a client part.
+pub(crate) fn with_test_key(debug_tokens: DebugTokens, secret: &str) -> Result<DebugTokens, BoxError> {
+    if secret.contains('.') {
+        return Err("a test key must not have a dot".into());
+    }
+    Ok(debug_tokens.add("test-key", secret.trim())?)
+}
+
 impl ProjectSettings {
     async fn project(
         self,
@@ -109,7 +117,7 @@ impl ProjectSettings {
         let credentials = Credentials::from_pem_file(&self.team_id, &self.key_id, &self.private_key_file)?;
         let mut debug_tokens = DebugTokens::new();
         if let Some(secret) = self.test_key {
-            debug_tokens = debug_tokens.add("test-key", secret.trim())?;
+            debug_tokens = with_test_key(debug_tokens, &secret)?;
         }
         Ok(Project { id: self.id, gate: gate(credentials).await?, debug_tokens })
     }

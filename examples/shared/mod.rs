@@ -218,11 +218,12 @@ impl Server {
     }
 }
 
-/// The limits that `REQUEST_HEAD_TIMEOUT` and `SHUTDOWN_TIMEOUT` ask for.
+/// The limits that `REQUEST_HEAD_TIMEOUT`, `WRITE_TIMEOUT` and `SHUTDOWN_TIMEOUT` ask for.
 pub(crate) fn limits() -> Result<serve::Limits, BoxError> {
     let defaults = serve::Limits::default();
     Ok(serve::Limits {
         head: seconds("REQUEST_HEAD_TIMEOUT", 1)?.unwrap_or(defaults.head),
+        write: seconds("WRITE_TIMEOUT", 1)?.unwrap_or(defaults.write),
         shutdown: seconds("SHUTDOWN_TIMEOUT", 0)?.unwrap_or(defaults.shutdown),
     })
 }

@@ -9,7 +9,8 @@ use zeroize::Zeroizing;
 
 use crate::gate::credential::BEARER;
 use crate::split_key::error::{SplitKeyError, SplitKeyErrorKind};
-use crate::split_key::{metadata::Metadata, revocations::Revocations};
+use crate::split_key::metadata::Metadata;
+use crate::split_key::revocations::{KeyUse, Revocations};
 
 /// Key material, wiped on drop. Reserve the capacity before filling it: a buffer that grows leaves copies
 /// behind.
@@ -121,8 +122,13 @@ impl ApiKey {
     /// }
     /// ```
     pub fn revoked(&self) -> impl Future<Output = ()> + Send + Unpin + use<> {
-        let revoked = self.revocations.as_ref().map(|all| all.revoked(&self.project, self.metadata));
+        let revoked = self.key_use().map(|key_use| key_use.revoked());
         revoked.map_or_else(|| Either::Left(pending()), Either::Right)
+    }
+
+    pub(super) fn key_use(&self) -> Option<KeyUse> {
+        let revocations = Arc::clone(self.revocations.as_ref()?);
+        Some(KeyUse { revocations, project: Arc::clone(&self.project), metadata: self.metadata })
     }
 }
 

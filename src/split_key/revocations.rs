@@ -46,6 +46,19 @@ impl Revocations {
     }
 }
 
+/// One use of a key, which need not hold the key to learn of its end.
+pub(super) struct KeyUse {
+    pub(super) revocations: Arc<Revocations>,
+    pub(super) project: Arc<str>,
+    pub(super) metadata: Metadata,
+}
+
+impl KeyUse {
+    pub(super) fn revoked(&self) -> Revoked {
+        self.revocations.revoked(&self.project, self.metadata)
+    }
+}
+
 async fn until_revoked(store: Arc<dyn ErasedSplitKeyStore>, project: Arc<str>, metadata: Metadata) {
     loop {
         pause(INTERVAL).await;

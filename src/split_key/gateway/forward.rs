@@ -3,30 +3,35 @@
 use std::convert::Infallible;
 use std::error::Error;
 use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
-use http::{HeaderName, HeaderValue, Request, Response, StatusCode, request};
+use futures_util::future::{BoxFuture, Either, select};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, request};
 use http_body::Body;
 use http_body_util::{BodyExt, Limited};
 use tower_service::Service;
 
 use crate::BoxError;
 use crate::gate::body::ResponseBody;
-use crate::runtime::within;
+use crate::runtime::{Elapsed, within};
 use crate::split_key::api_key::ApiKey;
-use crate::split_key::gateway::body::PassedBody;
+use crate::split_key::gateway::answer_body::AnswerBody;
+use crate::split_key::gateway::body::{PassedBody, Progress};
+use crate::split_key::gateway::error_shape::ErrorShape;
 use crate::split_key::gateway::refusals::{Refusals, is_refusal};
 use crate::split_key::gateway::rejection::GatewayRejection;
 use crate::split_key::gateway::target::Target;
-use crate::split_key::gateway::{errors, headers};
+use crate::split_key::gateway::{batches, errors, headers};
 
 /// The longest error of a provider's that is read. A longer one is replaced.
 const MAX_ERROR: usize = 64 * 1024;
+/// The time for which an answer is awaited without a look at its key.
+const UNWATCHED: Duration = Duration::from_millis(200);
 
 /// A service that sends requests to their providers through an HTTP client, which is any tower service.
 ///
@@ -35,7 +40,10 @@ const MAX_ERROR: usize = 64 * 1024;
 /// The client gets the provider's URL, the headers that may cross, and the API key in a header that is marked sensitive.
 /// It must follow no redirects and repeat no request: the key goes nowhere else, and nothing is charged twice.
 ///
-/// The response has the provider's status, and the headers that may cross. The body streams. An error of the provider's
+/// The response has the provider's status, and the headers that may cross. The body streams, until the key is revoked: then
+/// it ends with an error, within a second. A silent stream of events gets a comment every 15 s, so that nobody on the way
+/// takes the connection to be dead, and the header `X-Accel-Buffering: no`. Answers about Anthropic's batches are read first,
+/// up to 1 MiB, because their links lead around the gateway. An error of the provider's
 /// is read first, up to 64 KiB: one that quotes the key, or that cannot be read, becomes
 /// [`ProviderError`](GatewayRejection::ProviderError), and a refusal of the key
 /// [`KeyRefused`](GatewayRejection::KeyRefused).
@@ -52,6 +60,7 @@ pub struct Forward<C> {
 #[derive(Clone, Debug)]
 struct Settings {
     body_limit: u64,
+    upload: Duration,
     head: Duration,
     idle: Duration,
     refusals: Arc<Refusals>,
@@ -62,8 +71,10 @@ impl<C> Forward<C> {
     pub fn new(client: C) -> Self {
         let settings = Settings {
             body_limit: 32 * 1024 * 1024,
-            head: Duration::from_secs(300),
-            idle: Duration::from_secs(120),
+            upload: Duration::from_secs(120),
+            // The providers' SDKs wait so long.
+            head: Duration::from_secs(600),
+            idle: Duration::from_secs(600),
             refusals: Arc::default(),
         };
         Self { client, settings }
@@ -75,14 +86,21 @@ impl<C> Forward<C> {
         self
     }
 
-    /// Sets the time from here to the head of the provider's response. Default: 300 s. Needs a tokio runtime, as does the
-    /// next one.
+    /// Sets how long the client may be silent within its body. Default: 120 s. There is no limit to the whole. All three
+    /// times need a tokio runtime.
+    pub fn with_upload_timeout(mut self, limit: Duration) -> Self {
+        self.settings.upload = limit;
+        self
+    }
+
+    /// Sets the time from the last piece of the client's body to the head of the provider's response. Default: 600 s, as
+    /// long as the providers' SDKs wait.
     pub fn with_head_timeout(mut self, limit: Duration) -> Self {
         self.settings.head = limit;
         self
     }
 
-    /// Sets the time between two pieces of a body, either way. Default: 120 s. There is no limit to the whole.
+    /// Sets how long the provider may be silent within its response. Default: 600 s. There is no limit to the whole.
     pub fn with_idle_timeout(mut self, limit: Duration) -> Self {
         self.settings.idle = limit;
         self
@@ -105,8 +123,10 @@ impl<C> Forward<C> {
         };
         let answer = match outgoing(&head, target) {
             Ok((request, key)) => {
-                let body = PassedBody::request(body, self.settings.body_limit, self.settings.idle);
-                let answer = self.ask(request.map(|()| body), target).await;
+                let progress = Progress::new();
+                let body = PassedBody::request(body, self.settings.body_limit, self.settings.upload);
+                let request = request.map(|()| body.with_progress(&progress));
+                let answer = self.ask(request, target, &key, &progress).await;
                 answer.map(|answer| (answer, key))
             }
             Err(rejection) => Err(rejection),
@@ -122,17 +142,18 @@ impl<C> Forward<C> {
         &mut self,
         request: Request<PassedBody<B>>,
         target: &Target,
+        key: &ApiKey,
+        progress: &Progress,
     ) -> Result<Response<R>, GatewayRejection>
     where
         C: Service<Request<PassedBody<B>>, Response = Response<R>, Error: Into<BoxError>>,
     {
         let client = &mut self.client;
-        let answer = async {
+        let answer = pin!(async {
             poll_fn(|cx| client.poll_ready(cx)).await?;
             client.call(request).await
-        };
-        let answer =
-            within(self.settings.head, answer).await.map_err(|_| GatewayRejection::ProviderTimeout)?;
+        });
+        let answer = in_time(answer, self.settings.head, key, progress).await?;
         let answer = answer.map_err(|error| {
             let error = error.into();
             let rejection = rejection_in(&*error);
@@ -152,6 +173,29 @@ impl<C> Forward<C> {
     }
 }
 
+/// Waits for an answer: for this time since the last piece of the upload, and no longer than the key may be used.
+async fn in_time<T>(
+    mut answer: Pin<&mut impl Future<Output = T>>,
+    limit: Duration,
+    key: &ApiKey,
+    progress: &Progress,
+) -> Result<T, GatewayRejection> {
+    // Most answers come before anybody could revoke a key.
+    if let Ok(answer) = within(UNWATCHED.min(limit), answer.as_mut()).await {
+        return Ok(answer);
+    }
+    let mut answer = select(answer, key.revoked());
+    loop {
+        let left = limit.saturating_sub(progress.elapsed());
+        match within(left, &mut answer).await {
+            Ok(Either::Left((answer, _))) => return Ok(answer),
+            Ok(Either::Right(((), _))) => return Err(GatewayRejection::KeyRevoked),
+            Err(Elapsed) if progress.elapsed() < limit => {}
+            Err(Elapsed) => return Err(GatewayRejection::ProviderTimeout),
+        }
+    }
+}
+
 impl Settings {
     async fn pass<R>(&self, answer: Response<R>, target: &Target, key: &ApiKey) -> Answer<R>
     where
@@ -162,7 +206,7 @@ impl Settings {
         let kept = headers::to_client(&head.headers, key);
         if head.status.is_client_error() || head.status.is_server_error() {
             let encoded = head.headers.get(CONTENT_ENCODING).is_some_and(|coding| coding != "identity");
-            let body = read_error(body).await.filter(|_| !encoded);
+            let body = read(body, MAX_ERROR).await.filter(|_| !encoded);
             let mut response = self.error(head.status, body, target, key);
             // The answer's own headers say what its body is.
             let own = std::mem::replace(response.headers_mut(), kept);
@@ -177,9 +221,23 @@ impl Settings {
         if head.status.is_success() {
             self.refusals.accepted(key);
         }
+        if head.status.is_success() && batches::hold_links(target) {
+            return relinked(head.status, kept, body, target).await.map(ResponseBody::rejection);
+        }
+        let is_stream = is_event_stream(&head.headers);
+        let mut body = AnswerBody::new(body, key.key_use());
+        // Google's SDKs fail at a comment.
+        if is_stream && target.error_shape() != ErrorShape::Google {
+            body = body.with_comments();
+        }
         let mut response = Response::new(ResponseBody::inner(body));
         *response.status_mut() = head.status;
         *response.headers_mut() = kept;
+        if is_stream {
+            // nginx would hold events back.
+            let name = HeaderName::from_static("x-accel-buffering");
+            response.headers_mut().insert(name, HeaderValue::from_static("no"));
+        }
         response
     }
 
@@ -212,7 +270,36 @@ impl Settings {
     }
 }
 
-type Answer<R> = Response<ResponseBody<PassedBody<R>>>;
+type Answer<R> = Response<ResponseBody<AnswerBody<R>>>;
+
+/// Whether the body is a stream of events of unknown length, in plain text.
+fn is_event_stream(headers: &HeaderMap) -> bool {
+    let media_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let media_type = media_type.split(';').next().unwrap_or_default().trim();
+    media_type.eq_ignore_ascii_case("text/event-stream")
+        && !headers.contains_key(CONTENT_LENGTH)
+        && headers.get(CONTENT_ENCODING).is_none_or(|coding| coding == "identity")
+}
+
+/// An answer about batches with links that lead through the gateway. One that cannot be read is replaced.
+async fn relinked(
+    status: StatusCode,
+    mut headers: HeaderMap,
+    body: impl Body<Data = Bytes, Error = BoxError>,
+    target: &Target,
+) -> Response<Bytes> {
+    let is_plain = headers.get(CONTENT_ENCODING).is_none_or(|coding| coding == "identity");
+    let body = read(body, batches::MAX_ANSWER).await.filter(|_| is_plain);
+    let Some(body) = body.and_then(|body| batches::relinked(body, target.provider().endpoint.root())) else {
+        let rejection = GatewayRejection::ProviderError { status: StatusCode::BAD_GATEWAY };
+        return errors::respond(rejection, Some(target.error_shape()));
+    };
+    headers.remove(CONTENT_LENGTH);
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    response
+}
 
 /// The gateway's own answer.
 fn own<R>(rejection: GatewayRejection, target: Option<&Target>) -> Answer<R> {
@@ -235,9 +322,9 @@ fn outgoing(head: &request::Parts, target: &Target) -> Result<(Request<()>, ApiK
     Ok((request, key.clone()))
 }
 
-/// The body of an error, if all of it comes, and it is not too long.
-async fn read_error(body: impl Body<Data = Bytes, Error = BoxError>) -> Option<Bytes> {
-    Some(Limited::new(body, MAX_ERROR).collect().await.ok()?.to_bytes())
+/// The body, if all of it comes, and it is not too long.
+async fn read(body: impl Body<Data = Bytes, Error = BoxError>, limit: usize) -> Option<Bytes> {
+    Some(Limited::new(body, limit).collect().await.ok()?.to_bytes())
 }
 
 /// The side at fault if there is no response.

@@ -106,6 +106,10 @@ impl GatewayRules {
         if head.headers.get_all(CONTENT_TYPE).iter().any(is_form_or_batch) {
             return Err(GatewayRejection::BadMediaType);
         }
+        let protocols = head.headers.get_all("x-goog-upload-protocol");
+        if protocols.iter().any(|protocol| protocol.as_bytes().eq_ignore_ascii_case(b"resumable")) {
+            return Err(GatewayRejection::ResumableUpload);
+        }
         let mut target = Target::resolve(&head.uri, &head.headers, &self.providers)?;
         head.uri = target.path().clone();
         // From here on, it is in the header that Google's SDKs use. Beside another one there, it is refused.

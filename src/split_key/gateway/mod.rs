@@ -75,6 +75,8 @@
 //! [`Forward`] copies no body. It wipes its own copies of the key; see [`split_key`](crate::split_key#memory) for those
 //! of the HTTP client.
 
+mod answer_body;
+mod batches;
 mod body;
 pub(super) mod endpoint;
 pub(super) mod error_shape;
@@ -88,6 +90,7 @@ mod rejection;
 mod target;
 mod token_source;
 
+pub use self::answer_body::AnswerBody;
 pub use self::body::PassedBody;
 pub use self::endpoint::ProviderError;
 pub use self::error_shape::ErrorShape;

@@ -4,8 +4,11 @@
 #[allow(dead_code, reason = "the tests need not all of the example")]
 mod ai_gateway;
 mod answers;
+mod batches;
 mod bodies;
+mod clocks;
 mod coming_back;
+mod cors;
 mod credentials_in_urls;
 mod crossing;
 mod forwarding;
@@ -13,6 +16,7 @@ mod memory;
 mod operator;
 mod paths;
 mod projects;
+mod revocation;
 mod upgrades;
 
 use std::sync::{Arc, Mutex};
@@ -30,8 +34,10 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 use tower_devicecheck::{
-    DebugTokens,
-    split_key::{Limits as KeyLimits, MemorySplitKeyStore, Provider, Providers, Split, Splitter},
+    DebugTokens, DeviceCheckLayer,
+    split_key::{
+        Limits as KeyLimits, MemorySplitKeyStore, Provider, Providers, Split, SplitKeyStore, Splitter,
+    },
 };
 
 use crate::support::Apple;
@@ -104,20 +110,44 @@ impl Gateway {
         limits: Limits,
         key_limits: KeyLimits,
     ) -> Self {
-        let (apple, keys) = (Apple::new(), MemorySplitKeyStore::new());
+        Self::put_together(
+            (name, key),
+            providers,
+            MemorySplitKeyStore::new(),
+            key_limits,
+            |settings, gate| {
+                settings.limits = limits;
+                gate
+            },
+        )
+        .await
+    }
+
+    /// With these keys, and with other settings or another gate.
+    async fn put_together(
+        (name, key): (&str, &str),
+        providers: Providers,
+        keys: impl SplitKeyStore,
+        key_limits: KeyLimits,
+        change: impl FnOnce(&mut Settings, DeviceCheckLayer) -> DeviceCheckLayer,
+    ) -> Self {
+        let apple = Apple::new();
         let splitter = Splitter::new().with_providers(providers.clone());
         let split = splitter.issue(&keys, "app", name, key, key_limits).await.unwrap();
-        let settings = Settings {
+        let mut settings = Settings {
             providers,
-            limits,
+            limits: Limits::default(),
             admin_token: Some(ADMIN.to_owned()),
             debug_tokens: DebugTokens::new().add("simulator", TEST_KEY).unwrap(),
+            cors: None,
+            single_use: false,
         };
         let limiter = |head: &http::request::Parts| match head.headers.get(OVER_THE_LIMIT) {
             Some(_) => Err(std::time::Duration::from_millis(1_500)),
             None => Ok(()),
         };
-        let app = app(apple.layer().with_limiter(limiter), keys, settings).unwrap();
+        let gate = change(&mut settings, apple.layer().with_limiter(limiter));
+        let app = app(gate, keys, settings).unwrap();
         let url = serve(Router::new().fallback_service(app.clone())).await;
         Self { url, app, apple, split, client: reqwest::Client::new() }
     }

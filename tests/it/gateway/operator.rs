@@ -247,6 +247,70 @@ fn w16_no_setting_that_is_refused_is_printed() {
     std::fs::remove_file(keys).unwrap();
 }
 
+/// After a client part, it would be cut at its last dot.
+#[test]
+fn w08_a_test_key_with_a_dot_is_refused_at_the_start() {
+    refused(
+        "ai_gateway",
+        &[("TEST_KEY", "MARKER.marker.MARKER")],
+        "TEST_KEY: a test key must not have a dot",
+        "MARKER.",
+    );
+}
+
+#[test]
+fn w11_origins_that_are_none_are_refused_at_the_start() {
+    for origins in ["*", "null", "https://app.example/path"] {
+        refused("ai_gateway", &[("CORS_ORIGINS", origins)], "CORS_ORIGINS: an origin is", "/path");
+    }
+}
+
+/// An SDK that repeats a request by itself would get 401 for its spent token, and show that.
+#[tokio::test]
+async fn w17_sdks_do_not_repeat_requests_whose_token_is_spent() {
+    let status = Arc::new(AtomicU16::new(429));
+    let (url, seen) = {
+        let status = Arc::clone(&status);
+        provider(move |_| {
+            let status = StatusCode::from_u16(status.load(Ordering::SeqCst)).unwrap();
+            async move { (status, [("x-should-retry", "true"), ("retry-after", "7")], "{}").into_response() }
+        })
+        .await
+    };
+    let keys = MemorySplitKeyStore::new();
+    let providers = super::providers_at(&url);
+    let once =
+        Gateway::put_together(("openai", KEY), providers, keys, KeyLimits::none(), |settings, gate| {
+            settings.single_use = true;
+            gate.with_single_use(tower_devicecheck::replay::MemoryReplayGuard::new())
+        });
+    let once = once.await;
+    let often = Gateway::new(&url, Limits::default()).await;
+    for (code, retried) in
+        [(408, true), (409, true), (429, true), (500, true), (503, true), (400, false), (200, false)]
+    {
+        status.store(code, Ordering::SeqCst);
+        let response = once.post(CHAT).send().await.unwrap();
+        assert_eq!(response.status(), code);
+        assert_eq!(response.headers()["x-should-retry"], if retried { "false" } else { "true" }, "{code}");
+        assert_eq!(response.headers()["retry-after"], "7");
+        assert_eq!(often.post(CHAT).send().await.unwrap().headers()["x-should-retry"], "true", "{code}");
+    }
+    let before = seen.lock().unwrap().len();
+    let credential = format!("Bearer {}", once.credential());
+    let send = async || {
+        let request = once.client.post(format!("{}{CHAT}", once.url));
+        request.header("authorization", &credential).send().await.unwrap()
+    };
+    assert_eq!(send().await.status(), StatusCode::OK);
+    let again = send().await;
+    assert_eq!(again.status(), StatusCode::UNAUTHORIZED);
+    // Our own refusals say nothing of it: another token may do.
+    assert!(!again.headers().contains_key("x-should-retry"));
+    assert_eq!(seen.lock().unwrap().len() - before, 1);
+    assert_eq!(once.apple.calls(), 8);
+}
+
 /// A fake Apple gives genuine tokens to all that ask it.
 #[test]
 fn w09_a_fake_apple_opens_no_keys_of_the_operators_own() {

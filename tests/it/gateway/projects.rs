@@ -96,6 +96,8 @@ impl World {
             limits: Limits::default(),
             admin_token: Some(ADMIN.to_owned()),
             debug_tokens: DebugTokens::new().add("of-no-project", &test_key("gateway")).unwrap(),
+            cors: None,
+            single_use: false,
         };
         let app = app_of_projects(projects, keys, settings).unwrap();
         let url = serve(Router::new().fallback_service(app)).await;
