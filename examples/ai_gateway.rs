@@ -23,7 +23,8 @@
 //! | `MAX_BODY_BYTES` | of a request, default 33554432 (32 MiB) |
 //! | `HEAD_TIMEOUT` | seconds until the provider's response begins, default 300 |
 //! | `IDLE_TIMEOUT` | seconds of silence within a body, default 120 |
-//! | `IDLE_CONNECTIONS` | connections to a provider that are kept for later, default 0: their buffers would hold the last key |
+//! | `IDLE_CONNECTIONS` | connections to a provider that are kept for later, default 64; they hold no key |
+//! | `PROVIDER_CA_FILE` | certificates of authorities in PEM, trusted for providers besides those of the platform |
 //! | `REDIS_URL` | Redis or Valkey, shared with other copies of this server (build with `--features redis`); default: this process remembers verdicts for itself |
 //! | `SINGLE_USE` | `1`: a device token admits one request |
 //! | `FLEET_SINGLE_FLIGHT` | `1`: of all copies that share a Redis one asks Apple about a token |
@@ -159,7 +160,8 @@ fn settings(fake: Option<SocketAddr>, admin_token: Option<String>) -> Result<Set
             debug_tokens.add("test-key", secret.trim()).map_err(|error| in_setting("TEST_KEY", &error))?;
     }
     let admin_token = admin_token.map(|token| token.trim().to_owned());
-    Ok(Settings { providers, limits, admin_token, debug_tokens })
+    let roots = shared::variable("PROVIDER_CA_FILE")?.map(|path| path.trim().into());
+    Ok(Settings { providers, roots, limits, admin_token, debug_tokens })
 }
 
 fn number<N: std::str::FromStr>(name: &str) -> Result<Option<N>, BoxError> {

@@ -1,9 +1,10 @@
 //! The whole server but for its socket and its settings from the environment.
 
 mod client;
+pub(crate) mod hidden_keys;
 pub(crate) mod projects;
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -32,6 +33,8 @@ use self::{client::Client, projects::Project};
 /// The operator's choices.
 pub(crate) struct Settings {
     pub(crate) providers: Providers,
+    /// A file of certificates of authorities, in PEM: trusted besides those of the platform.
+    pub(crate) roots: Option<PathBuf>,
     pub(crate) limits: Limits,
     /// Opens `GET /usage`, which without it does not exist.
     pub(crate) admin_token: Option<String>,
@@ -58,7 +61,7 @@ impl Default for Limits {
             body: 32 * 1024 * 1024,
             head: Duration::from_secs(300),
             idle: Duration::from_secs(120),
-            idle_connections: 0,
+            idle_connections: 64,
         }
     }
 }
@@ -103,7 +106,7 @@ fn behind(
     keys: impl SplitKeyStore,
     settings: Settings,
 ) -> Result<App, BoxError> {
-    let Settings { providers, limits, admin_token, .. } = settings;
+    let Settings { providers, limits, admin_token, roots, .. } = settings;
     let usage = Arc::new(UsageLog::new());
     let refusals = Arc::new(Refusals::new());
     let split_keys = SplitKeyLayer::new(keys)
@@ -112,7 +115,7 @@ fn behind(
         .with_project(|head: &request::Parts| head.extensions.get::<Target>()?.project().map(str::to_owned))
         .with_rejection_response(ProviderErrors)
         .with_observer((TracingSplitKeyObserver, Arc::clone(&usage)));
-    let forward = Forward::new(Client::new(limits.idle_connections)?)
+    let forward = Forward::new(Client::new(limits.idle_connections, roots.as_deref())?)
         .with_body_limit(limits.body)
         .with_head_timeout(limits.head)
         .with_idle_timeout(limits.idle)

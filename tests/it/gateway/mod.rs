@@ -9,6 +9,7 @@ mod coming_back;
 mod credentials_in_urls;
 mod crossing;
 mod forwarding;
+mod hidden_keys;
 mod memory;
 mod operator;
 mod paths;
@@ -109,6 +110,7 @@ impl Gateway {
         let split = splitter.issue(&keys, "app", name, key, key_limits).await.unwrap();
         let settings = Settings {
             providers,
+            roots: None,
             limits,
             admin_token: Some(ADMIN.to_owned()),
             debug_tokens: DebugTokens::new().add("simulator", TEST_KEY).unwrap(),
