@@ -29,7 +29,8 @@
 //! | `IDLE_TIMEOUT` | seconds that the provider may be silent within its response, default 600 |
 //! | `WRITE_TIMEOUT` | seconds in which a client takes nothing of a response that waits for it, default 60; then its connection and the provider's end |
 //! | `CORS_ORIGINS` | origins of pages and web views that may call the gateway, with commas in between: `https://app.example,capacitor://localhost`; default: none |
-//! | `IDLE_CONNECTIONS` | connections to a provider that are kept for later, default 0: their buffers would hold the last key |
+//! | `IDLE_CONNECTIONS` | connections to a provider that are kept for later, default 64; they hold no key |
+//! | `PROVIDER_CA_FILE` | certificates of authorities in PEM, trusted for providers besides those of the platform |
 //! | `REDIS_URL` | Redis or Valkey, shared with other copies of this server (build with `--features redis`); default: this process remembers verdicts for itself |
 //! | `SINGLE_USE` | `1`: a device token admits one request; SDKs that repeat requests by themselves need `max_retries=0` |
 //! | `FLEET_SINGLE_FLIGHT` | `1`: of all copies that share a Redis one asks Apple about a token |
@@ -197,7 +198,8 @@ fn settings(fake: Option<SocketAddr>, admin_token: Option<String>) -> Result<Set
     let cors = shared::variable("CORS_ORIGINS")?.map(|origins| cors::layer(&origins));
     let cors = cors.transpose().map_err(|error| in_setting("CORS_ORIGINS", &*error))?;
     let single_use = shared::switch("SINGLE_USE")?;
-    Ok(Settings { providers, limits, admin_token, debug_tokens, cors, single_use })
+    let roots = shared::variable("PROVIDER_CA_FILE")?.map(|path| path.trim().into());
+    Ok(Settings { providers, roots, limits, admin_token, debug_tokens, cors, single_use })
 }
 
 fn number<N: std::str::FromStr>(name: &str) -> Result<Option<N>, BoxError> {

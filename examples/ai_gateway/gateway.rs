@@ -2,9 +2,10 @@
 
 mod client;
 pub(crate) mod cors;
+pub(crate) mod hidden_keys;
 pub(crate) mod projects;
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -38,6 +39,8 @@ use self::{client::Client, projects::Project};
 /// The operator's choices.
 pub(crate) struct Settings {
     pub(crate) providers: Providers,
+    /// A file of certificates of authorities, in PEM: trusted besides those of the platform.
+    pub(crate) roots: Option<PathBuf>,
     pub(crate) limits: Limits,
     /// Opens `GET /usage`, which without it does not exist.
     pub(crate) admin_token: Option<String>,
@@ -71,7 +74,7 @@ impl Default for Limits {
             upload: Duration::from_secs(120),
             head: Duration::from_secs(600),
             idle: Duration::from_secs(600),
-            idle_connections: 0,
+            idle_connections: 64,
         }
     }
 }
@@ -117,7 +120,7 @@ fn behind(
     keys: impl SplitKeyStore,
     settings: Settings,
 ) -> Result<App, BoxError> {
-    let Settings { providers, limits, admin_token, cors, single_use, .. } = settings;
+    let Settings { providers, limits, admin_token, roots, cors, single_use, .. } = settings;
     let keys = Arc::new(keys);
     let checked_keys = Arc::clone(&keys);
     let usage = Arc::new(UsageLog::new());
@@ -128,7 +131,7 @@ fn behind(
         .with_project(|head: &request::Parts| head.extensions.get::<Target>()?.project().map(str::to_owned))
         .with_rejection_response(ProviderErrors)
         .with_observer((TracingSplitKeyObserver, Arc::clone(&usage)));
-    let forward = Forward::new(Client::new(limits.idle_connections)?)
+    let forward = Forward::new(Client::new(limits.idle_connections, roots.as_deref())?)
         .with_body_limit(limits.body)
         .with_upload_timeout(limits.upload)
         .with_head_timeout(limits.head)

@@ -12,6 +12,7 @@ mod cors;
 mod credentials_in_urls;
 mod crossing;
 mod forwarding;
+mod hidden_keys;
 mod memory;
 mod operator;
 mod paths;
@@ -136,6 +137,7 @@ impl Gateway {
         let split = splitter.issue(&keys, "app", name, key, key_limits).await.unwrap();
         let mut settings = Settings {
             providers,
+            roots: None,
             limits: Limits::default(),
             admin_token: Some(ADMIN.to_owned()),
             debug_tokens: DebugTokens::new().add("simulator", TEST_KEY).unwrap(),
