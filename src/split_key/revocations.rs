@@ -21,8 +21,11 @@ pub(super) type Revoked = Shared<BoxFuture<'static, ()>>;
 /// The splits that are in use, and their store.
 pub(super) struct Revocations {
     store: Arc<dyn ErasedSplitKeyStore>,
-    running: Mutex<HashMap<(Arc<str>, Metadata), WeakShared<BoxFuture<'static, ()>>>>,
+    running: Mutex<Running>,
 }
+
+/// The end of each split in use, by project and metadata.
+type Running = HashMap<(Arc<str>, Metadata), WeakShared<BoxFuture<'static, ()>>>;
 
 impl Revocations {
     pub(super) fn new(store: Arc<dyn ErasedSplitKeyStore>) -> Self {
