@@ -21,6 +21,7 @@
 //! | `KEYS_FILE` | the server parts, as the example `split_key` writes them; without it, a fake provider and keys for it are made up |
 //! | `KEYS_IN_REDIS` | `1`: the server parts are in the Redis of `REDIS_URL`, in the place of `KEYS_FILE` |
 //! | `OPENAI_URL`, `ANTHROPIC_URL`, `GOOGLE_URL` | in the place of the provider's, such as `https://api.openai.com/v1`; a version at the end is for requests that name none |
+//! | `PROVIDERS_FILE` | more providers, and other settings for these three: `examples/ai_gateway/providers.toml` shows what can be set |
 //! | `ADMIN_TOKEN` | opens `GET /usage`, which otherwise does not exist; with made-up keys, so is this |
 //! | `TEST_KEY` | a secret of at least 16 characters without dots that stands in for a device token, or comes in `X-Proxed-Test-Key`: for simulators, never in a released app |
 //! | `MAX_BODY_BYTES` | of a request, default 33554432 (32 MiB) |
@@ -61,7 +62,7 @@ mod shared;
 
 use std::{alloc::System, fmt::Write, net::SocketAddr, process::ExitCode, time::Duration};
 
-use gateway::{App, Limits, Settings, app, app_of_projects, cors, projects};
+use gateway::{App, Limits, Settings, app, app_of_projects, cors, projects, providers};
 use tower_devicecheck::{
     BoxError, DebugTokens, DeviceCheckLayer, Environment,
     split_key::{FileSplitKeyStore, Limits as KeyLimits, MemorySplitKeyStore, Provider, Providers, Splitter},
@@ -181,6 +182,14 @@ fn settings(fake: Option<SocketAddr>, admin_token: Option<String>) -> Result<Set
         .with(provider(Provider::openai(), "OPENAI_URL", "/openai/v1")?)
         .with(provider(Provider::anthropic(), "ANTHROPIC_URL", "/anthropic/v1")?)
         .with(provider(Provider::google(), "GOOGLE_URL", "/google/v1beta")?);
+    let providers = match shared::variable("PROVIDERS_FILE")? {
+        Some(path) => {
+            let in_file = |error: BoxError| format!("PROVIDERS_FILE: {}", shared::Chain(&*error));
+            let text = std::fs::read_to_string(path.trim()).map_err(|error| in_file(error.into()))?;
+            providers::add(providers, &text).map_err(in_file)?
+        }
+        None => providers,
+    };
     let defaults = Limits::default();
     let limits = Limits {
         body: number("MAX_BODY_BYTES")?.unwrap_or(defaults.body),

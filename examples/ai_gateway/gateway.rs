@@ -4,6 +4,7 @@ mod client;
 pub(crate) mod cors;
 pub(crate) mod hidden_keys;
 pub(crate) mod projects;
+pub(crate) mod providers;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -88,7 +89,7 @@ pub(crate) fn app(
     keys: impl SplitKeyStore,
     settings: Settings,
 ) -> Result<App, BoxError> {
-    let gate = as_clients_send(gate, settings.debug_tokens.clone());
+    let gate = as_clients_send(gate, settings.debug_tokens.clone(), &key_headers(&settings.providers));
     behind(|routes| routes.route_layer(gate), keys, settings)
 }
 
@@ -98,16 +99,34 @@ pub(crate) fn app_of_projects(
     keys: impl SplitKeyStore,
     settings: Settings,
 ) -> Result<App, BoxError> {
-    let tenants = projects::tenants(projects)?;
+    let tenants = projects::tenants(projects, &key_headers(&settings.providers))?;
     behind(|routes| routes.route_layer(tenants), keys, settings)
 }
 
+/// The headers in which clients of the providers send their credential, besides `Authorization`.
+fn key_headers(providers: &Providers) -> Vec<HeaderName> {
+    // Proxed's clients use these for any provider.
+    let mut names = ["x-api-key", "x-goog-api-key"].map(HeaderName::from_static).to_vec();
+    for provider in providers.iter() {
+        let name = provider.key_header();
+        if *name != AUTHORIZATION && !names.contains(name) {
+            names.push(name.clone());
+        }
+    }
+    names
+}
+
 /// A gate that finds the credentials where the clients put them.
-fn as_clients_send(gate: DeviceCheckLayer, debug_tokens: DebugTokens) -> DeviceCheckLayer {
-    gate.with_token_source(ProviderHeaderToken::new(HeaderName::from_static("x-api-key")))
-        .add_token_source(ProviderHeaderToken::new(HeaderName::from_static("x-goog-api-key")))
-        .add_token_source(HeaderToken::new(HeaderName::from_static("x-device-token")))
-        .add_token_source(HeaderToken::default())
+fn as_clients_send(
+    gate: DeviceCheckLayer,
+    debug_tokens: DebugTokens,
+    key_headers: &[HeaderName],
+) -> DeviceCheckLayer {
+    let mut gate = gate.with_token_source(HeaderToken::new(HeaderName::from_static("x-device-token")));
+    for name in key_headers {
+        gate = gate.add_token_source(ProviderHeaderToken::new(name.clone()));
+    }
+    gate.add_token_source(HeaderToken::default())
         .add_token_source(BearerToken::new())
         // As Proxed does: its clients in simulators may send another credential beside it.
         .with_debug_tokens(debug_tokens.with_header(HeaderName::from_static("x-proxed-test-key")).first())
@@ -125,13 +144,17 @@ fn behind(
     let checked_keys = Arc::clone(&keys);
     let usage = Arc::new(UsageLog::new());
     let refusals = Arc::new(Refusals::new());
-    let split_keys = SplitKeyLayer::new(keys)
-        .add_key_header(HeaderName::from_static("x-api-key"))
-        .add_key_header(HeaderName::from_static("x-goog-api-key"))
+    let mut split_keys = SplitKeyLayer::new(keys).with_providers(providers.clone());
+    for name in key_headers(&providers) {
+        split_keys = split_keys.add_key_header(name);
+    }
+    let split_keys = split_keys
         .with_project(|head: &request::Parts| head.extensions.get::<Target>()?.project().map(str::to_owned))
         .with_rejection_response(ProviderErrors)
         .with_observer((TracingSplitKeyObserver, Arc::clone(&usage)));
-    let forward = Forward::new(Client::new(limits.idle_connections, roots.as_deref())?)
+    let client = Client::new(limits.idle_connections, roots.as_deref());
+    let client = client.map_err(|error| format!("PROVIDER_CA_FILE: {error}"))?;
+    let forward = Forward::new(client)
         .with_body_limit(limits.body)
         .with_upload_timeout(limits.upload)
         .with_head_timeout(limits.head)

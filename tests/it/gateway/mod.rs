@@ -4,6 +4,7 @@
 #[allow(dead_code, reason = "the tests need not all of the example")]
 mod ai_gateway;
 mod answers;
+mod any_provider;
 mod batches;
 mod bodies;
 mod clocks;
