@@ -122,11 +122,13 @@ fn as_clients_send(
     debug_tokens: DebugTokens,
     key_headers: &[HeaderName],
 ) -> DeviceCheckLayer {
-    let mut gate = gate.with_token_source(HeaderToken::new(HeaderName::from_static("x-device-token")));
-    for name in key_headers {
+    // Before the others, which take away the headers that tell them that the device token is elsewhere.
+    let mut gate = gate.with_token_source(ProviderHeaderToken::new(HeaderName::from_static("x-api-key")));
+    for name in key_headers.iter().filter(|name| *name != "x-api-key") {
         gate = gate.add_token_source(ProviderHeaderToken::new(name.clone()));
     }
-    gate.add_token_source(HeaderToken::default())
+    gate.add_token_source(HeaderToken::new(HeaderName::from_static("x-device-token")))
+        .add_token_source(HeaderToken::default())
         .add_token_source(BearerToken::new())
         // As Proxed does: its clients in simulators may send another credential beside it.
         .with_debug_tokens(debug_tokens.with_header(HeaderName::from_static("x-proxed-test-key")).first())
