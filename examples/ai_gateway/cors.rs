@@ -40,7 +40,7 @@ pub(crate) fn layer(origins: &str) -> Result<CorsLayer, BoxError> {
     Ok(CorsLayer::new()
         .allow_origin(origins)
         .allow_methods([Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
-        // What crosses is decided elsewhere, by name.
+        // The gateway decides elsewhere, by name, which ones cross.
         .allow_headers(AllowHeaders::mirror_request())
         .expose_headers(EXPOSED.map(HeaderName::from_static))
         .max_age(Duration::from_secs(60 * 60)))

@@ -100,7 +100,7 @@ async fn w15_while_the_file_is_damaged_the_old_records_serve_and_the_store_says_
     assert!(store.check().await.is_err());
     assert!(store.get("project", split).await.unwrap().is_some());
     assert!(FileSplitKeyStore::open(folder.file()).is_err());
-    // What is read again is what counts.
+    // The file counts again as soon as it can be read.
     fs::write(folder.file(), "{\"format\": 1, \"keys\": []}").unwrap();
     assert!(store.get("project", split).await.unwrap().is_none());
 }

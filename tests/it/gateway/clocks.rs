@@ -169,7 +169,7 @@ async fn w10_a_stream_that_thinks_is_kept_alive_between_its_events() {
     assert_eq!(between, COMMENT.repeat(2));
     assert_eq!(rest, COMMENT.repeat(39), "ten minutes of thought, one comment each 15 seconds");
 
-    // Whatever is no such stream, or whose length is known, is passed on as it is.
+    // Other answers, and streams of known length, are passed on as they are.
     let plain: String = stream.iter().map(|(_, text)| *text).collect();
     let length = plain.len().to_string();
     for headers in [
