@@ -1,5 +1,5 @@
-//! The faults, and what the table of decisions says about each: written before the first run, from the docs of
-//! `Rejection` and from `docs/operating.md`, without a look at the client.
+//! The faults, and the outcome of each by the table of decisions: the docs of `Rejection` and `docs/operating.md`. No
+//! code of the client is used.
 
 use std::ops::RangeInclusive;
 
@@ -30,7 +30,7 @@ pub(super) enum Stage {
     Kept,
 }
 
-/// Whom the server's certificate names.
+/// The certificate that the server shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Identity {
     Good,
