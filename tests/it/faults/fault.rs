@@ -166,7 +166,7 @@ impl Fault {
     }
 }
 
-/// What the client has to make of a fault.
+/// The outcome that a fault has to have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Expected {
     pub(super) status: u16,
@@ -258,7 +258,7 @@ fn class(answer: &Answer) -> Class {
     }
 }
 
-/// What the table says about a fault that strikes on such a connection: each time, or `once`.
+/// The outcome by the table of a fault that strikes on such a connection: each time, or `once`.
 pub(super) fn expected(fault: &Fault, stage: Stage, once: bool) -> Expected {
     // One retry: after no connection, a request that was not read, silence, a reused connection that ended, or a
     // plain 502, 503 or 504. It goes over another connection.
