@@ -231,6 +231,7 @@ mod runtime;
 pub mod session;
 #[cfg(feature = "split-key")]
 pub mod split_key;
+mod sync;
 pub mod tenant;
 #[cfg(feature = "testing")]
 #[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "testing")))]

@@ -14,10 +14,6 @@ pub(crate) use tokio::time::Instant;
 pub(crate) use web_time::Instant;
 
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
-    atomic::{AtomicU8, Ordering},
-};
 use std::{
     future::poll_fn,
     pin::{Pin, pin},
@@ -27,6 +23,11 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use web_time::UNIX_EPOCH;
+
+use crate::sync::{
+    Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+    atomic::{AtomicU8, Ordering},
+};
 
 /// Whether a request may wait for the work of another request. On wasm it must not: hosts such as Cloudflare Workers do
 /// not let a request wait for the I/O of another one.

@@ -5,14 +5,18 @@ use std::{
     convert::Infallible,
     io,
     path::PathBuf,
+    pin::pin,
     process::Command,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
+        mpsc,
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
+use futures::future::poll_immediate;
 use http::{Request, Response, StatusCode, request};
 use http_body_util::{BodyExt, Empty, Full};
 use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
@@ -155,6 +159,43 @@ pub(crate) fn plain() -> Request<Full<Bytes>> {
 
 pub(crate) fn rejection(response: &Response<Bytes>) -> Rejection {
     *response.extensions().get::<Rejection>().expect("a rejection")
+}
+
+/// A paused clock that moves only by `advance`, so that deadlines mean nothing to a busy machine. Otherwise tokio moves
+/// a paused clock whenever there is nothing to do, though a socket may be about to answer.
+pub(crate) struct StandingClock {
+    /// While there is blocking work, tokio leaves the clock alone.
+    _working: mpsc::Sender<()>,
+}
+
+impl StandingClock {
+    /// Stops the clock of this runtime, which is paused.
+    pub(crate) fn new() -> Self {
+        let (working, work) = mpsc::channel();
+        tokio::task::spawn_blocking(move || work.recv());
+        Self { _working: working }
+    }
+
+    /// Moves the clock, and lets the sockets of this runtime catch up.
+    pub(crate) async fn advance(&self, time: Duration) {
+        tokio::time::advance(time).await;
+        // Each of them looks at the sockets. An exchange over HTTP/2 takes about six.
+        for _ in 0..24 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Moves the clock in steps of this time until the future is done.
+    pub(crate) async fn until<F: Future>(&self, step: Duration, future: F) -> F::Output {
+        let mut future = pin!(future);
+        for _ in 0..10_000 {
+            if let Some(output) = poll_immediate(&mut future).await {
+                return output;
+            }
+            self.advance(step).await;
+        }
+        panic!("not done after 10,000 steps of {step:?}")
+    }
 }
 
 /// Counts.
