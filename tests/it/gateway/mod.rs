@@ -4,11 +4,13 @@
 #[allow(dead_code, reason = "the tests need not all of the example")]
 mod ai_gateway;
 mod answers;
+mod any_provider;
 mod bodies;
 mod coming_back;
 mod credentials_in_urls;
 mod crossing;
 mod forwarding;
+mod hidden_keys;
 mod memory;
 mod operator;
 mod paths;
@@ -111,6 +113,7 @@ impl Gateway {
         let split = splitter.issue(&keys, "app", name, key, key_limits).await.unwrap();
         let settings = Settings {
             providers,
+            roots: None,
             limits,
             usage: UsageLog::new(),
             admin_token: Some(ADMIN.to_owned()),
