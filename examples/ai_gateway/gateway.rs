@@ -10,7 +10,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    http::{HeaderName, request},
+    http::{HeaderName, header::AUTHORIZATION, request},
     routing::{any_service, get},
 };
 use tower::Layer;

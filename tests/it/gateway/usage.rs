@@ -232,6 +232,7 @@ async fn w08_a_short_admin_token_is_an_error_at_the_start() {
         let apple = Apple::new();
         let settings = Settings {
             providers: Providers::none(),
+            roots: None,
             limits: Limits::default(),
             usage: UsageLog::new(),
             admin_token: Some(token.to_owned()),
