@@ -52,6 +52,10 @@ pub mod from_bearologics {}
 #[doc = include_str!("../docs/split-keys.md")]
 pub mod split_keys {}
 
+/// The gateway to AI providers, for its operators: usage, tokens and the access log.
+#[doc = include_str!("../docs/gateway.md")]
+pub mod gateway {}
+
 /// Migration from Proxed.AI.
 #[doc = include_str!("../docs/from-proxed.md")]
 pub mod from_proxed {}

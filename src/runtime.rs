@@ -189,6 +189,18 @@ pub(crate) fn spawn(future: impl Future<Output = ()> + Send + 'static) {
     drop(future);
 }
 
+/// Runs work that blocks its thread: on a thread of its own, if there is a runtime that has some.
+#[cfg(all(feature = "split-key", not(target_arch = "wasm32")))]
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> std::io::Result<T> {
+    #[cfg(feature = "tokio")]
+    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        return runtime.spawn_blocking(work).await.map_err(std::io::Error::other)?;
+    }
+    work()
+}
+
 /// Whether there are tasks, which continue when the request that started them is dropped.
 pub(crate) fn has_tasks() -> bool {
     #[cfg(all(feature = "tokio", not(target_arch = "wasm32")))]
