@@ -107,11 +107,14 @@ fn as_clients_send(
     debug_tokens: DebugTokens,
     key_headers: &[HeaderName],
 ) -> DeviceCheckLayer {
-    let mut gate = gate.with_token_source(HeaderToken::new(HeaderName::from_static("x-device-token")));
-    for name in key_headers {
+    // Before the headers of device tokens: beside those, all of a key header is the client part.
+    let [first, others @ ..] = key_headers else { return gate };
+    let mut gate = gate.with_token_source(ProviderHeaderToken::new(first.clone()));
+    for name in others {
         gate = gate.add_token_source(ProviderHeaderToken::new(name.clone()));
     }
-    gate.add_token_source(HeaderToken::default())
+    gate.add_token_source(HeaderToken::new(HeaderName::from_static("x-device-token")))
+        .add_token_source(HeaderToken::default())
         .add_token_source(BearerToken::new())
         .with_debug_tokens(debug_tokens.with_header(HeaderName::from_static("x-proxed-test-key")))
         .with_rejection_response(ProviderErrors)
@@ -123,7 +126,7 @@ fn behind(
     keys: impl SplitKeyStore,
     settings: Settings,
 ) -> Result<App, BoxError> {
-    let Settings { providers, limits, usage, admin_token, roots, .. } = settings;
+    let Settings { providers, roots, limits, usage, admin_token, .. } = settings;
     let refusals = Arc::new(Refusals::new());
     let mut split_keys = SplitKeyLayer::new(keys).with_providers(providers.clone());
     for name in key_headers(&providers) {
