@@ -19,6 +19,7 @@
 //! | `PROJECTS_FILE` | projects with a team and a test key of their own, in the place of the variables above and of `TEST_KEY`; see below. Needs `KEYS_FILE` |
 //! | `KEYS_FILE` | the server parts, as the example `split_key` writes them; without it, a fake provider and keys for it are made up |
 //! | `OPENAI_URL`, `ANTHROPIC_URL`, `GOOGLE_URL` | in the place of the provider's, such as `https://api.openai.com/v1`; a version at the end is for requests that name none |
+//! | `PROVIDERS_FILE` | more providers, and other settings for these three: `examples/ai_gateway/providers.toml` shows what can be set |
 //! | `ADMIN_TOKEN` | opens `GET /usage`, which otherwise does not exist; at least 16 characters; with made-up keys, so is this |
 //! | `USAGE_FOLDER` | holds the counts of `/usage`, for this process alone; `none`: this process forgets them. Default: `REDIS_URL`, shared with all copies of this server, or else the name of `KEYS_FILE` with `.usage` at its end |
 //! | `USAGE_DAYS` | days for which the counts are kept, default 90 |
@@ -26,7 +27,8 @@
 //! | `MAX_BODY_BYTES` | of a request, default 33554432 (32 MiB) |
 //! | `HEAD_TIMEOUT` | seconds until the provider's response begins, default 300 |
 //! | `IDLE_TIMEOUT` | seconds of silence within a body, default 120 |
-//! | `IDLE_CONNECTIONS` | connections to a provider that are kept for later, default 0: their buffers would hold the last key |
+//! | `IDLE_CONNECTIONS` | connections to a provider that are kept for later, default 64; they hold no key |
+//! | `PROVIDER_CA_FILE` | certificates of authorities in PEM, trusted for providers besides those of the platform |
 //! | `REDIS_URL` | Redis or Valkey, shared with other copies of this server (build with `--features redis`); default: this process remembers verdicts for itself |
 //! | `SINGLE_USE` | `1`: a device token admits one request |
 //! | `FLEET_SINGLE_FLIGHT` | `1`: of all copies that share a Redis one asks Apple about a token |
@@ -57,7 +59,7 @@ mod shared;
 
 use std::{alloc::System, fmt::Write, net::SocketAddr, process::ExitCode, time::Duration};
 
-use gateway::{App, Limits, Settings, app, app_of_projects, projects};
+use gateway::{App, Limits, Settings, app, app_of_projects, projects, providers};
 use tower_devicecheck::{
     BoxError, DebugTokens, DeviceCheckLayer, Environment,
     split_key::{
@@ -186,6 +188,14 @@ fn settings(
         .with(provider(Provider::openai(), "OPENAI_URL", "/openai/v1")?)
         .with(provider(Provider::anthropic(), "ANTHROPIC_URL", "/anthropic/v1")?)
         .with(provider(Provider::google(), "GOOGLE_URL", "/google/v1beta")?);
+    let providers = match shared::variable("PROVIDERS_FILE")? {
+        Some(path) => {
+            let in_file = |error: BoxError| format!("PROVIDERS_FILE: {}", shared::Chain(&*error));
+            let text = std::fs::read_to_string(path.trim()).map_err(|error| in_file(error.into()))?;
+            providers::add(providers, &text).map_err(in_file)?
+        }
+        None => providers,
+    };
     let defaults = Limits::default();
     let limits = Limits {
         body: number("MAX_BODY_BYTES")?.unwrap_or(defaults.body),
@@ -199,7 +209,8 @@ fn settings(
             debug_tokens.add("test-key", secret.trim()).map_err(|error| in_setting("TEST_KEY", &error))?;
     }
     let admin_token = admin_token.map(|token| token.trim().to_owned());
-    Ok(Settings { providers, limits, usage, admin_token, debug_tokens })
+    let roots = shared::variable("PROVIDER_CA_FILE")?.map(|path| path.trim().into());
+    Ok(Settings { providers, roots, limits, usage, admin_token, debug_tokens })
 }
 
 fn number<N: std::str::FromStr>(name: &str) -> Result<Option<N>, BoxError> {

@@ -2,13 +2,15 @@
 
 mod admin;
 mod client;
+pub(crate) mod hidden_keys;
 pub(crate) mod projects;
+pub(crate) mod providers;
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    http::{HeaderName, request},
+    http::{HeaderName, header::AUTHORIZATION, request},
     routing::{any_service, get},
 };
 use tower::Layer;
@@ -28,6 +30,8 @@ use self::{client::Client, projects::Project};
 /// The operator's choices.
 pub(crate) struct Settings {
     pub(crate) providers: Providers,
+    /// A file of certificates of authorities, in PEM: trusted besides those of the platform.
+    pub(crate) roots: Option<PathBuf>,
     pub(crate) limits: Limits,
     /// Counts the uses of keys.
     pub(crate) usage: UsageLog,
@@ -56,7 +60,7 @@ impl Default for Limits {
             body: 32 * 1024 * 1024,
             head: Duration::from_secs(300),
             idle: Duration::from_secs(120),
-            idle_connections: 0,
+            idle_connections: 64,
         }
     }
 }
@@ -70,7 +74,7 @@ pub(crate) fn app(
     keys: impl SplitKeyStore,
     settings: Settings,
 ) -> Result<App, BoxError> {
-    let gate = as_clients_send(gate, settings.debug_tokens.clone());
+    let gate = as_clients_send(gate, settings.debug_tokens.clone(), &key_headers(&settings.providers));
     behind(|routes| routes.route_layer(gate), keys, settings)
 }
 
@@ -80,15 +84,36 @@ pub(crate) fn app_of_projects(
     keys: impl SplitKeyStore,
     settings: Settings,
 ) -> Result<App, BoxError> {
-    let tenants = projects::tenants(projects)?;
+    let tenants = projects::tenants(projects, &key_headers(&settings.providers))?;
     behind(|routes| routes.route_layer(tenants), keys, settings)
 }
 
+/// The headers in which clients of the providers send their credential, besides `Authorization`.
+fn key_headers(providers: &Providers) -> Vec<HeaderName> {
+    // Proxed's clients use these for any provider.
+    let mut names = ["x-api-key", "x-goog-api-key"].map(HeaderName::from_static).to_vec();
+    for provider in providers.iter() {
+        let name = provider.key_header();
+        if *name != AUTHORIZATION && !names.contains(name) {
+            names.push(name.clone());
+        }
+    }
+    names
+}
+
 /// A gate that finds the credentials where the clients put them.
-fn as_clients_send(gate: DeviceCheckLayer, debug_tokens: DebugTokens) -> DeviceCheckLayer {
-    gate.with_token_source(ProviderHeaderToken::new(HeaderName::from_static("x-api-key")))
-        .add_token_source(ProviderHeaderToken::new(HeaderName::from_static("x-goog-api-key")))
-        .add_token_source(HeaderToken::new(HeaderName::from_static("x-device-token")))
+fn as_clients_send(
+    gate: DeviceCheckLayer,
+    debug_tokens: DebugTokens,
+    key_headers: &[HeaderName],
+) -> DeviceCheckLayer {
+    // Before the headers of device tokens: beside those, all of a key header is the client part.
+    let [first, others @ ..] = key_headers else { return gate };
+    let mut gate = gate.with_token_source(ProviderHeaderToken::new(first.clone()));
+    for name in others {
+        gate = gate.add_token_source(ProviderHeaderToken::new(name.clone()));
+    }
+    gate.add_token_source(HeaderToken::new(HeaderName::from_static("x-device-token")))
         .add_token_source(HeaderToken::default())
         .add_token_source(BearerToken::new())
         .with_debug_tokens(debug_tokens.with_header(HeaderName::from_static("x-proxed-test-key")))
@@ -101,15 +126,19 @@ fn behind(
     keys: impl SplitKeyStore,
     settings: Settings,
 ) -> Result<App, BoxError> {
-    let Settings { providers, limits, usage, admin_token, .. } = settings;
+    let Settings { providers, roots, limits, usage, admin_token, .. } = settings;
     let refusals = Arc::new(Refusals::new());
-    let split_keys = SplitKeyLayer::new(keys)
-        .add_key_header(HeaderName::from_static("x-api-key"))
-        .add_key_header(HeaderName::from_static("x-goog-api-key"))
+    let mut split_keys = SplitKeyLayer::new(keys).with_providers(providers.clone());
+    for name in key_headers(&providers) {
+        split_keys = split_keys.add_key_header(name);
+    }
+    let split_keys = split_keys
         .with_project(|head: &request::Parts| head.extensions.get::<Target>()?.project().map(str::to_owned))
         .with_rejection_response(ProviderErrors)
         .with_observer((TracingSplitKeyObserver, usage.clone()));
-    let forward = Forward::new(Client::new(limits.idle_connections)?)
+    let client = Client::new(limits.idle_connections, roots.as_deref());
+    let client = client.map_err(|error| format!("PROVIDER_CA_FILE: {error}"))?;
+    let forward = Forward::new(client)
         .with_body_limit(limits.body)
         .with_head_timeout(limits.head)
         .with_idle_timeout(limits.idle)

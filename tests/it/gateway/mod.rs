@@ -4,11 +4,13 @@
 #[allow(dead_code, reason = "the tests need not all of the example")]
 mod ai_gateway;
 mod answers;
+mod any_provider;
 mod bodies;
 mod coming_back;
 mod credentials_in_urls;
 mod crossing;
 mod forwarding;
+mod hidden_keys;
 mod memory;
 mod operator;
 mod paths;
@@ -17,7 +19,10 @@ mod upgrades;
 mod usage;
 mod usage_kept;
 
-use std::sync::{Arc, Mutex};
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex},
+};
 
 use ai_gateway::{App, Limits, Settings, app};
 use axum::{
@@ -100,9 +105,20 @@ impl Gateway {
         Self::start((name, key), providers_at(provider), Limits::default(), KeyLimits::none()).await
     }
 
-    async fn start(
+    async fn start(key: (&str, &str), providers: Providers, limits: Limits, key_limits: KeyLimits) -> Self {
+        Self::start_with(key, providers, None, limits, key_limits).await
+    }
+
+    /// With roots of the operator's own.
+    async fn trusting(provider: &str, roots: Option<PathBuf>) -> Self {
+        let (limits, key_limits) = (Limits::default(), KeyLimits::none());
+        Self::start_with(("openai", KEY), providers_at(provider), roots, limits, key_limits).await
+    }
+
+    async fn start_with(
         (name, key): (&str, &str),
         providers: Providers,
+        roots: Option<PathBuf>,
         limits: Limits,
         key_limits: KeyLimits,
     ) -> Self {
@@ -111,6 +127,7 @@ impl Gateway {
         let split = splitter.issue(&keys, "app", name, key, key_limits).await.unwrap();
         let settings = Settings {
             providers,
+            roots,
             limits,
             usage: UsageLog::new(),
             admin_token: Some(ADMIN.to_owned()),

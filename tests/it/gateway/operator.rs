@@ -216,6 +216,8 @@ fn w16_no_setting_that_is_refused_is_printed() {
         "FLEET_SINGLE_FLIGHT",
         "REDIS_URL",
         "KEYS_FILE",
+        "PROVIDERS_FILE",
+        "PROVIDER_CA_FILE",
     ] {
         refused("ai_gateway", &[(name, &format!("redis+x://:{SECRET}@host/"))], "", SECRET);
     }

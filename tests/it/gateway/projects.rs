@@ -93,6 +93,7 @@ impl World {
         let settings = Settings {
             providers: Providers::none()
                 .with(Provider::openai().with_base_url(&format!("{provider}/v1")).unwrap()),
+            roots: None,
             limits: Limits::default(),
             usage: UsageLog::new(),
             admin_token: Some(ADMIN.to_owned()),
