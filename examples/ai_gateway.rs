@@ -4,7 +4,8 @@
 //! |---|---|
 //! | `/v1/openai/{path}`, `/v1/anthropic/{path}`, `/v1/google/{path}` with the header `X-Project-Id` | the provider's |
 //! | `/v1/openai/{project}/{path}` and so on, without that header | the same |
-//! | `GET /usage` with `Authorization: Bearer <ADMIN_TOKEN>` | how often keys were used, and which their provider refuses, as JSON |
+//! | `GET /usage` with `Authorization: Bearer <ADMIN_TOKEN>` | requests and tokens by day, project, split and model, and the keys that their provider refuses, as JSON |
+//! | `GET /usage.html` | the same as a page, which asks for the token |
 //! | `GET /health` | `ok`, for anybody; 503 while the keys cannot be read, although the last ones that could be stay in use |
 //! | `GET /live` | `ok`, as long as the process lives |
 //!
@@ -22,7 +23,9 @@
 //! | `KEYS_IN_REDIS` | `1`: the server parts are in the Redis of `REDIS_URL`, in the place of `KEYS_FILE` |
 //! | `OPENAI_URL`, `ANTHROPIC_URL`, `GOOGLE_URL` | in the place of the provider's, such as `https://api.openai.com/v1`; a version at the end is for requests that name none |
 //! | `PROVIDERS_FILE` | more providers, and other settings for these three: `examples/ai_gateway/providers.toml` shows what can be set |
-//! | `ADMIN_TOKEN` | opens `GET /usage`, which otherwise does not exist; with made-up keys, so is this |
+//! | `ADMIN_TOKEN` | opens `GET /usage`, which otherwise does not exist; at least 16 characters; with made-up keys, so is this |
+//! | `USAGE_FOLDER` | holds the counts of `/usage`, for this process alone; `none`: this process forgets them. Default: `REDIS_URL`, shared with all copies of this server, or else the name of `KEYS_FILE` with `.usage` at its end |
+//! | `USAGE_DAYS` | days for which the counts are kept, default 90 |
 //! | `TEST_KEY` | a secret of at least 16 characters without dots that stands in for a device token, or comes in `X-Proxed-Test-Key`: for simulators, never in a released app |
 //! | `MAX_BODY_BYTES` | of a request, default 33554432 (32 MiB) |
 //! | `UPLOAD_TIMEOUT` | seconds that a client may be silent within its body, default 120 |
@@ -65,7 +68,9 @@ use std::{alloc::System, fmt::Write, net::SocketAddr, process::ExitCode, time::D
 use gateway::{App, Limits, Settings, app, app_of_projects, cors, projects, providers};
 use tower_devicecheck::{
     BoxError, DebugTokens, DeviceCheckLayer, Environment,
-    split_key::{FileSplitKeyStore, Limits as KeyLimits, MemorySplitKeyStore, Provider, Providers, Splitter},
+    split_key::{
+        FileSplitKeyStore, Limits as KeyLimits, MemorySplitKeyStore, Provider, Providers, Splitter, UsageLog,
+    },
 };
 use zeroizing_alloc::ZeroAlloc;
 
@@ -92,9 +97,10 @@ async fn serve() -> Result<(), BoxError> {
     apple.check(Environment::Production).await?;
     match keys().await? {
         Some(keys) => {
-            let settings = settings(None, shared::variable("ADMIN_TOKEN")?)?;
+            let settings = settings(None, shared::variable("ADMIN_TOKEN")?, usage().await?)?;
             let gate = shared::remembering(DeviceCheckLayer::new(apple.client.clone())).await?;
-            listen(app(gate, keys, settings)?, |_| apple_hint(&apple)).await
+            let usage = settings.usage.clone();
+            listen(app(gate, keys, settings)?, usage, |_| apple_hint(&apple)).await
         }
         None => {
             let demo = Demo::new().await?;
@@ -102,11 +108,12 @@ async fn serve() -> Result<(), BoxError> {
             let made_up = uuid::Uuid::new_v4().simple().to_string();
             // The operator's own is not printed.
             let admin_token = if own.is_some() { "$ADMIN_TOKEN".to_owned() } else { made_up.clone() };
-            let settings = settings(Some(demo.provider), Some(own.unwrap_or(made_up)))?;
+            let usage = usage().await?;
+            let settings = settings(Some(demo.provider), Some(own.unwrap_or(made_up)), usage.clone())?;
             let Demo { keys, client_parts, .. } = demo;
             let gate = shared::remembering(DeviceCheckLayer::new(apple.client.clone())).await?;
             let app = app(gate, keys, settings)?;
-            listen(app, |address| hints(&apple, address, &client_parts, &admin_token)).await
+            listen(app, usage, |address| hints(&apple, address, &client_parts, &admin_token)).await
         }
     }
 }
@@ -117,7 +124,8 @@ async fn serve_projects(path: &str) -> Result<(), BoxError> {
         return Err("PROJECTS_FILE has the teams and test keys: unset APPLE_JWT_* and TEST_KEY".into());
     }
     let keys = keys().await?.ok_or("PROJECTS_FILE needs KEYS_FILE or KEYS_IN_REDIS")?;
-    let settings = settings(None, shared::variable("ADMIN_TOKEN")?)?;
+    let usage = usage().await?;
+    let settings = settings(None, shared::variable("ADMIN_TOKEN")?, usage.clone())?;
     let memory = shared::memory().await?;
     let gate = async |credentials| {
         let apple = Apple::of_credentials(credentials)?;
@@ -127,7 +135,7 @@ async fn serve_projects(path: &str) -> Result<(), BoxError> {
     let in_file = |error: BoxError| format!("PROJECTS_FILE: {}", shared::Chain(&*error));
     let text = std::fs::read_to_string(path).map_err(|error| in_file(error.into()))?;
     let projects = projects::read(&text, gate).await.map_err(in_file)?;
-    listen(app_of_projects(projects, keys, settings)?, |_| String::new()).await
+    listen(app_of_projects(projects, keys, settings)?, usage, |_| String::new()).await
 }
 
 /// The operator's own keys, if there are any.
@@ -161,16 +169,47 @@ fn refuse_fake_apple() -> Result<(), BoxError> {
     Ok(())
 }
 
-async fn listen(app: App, hints: impl FnOnce(SocketAddr) -> String) -> Result<(), BoxError> {
+async fn listen(app: App, usage: UsageLog, hints: impl FnOnce(SocketAddr) -> String) -> Result<(), BoxError> {
     let server = Server::from_env().await?;
     let address = server.address()?;
     shared::announce(address, &hints(address));
     server.run(app).await;
-    Ok(())
+    Ok(usage.flush().await?)
+}
+
+/// The counts, where `USAGE_FOLDER` or else `REDIS_URL` says, or beside the file of the keys.
+async fn usage() -> Result<UsageLog, BoxError> {
+    let keys_file = shared::variable("KEYS_FILE")?;
+    let open = |folder: &str| UsageLog::open(folder).map_err(|error| in_setting("USAGE_FOLDER", &error));
+    let folder = shared::variable("USAGE_FOLDER")?;
+    let log = match (folder.as_deref().map(str::trim), shared::variable("REDIS_URL")?, keys_file) {
+        (Some("none"), ..) | (None, None, None) => UsageLog::new(),
+        (Some(folder), ..) => open(folder)?,
+        (None, Some(url), _) => usage_in_redis(url.trim()).await?,
+        (None, None, Some(keys_file)) => open(&format!("{}.usage", keys_file.trim()))?,
+    };
+    Ok(match number("USAGE_DAYS")? {
+        Some(days) => log.with_retention(days),
+        None => log,
+    })
+}
+
+#[cfg(feature = "redis")]
+async fn usage_in_redis(url: &str) -> Result<UsageLog, BoxError> {
+    Ok(UsageLog::in_redis(shared::redis(url).await?))
+}
+
+#[cfg(not(feature = "redis"))]
+async fn usage_in_redis(_: &str) -> Result<UsageLog, BoxError> {
+    Err("REDIS_URL: build the example with --features redis".into())
 }
 
 /// From the environment. `fake` is the provider for all names that have no URL.
-fn settings(fake: Option<SocketAddr>, admin_token: Option<String>) -> Result<Settings, BoxError> {
+fn settings(
+    fake: Option<SocketAddr>,
+    admin_token: Option<String>,
+    usage: UsageLog,
+) -> Result<Settings, BoxError> {
     let provider = |provider: Provider, variable: &str, path: &str| -> Result<Provider, BoxError> {
         let fake = fake.map(|address| format!("http://{address}{path}"));
         let Some(url) = shared::variable(variable)?.or(fake) else { return Ok(provider) };
@@ -208,7 +247,7 @@ fn settings(fake: Option<SocketAddr>, admin_token: Option<String>) -> Result<Set
     let cors = cors.transpose().map_err(|error| in_setting("CORS_ORIGINS", &*error))?;
     let single_use = shared::switch("SINGLE_USE")?;
     let roots = shared::variable("PROVIDER_CA_FILE")?.map(|path| path.trim().into());
-    Ok(Settings { providers, roots, limits, admin_token, debug_tokens, cors, single_use })
+    Ok(Settings { providers, roots, limits, usage, admin_token, debug_tokens, cors, single_use })
 }
 
 fn number<N: std::str::FromStr>(name: &str) -> Result<Option<N>, BoxError> {
@@ -299,7 +338,8 @@ fn hints(
         }
     }
     say(&format!(
-        "\n# how often the keys were used:\ncurl -i {url}/usage -H \"Authorization: Bearer {admin_token}\""
+        "\n# requests and tokens; the page {url}/usage.html asks for the same token:\n\
+         curl -i {url}/usage -H \"Authorization: Bearer {admin_token}\""
     ));
     text
 }

@@ -1,5 +1,6 @@
 //! The whole server but for its socket and its settings from the environment.
 
+mod admin;
 mod client;
 pub(crate) mod cors;
 pub(crate) mod hidden_keys;
@@ -10,18 +11,11 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    extract::State,
-    http::{
-        HeaderMap, HeaderName, HeaderValue, StatusCode,
-        header::{AUTHORIZATION, CONTENT_TYPE, WWW_AUTHENTICATE},
-        request,
-    },
+    http::{HeaderName, HeaderValue, StatusCode, header::AUTHORIZATION, request},
     middleware,
-    response::{IntoResponse, Response},
+    response::Response,
     routing::{any_service, get},
 };
-use sha2::{Digest, Sha256};
-use subtle::ConstantTimeEq;
 use tower::{
     Layer,
     util::{Either, option_layer},
@@ -30,7 +24,10 @@ use tower_devicecheck::{
     BearerToken, BoxError, DebugTokens, DeviceCheckLayer, HeaderToken,
     split_key::{
         Providers, SplitKeyLayer, SplitKeyStore, TracingSplitKeyObserver, UsageLog,
-        gateway::{Forward, Gateway, GatewayLayer, ProviderErrors, ProviderHeaderToken, Refusals, Target},
+        gateway::{
+            AccessLog, AccessLogLayer, Forward, Gateway, GatewayLayer, ProviderErrors, ProviderHeaderToken,
+            Refusals, Target,
+        },
     },
 };
 use tower_http::cors::{Cors, CorsLayer};
@@ -43,7 +40,9 @@ pub(crate) struct Settings {
     /// A file of certificates of authorities, in PEM: trusted besides those of the platform.
     pub(crate) roots: Option<PathBuf>,
     pub(crate) limits: Limits,
-    /// Opens `GET /usage`, which without it does not exist.
+    /// Counts the uses of keys.
+    pub(crate) usage: UsageLog,
+    /// Opens `GET /usage`, which without it does not exist. At least 16 characters.
     pub(crate) admin_token: Option<String>,
     /// Stand in for a device: for simulators.
     pub(crate) debug_tokens: DebugTokens,
@@ -81,7 +80,7 @@ impl Default for Limits {
 }
 
 /// The whole server, a tower service.
-pub(crate) type App = Either<Cors<Gateway<Router>>, Gateway<Router>>;
+pub(crate) type App = AccessLog<Either<Cors<Gateway<Router>>, Gateway<Router>>>;
 
 /// The server for one team. `gate` has its defaults, or remembers something else.
 pub(crate) fn app(
@@ -122,9 +121,10 @@ fn as_clients_send(
     debug_tokens: DebugTokens,
     key_headers: &[HeaderName],
 ) -> DeviceCheckLayer {
-    // Before the others, which take away the headers that tell them that the device token is elsewhere.
-    let mut gate = gate.with_token_source(ProviderHeaderToken::new(HeaderName::from_static("x-api-key")));
-    for name in key_headers.iter().filter(|name| *name != "x-api-key") {
+    // Before the headers of device tokens: beside those, all of a key header is the client part.
+    let [first, others @ ..] = key_headers else { return gate };
+    let mut gate = gate.with_token_source(ProviderHeaderToken::new(first.clone()));
+    for name in others {
         gate = gate.add_token_source(ProviderHeaderToken::new(name.clone()));
     }
     gate.add_token_source(HeaderToken::new(HeaderName::from_static("x-device-token")))
@@ -141,10 +141,9 @@ fn behind(
     keys: impl SplitKeyStore,
     settings: Settings,
 ) -> Result<App, BoxError> {
-    let Settings { providers, limits, admin_token, roots, cors, single_use, .. } = settings;
+    let Settings { providers, roots, limits, usage, admin_token, cors, single_use, .. } = settings;
     let keys = Arc::new(keys);
     let checked_keys = Arc::clone(&keys);
-    let usage = Arc::new(UsageLog::new());
     let refusals = Arc::new(Refusals::new());
     let mut split_keys = SplitKeyLayer::new(keys).with_providers(providers.clone());
     for name in key_headers(&providers) {
@@ -153,7 +152,7 @@ fn behind(
     let split_keys = split_keys
         .with_project(|head: &request::Parts| head.extensions.get::<Target>()?.project().map(str::to_owned))
         .with_rejection_response(ProviderErrors)
-        .with_observer((TracingSplitKeyObserver, Arc::clone(&usage)));
+        .with_observer((TracingSplitKeyObserver, usage.clone()));
     let client = Client::new(limits.idle_connections, roots.as_deref());
     let client = client.map_err(|error| format!("PROVIDER_CA_FILE: {error}"))?;
     let forward = Forward::new(client)
@@ -161,7 +160,8 @@ fn behind(
         .with_upload_timeout(limits.upload)
         .with_head_timeout(limits.head)
         .with_idle_timeout(limits.idle)
-        .with_refusals(Arc::clone(&refusals));
+        .with_refusals(Arc::clone(&refusals))
+        .with_usage(usage.clone());
     let mut routes = Router::new().route("/v1/{provider}/{*path}", any_service(forward));
     if single_use {
         routes = routes.route_layer(middleware::map_response(without_retry));
@@ -173,14 +173,13 @@ fn behind(
     let mut app =
         guard(routes.route_layer(split_keys)).route("/health", health).route("/live", get(|| async { "ok" }));
     if let Some(token) = admin_token {
-        let admin = Admin { token: Sha256::digest(token).into(), usage, refusals };
-        app = app.merge(Router::new().route("/usage", get(show_usage)).with_state(admin));
+        app = app.merge(admin::routes(&token, usage, refusals)?);
     }
     // Outside of the others: what cannot be forwarded costs no call to Apple. Outside of the router, which would keep the
     // URL as the client wrote it, credential included.
     let app = GatewayLayer::new(providers).with_body_limit(limits.body).layer(app);
-    // Outside of all: a preflight has no credentials, and a refusal must be readable.
-    Ok(option_layer(cors).layer(app))
+    // Outside of all that refuses: a preflight has no credentials, and a refusal must be readable.
+    Ok(AccessLogLayer::new().layer(option_layer(cors).layer(app)))
 }
 
 /// Tells SDKs to show an error rather than to repeat the request: its device token is spent, so that they would get 401 and
@@ -192,24 +191,4 @@ async fn without_retry(mut response: Response) -> Response {
         response.headers_mut().insert(name, HeaderValue::from_static("false"));
     }
     response
-}
-
-#[derive(Clone)]
-struct Admin {
-    token: [u8; 32],
-    usage: Arc<UsageLog>,
-    refusals: Arc<Refusals>,
-}
-
-async fn show_usage(State(admin): State<Admin>, headers: HeaderMap) -> Response {
-    let sent = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
-    let sent = sent.strip_prefix(b"Bearer ").unwrap_or_default();
-    // Digests have all the same length, so that not even that can be measured.
-    let digest: [u8; 32] = Sha256::digest(sent).into();
-    if !bool::from(digest.ct_eq(&admin.token)) {
-        return (StatusCode::UNAUTHORIZED, [(WWW_AUTHENTICATE, "Bearer")]).into_response();
-    }
-    let mut report: serde_json::Value = serde_json::from_str(&admin.usage.to_json()).unwrap_or_default();
-    report["refused_by_provider"] = serde_json::from_str(&admin.refusals.to_json()).unwrap_or_default();
-    ([(CONTENT_TYPE, "application/json")], report.to_string()).into_response()
 }

@@ -145,17 +145,6 @@ pub(crate) async fn memory() -> Result<Memory, BoxError> {
 
 /// The Redis that `REDIS_URL` names.
 #[cfg(feature = "redis")]
-pub(crate) async fn redis(url: &str) -> Result<tower_devicecheck::Redis, BoxError> {
-    // The errors of the client quote no URL, but the next version's may.
-    let redis = tower_devicecheck::Redis::connect(url).await.map_err(|error| {
-        let why = error.to_string();
-        let quoted = url.len() > 3 && why.contains(url);
-        format!("REDIS_URL: {}", if quoted { "it is not a URL of Redis" } else { &*why })
-    })?;
-    Ok(redis)
-}
-
-#[cfg(feature = "redis")]
 async fn memory_in_redis(url: &str, single_use: bool, fleet: bool) -> Result<Memory, BoxError> {
     use tower_devicecheck::{
         cache::{MemoryCache, RedisCache, Tiered},
@@ -174,6 +163,17 @@ async fn memory_in_redis(url: &str, single_use: bool, fleet: bool) -> Result<Mem
     }
     let cache = Arc::new(Tiered::new(MemoryCache::new(), cache));
     Ok(Box::new(move |layer| layer.with_cache(Arc::clone(&cache))))
+}
+
+/// The server at `REDIS_URL`.
+#[cfg(feature = "redis")]
+pub(crate) async fn redis(url: &str) -> Result<tower_devicecheck::Redis, BoxError> {
+    // The errors of the client quote no URL, but the next version's may.
+    tower_devicecheck::Redis::connect(url).await.map_err(|error| {
+        let why = error.to_string();
+        let quoted = url.len() > 3 && why.contains(url);
+        format!("REDIS_URL: {}", if quoted { "it is not a URL of Redis" } else { &*why }).into()
+    })
 }
 
 #[cfg(not(feature = "redis"))]

@@ -125,6 +125,7 @@ pub(super) fn lock_file(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
+/// Options for files that only their owner can read.
 pub(super) fn options() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.write(true);
@@ -133,7 +134,7 @@ pub(super) fn options() -> OpenOptions {
     options
 }
 
-/// Replaces the file. At any time, either the old or the new file exists. The caller holds the lock.
+/// Replaces the file of records. The caller holds the lock.
 pub(super) fn write(path: &Path, records: &RecordMap) -> io::Result<()> {
     let contents = KeyFile { format: FORMAT, keys: records.iter().collect() };
     let mut length = ByteCounter(0);
@@ -145,6 +146,11 @@ pub(super) fn write(path: &Path, records: &RecordMap) -> io::Result<()> {
         return Err(io::Error::other("the key file would be too large"));
     }
 
+    replace(path, &bytes)
+}
+
+/// Replaces a file. At any time, either the old or the new file exists. The caller is the only writer.
+pub(super) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let target = target(path);
     let temporary = beside(&target, ".tmp");
     // A writer that was killed may have left this file.
@@ -160,7 +166,7 @@ pub(super) fn write(path: &Path, records: &RecordMap) -> io::Result<()> {
             return Err(error);
         }
     }
-    file.write_all(&bytes)?;
+    file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&temporary, &target)?;
     // On unix, the new name is durable only once the folder is synced.

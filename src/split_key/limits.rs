@@ -228,6 +228,8 @@ mod tests {
             ("encoded dots", paths(), Method::GET, "/v1/files/%2E%2e/chat", Err(Limit::Path)),
             ("an encoded slash", paths(), Method::GET, "/v1/files/..%2fchat", Err(Limit::Path)),
             ("dots with a parameter", paths(), Method::GET, "/v1/files/..;x/chat", Err(Limit::Path)),
+            ("dots, an encoded parameter", paths(), Method::GET, "/v1/files/..%3Bx/chat", Err(Limit::Path)),
+            ("dots, an encoded query", paths(), Method::GET, "/v1/files/..%3fx/chat", Err(Limit::Path)),
             ("dots encoded twice", paths(), Method::GET, "/v1/files/%252e%252e/chat", Err(Limit::Path)),
             ("a parameter", paths(), Method::GET, "/v1/files/a;x", Ok(())),
             ("an encoded parameter", paths(), Method::GET, "/v1/files/a%3bx", Ok(())),

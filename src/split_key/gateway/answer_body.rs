@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
+use http::HeaderMap;
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
 use crate::BoxError;
 use crate::runtime::{Instant, Timer, boxed_timer};
-use crate::split_key::gateway::body::PassedBody;
 use crate::split_key::gateway::rejection::GatewayRejection;
 use crate::split_key::revocations::{KeyUse, Revoked};
 
@@ -21,10 +22,10 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const COMMENT: &[u8] = b": keep-alive\n\n";
 
 pin_project! {
-    /// The body of a provider's answer. It fails if its key is revoked, or if the provider is silent for too long.
-    pub struct AnswerBody<R> {
+    /// The body of a provider's answer. It fails if its key is revoked.
+    pub struct AnswerBody<B> {
         #[pin]
-        body: PassedBody<R>,
+        body: B,
         key_use: Option<KeyUse>,
         // Made when the body first has to wait: most answers come in one piece.
         revoked: Option<Revoked>,
@@ -32,8 +33,8 @@ pin_project! {
     }
 }
 
-impl<R> AnswerBody<R> {
-    pub(super) fn new(body: PassedBody<R>, key_use: Option<KeyUse>) -> Self {
+impl<B> AnswerBody<B> {
+    pub(super) fn new(body: B, key_use: Option<KeyUse>) -> Self {
         Self { body, key_use, revoked: None, events: None }
     }
 
@@ -44,7 +45,7 @@ impl<R> AnswerBody<R> {
     }
 }
 
-impl<R: Body<Data = Bytes, Error: Into<BoxError>>> Body for AnswerBody<R> {
+impl<B: Body<Data = Bytes, Error = BoxError>> Body for AnswerBody<B> {
     type Data = Bytes;
     type Error = BoxError;
 
@@ -83,6 +84,15 @@ impl<R: Body<Data = Bytes, Error: Into<BoxError>>> Body for AnswerBody<R> {
     }
 }
 
+/// Whether the body is a stream of events of unknown length, in plain text.
+pub(super) fn is_event_stream(headers: &HeaderMap) -> bool {
+    let media_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let media_type = media_type.split(';').next().unwrap_or_default().trim();
+    media_type.eq_ignore_ascii_case("text/event-stream")
+        && !headers.contains_key(CONTENT_LENGTH)
+        && headers.get(CONTENT_ENCODING).is_none_or(|coding| coding == "identity")
+}
+
 fn poll_revoked(revoked: &mut Option<Revoked>, cx: &mut Context<'_>) -> Poll<()> {
     revoked.as_mut().map_or(Poll::Pending, |revoked| revoked.poll_unpin(cx))
 }
@@ -113,7 +123,7 @@ impl Events {
         [&b"\n\n"[..], b"\r\r", b"\r\n\r\n"].iter().any(|end| self.end.ends_with(end))
     }
 
-    /// Ends with a comment when one is due. One timer serves many events, as in [`PassedBody`].
+    /// Ends with a comment when one is due. One timer serves many events.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
         loop {
             let left = KEEP_ALIVE.saturating_sub(self.silent_since.elapsed());
@@ -131,8 +141,8 @@ impl Events {
     }
 }
 
-impl<R> std::fmt::Debug for AnswerBody<R> {
+impl<B> std::fmt::Debug for AnswerBody<B> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("AnswerBody").field("body", &self.body).finish_non_exhaustive()
+        f.debug_struct("AnswerBody").finish_non_exhaustive()
     }
 }

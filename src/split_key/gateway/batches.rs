@@ -1,10 +1,13 @@
 //! Links in Anthropic's answers about batches, which would lead clients around the gateway with their credentials.
 
 use bytes::Bytes;
-use http::Uri;
+use http::header::CONTENT_LENGTH;
+use http::{HeaderMap, Response, StatusCode, Uri};
 use serde_json::Value;
 
 use crate::split_key::gateway::error_shape::ErrorShape;
+use crate::split_key::gateway::errors;
+use crate::split_key::gateway::rejection::GatewayRejection;
 use crate::split_key::gateway::target::Target;
 
 /// The longest answer in which links are rewritten. A page of 1,000 batches has about half of it.
@@ -22,9 +25,27 @@ pub(super) fn hold_links(target: &Target) -> bool {
         && rest.is_some_and(|rest| (rest.is_empty() || rest.starts_with('/')) && !rest.ends_with("/results"))
 }
 
+/// An answer with links that lead through the gateway. One that could not be read is replaced.
+pub(super) fn answer(
+    status: StatusCode,
+    mut headers: HeaderMap,
+    body: Option<Bytes>,
+    target: &Target,
+) -> Response<Bytes> {
+    let Some(body) = body.and_then(|body| relinked(body, target.provider().endpoint.root())) else {
+        let rejection = GatewayRejection::ProviderError { status: StatusCode::BAD_GATEWAY };
+        return errors::respond(rejection, Some(target.error_shape()));
+    };
+    headers.remove(CONTENT_LENGTH);
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    response
+}
+
 /// Makes each link a path, which SDKs append to the base URL that they were given: the gateway's. Returns `None` if the
 /// answer is not JSON. `root` is the path of the provider's base URL.
-pub(super) fn relinked(answer: Bytes, root: &str) -> Option<Bytes> {
+fn relinked(answer: Bytes, root: &str) -> Option<Bytes> {
     let mut json: Value = serde_json::from_slice(&answer).ok()?;
     Some(if relink(&mut json, root) { json.to_string().into() } else { answer })
 }

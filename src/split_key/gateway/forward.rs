@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, Either, select};
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, request};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode, request};
 use http_body::Body;
 use http_body_util::{BodyExt, Limited};
 use tower_service::Service;
@@ -20,13 +20,16 @@ use crate::BoxError;
 use crate::gate::body::ResponseBody;
 use crate::runtime::{Elapsed, within};
 use crate::split_key::api_key::ApiKey;
-use crate::split_key::gateway::answer_body::AnswerBody;
+use crate::split_key::gateway::access::Access;
+use crate::split_key::gateway::answer_body::{AnswerBody, is_event_stream};
 use crate::split_key::gateway::body::{PassedBody, Progress};
 use crate::split_key::gateway::error_shape::ErrorShape;
 use crate::split_key::gateway::refusals::{Refusals, is_refusal};
 use crate::split_key::gateway::rejection::GatewayRejection;
 use crate::split_key::gateway::target::Target;
 use crate::split_key::gateway::{batches, errors, headers};
+use crate::split_key::usage::body::{Metered, MeteredBody};
+use crate::split_key::usage::log::UsageLog;
 
 /// The longest error of a provider's that is read. A longer one is replaced.
 const MAX_ERROR: usize = 64 * 1024;
@@ -64,6 +67,7 @@ struct Settings {
     head: Duration,
     idle: Duration,
     refusals: Arc<Refusals>,
+    usage: Option<UsageLog>,
 }
 
 impl<C> Forward<C> {
@@ -76,6 +80,7 @@ impl<C> Forward<C> {
             head: Duration::from_secs(600),
             idle: Duration::from_secs(600),
             refusals: Arc::default(),
+            usage: None,
         };
         Self { client, settings }
     }
@@ -112,6 +117,13 @@ impl<C> Forward<C> {
         self
     }
 
+    /// Sets the log that counts the provider's answers, and the tokens that they state; see
+    /// [`MeteredBody`]. Default: none.
+    pub fn with_usage(mut self, usage: UsageLog) -> Self {
+        self.settings.usage = Some(usage);
+        self
+    }
+
     async fn send<B, R>(mut self, head: request::Parts, body: B) -> Answer<R>
     where
         C: Service<Request<PassedBody<B>>, Response = Response<R>, Error: Into<BoxError>>,
@@ -123,6 +135,9 @@ impl<C> Forward<C> {
         };
         let answer = match outgoing(&head, target) {
             Ok((request, key)) => {
+                if let Some(access) = head.extensions.get::<Access>() {
+                    access.set_key(&key);
+                }
                 let progress = Progress::new();
                 let body = PassedBody::request(body, self.settings.body_limit, self.settings.upload);
                 let request = request.map(|()| body.with_progress(&progress));
@@ -132,7 +147,7 @@ impl<C> Forward<C> {
             Err(rejection) => Err(rejection),
         };
         match answer {
-            Ok((answer, key)) => self.settings.pass(answer, target, &key).await,
+            Ok((answer, key)) => self.settings.pass(answer, &head, target, &key).await,
             Err(rejection) => own(rejection, Some(target)),
         }
     }
@@ -197,12 +212,20 @@ async fn in_time<T>(
 }
 
 impl Settings {
-    async fn pass<R>(&self, answer: Response<R>, target: &Target, key: &ApiKey) -> Answer<R>
+    async fn pass<R>(
+        &self,
+        answer: Response<R>,
+        asked: &request::Parts,
+        target: &Target,
+        key: &ApiKey,
+    ) -> Answer<R>
     where
         R: Body<Data = Bytes, Error: Into<BoxError>>,
     {
         let (head, body) = answer.into_parts();
+        let finished = self.counts(asked, key);
         let body = PassedBody::response(body, self.idle);
+        let body = MeteredBody::new(body, &asked.method, &head.headers, finished);
         let kept = headers::to_client(&head.headers, key);
         if head.status.is_client_error() || head.status.is_server_error() {
             let encoded = head.headers.get(CONTENT_ENCODING).is_some_and(|coding| coding != "identity");
@@ -222,7 +245,9 @@ impl Settings {
             self.refusals.accepted(key);
         }
         if head.status.is_success() && batches::hold_links(target) {
-            return relinked(head.status, kept, body, target).await.map(ResponseBody::rejection);
+            let encoded = head.headers.get(CONTENT_ENCODING).is_some_and(|coding| coding != "identity");
+            let body = read(body, batches::MAX_ANSWER).await.filter(|_| !encoded);
+            return batches::answer(head.status, kept, body, target).map(ResponseBody::rejection);
         }
         let is_stream = is_event_stream(&head.headers);
         let mut body = AnswerBody::new(body, key.key_use());
@@ -239,6 +264,20 @@ impl Settings {
             response.headers_mut().insert(name, HeaderValue::from_static("no"));
         }
         response
+    }
+
+    /// The report of an answer to the usage log and the access log.
+    fn counts(&self, asked: &request::Parts, key: &ApiKey) -> impl FnOnce(Metered) + Send + 'static {
+        let counter = self.usage.as_ref().map(|usage| usage.count_answers(key));
+        let access = asked.extensions.get::<Access>().cloned();
+        move |metered| {
+            if let Some(counter) = counter {
+                counter.count(&metered.usage);
+            }
+            if let Some(access) = access {
+                access.set_usage(metered.usage);
+            }
+        }
     }
 
     /// An error of the provider's: with its own body, if that could be read and does not quote the key. A refusal of the
@@ -270,36 +309,7 @@ impl Settings {
     }
 }
 
-type Answer<R> = Response<ResponseBody<AnswerBody<R>>>;
-
-/// Whether the body is a stream of events of unknown length, in plain text.
-fn is_event_stream(headers: &HeaderMap) -> bool {
-    let media_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let media_type = media_type.split(';').next().unwrap_or_default().trim();
-    media_type.eq_ignore_ascii_case("text/event-stream")
-        && !headers.contains_key(CONTENT_LENGTH)
-        && headers.get(CONTENT_ENCODING).is_none_or(|coding| coding == "identity")
-}
-
-/// An answer about batches with links that lead through the gateway. One that cannot be read is replaced.
-async fn relinked(
-    status: StatusCode,
-    mut headers: HeaderMap,
-    body: impl Body<Data = Bytes, Error = BoxError>,
-    target: &Target,
-) -> Response<Bytes> {
-    let is_plain = headers.get(CONTENT_ENCODING).is_none_or(|coding| coding == "identity");
-    let body = read(body, batches::MAX_ANSWER).await.filter(|_| is_plain);
-    let Some(body) = body.and_then(|body| batches::relinked(body, target.provider().endpoint.root())) else {
-        let rejection = GatewayRejection::ProviderError { status: StatusCode::BAD_GATEWAY };
-        return errors::respond(rejection, Some(target.error_shape()));
-    };
-    headers.remove(CONTENT_LENGTH);
-    let mut response = Response::new(body);
-    *response.status_mut() = status;
-    *response.headers_mut() = headers;
-    response
-}
+type Answer<R> = Response<ResponseBody<AnswerBody<MeteredBody<PassedBody<R>>>>>;
 
 /// The gateway's own answer.
 fn own<R>(rejection: GatewayRejection, target: Option<&Target>) -> Answer<R> {

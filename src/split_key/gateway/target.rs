@@ -111,7 +111,10 @@ fn split<'a, 'b>(uri: &'a Uri, providers: &'b Providers) -> Option<(&'b Arc<Prov
     Some((providers.find(name).filter(|provider| provider.endpoint.exists())?, rest))
 }
 
-/// Some servers drop a segment that is empty, or empty before its parameters.
+/// Some servers drop a segment that is empty, or empty before its parameters, a query or a fragment, also encoded.
 fn is_empty(segment: &str) -> bool {
-    segment.is_empty() || segment.starts_with(';')
+    let ends = ["%3b", "%3f", "%23"];
+    segment.is_empty()
+        || segment.starts_with(';')
+        || segment.get(..3).is_some_and(|start| ends.iter().any(|end| end.eq_ignore_ascii_case(start)))
 }

@@ -12,6 +12,7 @@ use super::{
     ai_gateway::{Limits, providers},
     code, names, provider,
 };
+use crate::support::behind_a_private_authority;
 
 /// The file that the example ships, with the servers of these providers in another place.
 fn file(url: &str) -> String {
@@ -162,4 +163,24 @@ fn an_error_in_the_file_names_the_provider_and_quotes_nothing() {
         assert!(error.contains(named), "{text}: {error}");
         assert!(!error.contains("MARKER"), "{text}: {error}");
     }
+}
+
+/// Over TLS, as to all providers but a test's.
+#[tokio::test]
+async fn a_root_of_the_operators_own_is_trusted() {
+    let (url, pem, seen) = behind_a_private_authority().await;
+    let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let file = folder.join(format!("roots-{}.pem", std::process::id()));
+    std::fs::write(&file, pem).unwrap();
+    for (roots, status) in [(None, StatusCode::BAD_GATEWAY), (Some(file.clone()), StatusCode::OK)] {
+        let gateway = Gateway::trusting(&url, roots).await;
+        let response = gateway.post(super::CHAT).body("{}").send().await.unwrap();
+        assert_eq!(response.status(), status);
+        assert_eq!(gateway.apple.calls(), 1);
+    }
+    std::fs::remove_file(file).unwrap();
+    let seen = seen.lock().unwrap();
+    assert_eq!(seen.len(), 1);
+    assert!(seen[0].starts_with("POST /base/v1/chat/completions HTTP/1.1\r\n"), "{seen:?}");
+    assert!(seen[0].contains(&format!("authorization: Bearer {KEY}\r\n")), "{seen:?}");
 }

@@ -54,7 +54,10 @@ async fn what_crosses_the_gateway() {
     assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
     let mut names: Vec<_> = response.headers().keys().map(|name| name.as_str().to_owned()).collect();
     names.sort_unstable();
-    assert_eq!(names, ["content-length", "content-type", "date", "retry-after", "x-request-id"]);
+    assert_eq!(
+        names,
+        ["content-length", "content-type", "date", "retry-after", "x-gateway-request-id", "x-request-id"]
+    );
     assert_eq!(response.text().await.unwrap(), r#"{"error":"slow down"}"#);
 
     let head = seen.lock().unwrap().remove(0);

@@ -180,7 +180,7 @@ async fn memory_after_requests(idle_connections: Option<&str>) {
         // The client may see the end before the gateway has closed its connection to the provider.
         let over = Instant::now();
         while scan().unwrap() > 0 {
-            assert!(over.elapsed() < Duration::from_secs(10), "round {round}: the key is still there");
+            assert!(over.elapsed() < Duration::from_secs(60), "round {round}: the key is still there");
             tokio::task::yield_now().await;
         }
     }

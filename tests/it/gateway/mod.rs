@@ -20,8 +20,13 @@ mod paths;
 mod projects;
 mod revocation;
 mod upgrades;
+mod usage;
+mod usage_kept;
 
-use std::sync::{Arc, Mutex};
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex},
+};
 
 use ai_gateway::{App, Limits, Settings, app};
 use axum::{
@@ -39,6 +44,7 @@ use tower_devicecheck::{
     DebugTokens, DeviceCheckLayer,
     split_key::{
         Limits as KeyLimits, MemorySplitKeyStore, Provider, Providers, Split, SplitKeyStore, Splitter,
+        UsageLog,
     },
 };
 
@@ -47,7 +53,7 @@ use crate::support::Apple;
 const KEY: &str = "sk-proj-9aB1cD2eF3gH4iJ5kL6mN7oP8qR9sT0uV1wX2yZ3aB4cD5eF6gH7iJ8kL9";
 const ANTHROPIC_KEY: &str = "sk-ant-api03-9aB1cD2eF3gH4iJ5kL6mN7oP8qR9sT0uV1wX2yZ3aB4cD5eF6g";
 const TEST_KEY: &str = "a-key-for-the-simulator";
-const ADMIN: &str = "the-admin-token";
+const ADMIN: &str = "the-admin-token-of-the-tests";
 /// A request with this header is over the limit.
 const OVER_THE_LIMIT: &str = "x-over-the-limit";
 
@@ -106,9 +112,20 @@ impl Gateway {
         Self::start((name, key), providers_at(provider), Limits::default(), KeyLimits::none()).await
     }
 
-    async fn start(
+    async fn start(key: (&str, &str), providers: Providers, limits: Limits, key_limits: KeyLimits) -> Self {
+        Self::start_with(key, providers, None, limits, key_limits).await
+    }
+
+    /// With roots of the operator's own.
+    async fn trusting(provider: &str, roots: Option<PathBuf>) -> Self {
+        let (limits, key_limits) = (Limits::default(), KeyLimits::none());
+        Self::start_with(("openai", KEY), providers_at(provider), roots, limits, key_limits).await
+    }
+
+    async fn start_with(
         (name, key): (&str, &str),
         providers: Providers,
+        roots: Option<PathBuf>,
         limits: Limits,
         key_limits: KeyLimits,
     ) -> Self {
@@ -119,6 +136,7 @@ impl Gateway {
             key_limits,
             |settings, gate| {
                 settings.limits = limits;
+                settings.roots = roots;
                 gate
             },
         )
@@ -140,6 +158,7 @@ impl Gateway {
             providers,
             roots: None,
             limits: Limits::default(),
+            usage: UsageLog::new(),
             admin_token: Some(ADMIN.to_owned()),
             debug_tokens: DebugTokens::new().add("simulator", TEST_KEY).unwrap(),
             cors: None,
