@@ -11,8 +11,10 @@ cd "$(dirname "$0")/.."
 export PATH=$PATH:/usr/sbin
 runs=${RUNS:-5} seconds=${SECONDS_EACH:-5}
 out=${CARGO_TARGET_DIR:-target}
-cargo build --quiet --release --example ai_gateway
-cargo build --quiet --example fake_apple --example split_key
+# GATEWAY names a program that is built already.
+gateway=${GATEWAY:-$out/release/examples/ai_gateway}
+[ -n "${GATEWAY:-}" ] || cargo build --quiet --release --example ai_gateway
+[ -n "${GATEWAY:-}" ] || cargo build --quiet --example fake_apple --example split_key
 
 work=$(mktemp -d)
 pids=()
@@ -89,7 +91,7 @@ for name in openai google; do
   printf '%s' "$part" >"$work/$name"
 done
 LISTEN=127.0.0.1:$ours KEYS_FILE=$work/keys.json USAGE_FOLDER=none RUST_LOG=warn OPENAI_URL=http://127.0.0.1:$provider/v1 \
-  GOOGLE_URL=http://127.0.0.1:$streams/v1 start taskset -c 0 "$out/release/examples/ai_gateway" >"$work/ours.out"
+  GOOGLE_URL=http://127.0.0.1:$streams/v1 start taskset -c 0 "$gateway" >"$work/ours.out"
 ours_pid=$last
 for _ in $(seq 50); do curl -sf "http://127.0.0.1:$ours/health" >"$work/health" && break; sleep 0.1; done
 token=$(curl -sf "$FAKE_APPLE/fake/token")
