@@ -20,6 +20,10 @@ pub mod clients {}
 #[doc = include_str!("../docs/metrics.md")]
 pub mod metrics {}
 
+/// The faults that were thrown at the crate: the outcome of each, and the figures.
+#[doc = include_str!("../docs/reliability.md")]
+pub mod reliability {}
+
 /// One process, a few replicas, many regions: the caches and guards for each.
 #[doc = include_str!("../docs/scaling.md")]
 pub mod scaling {}

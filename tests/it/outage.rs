@@ -81,7 +81,7 @@ async fn five_hundred_tokens_at_once_share_a_connection_where_the_server_speaks_
 
 #[tokio::test(start_paused = true)]
 async fn a_crowd_waits_for_the_first_answer_before_it_opens_connections() {
-    let _clock = StandingClock::new();
+    let clock = StandingClock::new();
     let (server, app) = start().await;
     let apple = server.apple();
     apple.always(Reply::hang());
@@ -97,7 +97,9 @@ async fn a_crowd_waits_for_the_first_answer_before_it_opens_connections() {
     drop(crowd);
 
     apple.clear();
-    let statuses = join_all(tokens.iter().map(|token| app.status(token))).await;
+    // The call that was sent goes on, and the crowd waits half a second for its answer.
+    let requests = join_all(tokens.iter().map(|token| app.status(token)));
+    let statuses = clock.until(Duration::from_millis(50), requests).await;
     assert!(statuses.iter().all(|status| *status == StatusCode::OK), "{statuses:?}");
     assert_eq!(apple.calls(), 51);
 }

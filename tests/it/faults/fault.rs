@@ -1,5 +1,5 @@
-//! The faults, and what the table of decisions says about each: written before the first run, from the docs of
-//! `Rejection` and from `docs/operating.md`, without a look at the client.
+//! The faults, and the outcome of each by the table of decisions: the docs of `Rejection` and `docs/operating.md`. No
+//! code of the client is used.
 
 use std::ops::RangeInclusive;
 
@@ -30,7 +30,7 @@ pub(super) enum Stage {
     Kept,
 }
 
-/// Whom the server's certificate names.
+/// The certificate that the server shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Identity {
     Good,
@@ -166,7 +166,7 @@ impl Fault {
     }
 }
 
-/// What the client has to make of a fault.
+/// The outcome that a fault has to have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Expected {
     pub(super) status: u16,
@@ -258,7 +258,7 @@ fn class(answer: &Answer) -> Class {
     }
 }
 
-/// What the table says about a fault that strikes on such a connection: each time, or `once`.
+/// The outcome by the table of a fault that strikes on such a connection: each time, or `once`.
 pub(super) fn expected(fault: &Fault, stage: Stage, once: bool) -> Expected {
     // One retry: after no connection, a request that was not read, silence, a reused connection that ended, or a
     // plain 502, 503 or 504. It goes over another connection.

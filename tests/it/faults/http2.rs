@@ -81,7 +81,7 @@ async fn exchange(
     match shared.arrived() {
         Fault::Ends(after, end) => {
             let _open = part(&mut respond, after);
-            // What was sent goes out meanwhile.
+            // The part that was sent goes out meanwhile.
             sleep(Duration::from_millis(50)).await;
             orders.send(Order::End(end)).ok()?;
             // The stream must not end before the connection.
