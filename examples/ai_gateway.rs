@@ -6,7 +6,8 @@
 //! | `/v1/openai/{project}/{path}` and so on, without that header | the same |
 //! | `GET /usage` with `Authorization: Bearer <ADMIN_TOKEN>` | requests and tokens by day, project, split and model, and the keys that their provider refuses, as JSON |
 //! | `GET /usage.html` | the same as a page, which asks for the token |
-//! | `GET /health` | `ok`, for anybody |
+//! | `GET /health` | `ok`, for anybody; 503 while the keys cannot be read, although the last ones that could be stay in use |
+//! | `GET /live` | `ok`, as long as the process lives |
 //!
 //! The client sends `<client part>.<device token>` where it would send an API key: after `Authorization:
 //! Bearer`, in `X-Api-Key`, in `X-Goog-Api-Key` or in the query parameter `key`. Or the client part in `X-Ai-Key` and the device token in
@@ -14,21 +15,28 @@
 //!
 //! | variable | value |
 //! |---|---|
-//! | `APPLE_JWT_ISS`, `APPLE_JWT_KID`, `APPLE_JWT_PRIVATE_KEY` | team id, key id and `.p8` file; without them, a fake Apple in this process is asked |
+//! | `APPLE_JWT_ISS`, `APPLE_JWT_KID`, `APPLE_JWT_PRIVATE_KEY` | team id, key id and `.p8` file; without them and with made-up keys, a fake Apple in this process is asked |
+//! | `ALLOW_FAKE_APPLE` | `1`: the same with keys of the operator's own, or a Redis. For tests: anybody can make the tokens that open them |
 //! | `DEVICECHECK_PRODUCTION_URL`, `DEVICECHECK_DEVELOPMENT_URL` | asked in the place of Apple's two servers |
-//! | `PROJECTS_FILE` | projects with a team and a test key of their own, in the place of the variables above and of `TEST_KEY`; see below. Needs `KEYS_FILE` |
+//! | `PROJECTS_FILE` | projects with a team and a test key of their own, in the place of the variables above and of `TEST_KEY`; see below. Needs `KEYS_FILE` or `KEYS_IN_REDIS` |
 //! | `KEYS_FILE` | the server parts, as the example `split_key` writes them; without it, a fake provider and keys for it are made up |
+//! | `KEYS_IN_REDIS` | `1`: the server parts are in the Redis of `REDIS_URL`, in the place of `KEYS_FILE` |
 //! | `OPENAI_URL`, `ANTHROPIC_URL`, `GOOGLE_URL` | in the place of the provider's, such as `https://api.openai.com/v1`; a version at the end is for requests that name none |
+//! | `PROVIDERS_FILE` | more providers, and other settings for these three: `examples/ai_gateway/providers.toml` shows what can be set |
 //! | `ADMIN_TOKEN` | opens `GET /usage`, which otherwise does not exist; at least 16 characters; with made-up keys, so is this |
 //! | `USAGE_FOLDER` | holds the counts of `/usage`, for this process alone; `none`: this process forgets them. Default: `REDIS_URL`, shared with all copies of this server, or else the name of `KEYS_FILE` with `.usage` at its end |
 //! | `USAGE_DAYS` | days for which the counts are kept, default 90 |
-//! | `TEST_KEY` | a secret of at least 16 characters that stands in for a device token, or comes in `X-Proxed-Test-Key`: for simulators, never in a released app |
+//! | `TEST_KEY` | a secret of at least 16 characters without dots that stands in for a device token, or comes in `X-Proxed-Test-Key`: for simulators, never in a released app |
 //! | `MAX_BODY_BYTES` | of a request, default 33554432 (32 MiB) |
-//! | `HEAD_TIMEOUT` | seconds until the provider's response begins, default 300 |
-//! | `IDLE_TIMEOUT` | seconds of silence within a body, default 120 |
-//! | `IDLE_CONNECTIONS` | connections to a provider that are kept for later, default 0: their buffers would hold the last key |
+//! | `UPLOAD_TIMEOUT` | seconds that a client may be silent within its body, default 120 |
+//! | `HEAD_TIMEOUT` | seconds from the last piece of the client's body until the provider's response begins, default 600 |
+//! | `IDLE_TIMEOUT` | seconds that the provider may be silent within its response, default 600 |
+//! | `WRITE_TIMEOUT` | seconds in which a client takes nothing of a response that waits for it, default 60; then its connection and the provider's end |
+//! | `CORS_ORIGINS` | origins of pages and web views that may call the gateway, with commas in between: `https://app.example,capacitor://localhost`; default: none |
+//! | `IDLE_CONNECTIONS` | connections to a provider that are kept for later, default 64; they hold no key |
+//! | `PROVIDER_CA_FILE` | certificates of authorities in PEM, trusted for providers besides those of the platform |
 //! | `REDIS_URL` | Redis or Valkey, shared with other copies of this server (build with `--features redis`); default: this process remembers verdicts for itself |
-//! | `SINGLE_USE` | `1`: a device token admits one request |
+//! | `SINGLE_USE` | `1`: a device token admits one request; SDKs that repeat requests by themselves need `max_retries=0` |
 //! | `FLEET_SINGLE_FLIGHT` | `1`: of all copies that share a Redis one asks Apple about a token |
 //! | `LISTEN` | default `127.0.0.1:3000` |
 //! | `REQUEST_HEAD_TIMEOUT` | seconds until the head of a request has come, default 30; also how long an HTTP/1.1 connection is kept for the next one |
@@ -57,7 +65,7 @@ mod shared;
 
 use std::{alloc::System, fmt::Write, net::SocketAddr, process::ExitCode, time::Duration};
 
-use gateway::{App, Limits, Settings, app, app_of_projects, projects};
+use gateway::{App, Limits, Settings, app, app_of_projects, cors, projects, providers};
 use tower_devicecheck::{
     BoxError, DebugTokens, DeviceCheckLayer, Environment,
     split_key::{
@@ -68,7 +76,7 @@ use zeroizing_alloc::ZeroAlloc;
 
 use self::{
     fake_provider::FakeProvider,
-    shared::{Apple, Server},
+    shared::{Apple, Server, keys::Keys},
 };
 
 /// Wipes what is freed: the HTTP client's buffers hold whole keys for a moment, and do not wipe themselves.
@@ -84,12 +92,12 @@ async fn serve() -> Result<(), BoxError> {
     if let Some(path) = shared::variable("PROJECTS_FILE")? {
         return serve_projects(path.trim()).await;
     }
+    refuse_fake_apple()?;
     let apple = Apple::from_env().await?;
     apple.check(Environment::Production).await?;
-    match shared::variable("KEYS_FILE")? {
-        Some(path) => {
-            let keys = keys_in(&path)?;
-            let settings = settings(None, shared::variable("ADMIN_TOKEN")?, usage(Some(path.trim())).await?)?;
+    match keys().await? {
+        Some(keys) => {
+            let settings = settings(None, shared::variable("ADMIN_TOKEN")?, usage().await?)?;
             let gate = shared::remembering(DeviceCheckLayer::new(apple.client.clone())).await?;
             let usage = settings.usage.clone();
             listen(app(gate, keys, settings)?, usage, |_| apple_hint(&apple)).await
@@ -100,7 +108,7 @@ async fn serve() -> Result<(), BoxError> {
             let made_up = uuid::Uuid::new_v4().simple().to_string();
             // The operator's own is not printed.
             let admin_token = if own.is_some() { "$ADMIN_TOKEN".to_owned() } else { made_up.clone() };
-            let usage = usage(None).await?;
+            let usage = usage().await?;
             let settings = settings(Some(demo.provider), Some(own.unwrap_or(made_up)), usage.clone())?;
             let Demo { keys, client_parts, .. } = demo;
             let gate = shared::remembering(DeviceCheckLayer::new(apple.client.clone())).await?;
@@ -115,9 +123,8 @@ async fn serve_projects(path: &str) -> Result<(), BoxError> {
     if shared::any_is_set([team_id, key_id, key, key_file, "TEST_KEY"])? {
         return Err("PROJECTS_FILE has the teams and test keys: unset APPLE_JWT_* and TEST_KEY".into());
     }
-    let keys_file = shared::variable("KEYS_FILE")?.ok_or("PROJECTS_FILE needs KEYS_FILE")?;
-    let keys = keys_in(&keys_file)?;
-    let usage = usage(Some(keys_file.trim())).await?;
+    let keys = keys().await?.ok_or("PROJECTS_FILE needs KEYS_FILE or KEYS_IN_REDIS")?;
+    let usage = usage().await?;
     let settings = settings(None, shared::variable("ADMIN_TOKEN")?, usage.clone())?;
     let memory = shared::memory().await?;
     let gate = async |credentials| {
@@ -131,8 +138,35 @@ async fn serve_projects(path: &str) -> Result<(), BoxError> {
     listen(app_of_projects(projects, keys, settings)?, usage, |_| String::new()).await
 }
 
-fn keys_in(path: &str) -> Result<FileSplitKeyStore, BoxError> {
-    FileSplitKeyStore::open(path.trim()).map_err(|error| in_setting("KEYS_FILE", &error))
+/// The operator's own keys, if there are any.
+async fn keys() -> Result<Option<Keys>, BoxError> {
+    match (Keys::in_redis().await?, shared::variable("KEYS_FILE")?) {
+        (Some(_), Some(_)) => Err("KEYS_IN_REDIS is on: unset KEYS_FILE".into()),
+        (None, Some(path)) => {
+            let file =
+                FileSplitKeyStore::open(path.trim()).map_err(|error| in_setting("KEYS_FILE", &error))?;
+            Ok(Some(Keys::File(file)))
+        }
+        (keys, None) => Ok(keys),
+    }
+}
+
+/// A fake Apple admits anybody who asks it for a token. That must not open the operator's own keys, nor fill a Redis that
+/// others share, because the operator forgot a variable.
+fn refuse_fake_apple() -> Result<(), BoxError> {
+    if Apple::is_configured()? || shared::switch("ALLOW_FAKE_APPLE")? {
+        return Ok(());
+    }
+    for name in ["KEYS_FILE", "REDIS_URL"] {
+        if shared::variable(name)?.is_some() {
+            return Err(format!(
+                "{name} is set and no APPLE_JWT_* variable is, so that a fake Apple would admit anybody: set the \
+                 APPLE_JWT_* variables, or ALLOW_FAKE_APPLE=1 for tests"
+            )
+            .into());
+        }
+    }
+    Ok(())
 }
 
 async fn listen(app: App, usage: UsageLog, hints: impl FnOnce(SocketAddr) -> String) -> Result<(), BoxError> {
@@ -144,14 +178,15 @@ async fn listen(app: App, usage: UsageLog, hints: impl FnOnce(SocketAddr) -> Str
 }
 
 /// The counts, where `USAGE_FOLDER` or else `REDIS_URL` says, or beside the file of the keys.
-async fn usage(keys_file: Option<&str>) -> Result<UsageLog, BoxError> {
+async fn usage() -> Result<UsageLog, BoxError> {
+    let keys_file = shared::variable("KEYS_FILE")?;
     let open = |folder: &str| UsageLog::open(folder).map_err(|error| in_setting("USAGE_FOLDER", &error));
     let folder = shared::variable("USAGE_FOLDER")?;
     let log = match (folder.as_deref().map(str::trim), shared::variable("REDIS_URL")?, keys_file) {
         (Some("none"), ..) | (None, None, None) => UsageLog::new(),
         (Some(folder), ..) => open(folder)?,
         (None, Some(url), _) => usage_in_redis(url.trim()).await?,
-        (None, None, Some(keys_file)) => open(&format!("{keys_file}.usage"))?,
+        (None, None, Some(keys_file)) => open(&format!("{}.usage", keys_file.trim()))?,
     };
     Ok(match number("USAGE_DAYS")? {
         Some(days) => log.with_retention(days),
@@ -186,20 +221,33 @@ fn settings(
         .with(provider(Provider::openai(), "OPENAI_URL", "/openai/v1")?)
         .with(provider(Provider::anthropic(), "ANTHROPIC_URL", "/anthropic/v1")?)
         .with(provider(Provider::google(), "GOOGLE_URL", "/google/v1beta")?);
+    let providers = match shared::variable("PROVIDERS_FILE")? {
+        Some(path) => {
+            let in_file = |error: BoxError| format!("PROVIDERS_FILE: {}", shared::Chain(&*error));
+            let text = std::fs::read_to_string(path.trim()).map_err(|error| in_file(error.into()))?;
+            providers::add(providers, &text).map_err(in_file)?
+        }
+        None => providers,
+    };
     let defaults = Limits::default();
     let limits = Limits {
         body: number("MAX_BODY_BYTES")?.unwrap_or(defaults.body),
+        upload: number("UPLOAD_TIMEOUT")?.map_or(defaults.upload, Duration::from_secs),
         head: number("HEAD_TIMEOUT")?.map_or(defaults.head, Duration::from_secs),
         idle: number("IDLE_TIMEOUT")?.map_or(defaults.idle, Duration::from_secs),
         idle_connections: number("IDLE_CONNECTIONS")?.unwrap_or(defaults.idle_connections),
     };
     let mut debug_tokens = DebugTokens::new();
     if let Some(secret) = shared::variable("TEST_KEY")? {
-        debug_tokens =
-            debug_tokens.add("test-key", secret.trim()).map_err(|error| in_setting("TEST_KEY", &error))?;
+        debug_tokens = projects::with_test_key(debug_tokens, &secret)
+            .map_err(|error| in_setting("TEST_KEY", &*error))?;
     }
     let admin_token = admin_token.map(|token| token.trim().to_owned());
-    Ok(Settings { providers, limits, usage, admin_token, debug_tokens })
+    let cors = shared::variable("CORS_ORIGINS")?.map(|origins| cors::layer(&origins));
+    let cors = cors.transpose().map_err(|error| in_setting("CORS_ORIGINS", &*error))?;
+    let single_use = shared::switch("SINGLE_USE")?;
+    let roots = shared::variable("PROVIDER_CA_FILE")?.map(|path| path.trim().into());
+    Ok(Settings { providers, roots, limits, usage, admin_token, debug_tokens, cors, single_use })
 }
 
 fn number<N: std::str::FromStr>(name: &str) -> Result<Option<N>, BoxError> {

@@ -1,13 +1,14 @@
 //! Splits API keys and manages the key file of the example `ai_gateway`.
 //!
 //! ```text
-//! split_key add    --file KEYS.json --project ID --provider openai|anthropic|google
+//! split_key add    --file KEYS.json --project ID --provider openai|anthropic|google|…
 //!                  [--version 1] [--path PATH]... [--method METHOD]... [--expires-in 90d]
 //! split_key list   --file KEYS.json [--project ID]
 //! split_key rotate --file KEYS.json --project ID --split SPLIT [--overlap 14d] [--version 1]
 //! split_key retire --file KEYS.json --project ID --split SPLIT [--in 14d]
 //! split_key revoke --file KEYS.json --project ID --split SPLIT
 //! split_key lint   --provider openai|anthropic|google
+//! split_key import --file KEYS.json [--path PATH]... [--method METHOD]... [--expires-in 90d]
 //! ```
 //!
 //! `add` and `rotate` read the API key from stdin, never from the arguments, which all users of a machine can
@@ -21,9 +22,18 @@
 //! `lint` reads a version 1 pair from stdin, the server part in the first line and the client part in the
 //! second, and says how many characters it leaves secret on each side. It fails if those are too few.
 //!
+//! `import` reads pairs that were made elsewhere from stdin, one JSON object a line:
+//! `{"project": …, "provider": …, "server_part": …, "client_part": …}`. It opens each pair to prove that its parts belong
+//! together, prints how many characters each part lacks, and writes all records or, if one pair is refused, none.
+//!
+//! With `KEYS_IN_REDIS=1` and `REDIS_URL`, all commands use Redis in the place of `--file` (build with
+//! `--features redis`).
+//!
 //! Errors go to stderr, with exit status 1. Tell the shell to keep the key out of its history:
 //! `pass show openai | cargo run --example split_key --features split-key,testing -- add …`
 
+#[path = "split_key/import.rs"]
+mod import;
 mod shared;
 
 use std::{
@@ -37,14 +47,21 @@ use axum::http::Method;
 use tower_devicecheck::{
     BoxError,
     split_key::{
-        ClientPart, FileSplitKeyStore, Limits, Providers, ServerPart, SplitId, SplitKeyRecord, SplitKeyState,
-        SplitKeyStore, Splitter, Version, lint, retire, revoke,
+        ClientPart, FileSplitKeyStore, Limits, Provider, Providers, ServerPart, Split, SplitId,
+        SplitKeyRecord, SplitKeyState, SplitKeyStore, Splitter, Version, lint, retire, revoke,
     },
 };
 use zeroize::Zeroizing;
 
-const USAGE: &str = "one of add, list, rotate, retire, revoke and lint is wanted; examples/split_key.rs begins \
-                     with their options";
+use self::shared::keys::Keys;
+
+const USAGE: &str = "one of add, list, rotate, retire, revoke, lint and import is wanted; examples/split_key.rs \
+                     begins with their options";
+const UNKNOWN_FORMAT: &str =
+    "the API key has no format that is known of its provider: is it the right provider?";
+/// The longest text that is read from stdin, in bytes: two parts, or all pairs of an import.
+const MAX_PARTS: usize = 16 * 1024;
+const MAX_IMPORT: usize = 16 * 1024 * 1024;
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const OVERLAP: Duration = Duration::from_secs(14 * DAY.as_secs());
 
@@ -57,15 +74,17 @@ async fn work(arguments: impl Iterator<Item = String>) -> Result<(), BoxError> {
     match command.as_str() {
         "add" => {
             let (project, provider) = (options.one("project")?, options.one("provider")?);
-            let (splitter, limits, file) = (options.splitter()?, options.limits()?, options.one("file")?);
+            let (splitter, limits) = (options.splitter()?, options.limits()?);
+            let place = options.place().await?;
             options.end()?;
             let api_key = secret_lines(1)?;
-            let store = FileSplitKeyStore::open_or_create(file)?;
+            let store = place.open_or_create().await?;
+            let splitter = splitter.with_providers(known(&provider));
             let split = splitter.issue(&store, &project, &provider, line(&api_key, 0)?, limits).await?;
-            shared::print(split.client_part().expose());
+            issued(&split, line(&api_key, 0)?);
         }
         "list" => {
-            let (store, project) = (options.store()?, options.optional("project")?);
+            let (store, project) = (options.store().await?, options.optional("project")?);
             options.end()?;
             let mut records = store.list().await?;
             records.retain(|record| project.as_deref().is_none_or(|project| project == record.project()));
@@ -75,22 +94,24 @@ async fn work(arguments: impl Iterator<Item = String>) -> Result<(), BoxError> {
             }
         }
         "rotate" => {
-            let (store, project, split) = (options.store()?, options.one("project")?, options.split()?);
+            let (store, project, split) = (options.store().await?, options.one("project")?, options.split()?);
             let (splitter, overlap) = (options.splitter()?, options.duration("overlap")?.unwrap_or(OVERLAP));
             options.end()?;
             let api_key = secret_lines(1)?;
+            let old = store.get(&project, split).await?.ok_or("--split: there is no such key")?;
+            let splitter = splitter.with_providers(known(old.provider()));
             let split = splitter.rotate(&store, &project, split, line(&api_key, 0)?, overlap).await?;
-            shared::print(split.client_part().expose());
+            issued(&split, line(&api_key, 0)?);
         }
         "retire" => {
-            let (store, project, split) = (options.store()?, options.one("project")?, options.split()?);
+            let (store, project, split) = (options.store().await?, options.one("project")?, options.split()?);
             let after = options.duration("in")?.unwrap_or_default();
             options.end()?;
             let until = SystemTime::now().checked_add(after).ok_or("--in: too long")?;
             retire(&store, &project, split, until).await?;
         }
         "revoke" => {
-            let (store, project, split) = (options.store()?, options.one("project")?, options.split()?);
+            let (store, project, split) = (options.store().await?, options.one("project")?, options.split()?);
             options.end()?;
             revoke(&store, &project, split).await?;
         }
@@ -112,9 +133,71 @@ async fn work(arguments: impl Iterator<Item = String>) -> Result<(), BoxError> {
                 return Err("these are too few: whoever holds the other part can guess them".into());
             }
         }
+        "import" => {
+            let (place, limits) = (options.place().await?, options.limits()?);
+            options.end()?;
+            let text = secret_text(MAX_IMPORT)?;
+            let store = place.open_or_create().await?;
+            let pairs = import::read(&text, &limits, &store).await?;
+            store.put(pairs.iter().map(|pair| pair.record().clone()).collect()).await?;
+            for pair in &pairs {
+                shared::print(&pair.described());
+                if let Some(warning) = pair.warning() {
+                    tracing::warn!(project = pair.record().project(), split = %pair.record().split(), "{warning}");
+                }
+            }
+        }
         _ => return Err(USAGE.into()),
     }
     Ok(())
+}
+
+/// The providers with this one. A server may know more of them than this tool, and of those any key is taken.
+fn known(name: &str) -> Providers {
+    let providers = Providers::default();
+    if providers.get(name).is_some() {
+        return providers;
+    }
+    tracing::warn!("the provider is none that this tool knows: the gateway needs it in its configuration");
+    providers.with(Provider::new(name))
+}
+
+/// Prints a new client part, and warns of a key that looks unlike its provider's.
+fn issued(split: &Split, api_key: &str) {
+    let providers = Providers::default();
+    if providers.get(split.record().provider()).is_some_and(|provider| !provider.recognizes(api_key)) {
+        tracing::warn!(provider = split.record().provider(), "{UNKNOWN_FORMAT}");
+    }
+    shared::print(split.client_part().expose());
+}
+
+/// The store that the options and settings name.
+enum Place {
+    File(String),
+    Redis(Keys),
+}
+
+impl Place {
+    async fn open(self) -> Result<Keys, BoxError> {
+        match self {
+            Self::File(path) => Ok(Keys::File(FileSplitKeyStore::open(path)?)),
+            Self::Redis(keys) => Ok(keys),
+        }
+    }
+
+    async fn open_or_create(self) -> Result<Keys, BoxError> {
+        match self {
+            Self::File(path) => {
+                let is_new = !std::path::Path::new(&path).exists();
+                let store = FileSplitKeyStore::open_or_create(path)?;
+                if is_new {
+                    tracing::info!("the key file is new: only the user who runs this command can read it");
+                }
+                Ok(Keys::File(store))
+            }
+            Self::Redis(keys) => Ok(keys),
+        }
+    }
 }
 
 /// `--name value` or `--name=value`.
@@ -153,8 +236,18 @@ impl Options {
         self.optional(name)?.ok_or_else(|| format!("--{name} is missing").into())
     }
 
-    fn store(&mut self) -> Result<FileSplitKeyStore, BoxError> {
-        Ok(FileSplitKeyStore::open(self.one("file")?)?)
+    async fn place(&mut self) -> Result<Place, BoxError> {
+        match (Keys::in_redis().await?, self.optional("file")?) {
+            (None, Some(path)) => Ok(Place::File(path)),
+            (Some(keys), None) => Ok(Place::Redis(keys)),
+            (None, None) => Err("--file is missing".into()),
+            (Some(_), Some(_)) => Err("KEYS_IN_REDIS is on: leave --file away".into()),
+        }
+    }
+
+    /// The store, which must exist.
+    async fn store(&mut self) -> Result<Keys, BoxError> {
+        self.place().await?.open().await
     }
 
     fn split(&mut self) -> Result<SplitId, BoxError> {
@@ -214,24 +307,28 @@ impl Options {
 
 /// Reads this many lines from stdin, or all of it if that is less.
 fn secret_lines(count: usize) -> Result<Zeroizing<String>, BoxError> {
-    if io::stdin().is_terminal() {
+    let text = if io::stdin().is_terminal() {
         tracing::info!("waiting for {count} lines on stdin; they are shown as you type");
-    }
-    // Room for two parts; a buffer that grows would leave copies behind.
-    let limit = 16 * 1024;
-    let mut text = Zeroizing::new(String::with_capacity(limit + 1));
-    let mut stdin = io::stdin().lock();
-    if io::stdin().is_terminal() {
+        let mut text = Zeroizing::new(String::with_capacity(MAX_PARTS));
         for _ in 0..count {
-            io::BufRead::read_line(&mut stdin, &mut text)?;
+            io::stdin().read_line(&mut text)?;
         }
+        text
     } else {
-        stdin.take(limit as u64).read_to_string(&mut text)?;
-    }
+        secret_text(MAX_PARTS)?
+    };
     if text.trim_end().lines().count() > count {
         return Err(format!("stdin has more than {count} lines").into());
     }
     Ok(text)
+}
+
+/// Reads all of stdin, up to a limit.
+fn secret_text(limit: usize) -> Result<Zeroizing<String>, BoxError> {
+    // A buffer that grows would leave copies behind.
+    let mut text = Zeroizing::new(String::with_capacity(limit + 1));
+    io::stdin().lock().take(limit as u64 + 1).read_to_string(&mut text)?;
+    if text.len() > limit { Err("stdin is too long".into()) } else { Ok(text) }
 }
 
 fn line(text: &str, index: usize) -> Result<&str, BoxError> {

@@ -2,16 +2,24 @@
 
 mod admin;
 mod client;
+pub(crate) mod cors;
+pub(crate) mod hidden_keys;
 pub(crate) mod projects;
+pub(crate) mod providers;
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    http::{HeaderName, request},
+    http::{HeaderName, HeaderValue, StatusCode, header::AUTHORIZATION, request},
+    middleware,
+    response::Response,
     routing::{any_service, get},
 };
-use tower::Layer;
+use tower::{
+    Layer,
+    util::{Either, option_layer},
+};
 use tower_devicecheck::{
     BearerToken, BoxError, DebugTokens, DeviceCheckLayer, HeaderToken,
     split_key::{
@@ -22,12 +30,15 @@ use tower_devicecheck::{
         },
     },
 };
+use tower_http::cors::{Cors, CorsLayer};
 
 use self::{client::Client, projects::Project};
 
 /// The operator's choices.
 pub(crate) struct Settings {
     pub(crate) providers: Providers,
+    /// A file of certificates of authorities, in PEM: trusted besides those of the platform.
+    pub(crate) roots: Option<PathBuf>,
     pub(crate) limits: Limits,
     /// Counts the uses of keys.
     pub(crate) usage: UsageLog,
@@ -35,6 +46,10 @@ pub(crate) struct Settings {
     pub(crate) admin_token: Option<String>,
     /// Stand in for a device: for simulators.
     pub(crate) debug_tokens: DebugTokens,
+    /// The pages that may call the gateway, if any may.
+    pub(crate) cors: Option<CorsLayer>,
+    /// Whether a device token admits one request only.
+    pub(crate) single_use: bool,
 }
 
 /// How much, and how long.
@@ -42,9 +57,11 @@ pub(crate) struct Settings {
 pub(crate) struct Limits {
     /// Bytes of a request's body.
     pub(crate) body: u64,
-    /// From the end of the checks to the head of the provider's response.
+    /// The client's silence within its body. There is no limit to the whole.
+    pub(crate) upload: Duration,
+    /// From the client's last piece to the head of the provider's response.
     pub(crate) head: Duration,
-    /// Between two pieces of a body, either way. There is no limit to the whole.
+    /// The provider's silence within its response. There is no limit to the whole.
     pub(crate) idle: Duration,
     /// Connections to one provider that are kept when nobody uses them.
     pub(crate) idle_connections: usize,
@@ -54,15 +71,16 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             body: 32 * 1024 * 1024,
-            head: Duration::from_secs(300),
-            idle: Duration::from_secs(120),
-            idle_connections: 0,
+            upload: Duration::from_secs(120),
+            head: Duration::from_secs(600),
+            idle: Duration::from_secs(600),
+            idle_connections: 64,
         }
     }
 }
 
 /// The whole server, a tower service.
-pub(crate) type App = AccessLog<Gateway<Router>>;
+pub(crate) type App = AccessLog<Either<Cors<Gateway<Router>>, Gateway<Router>>>;
 
 /// The server for one team. `gate` has its defaults, or remembers something else.
 pub(crate) fn app(
@@ -70,7 +88,7 @@ pub(crate) fn app(
     keys: impl SplitKeyStore,
     settings: Settings,
 ) -> Result<App, BoxError> {
-    let gate = as_clients_send(gate, settings.debug_tokens.clone());
+    let gate = as_clients_send(gate, settings.debug_tokens.clone(), &key_headers(&settings.providers));
     behind(|routes| routes.route_layer(gate), keys, settings)
 }
 
@@ -80,18 +98,40 @@ pub(crate) fn app_of_projects(
     keys: impl SplitKeyStore,
     settings: Settings,
 ) -> Result<App, BoxError> {
-    let tenants = projects::tenants(projects)?;
+    let tenants = projects::tenants(projects, &key_headers(&settings.providers))?;
     behind(|routes| routes.route_layer(tenants), keys, settings)
 }
 
+/// The headers in which clients of the providers send their credential, besides `Authorization`.
+fn key_headers(providers: &Providers) -> Vec<HeaderName> {
+    // Proxed's clients use these for any provider.
+    let mut names = ["x-api-key", "x-goog-api-key"].map(HeaderName::from_static).to_vec();
+    for provider in providers.iter() {
+        let name = provider.key_header();
+        if *name != AUTHORIZATION && !names.contains(name) {
+            names.push(name.clone());
+        }
+    }
+    names
+}
+
 /// A gate that finds the credentials where the clients put them.
-fn as_clients_send(gate: DeviceCheckLayer, debug_tokens: DebugTokens) -> DeviceCheckLayer {
-    gate.with_token_source(ProviderHeaderToken::new(HeaderName::from_static("x-api-key")))
-        .add_token_source(ProviderHeaderToken::new(HeaderName::from_static("x-goog-api-key")))
-        .add_token_source(HeaderToken::new(HeaderName::from_static("x-device-token")))
+fn as_clients_send(
+    gate: DeviceCheckLayer,
+    debug_tokens: DebugTokens,
+    key_headers: &[HeaderName],
+) -> DeviceCheckLayer {
+    // Before the headers of device tokens: beside those, all of a key header is the client part.
+    let [first, others @ ..] = key_headers else { return gate };
+    let mut gate = gate.with_token_source(ProviderHeaderToken::new(first.clone()));
+    for name in others {
+        gate = gate.add_token_source(ProviderHeaderToken::new(name.clone()));
+    }
+    gate.add_token_source(HeaderToken::new(HeaderName::from_static("x-device-token")))
         .add_token_source(HeaderToken::default())
         .add_token_source(BearerToken::new())
-        .with_debug_tokens(debug_tokens.with_header(HeaderName::from_static("x-proxed-test-key")))
+        // As Proxed does: its clients in simulators may send another credential beside it.
+        .with_debug_tokens(debug_tokens.with_header(HeaderName::from_static("x-proxed-test-key")).first())
         .with_rejection_response(ProviderErrors)
 }
 
@@ -101,27 +141,54 @@ fn behind(
     keys: impl SplitKeyStore,
     settings: Settings,
 ) -> Result<App, BoxError> {
-    let Settings { providers, limits, usage, admin_token, .. } = settings;
+    let Settings { providers, roots, limits, usage, admin_token, cors, single_use, .. } = settings;
+    let keys = Arc::new(keys);
+    let checked_keys = Arc::clone(&keys);
     let refusals = Arc::new(Refusals::new());
-    let split_keys = SplitKeyLayer::new(keys)
-        .add_key_header(HeaderName::from_static("x-api-key"))
-        .add_key_header(HeaderName::from_static("x-goog-api-key"))
+    let mut split_keys = SplitKeyLayer::new(keys).with_providers(providers.clone());
+    for name in key_headers(&providers) {
+        split_keys = split_keys.add_key_header(name);
+    }
+    let split_keys = split_keys
         .with_project(|head: &request::Parts| head.extensions.get::<Target>()?.project().map(str::to_owned))
         .with_rejection_response(ProviderErrors)
         .with_observer((TracingSplitKeyObserver, usage.clone()));
-    let forward = Forward::new(Client::new(limits.idle_connections)?)
+    let client = Client::new(limits.idle_connections, roots.as_deref());
+    let client = client.map_err(|error| format!("PROVIDER_CA_FILE: {error}"))?;
+    let forward = Forward::new(client)
         .with_body_limit(limits.body)
+        .with_upload_timeout(limits.upload)
         .with_head_timeout(limits.head)
         .with_idle_timeout(limits.idle)
         .with_refusals(Arc::clone(&refusals))
         .with_usage(usage.clone());
-    let routes = Router::new().route("/v1/{provider}/{*path}", any_service(forward)).route_layer(split_keys);
-    let mut app = guard(routes).route("/health", get(|| async { "ok" }));
+    let mut routes = Router::new().route("/v1/{provider}/{*path}", any_service(forward));
+    if single_use {
+        routes = routes.route_layer(middleware::map_response(without_retry));
+    }
+    let health = get(async move || match checked_keys.check().await {
+        Ok(()) => (StatusCode::OK, "ok"),
+        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the key store failed: see the log"),
+    });
+    let mut app =
+        guard(routes.route_layer(split_keys)).route("/health", health).route("/live", get(|| async { "ok" }));
     if let Some(token) = admin_token {
         app = app.merge(admin::routes(&token, usage, refusals)?);
     }
     // Outside of the others: what cannot be forwarded costs no call to Apple. Outside of the router, which would keep the
     // URL as the client wrote it, credential included.
     let app = GatewayLayer::new(providers).with_body_limit(limits.body).layer(app);
-    Ok(AccessLogLayer::new().layer(app))
+    // Outside of all that refuses: a preflight has no credentials, and a refusal must be readable.
+    Ok(AccessLogLayer::new().layer(option_layer(cors).layer(app)))
+}
+
+/// Tells SDKs to show an error rather than to repeat the request: its device token is spent, so that they would get 401 and
+/// show that. Releasing the token instead would let anybody who saw it use it until the provider is content.
+async fn without_retry(mut response: Response) -> Response {
+    let status = response.status();
+    if status.is_server_error() || matches!(status.as_u16(), 408 | 409 | 429) {
+        let name = HeaderName::from_static("x-should-retry");
+        response.headers_mut().insert(name, HeaderValue::from_static("false"));
+    }
+    response
 }

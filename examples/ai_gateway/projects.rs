@@ -26,11 +26,11 @@ pub(crate) struct Project {
 
 /// A gate for each project. `SplitKeyLayer` opens only keys of the project whose gate admitted the request: by default,
 /// a tenant's devices use the keys of the project with the tenant's name.
-pub(crate) fn tenants(projects: Vec<Project>) -> Result<Tenants, TenantError> {
+pub(crate) fn tenants(projects: Vec<Project>, key_headers: &[HeaderName]) -> Result<Tenants, TenantError> {
     // The answer to an unknown project is that to a refused token.
     let tenants = Tenants::new(chosen_by_client()).with_rejection_response(ProviderErrors);
     for Project { id, gate, debug_tokens } in projects {
-        tenants.insert(&id, as_clients_send(gate, debug_tokens))?;
+        tenants.insert(&id, as_clients_send(gate, debug_tokens, key_headers))?;
     }
     Ok(tenants)
 }
@@ -100,6 +100,14 @@ pub(crate) async fn read(
     Ok(projects)
 }
 
+/// Adds a test key. One with a dot would be cut in two where it follows a client part.
+pub(crate) fn with_test_key(debug_tokens: DebugTokens, secret: &str) -> Result<DebugTokens, BoxError> {
+    if secret.contains('.') {
+        return Err("a test key must not have a dot".into());
+    }
+    Ok(debug_tokens.add("test-key", secret.trim())?)
+}
+
 impl ProjectSettings {
     async fn project(
         self,
@@ -109,7 +117,7 @@ impl ProjectSettings {
         let credentials = Credentials::from_pem_file(&self.team_id, &self.key_id, &self.private_key_file)?;
         let mut debug_tokens = DebugTokens::new();
         if let Some(secret) = self.test_key {
-            debug_tokens = debug_tokens.add("test-key", secret.trim())?;
+            debug_tokens = with_test_key(debug_tokens, &secret)?;
         }
         Ok(Project { id: self.id, gate: gate(credentials).await?, debug_tokens })
     }

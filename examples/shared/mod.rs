@@ -3,6 +3,8 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "programs for a terminal")]
 #![allow(dead_code, reason = "no example uses all of it")]
 
+#[cfg(feature = "split-key")]
+pub(crate) mod keys;
 pub(crate) mod metrics;
 pub(crate) mod orders;
 pub(crate) mod serve;
@@ -141,6 +143,7 @@ pub(crate) async fn memory() -> Result<Memory, BoxError> {
     }
 }
 
+/// The Redis that `REDIS_URL` names.
 #[cfg(feature = "redis")]
 async fn memory_in_redis(url: &str, single_use: bool, fleet: bool) -> Result<Memory, BoxError> {
     use tower_devicecheck::{
@@ -215,11 +218,12 @@ impl Server {
     }
 }
 
-/// The limits that `REQUEST_HEAD_TIMEOUT` and `SHUTDOWN_TIMEOUT` ask for.
+/// The limits that `REQUEST_HEAD_TIMEOUT`, `WRITE_TIMEOUT` and `SHUTDOWN_TIMEOUT` ask for.
 pub(crate) fn limits() -> Result<serve::Limits, BoxError> {
     let defaults = serve::Limits::default();
     Ok(serve::Limits {
         head: seconds("REQUEST_HEAD_TIMEOUT", 1)?.unwrap_or(defaults.head),
+        write: seconds("WRITE_TIMEOUT", 1)?.unwrap_or(defaults.write),
         shutdown: seconds("SHUTDOWN_TIMEOUT", 0)?.unwrap_or(defaults.shutdown),
     })
 }
@@ -318,6 +322,11 @@ const URLS: [(Environment, &str); 2] =
     [(Environment::Production, SETTINGS[4]), (Environment::Development, SETTINGS[5])];
 
 impl Apple {
+    /// Whether the environment names an Apple. If not, [`from_env`](Self::from_env) makes a fake one.
+    pub(crate) fn is_configured() -> Result<bool, BoxError> {
+        any_is_set(SETTINGS)
+    }
+
     /// The client of [`AppleClient::from_env`]; where none of its variables is set, a fake Apple on the loopback interface.
     pub(crate) async fn from_env() -> Result<Self, BoxError> {
         Self::from_env_with(|_| Router::new()).await
@@ -325,7 +334,7 @@ impl Apple {
 
     /// The same. A fake Apple takes the orders of these routes, too.
     pub(crate) async fn from_env_with(more: impl FnOnce(&FakeApple) -> Router) -> Result<Self, BoxError> {
-        if any_is_set(SETTINGS)? {
+        if Self::is_configured()? {
             // Where some are missing, this says which.
             Ok(Self { client: AppleClient::from_env()?, fake: None })
         } else {

@@ -3,7 +3,14 @@
 //! `axum::serve` and tonic's `Server` have no limit for the first byte of a connection and none for the time that a
 //! shutdown takes.
 
-use std::{error::Error, pin::pin, sync::Arc, time::Duration};
+use std::{
+    error::Error,
+    io,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use http::{Request, Response};
 use hyper::body::{Body, Incoming};
@@ -13,10 +20,11 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpListener,
     sync::Notify,
     task::JoinSet,
-    time::{sleep, timeout},
+    time::{Sleep, sleep, timeout},
 };
 use tower::{Service, ServiceExt};
 
@@ -26,13 +34,20 @@ pub(crate) struct Limits {
     /// For the head of a request: from the start of the connection or, if the connection is kept, from the last
     /// answer. With HTTP/2 a second one of the same length, for the answer to a ping.
     pub(crate) head: Duration,
+    /// For a client that takes nothing of what waits for it. Without this, a client that stops reading would hold all that
+    /// its answer comes from.
+    pub(crate) write: Duration,
     /// For the requests that are under way at `stop`.
     pub(crate) shutdown: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { head: Duration::from_secs(30), shutdown: Duration::from_secs(25) }
+        Self {
+            head: Duration::from_secs(30),
+            write: Duration::from_secs(60),
+            shutdown: Duration::from_secs(25),
+        }
     }
 }
 
@@ -75,7 +90,8 @@ where
             arrived.notify_one();
             request
         });
-        let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(app));
+        let stream = TokioIo::new(Written::new(stream, limits.write));
+        let connection = http.serve_connection(stream, TowerToHyperService::new(app));
         let connection = graceful.watch(connection.into_owned());
         // hyper's own limit begins when the client has shown which version of HTTP it speaks, and knows HTTP/1 only.
         let silence = async move {
@@ -95,5 +111,66 @@ where
     drop(listener);
     if timeout(limits.shutdown, graceful.shutdown()).await.is_err() {
         tracing::warn!("{} connections are cut: they did not end in time", connections.len());
+    }
+}
+
+/// A connection that fails if the other side takes nothing for too long of what is written.
+pub(crate) struct Written<S> {
+    stream: S,
+    limit: Duration,
+    // Only while there is something to write, and no room for it.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> Written<S> {
+    pub(crate) const fn new(stream: S, limit: Duration) -> Self {
+        Self { stream, limit, timer: None }
+    }
+
+    fn in_time<T>(&mut self, written: Poll<io::Result<T>>, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.timer = None;
+            return written;
+        }
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(self.limit)));
+        timer.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Written<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Written<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, data);
+        self.in_time(written, cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, data);
+        self.in_time(written, cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

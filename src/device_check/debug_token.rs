@@ -12,7 +12,7 @@ use crate::runtime::SystemTime;
 /// Named secrets that replace the device token for clients without a device: simulators and CI.
 ///
 /// A client sends a debug token in a separate header, `X-Debug-Token` by default, or instead of the device token. If a
-/// request also holds a device token, only the device token counts. The [`Evidence`](crate::Evidence) and every event
+/// request also holds a device token, only the device token counts, unless debug tokens [come first](Self::first). The [`Evidence`](crate::Evidence) and every event
 /// of a request that a debug token admitted name the debug token.
 ///
 /// Secrets are compared in constant time. Only their SHA-256 is kept.
@@ -33,6 +33,7 @@ use crate::runtime::SystemTime;
 #[must_use]
 pub struct DebugTokens {
     header: HeaderName,
+    is_first: bool,
     tokens: Vec<DebugToken>,
 }
 
@@ -49,13 +50,26 @@ const SECRET_LENGTH: RangeInclusive<usize> = 16..=256;
 impl DebugTokens {
     /// Makes an empty list with the header `X-Debug-Token`.
     pub fn new() -> Self {
-        Self { header: HeaderName::from_static("x-debug-token"), tokens: Vec::new() }
+        Self { header: HeaderName::from_static("x-debug-token"), is_first: false, tokens: Vec::new() }
     }
 
     /// Reads debug tokens from the header `name`. Default: `X-Debug-Token`.
     pub fn with_header(mut self, name: HeaderName) -> Self {
         self.header = name;
         self
+    }
+
+    /// Looks at the header of debug tokens first: one of these tokens there counts, whatever else the request holds in the
+    /// place of a device token. A text there that is none of them changes nothing. Default: a device token counts.
+    ///
+    /// This is for clients that always send another credential where a device token may be, such as `Authorization`.
+    pub fn first(mut self) -> Self {
+        self.is_first = true;
+        self
+    }
+
+    pub(super) const fn is_first(&self) -> bool {
+        self.is_first
     }
 
     /// Adds a token that is valid for as long as the layer lives.

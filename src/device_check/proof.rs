@@ -9,6 +9,7 @@ use crate::apple::AppleClient;
 use crate::apple::token::{DeviceToken, Verdict, unpadded};
 use crate::device_check::ask::{Checks, UnknownToken};
 use crate::device_check::cache::CachedVerdict;
+use crate::device_check::debug_token::DebugTokens;
 use crate::device_check::evidence::SCHEME;
 #[cfg(feature = "_apple")]
 use crate::device_check::mark_writer::MarkWriter;
@@ -60,6 +61,11 @@ impl DeviceTokenProof {
         }
         let debug_tokens = settings.debug_tokens.as_deref();
         let debug_token = debug_tokens.and_then(|tokens| tokens.take(&mut head.headers, facts.now()));
+        if let Some(Some(name)) = debug_token
+            && debug_tokens.is_some_and(DebugTokens::is_first)
+        {
+            return Ok(Shown::DebugToken(name));
+        }
         match (token?, debug_token) {
             // A device token takes precedence over a debug token in the same request.
             (Some(candidate), _) => {

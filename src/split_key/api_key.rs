@@ -3,12 +3,14 @@
 use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
+use futures_util::future::{Either, pending};
 use http::HeaderValue;
 use zeroize::Zeroizing;
 
 use crate::gate::credential::BEARER;
 use crate::split_key::error::{SplitKeyError, SplitKeyErrorKind};
 use crate::split_key::metadata::Metadata;
+use crate::split_key::revocations::{KeyUse, Revocations};
 
 /// Key material, wiped on drop. Reserve the capacity before filling it: a buffer that grows leaves copies
 /// behind.
@@ -24,6 +26,7 @@ pub struct ApiKey {
     project: Arc<str>,
     provider: Arc<str>,
     metadata: Metadata,
+    revocations: Option<Arc<Revocations>>,
 }
 
 impl ApiKey {
@@ -37,7 +40,12 @@ impl ApiKey {
             return Err(SplitKeyErrorKind::NotOpened.into());
         }
         let value = sensitive(key).ok_or(SplitKeyErrorKind::NotOpened)?;
-        Ok(Self { value, project, provider, metadata })
+        Ok(Self { value, project, provider, metadata, revocations: None })
+    }
+
+    pub(super) fn with_revocations(mut self, revocations: &Arc<Revocations>) -> Self {
+        self.revocations = Some(Arc::clone(revocations));
+        self
     }
 
     /// The key. The caller must wipe its own copies.
@@ -91,6 +99,36 @@ impl ApiKey {
     #[must_use]
     pub const fn metadata(&self) -> Metadata {
         self.metadata
+    }
+
+    /// A future that ends when the key may no longer be used: its split is revoked, retired, or gone from the store.
+    ///
+    /// For responses that stream for long: poll this beside the body, and end the response with an error. While the future
+    /// is polled, the store is asked five times a second for each split, however many futures wait for it. With the
+    /// stores of this crate, the future ends within a second of the revocation. A store that fails revokes nothing.
+    ///
+    /// The future never ends if the key does not come from a [`SplitKeyLayer`](crate::split_key::SplitKeyLayer), or where
+    /// there are no timers (without the feature `tokio`). Dropping it is always safe.
+    ///
+    /// ```
+    /// use tower_devicecheck::split_key::ApiKey;
+    ///
+    /// # async fn ask_provider(key: &ApiKey) -> Result<String, &'static str> { Ok(String::new()) }
+    /// async fn answer(key: ApiKey) -> Result<String, &'static str> {
+    ///     tokio::select! {
+    ///         answer = ask_provider(&key) => answer,
+    ///         () = key.revoked() => Err("the key is revoked"),
+    ///     }
+    /// }
+    /// ```
+    pub fn revoked(&self) -> impl Future<Output = ()> + Send + Unpin + use<> {
+        let revoked = self.key_use().map(|key_use| key_use.revoked());
+        revoked.map_or_else(|| Either::Left(pending()), Either::Right)
+    }
+
+    pub(super) fn key_use(&self) -> Option<KeyUse> {
+        let revocations = Arc::clone(self.revocations.as_ref()?);
+        Some(KeyUse { revocations, project: Arc::clone(&self.project), metadata: self.metadata })
     }
 }
 

@@ -9,27 +9,24 @@ use zeroize::Zeroizing;
 use crate::split_key::error::{SplitKeyError, SplitKeyErrorKind};
 use crate::split_key::metadata::{Metadata, Version};
 use crate::split_key::parts::{ClientPart, ServerPart};
-use crate::split_key::{api_key::KeyBytes, provider::Provider, random::Random};
+use crate::split_key::{api_key::KeyBytes, key_format::check_key, provider::Provider, random::Random};
 
-/// The minimum number of characters of the key that each part must lack. The prefix does not count.
+/// The minimum number of secret characters of the key that each part must lack.
 pub(super) const LACKING: usize = 12;
 /// The length of a salt in lower-case hexadecimal digits.
 const SALT: usize = 16;
 
-/// Cuts a key at a random place, at least [`LACKING`] characters after its prefix and before its end.
+/// Cuts a key at a random place, with at least [`LACKING`] secret characters before and after it.
 pub(super) fn cut(
     key: &str,
     provider: &Provider,
     metadata: Metadata,
     random: &mut dyn Random,
 ) -> Result<(ServerPart, ClientPart), SplitKeyError> {
-    let prefix = provider.prefix_length(key)?;
-    let choices = (key.len() - prefix + 1)
-        .checked_sub(2 * LACKING)
-        .filter(|choices| *choices > 0)
-        .and_then(|choices| u32::try_from(choices).ok())
-        .ok_or(SplitKeyErrorKind::TooShort)?;
-    let at = prefix + LACKING + random.below(choices)? as usize;
+    let secrets = provider.secrets(key).ok_or(SplitKeyErrorKind::WrongFormat)?;
+    let cuts = secrets.cuts_between(LACKING).ok_or(SplitKeyErrorKind::TooShort)?;
+    let choices = u32::try_from(cuts.end() - cuts.start() + 1).map_err(|_| SplitKeyErrorKind::InvalidKey)?;
+    let at = cuts.start() + random.below(choices)? as usize;
     let mut salt = [0; SALT / 2];
     random.fill(&mut salt)?;
     let salt = format!("{:016x}", u64::from_be_bytes(salt));
@@ -55,7 +52,9 @@ pub(super) fn join(
     key.extend_from_slice(tail);
     if let Some(provider) = provider {
         let text = std::str::from_utf8(&key).map_err(|_| SplitKeyErrorKind::NotOpened)?;
-        provider.prefix_length(text).map_err(|_| SplitKeyErrorKind::NotOpened)?;
+        if !provider.recognizes(text) {
+            return Err(SplitKeyErrorKind::NotOpened.into());
+        }
     }
     Ok(key)
 }
@@ -79,14 +78,13 @@ pub struct CutLint {
 }
 
 impl CutLint {
-    /// The number of characters of the key that the server part does not reveal.
+    /// The number of characters of the key that neither the server part nor public knowledge reveals.
     #[must_use]
     pub const fn unknown_to_server(&self) -> usize {
         self.unknown_to_server
     }
 
-    /// The number of characters of the key that the client part does not reveal. The prefix does not count, because it
-    /// is public.
+    /// The number of characters of the key that neither the client part nor public knowledge reveals.
     #[must_use]
     pub const fn unknown_to_client(&self) -> usize {
         self.unknown_to_client
@@ -99,24 +97,25 @@ impl CutLint {
     }
 }
 
-/// Counts the characters that a version 1 pair keeps secret from each side.
+/// Counts the characters that a version 1 pair keeps secret from each side. Prefixes and other texts that all keys of
+/// the provider share do not count, because they are public.
 ///
 /// # Errors
 ///
-/// Returns [`NotOpened`](SplitKeyErrorKind::NotOpened) if the parts do not belong together or do not form a key of this
-/// provider; [`Malformed`](SplitKeyErrorKind::Malformed) if the client part is not of version 1.
+/// Returns [`NotOpened`](SplitKeyErrorKind::NotOpened) if the parts do not belong together;
+/// [`WrongFormat`](SplitKeyErrorKind::WrongFormat) if their key has no format that is known of this provider;
+/// [`Malformed`](SplitKeyErrorKind::Malformed) if the client part is not of version 1.
 pub fn lint(server: &ServerPart, client: &ClientPart, provider: &Provider) -> Result<CutLint, SplitKeyError> {
     if client.metadata().version() != Version::Cut {
         return Err(SplitKeyErrorKind::Malformed.into());
     }
     let (head, _) = halves(server, client)?;
-    let key = join(server, client, Some(provider))?;
+    let key = join(server, client, None)?;
     let text = std::str::from_utf8(&key).map_err(|_| SplitKeyErrorKind::NotOpened)?;
-    let prefix = provider.prefix_length(text)?;
-    Ok(CutLint {
-        unknown_to_server: key.len() - head.len().max(prefix),
-        unknown_to_client: head.len().saturating_sub(prefix),
-    })
+    check_key(text).map_err(|_| SplitKeyErrorKind::NotOpened)?;
+    let secrets = provider.secrets(text).ok_or(SplitKeyErrorKind::WrongFormat)?;
+    let (unknown_to_client, unknown_to_server) = secrets.around(head.len());
+    Ok(CutLint { unknown_to_server, unknown_to_client })
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ pub enum SplitKeyErrorKind {
     InvalidProject,
     /// An API key is empty, too long, or holds more than visible ASCII characters.
     InvalidKey,
-    /// An API key does not have the format of its provider.
+    /// An API key that is to be cut (version 1) has no format that is known of its provider.
     WrongFormat,
     /// No provider has that name.
     UnknownProvider,
@@ -67,7 +67,7 @@ impl_error!(
         SplitKeyErrorKind::Malformed => "not a part of a split key",
         SplitKeyErrorKind::InvalidProject => "a project id must have 1 to 128 visible ASCII characters",
         SplitKeyErrorKind::InvalidKey => "an API key must have 1 to 4096 visible ASCII characters",
-        SplitKeyErrorKind::WrongFormat => "the API key does not have the format of its provider",
+        SplitKeyErrorKind::WrongFormat => "the API key has no format that is known of its provider",
         SplitKeyErrorKind::UnknownProvider => "there is no provider of that name",
         SplitKeyErrorKind::TooShort => "the API key is too short to be cut",
         SplitKeyErrorKind::ImpossiblePath => {

@@ -1,103 +1,112 @@
 //! A key store in one JSON file.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard};
-use std::time::{Duration, SystemTime};
-use std::{ffi::OsString, fmt};
-
-use serde::{Deserialize, Serialize};
-use zeroize::Zeroizing;
+use std::sync::{Arc, Mutex};
+use std::task::{Poll, Waker};
+use std::time::Duration;
+use std::{fmt, future::poll_fn, thread};
 
 use crate::runtime::{Instant, lock};
+use crate::split_key::key_file::{self, FileStamp};
 use crate::split_key::store::{SplitKeyStore, SplitKeyStoreError};
 use crate::split_key::{memory_store::RecordMap, metadata::SplitId, record::SplitKeyRecord};
 
-/// The largest file that is read, in bytes.
-const MAX_FILE: u64 = 16 * 1024 * 1024;
-/// The minimum age of a file's modification time that guarantees a new modification time for the next change. It is
-/// coarser than the timestamps of all common file systems.
-const SETTLED: Duration = Duration::from_secs(2);
-
 /// A key store in one JSON file, for a single server, or for a file that is mounted into many servers.
+/// `docs/split-keys.md` describes the format.
 ///
-/// * Reading: the store holds all records in memory. At most once a second ([`with_check_interval`]) a request checks,
-///   on its own thread, whether the file has changed (one `stat` call), and reads the file again if it has. A
-///   revocation takes effect within this interval. Put the file on a local disk. While the file cannot be read, or
-///   holds anything but records, the layer answers every request with
-///   [`Unavailable`](crate::split_key::SplitKeyRejection::Unavailable).
+/// * Reading: the store holds all records in memory. At most twice in the check interval ([`with_check_interval`]), a
+///   request checks whether the file has changed (one `stat` call, on the request's own thread). If it has, another
+///   thread reads it, and then replaces all records at once. Requests wait for that only if the records are older than
+///   the interval. A revocation therefore takes effect within this interval. Put the file on a local disk.
+/// * Damage: while the file cannot be read, or holds anything but records, the last good records stay in use, the log
+///   has one error, and [`check`](SplitKeyStore::check) fails. A revocation that damages the file has no effect.
 /// * Writing, by the operations of operators: the store writes a file beside the old one, flushes it to the disk, and
 ///   renames it over the old one. At any time, the file holds either all old or all new records. The operation blocks
 ///   the calling thread until the records are on the disk. Writers, including those in other processes, wait for each
 ///   other with a lock on another file (`.lock`).
 ///
-/// Only its owner can read a new file. An existing file keeps its permissions.
+/// Only its owner can read a new file. An existing file keeps its owner, group and permissions. A writer that may not
+/// keep them gets an error, and the file stays as it was. The file must be a regular file of at most 16 MiB.
 ///
 /// [`with_check_interval`]: Self::with_check_interval
 pub struct FileSplitKeyStore {
-    path: PathBuf,
+    path: Arc<Path>,
     check_interval: Duration,
-    loaded: Mutex<LoadedFile>,
+    loaded: Arc<Mutex<LoadedFile>>,
 }
 
 struct LoadedFile {
-    records: Result<RecordMap, String>,
+    records: Arc<RecordMap>,
+    /// The reason for which the last read failed. The records are those of the read before.
+    failure: Option<String>,
     /// The stamp of the file at the last read; `None` if the file must be read again in any case.
     stamp: Option<FileStamp>,
+    /// The time at which the last check began.
     checked_at: Instant,
+    is_reading: bool,
+    /// The number of writes by this process. A read that began before a write has old records.
+    writes: u64,
+    /// The tasks that wait for the reader.
+    waiting: Vec<Waker>,
 }
 
-/// The state of a file according to `stat`.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct FileStamp {
-    modified: SystemTime,
-    length: u64,
-    inode: u64,
-}
+impl LoadedFile {
+    fn new((records, stamp): (RecordMap, Option<FileStamp>)) -> Self {
+        Self {
+            records: Arc::new(records),
+            failure: None,
+            stamp,
+            checked_at: Instant::now(),
+            is_reading: false,
+            writes: 0,
+            waiting: Vec::new(),
+        }
+    }
 
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct KeyFile<R> {
-    /// The version of this format.
-    format: u32,
-    keys: Vec<R>,
+    /// Ends a check that began at this time. One error and one line about its end are logged for each incident.
+    fn checked(&mut self, began: Instant, read: Result<(RecordMap, Option<FileStamp>), String>) {
+        self.checked_at = began;
+        match read {
+            Ok((records, stamp)) => {
+                (self.records, self.stamp) = (Arc::new(records), stamp);
+                if self.failure.take().is_some() {
+                    tracing::info!("the key file can be read again");
+                }
+            }
+            Err(error) => {
+                self.stamp = None;
+                if self.failure.is_none() {
+                    tracing::error!(
+                        error,
+                        "the key file cannot be read: the records from before stay in use"
+                    );
+                }
+                self.failure = Some(error);
+            }
+        }
+    }
 }
-
-const FORMAT: u32 = 1;
 
 impl FileSplitKeyStore {
-    /// Reads the records from an existing file.
+    /// Reads the records from an existing file. Blocks the calling thread.
     ///
     /// # Errors
     ///
     /// Returns an error if the file cannot be read or holds anything but records.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, SplitKeyStoreError> {
-        let path = path.into();
-        let (records, stamp) = read(&path).map_err(SplitKeyStoreError::unavailable)?;
-        Ok(Self {
-            path,
-            check_interval: Duration::from_secs(1),
-            loaded: Mutex::new(LoadedFile { records: Ok(records), stamp, checked_at: Instant::now() }),
-        })
+        let path: Arc<Path> = path.into().into();
+        let loaded = LoadedFile::new(key_file::read(&path).map_err(SplitKeyStoreError::unavailable)?);
+        Ok(Self { path, check_interval: Duration::from_secs(1), loaded: Arc::new(Mutex::new(loaded)) })
     }
 
-    /// Reads the records from a file. Creates a file without records if there is none.
+    /// Reads the records from a file. Creates a file without records if there is none. Blocks the calling thread.
     ///
     /// # Errors
     ///
     /// Returns an error if the file can be neither read nor created, or if it holds anything but records.
     pub fn open_or_create(path: impl Into<PathBuf>) -> Result<Self, SplitKeyStoreError> {
         let path = path.into();
-        let create = || {
-            let _lock = lock_file(&path)?;
-            // Another process may have created the file meanwhile.
-            if !path.try_exists()? {
-                write(&path, &RecordMap::default())?;
-            }
-            io::Result::Ok(())
-        };
-        create().map_err(SplitKeyStoreError::unavailable)?;
+        key_file::create(&path).map_err(SplitKeyStoreError::unavailable)?;
         Self::open(path)
     }
 
@@ -112,54 +121,70 @@ impl FileSplitKeyStore {
         self
     }
 
-    /// Returns the records as of the last check of the file. Checks the file now if the interval is over.
-    fn current(&self) -> MutexGuard<'_, LoadedFile> {
-        let mut loaded = lock(&self.loaded);
-        if loaded.checked_at.elapsed() >= self.check_interval {
-            loaded.refresh(&self.path);
+    /// Returns the records as of a check within the interval, and the reason for which they could not be renewed.
+    async fn current(&self) -> (Arc<RecordMap>, Option<String>) {
+        let arrived = Instant::now();
+        poll_fn(|cx| {
+            let mut loaded = lock(&self.loaded);
+            let mut age = loaded.checked_at.elapsed();
+            if age >= self.check_interval / 2 && loaded.checked_at < arrived && !loaded.is_reading {
+                self.renew(&mut loaded);
+                age = loaded.checked_at.elapsed();
+            }
+            if age < self.check_interval || loaded.checked_at >= arrived {
+                return Poll::Ready((Arc::clone(&loaded.records), loaded.failure.clone()));
+            }
+            loaded.waiting.push(cx.waker().clone());
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Checks the file. If it has changed, another thread reads it.
+    fn renew(&self, loaded: &mut LoadedFile) {
+        let began = Instant::now();
+        if loaded.stamp.is_some() && loaded.stamp == FileStamp::of(&self.path) {
+            loaded.checked_at = began;
+            return;
         }
-        loaded
+        let (path, shared, writes) = (Arc::clone(&self.path), Arc::clone(&self.loaded), loaded.writes);
+        let read = move || {
+            let read = key_file::read(&path).map_err(|error| error.to_string());
+            // The old records are wiped after the lock is released.
+            let _old;
+            let mut loaded = lock(&shared);
+            _old = Arc::clone(&loaded.records);
+            loaded.is_reading = false;
+            if loaded.writes == writes {
+                loaded.checked(began, read);
+            }
+            loaded.waiting.drain(..).for_each(Waker::wake);
+        };
+        match thread::Builder::new().name("key-file".to_owned()).spawn(read) {
+            Ok(_) => loaded.is_reading = true,
+            Err(error) => loaded.checked(began, Err(error.to_string())),
+        }
     }
 
     fn put(&self, changes: Vec<SplitKeyRecord>) -> Result<(), SplitKeyStoreError> {
-        let _lock = lock_file(&self.path).map_err(SplitKeyStoreError::unavailable)?;
-        let (mut records, _) = read(&self.path).map_err(SplitKeyStoreError::unavailable)?;
+        let _lock = key_file::lock_file(&self.path).map_err(SplitKeyStoreError::unavailable)?;
+        let (mut records, _) = key_file::read(&self.path).map_err(SplitKeyStoreError::unavailable)?;
         let result = records.put(changes);
         if result.is_ok() {
-            write(&self.path, &records).map_err(SplitKeyStoreError::unavailable)?;
+            key_file::write(&self.path, &records).map_err(SplitKeyStoreError::unavailable)?;
         }
-        // This happens after a conflict, too, because a second attempt must see the changes of others.
-        *lock(&self.loaded) = LoadedFile {
-            records: Ok(records),
-            // The next check reads the file again, because others may write as soon as the lock is released.
-            stamp: None,
-            checked_at: Instant::now(),
-        };
+        // This happens after a conflict, too, because a second attempt must see the changes of others. The next check
+        // reads the file again, because others may write as soon as the lock is released.
+        let mut loaded = lock(&self.loaded);
+        loaded.writes += 1;
+        loaded.checked(Instant::now(), Ok((records, None)));
         result
-    }
-}
-
-impl LoadedFile {
-    fn refresh(&mut self, path: &Path) {
-        self.checked_at = Instant::now();
-        let is_same = |stamp| fs::metadata(path).is_ok_and(|metadata| FileStamp::from(metadata) == stamp);
-        if self.stamp.is_some_and(is_same) {
-            return;
-        }
-        (self.records, self.stamp) = match read(path) {
-            Ok((records, stamp)) => (Ok(records), stamp),
-            Err(error) => (Err(error.to_string()), None),
-        };
-    }
-
-    fn records(&self) -> Result<&RecordMap, SplitKeyStoreError> {
-        self.records.as_ref().map_err(|error| SplitKeyStoreError::unavailable(error.clone()))
     }
 }
 
 impl SplitKeyStore for FileSplitKeyStore {
     async fn get(&self, project: &str, split: SplitId) -> Result<Option<SplitKeyRecord>, SplitKeyStoreError> {
-        Ok(self.current().records()?.get(project, split).cloned())
+        Ok(self.current().await.0.get(project, split).cloned())
     }
 
     async fn put(&self, records: Vec<SplitKeyRecord>) -> Result<(), SplitKeyStoreError> {
@@ -167,146 +192,15 @@ impl SplitKeyStore for FileSplitKeyStore {
     }
 
     async fn list(&self) -> Result<Vec<SplitKeyRecord>, SplitKeyStoreError> {
-        let mut loaded = lock(&self.loaded);
-        loaded.refresh(&self.path);
-        Ok(loaded.records()?.iter().cloned().collect())
+        let (records, _) = key_file::read(&self.path).map_err(SplitKeyStoreError::unavailable)?;
+        Ok(records.iter().cloned().collect())
     }
-}
 
-impl From<fs::Metadata> for FileStamp {
-    fn from(metadata: fs::Metadata) -> Self {
-        #[cfg(unix)]
-        let inode = std::os::unix::fs::MetadataExt::ino(&metadata);
-        #[cfg(not(unix))]
-        let inode = 0;
-        Self {
-            // On a platform without modification times, the stamp still has the length.
-            modified: metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH),
-            length: metadata.len(),
-            inode,
+    async fn check(&self) -> Result<(), SplitKeyStoreError> {
+        match self.current().await.1 {
+            Some(failure) => Err(SplitKeyStoreError::unavailable(failure)),
+            None => Ok(()),
         }
-    }
-}
-
-/// Reads the file. Returns its stamp if the next change is certain to change the stamp.
-fn read(path: &Path) -> io::Result<(RecordMap, Option<FileStamp>)> {
-    let now = SystemTime::now();
-    let mut file = File::open(path)?;
-    let metadata = file.metadata()?;
-    if metadata.len() > MAX_FILE {
-        return Err(io::Error::other("the key file is too large"));
-    }
-    let stamp = FileStamp::from(metadata);
-    let capacity = usize::try_from(stamp.length).map_err(io::Error::other)?;
-    let mut bytes = Zeroizing::new(vec![0; capacity]);
-    file.read_exact(&mut bytes)?;
-    let records = parse(&bytes)?;
-    let settled = now.duration_since(stamp.modified).is_ok_and(|age| age >= SETTLED);
-    Ok((records, settled.then_some(stamp)))
-}
-
-fn parse(bytes: &[u8]) -> io::Result<RecordMap> {
-    let contents: KeyFile<SplitKeyRecord> = serde_json::from_slice(bytes).map_err(|error| {
-        // serde's message may quote the file, so this error gives only the position.
-        let (line, column) = (error.line(), error.column());
-        io::Error::other(format!("the key file is not right at line {line}, column {column}"))
-    })?;
-    if contents.format != FORMAT {
-        return Err(io::Error::other("the key file has a format that is not known"));
-    }
-    let mut records = RecordMap::default();
-    for record in contents.keys {
-        records
-            .add(record)
-            .ok_or_else(|| io::Error::other("the key file has two records of one project and split"))?;
-    }
-    Ok(records)
-}
-
-fn beside(path: &Path, extension: &str) -> PathBuf {
-    let mut name = OsString::from(path);
-    name.push(extension);
-    PathBuf::from(name)
-}
-
-/// Resolves a symbolic link, so that the store replaces the file and not the link. All names of a file share one lock
-/// and one temporary file.
-fn target(path: &Path) -> PathBuf {
-    fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
-}
-
-/// Waits until no other writer holds the lock. Dropping the returned file releases the lock.
-fn lock_file(path: &Path) -> io::Result<File> {
-    let file = options().create(true).truncate(false).open(beside(&target(path), ".lock"))?;
-    file.lock()?;
-    Ok(file)
-}
-
-/// Options for files that only their owner can read.
-pub(super) fn options() -> OpenOptions {
-    let mut options = OpenOptions::new();
-    options.write(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options
-}
-
-/// Replaces the file of records. The caller holds the lock.
-fn write(path: &Path, records: &RecordMap) -> io::Result<()> {
-    let contents = KeyFile { format: FORMAT, keys: records.iter().collect() };
-    let mut length = ByteCounter(0);
-    serde_json::to_writer_pretty(&mut length, &contents)?;
-    let mut bytes = Zeroizing::new(Vec::with_capacity(length.0 + 1));
-    serde_json::to_writer_pretty(&mut *bytes, &contents)?;
-    bytes.push(b'\n');
-    if bytes.len() as u64 > MAX_FILE {
-        return Err(io::Error::other("the key file would be too large"));
-    }
-    replace(path, &bytes)
-}
-
-/// Replaces a file. At any time, either the old or the new file exists. The caller is the only writer.
-pub(super) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let target = target(path);
-    let temporary = beside(&target, ".tmp");
-    // A writer that was killed may have left this file.
-    match fs::remove_file(&temporary) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = options().create_new(true).open(&temporary)?;
-    if let Ok(present) = fs::metadata(&target) {
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::{MetadataExt, fchown};
-            // Only root may give files away. Any other writer owns the new file.
-            let _ = fchown(&file, Some(present.uid()), Some(present.gid()));
-        }
-        file.set_permissions(present.permissions())?;
-    }
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&temporary, &target)?;
-    // On unix, the new name is durable only once the folder is synced.
-    #[cfg(unix)]
-    if let Some(folder) = target.parent() {
-        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-        File::open(folder)?.sync_all()?;
-    }
-    Ok(())
-}
-
-/// Counts the bytes first, so that the buffer never grows and leaves copies of secrets behind.
-struct ByteCounter(usize);
-
-impl Write for ByteCounter {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0 += bytes.len();
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 

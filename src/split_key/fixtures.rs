@@ -75,6 +75,7 @@ pub(super) type NoBody = Empty<Bytes>;
 pub(super) struct Inner {
     pub(super) calls: AtomicUsize,
     pub(super) headers: Mutex<HeaderMap>,
+    pub(super) key: Mutex<Option<ApiKey>>,
 }
 
 /// An observer that keeps what it got.
@@ -151,6 +152,7 @@ impl Fixture {
             async move {
                 inner.calls.fetch_add(1, Ordering::Relaxed);
                 *inner.headers.lock().unwrap() = request.headers().clone();
+                *inner.key.lock().unwrap() = request.extensions().get().cloned();
                 let key = request.extensions().get::<ApiKey>();
                 let body = key.map_or_else(|| "no key".to_owned(), |key| key.expose().to_owned());
                 Ok::<_, Infallible>(Response::new(http_body_util::Full::from(body)))

@@ -10,7 +10,8 @@ use crate::split_key::audit::observer::{SplitKeyObserver, TracingSplitKeyObserve
 use crate::split_key::audit::suspicion::{Suspicion, Watch};
 use crate::split_key::service::{KeyGate, SplitKey, SplitKeySettings};
 use crate::split_key::{
-    provider::Providers, rejection::SplitKeyRejectionResponse, sealed, store::SplitKeyStore,
+    provider::Providers, rejection::SplitKeyRejectionResponse, revocations::Revocations, sealed,
+    store::SplitKeyStore,
 };
 
 /// A tower layer that gives the API key to a request from a verified device, if the request holds the client part of
@@ -42,7 +43,9 @@ impl SplitKeyLayer {
     }
 
     fn from_parts(settings: SplitKeySettings, suspicion: Suspicion) -> Self {
-        Self { gate: Arc::new(KeyGate { settings, watch: Watch::new(suspicion), decoy: sealed::decoy() }) }
+        let revocations = Arc::new(Revocations::new(Arc::clone(&settings.store)));
+        let watch = Watch::new(suspicion);
+        Self { gate: Arc::new(KeyGate { settings, watch, revocations, decoy: sealed::decoy() }) }
     }
 
     fn configure(self, change: impl FnOnce(&mut SplitKeySettings)) -> Self {

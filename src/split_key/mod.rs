@@ -51,6 +51,11 @@
 //! `x-project-id`, or [elsewhere](SplitKeyLayer::with_project). The layer removes these headers before the inner
 //! service gets the request.
 //!
+//! # Revocation
+//!
+//! A revoked key opens no further request. A response that is already under way ends only if its service asks:
+//! [`ApiKey::revoked`] is a future that ends with the key.
+//!
 //! # Memory
 //!
 //! This module wipes its copies of a key when the request is over. It cannot wipe the buffer in which an HTTP server
@@ -67,6 +72,9 @@ mod fixtures;
 #[cfg(feature = "gateway")]
 #[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "gateway")))]
 pub mod gateway;
+#[cfg(not(target_arch = "wasm32"))]
+mod key_file;
+mod key_format;
 mod layer;
 mod limits;
 mod memory_store;
@@ -78,6 +86,7 @@ mod record;
 #[cfg(feature = "redis")]
 mod redis_store;
 mod rejection;
+mod revocations;
 mod sealed;
 mod service;
 mod splitter;

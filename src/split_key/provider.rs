@@ -1,22 +1,21 @@
-//! AI providers, and the prefixes of their API keys.
+//! AI providers: names, the public parts of their API keys, and where they are.
 
 use std::sync::Arc;
 
 #[cfg(feature = "gateway")]
 use http::{HeaderName, HeaderValue};
 
-use crate::split_key::error::{SplitKeyError, SplitKeyErrorKind};
 #[cfg(feature = "gateway")]
 use crate::split_key::gateway::{
     endpoint::{Endpoint, ProviderError},
     error_shape::ErrorShape,
 };
-use crate::split_key::parts::{MAX_KEY_LENGTH, is_visible};
+use crate::split_key::key_format::{KeyFormat, Secrets, check_key};
 
-/// An AI provider: a name, and the prefixes of its API keys.
+/// An AI provider: a name, and the public parts of its API keys, which everybody knows.
 ///
-/// In a prefix, `#` stands for one digit. After the prefix, a key may hold any visible ASCII characters, including
-/// dots.
+/// A prefix is a pattern: `#` stands for one digit, `@` for one or more letters, and every other character for itself.
+/// The rest of a key may hold any visible ASCII characters, including dots.
 ///
 /// ```
 /// use tower_devicecheck::split_key::{Provider, Providers};
@@ -28,7 +27,7 @@ use crate::split_key::parts::{MAX_KEY_LENGTH, is_visible};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Provider {
     name: Box<str>,
-    prefixes: Vec<Box<str>>,
+    format: KeyFormat,
     #[cfg(feature = "gateway")]
     pub(super) endpoint: Endpoint,
 }
@@ -39,44 +38,62 @@ impl Provider {
     pub fn new(name: &str) -> Self {
         Self {
             name: name.into(),
-            prefixes: Vec::new(),
+            format: KeyFormat::default(),
             #[cfg(feature = "gateway")]
             endpoint: Endpoint::new(),
         }
     }
 
-    /// Adds a prefix. A key of a provider with prefixes must begin with one of them.
+    /// Adds a prefix. If a provider has prefixes, a key of a known format begins with one of them. A key of an unknown
+    /// format cannot be cut ([`Version::Cut`](crate::split_key::Version::Cut)).
     #[must_use]
     pub fn with_prefix(mut self, pattern: &str) -> Self {
-        self.prefixes.push(pattern.into());
+        self.format.prefixes.push(pattern.into());
         self
     }
 
-    /// `openai`: `sk-proj-` and `sk-`.
+    /// Adds a text that keys may hold anywhere and that is no secret, such as `T3BlbkFJ` in keys of OpenAI.
+    #[must_use]
+    pub fn with_infix(mut self, text: &str) -> Self {
+        self.format.infixes.push(text.into());
+        self
+    }
+
+    /// Adds a text that keys may end in and that is no secret, such as `AA` in keys of Anthropic.
+    #[must_use]
+    pub fn with_suffix(mut self, text: &str) -> Self {
+        self.format.suffixes.push(text.into());
+        self
+    }
+
+    /// `openai`: `sk-`, alone or with a word and a hyphen, such as `sk-proj-`, `sk-svcacct-`, `sk-admin-`, `sk-None-`. The
+    /// text `T3BlbkFJ` is public.
     #[must_use]
     pub fn openai() -> Self {
         let provider = Self::new("openai");
         #[cfg(feature = "gateway")]
         let provider = Self { endpoint: Endpoint::openai(), ..provider };
-        provider.with_prefix("sk-proj-").with_prefix("sk-")
+        provider.with_prefix("sk-").with_prefix("sk-@-").with_infix("T3BlbkFJ")
     }
 
-    /// `anthropic`: `sk-ant-api##-`.
+    /// `anthropic`: `sk-ant-api03-`, `sk-ant-admin01-` and the like. `AA` at the end is public.
     #[must_use]
     pub fn anthropic() -> Self {
         let provider = Self::new("anthropic");
         #[cfg(feature = "gateway")]
         let provider = Self { endpoint: Endpoint::anthropic(), ..provider };
-        provider.with_prefix("sk-ant-api##-")
+        provider.with_prefix("sk-ant-@##-").with_suffix("AA")
     }
 
-    /// `google`: `AIza`.
+    /// `google`: `AIza`, and the newer `AQ.`. The characters that all known keys share, `AIzaSy` and `AQ.Ab8RN6`, are
+    /// public.
     #[must_use]
     pub fn google() -> Self {
         let provider = Self::new("google");
         #[cfg(feature = "gateway")]
         let provider = Self { endpoint: Endpoint::google(), ..provider };
-        provider.with_prefix("AIza")
+        let provider = provider.with_prefix("AIza").with_prefix("AIzaSy");
+        provider.with_prefix("AQ.").with_prefix("AQ.Ab8RN6")
     }
 
     /// The name under which records refer to the provider, and paths of a gateway.
@@ -85,17 +102,15 @@ impl Provider {
         &self.name
     }
 
-    /// The length of the key's prefix. The characters of the prefix are public.
-    pub(super) fn prefix_length(&self, key: &str) -> Result<usize, SplitKeyError> {
-        if key.is_empty() || key.len() > MAX_KEY_LENGTH || !is_visible(key) {
-            return Err(SplitKeyErrorKind::InvalidKey.into());
-        }
-        if self.prefixes.is_empty() {
-            return Ok(0);
-        }
-        let matching = self.prefixes.iter().filter(|pattern| has_prefix(key, pattern));
-        let longest = matching.map(|pattern| pattern.len()).max();
-        longest.filter(|length| *length < key.len()).ok_or(SplitKeyErrorKind::WrongFormat.into())
+    /// Whether the key has a format that is known of this provider. If not, the format may be new, or the key that of
+    /// another provider: warn the operator. Only [`Version::Cut`](crate::split_key::Version::Cut) needs a known format.
+    #[must_use]
+    pub fn recognizes(&self, api_key: &str) -> bool {
+        check_key(api_key).is_ok() && self.secrets(api_key).is_some()
+    }
+
+    pub(super) fn secrets(&self, key: &str) -> Option<Secrets> {
+        self.format.secrets(key)
     }
 }
 
@@ -175,18 +190,15 @@ impl Provider {
     }
 }
 
-fn has_prefix(key: &str, pattern: &str) -> bool {
-    key.len() >= pattern.len()
-        && key.bytes().zip(pattern.bytes()).all(|(byte, expected)| match expected {
-            b'#' => byte.is_ascii_digit(),
-            _ => byte == expected,
-        })
-}
-
 /// The providers by name.
 ///
-/// The default providers are `openai`, with the prefixes `sk-proj-` and `sk-`, `anthropic` with `sk-ant-api##-`, and
-/// `google` with `AIza`. In a prefix, `#` stands for a digit.
+/// The default providers:
+///
+/// | name | prefixes | other public texts |
+/// |---|---|---|
+/// | `openai` | `sk-`, `sk-@-` (`sk-proj-`, `sk-svcacct-`, `sk-admin-`, `sk-None-` and the like) | `T3BlbkFJ` anywhere |
+/// | `anthropic` | `sk-ant-@##-` (`sk-ant-api03-` and the like) | `AA` at the end |
+/// | `google` | `AIza`, `AIzaSy`, `AQ.`, `AQ.Ab8RN6` | |
 #[derive(Clone, Debug)]
 pub struct Providers(Vec<Arc<Provider>>);
 
@@ -231,31 +243,57 @@ impl Default for Providers {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::split_key::parts::MAX_KEY_LENGTH;
+
+    fn counts(provider: &Provider, key: &str) -> Option<usize> {
+        provider.secrets(key).map(|secrets| secrets.around(key.len()).0)
+    }
 
     #[test]
-    fn prefixes() {
-        use SplitKeyErrorKind::{InvalidKey, WrongFormat};
+    fn w02_what_everybody_knows_of_a_key_is_no_secret() {
         let any = Provider::new("any");
-        let cases: &[(&str, &Provider, &str, Result<usize, SplitKeyErrorKind>)] = &[
-            ("openai", &Provider::openai(), "sk-abc", Ok(3)),
-            ("the longest prefix counts", &Provider::openai(), "sk-proj-abc", Ok(8)),
-            ("nothing but a prefix", &Provider::openai(), "sk-proj-", Err(WrongFormat)),
-            ("anthropic", &Provider::anthropic(), "sk-ant-api03-abc", Ok(13)),
-            ("no digits", &Provider::anthropic(), "sk-ant-apixx-abc", Err(WrongFormat)),
-            ("google", &Provider::google(), "AIzaabc", Ok(4)),
-            ("of another provider", &Provider::google(), "sk-abc", Err(WrongFormat)),
-            ("any", &any, "whatever", Ok(0)),
-            ("dots", &any, "a.b.c", Ok(0)),
-            ("empty", &any, "", Err(InvalidKey)),
-            ("a space", &any, "a b", Err(InvalidKey)),
-            ("a line break", &Provider::openai(), "sk-abc\n", Err(InvalidKey)),
-            ("not ASCII", &any, "schlüssel", Err(InvalidKey)),
+        let cases: &[(&str, &Provider, &str, Option<usize>)] = &[
+            ("openai", &Provider::openai(), "sk-abc", Some(3)),
+            ("of a project", &Provider::openai(), "sk-proj-abc", Some(3)),
+            ("of a service account", &Provider::openai(), "sk-svcacct-abc", Some(3)),
+            ("of an administrator", &Provider::openai(), "sk-admin-abc", Some(3)),
+            ("of nobody", &Provider::openai(), "sk-None-abc", Some(3)),
+            ("of a kind that is not known yet", &Provider::openai(), "sk-robot-abc", Some(3)),
+            ("a hyphen later", &Provider::openai(), "sk-abc0-abc", Some(8)),
+            ("a hyphen first", &Provider::openai(), "sk-proj--bc", Some(3)),
+            ("the fixed text", &Provider::openai(), "sk-svcacct-abT3BlbkFJcd", Some(4)),
+            ("nothing but public texts", &Provider::openai(), "sk-proj-T3BlbkFJ", None),
+            ("anthropic", &Provider::anthropic(), "sk-ant-api03-abcAA", Some(3)),
+            ("another ending", &Provider::anthropic(), "sk-ant-api03-abcAB", Some(5)),
+            ("an administrator's", &Provider::anthropic(), "sk-ant-admin01-abcAA", Some(3)),
+            ("no digits", &Provider::anthropic(), "sk-ant-apixx-abc", None),
+            ("google", &Provider::google(), "AIzaabc", Some(3)),
+            ("as all of them begin", &Provider::google(), "AIzaSyabc", Some(3)),
+            ("the newer ones", &Provider::google(), "AQ.Ab8RN6abc", Some(3)),
+            ("with another beginning", &Provider::google(), "AQ.Xy8RN6abc", Some(9)),
+            ("of another provider", &Provider::google(), "sk-abc", None),
+            ("any", &any, "whatever", Some(8)),
+            ("dots", &any, "a.b.c", Some(5)),
         ];
         for (name, provider, key, expected) in cases {
-            let found = provider.prefix_length(key).map_err(|error| error.kind());
-            assert_eq!(found, *expected, "{name}");
+            assert_eq!(counts(provider, key), *expected, "{name}");
         }
-        assert!(any.prefix_length(&"x".repeat(MAX_KEY_LENGTH)).is_ok());
-        assert!(any.prefix_length(&"x".repeat(MAX_KEY_LENGTH + 1)).is_err());
+    }
+
+    #[test]
+    fn keys_that_are_none() {
+        let long = "x".repeat(MAX_KEY_LENGTH);
+        let cases = [
+            ("a key", "a.b.c", true),
+            ("the longest", &*long, true),
+            ("too long", &*format!("{long}x"), false),
+            ("empty", "", false),
+            ("a space", "a b", false),
+            ("a line break", "sk-abc\n", false),
+            ("not ASCII", "schlüssel", false),
+        ];
+        for (name, key, expected) in cases {
+            assert_eq!(check_key(key).is_ok(), expected, "{name}");
+        }
     }
 }

@@ -110,4 +110,12 @@ impl SplitKeyStore for RedisSplitKeyStore {
     async fn list(&self) -> Result<Vec<SplitKeyRecord>, SplitKeyStoreError> {
         all(&self.redis, self.hash(), |field, value: Vec<u8>| record(field, &value)).await
     }
+
+    async fn check(&self) -> Result<(), SplitKeyStoreError> {
+        // No record has this field.
+        let mut command = redis::cmd("HGET");
+        command.arg(self.hash()).arg("-");
+        let answer = self.redis.query(Access::ReadKey, command).await;
+        answer.map(|_: Option<Vec<u8>>| ()).map_err(SplitKeyStoreError::unavailable)
+    }
 }

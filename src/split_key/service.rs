@@ -16,7 +16,8 @@ use crate::split_key::parts::{ClientPart, ServerPart};
 use crate::split_key::record::{SplitKeyState, project_id};
 use crate::split_key::{
     api_key::ApiKey, cut, limits::Limits, metadata::Version, provider::Providers,
-    rejection::SplitKeyRejectionResponse, sealed, splitter::open_record, store::ErasedSplitKeyStore,
+    rejection::SplitKeyRejectionResponse, revocations::Revocations, sealed, splitter::open_record,
+    store::ErasedSplitKeyStore,
 };
 
 const PROJECT: HeaderName = HeaderName::from_static("x-project-id");
@@ -31,6 +32,7 @@ pub type SplitKey<S> = Gated<S, KeyGate>;
 pub struct KeyGate {
     pub(super) settings: SplitKeySettings,
     pub(super) watch: Watch,
+    pub(super) revocations: Arc<Revocations>,
     /// A server part that no client part opens.
     pub(super) decoy: ServerPart,
 }
@@ -121,7 +123,7 @@ impl KeyGate {
             (Ok(key), SplitKeyState::Active) => (SplitKeyOutcome::Opened, Some(key)),
         };
         event.outcome = outcome;
-        Some((key?, record.shared_limits()))
+        Some((key?.with_revocations(&self.revocations), record.shared_limits()))
     }
 
     /// Whether devices of this tenant may use keys of this project.

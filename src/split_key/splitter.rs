@@ -8,9 +8,9 @@ use crate::split_key::metadata::{Metadata, SplitId, Version};
 use crate::split_key::random::{OsRandom, Random};
 use crate::split_key::record::{SplitKeyRecord, SplitKeyState, project_id};
 use crate::split_key::{
-    api_key::ApiKey, cut, limits::Limits, parts::ClientPart, provider::Providers, sealed,
-    store::SplitKeyStore,
+    api_key::ApiKey, cut, limits::Limits, parts::ClientPart, sealed, store::SplitKeyStore,
 };
+use crate::split_key::{key_format::check_key, provider::Providers};
 
 /// The number of attempts of an operation while others change the same record.
 const ATTEMPTS: usize = 8;
@@ -90,8 +90,9 @@ impl Splitter {
     ///
     /// # Errors
     ///
-    /// Returns an error if the project id, the provider or the key is invalid, if the key is too short to be cut
-    /// (version 1), or if the operating system gives no random bytes.
+    /// Returns an error if the project id, the provider or the key is invalid, or if the operating system gives no random
+    /// bytes. In [`Version::Cut`], also if the key is too short to be cut, or if its format is unknown, because then the
+    /// number of its secret characters is unknown as well.
     pub fn split(&self, project: &str, provider: &str, api_key: &str) -> Result<Split, SplitKeyError> {
         self.split_at(project, provider, api_key, SystemTime::now(), &mut OsRandom)
     }
@@ -106,7 +107,7 @@ impl Splitter {
     ) -> Result<Split, SplitKeyError> {
         let project = project_id(project)?;
         let provider = self.providers.get(provider).ok_or(SplitKeyErrorKind::UnknownProvider)?;
-        provider.prefix_length(api_key)?;
+        check_key(api_key)?;
         let metadata = Metadata::new(self.version, now, SplitId::new(random.next_u32()?));
         let (server_part, client_part) = match self.version {
             Version::Cut => cut::cut(api_key, provider, metadata, random)?,

@@ -76,6 +76,16 @@ pub trait SplitKeyStore: Send + Sync + 'static {
     ///
     /// Returns an error if the store failed.
     fn list(&self) -> impl Future<Output = Result<Vec<SplitKeyRecord>, SplitKeyStoreError>> + Send;
+
+    /// Checks that the store can be read, for the readiness endpoint of a server. The layer does not call it. By default,
+    /// the store is always ready.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the store failed, or goes on with records that it cannot renew.
+    fn check(&self) -> impl Future<Output = Result<(), SplitKeyStoreError>> + Send {
+        async { Ok(()) }
+    }
 }
 
 impl<K: SplitKeyStore> SplitKeyStore for Arc<K> {
@@ -89,6 +99,10 @@ impl<K: SplitKeyStore> SplitKeyStore for Arc<K> {
 
     async fn list(&self) -> Result<Vec<SplitKeyRecord>, SplitKeyStoreError> {
         K::list(self).await
+    }
+
+    async fn check(&self) -> Result<(), SplitKeyStoreError> {
+        K::check(self).await
     }
 }
 

@@ -26,7 +26,7 @@ use tower_devicecheck::{
 };
 
 use crate::captured::Fails as _;
-use crate::support::{App, Counter, Log, StandingClock};
+use crate::support::{App, Counter, Log, StandingClock, behind_a_private_authority};
 
 const PRODUCTION: Environment = Environment::Production;
 /// Ends a test that hangs.
@@ -489,45 +489,9 @@ fn a14_ids_that_cannot_be_right_are_warned_about() {
     std::fs::remove_file(file).unwrap();
 }
 
-/// A server that speaks TLS with a certificate of its own authority, whose root it returns in PEM, and answers 200.
-async fn behind_a_private_authority() -> (String, String) {
-    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-    use tokio_rustls::{TlsAcceptor, rustls};
-
-    let mut root = CertificateParams::new(Vec::new()).unwrap();
-    root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let root_key = KeyPair::generate().unwrap();
-    let pem = root.self_signed(&root_key).unwrap().pem();
-    let key = KeyPair::generate().unwrap();
-    let leaf = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
-    let leaf = leaf.signed_by(&key, &Issuer::new(root, root_key)).unwrap();
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![leaf.der().clone()], key.serialize_der().try_into().unwrap())
-        .unwrap();
-    let acceptor = TlsAcceptor::from(Arc::new(config));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("https://{}", listener.local_addr().unwrap());
-    tokio::spawn(async move {
-        loop {
-            let (socket, _) = listener.accept().await.unwrap();
-            let acceptor = acceptor.clone();
-            tokio::spawn(async move {
-                let Ok(mut socket) = acceptor.accept(socket).await else { return };
-                let _ = socket.read(&mut [0; 8192]).await;
-                let _ = socket.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
-            });
-        }
-    });
-    (url, pem)
-}
-
 #[tokio::test]
 async fn a16_a_root_certificate_can_be_added() {
-    let (url, pem) = behind_a_private_authority().await;
+    let (url, pem, _) = behind_a_private_authority().await;
     let own_client = {
         let pem = pem.clone();
         move || {

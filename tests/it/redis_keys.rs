@@ -177,3 +177,67 @@ async fn counts_wait_for_redis_and_count_once() {
     assert_eq!(requests().await, 1);
     assert_eq!(apple.calls(), 0);
 }
+
+/// The tool and the gateway with `KEYS_IN_REDIS`, and a stream that ends when another process revokes its key.
+#[tokio::test]
+async fn the_tool_and_the_gateway_share_keys_in_redis() {
+    use std::{
+        io::{BufRead, BufReader, Write},
+        process::{Command, Stdio},
+    };
+    let mut server = RedisServer::start();
+    let url = server.url();
+    let run = |arguments: &str| {
+        let mut command = Command::new(crate::support::example("split_key"));
+        command.args(arguments.split_whitespace()).env("KEYS_IN_REDIS", "1").env("REDIS_URL", &url);
+        let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let mut child = child.unwrap();
+        let _ = child.stdin.take().unwrap().write_all(b"sk-proj-0123456789abcdef0123456789abcdef");
+        let output = child.wait_with_output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        (output.status.success(), String::from_utf8(output.stdout).unwrap(), error)
+    };
+    let (added, part, error) = run("add --project app --provider openai");
+    assert!(added, "{error}");
+    let part: tower_devicecheck::split_key::ClientPart = part.trim().parse().unwrap();
+    let split = part.metadata().split();
+    let keys = store(&server).await;
+    let record = keys.get("app", split).await.unwrap().unwrap();
+    assert!(Splitter::new().open(&record, &part).is_ok());
+    let (listed, lines, _) = run("list");
+    assert!(listed && lines.contains(&split.to_string()), "{lines}");
+    let (both, _, error) = run("list --file keys.json");
+    assert!(!both && error.contains("--file"), "{error}");
+
+    let mut gateway = Command::new(crate::support::example("ai_gateway"))
+        .env_clear()
+        .envs([
+            ("KEYS_IN_REDIS", "1"),
+            ("REDIS_URL", &url),
+            ("ALLOW_FAKE_APPLE", "1"),
+            ("LISTEN", "127.0.0.1:0"),
+        ])
+        .envs([("TEST_KEY", "a-key-for-the-simulator"), ("OPENAI_URL", "http://127.0.0.1:1/v1")])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(gateway.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let address = line.trim().strip_prefix("listening on ").unwrap().to_owned();
+    let status = async || {
+        let request = reqwest::Client::new().get(format!("{address}/v1/openai/app/models"));
+        let request =
+            request.header("x-ai-key", part.expose()).header("x-proxed-test-key", "a-key-for-the-simulator");
+        request.send().await.unwrap().status().as_u16()
+    };
+    let health = async || reqwest::get(format!("{address}/health")).await.unwrap().status().as_u16();
+    // There is no provider behind it.
+    assert_eq!((status().await, health().await), (502, 200));
+    assert!(run(&format!("revoke --project app --split {split}")).0);
+    assert_eq!(status().await, 401);
+    server.kill();
+    assert_eq!(health().await, 503);
+    gateway.kill().unwrap();
+    gateway.wait().unwrap();
+}

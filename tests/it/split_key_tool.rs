@@ -47,11 +47,14 @@ impl Tool {
         self.spawn(arguments, stdin).wait_with_output().unwrap()
     }
 
-    /// The text that it prints, without the end of the line.
+    /// The text that it prints, without the end of the line. It says more only of a file that is new.
     fn succeed(&self, arguments: &str, stdin: &str) -> String {
+        let is_new = !self.file().exists();
         let Output { status, stdout, stderr } = self.run(arguments, stdin);
-        assert!(status.success(), "{arguments}: {}", String::from_utf8_lossy(&stderr));
-        assert!(stderr.is_empty(), "{arguments}: {}", String::from_utf8_lossy(&stderr));
+        let said = String::from_utf8(stderr).unwrap();
+        assert!(status.success(), "{arguments}: {said}");
+        let expected = !is_new || said.lines().count() == 1 && said.contains("the key file is new");
+        assert!(expected && (is_new || said.is_empty()), "{arguments}: {said}");
         String::from_utf8(stdout).unwrap().trim_end_matches('\n').to_owned()
     }
 
@@ -115,7 +118,7 @@ async fn the_tool_manages_a_key_file() {
 
     type Row<'a> = (&'a str, String, &'a str);
     let cases: [Row<'_>; 10] = [
-        ("not this key", "add --file keys.json --project app --provider google".to_owned(), key),
+        ("no format", "add --file keys.json --project app --provider google --version 1".to_owned(), key),
         ("no key", "add --file keys.json --project app --provider openai".to_owned(), ""),
         ("two keys", "add --file keys.json --project app --provider openai".to_owned(), "sk-a\nsk-b\n"),
         ("a key as an argument", format!("add {key}"), ""),
@@ -144,6 +147,195 @@ async fn the_tool_manages_a_key_file() {
     let unsound = tool.run("lint --provider openai", &format!("{head}{salt}\n{tail}{salt}.{metadata}\n"));
     assert_eq!(unsound.status.code(), Some(1));
     assert!(String::from_utf8(unsound.stdout).unwrap().contains("the server lacks 2 characters"));
+}
+
+/// A provider may change the format of its keys before this tool knows it.
+#[tokio::test]
+async fn w01_a_key_of_a_new_format_is_taken_with_a_warning() {
+    let tool = Tool::new("formats");
+    let (newest, unknown) =
+        ("AQ.Ab8RN6T9wLmV3cXz7QbN2kR8y.J5hF1dG6sA4pE0uWo", "BR-T9wLmV3cXz7QbN2kR8yJ5hF1dG6sA4pE0uW");
+    let cases = [
+        ("google", newest, false),
+        ("google", unknown, true),
+        ("openai", unknown, true),
+        ("anthropic", unknown, true),
+        ("groq", unknown, true),
+    ];
+    for (provider, key, warns) in cases {
+        let add = format!("add --file keys.json --project app --provider {provider}");
+        let output = tool.run(&add, key);
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{provider}: {error}");
+        assert_eq!(error.contains("WARN"), warns, "{provider}: {error}");
+        assert!(!error.contains(&key[3..15]), "{provider}: {error}");
+        let part: ClientPart = String::from_utf8(output.stdout).unwrap().trim().parse().unwrap();
+        let store = FileSplitKeyStore::open(tool.file()).unwrap();
+        let record = store.get("app", part.metadata().split()).await.unwrap().unwrap();
+        assert_eq!(Splitter::new().open(&record, &part).unwrap().expose(), key);
+        // A rotation takes the same keys.
+        let split = part.metadata().split();
+        let rotated = tool.run(&format!("rotate --file keys.json --project app --split {split}"), key);
+        assert!(rotated.status.success(), "{provider}: {}", String::from_utf8_lossy(&rotated.stderr));
+    }
+    let error = tool.fail("add --file keys.json --project app --provider google --version 1", unknown);
+    assert!(error.contains("no format that is known"), "{error}");
+}
+
+#[tokio::test]
+async fn the_example_of_the_key_file_in_the_docs_is_one() {
+    let tool = Tool::new("documented");
+    let docs = include_str!("../../docs/split-keys.md");
+    let mut blocks = docs.split("```json\n").skip(1).filter_map(|block| block.split("```").next());
+    let example = blocks.find(|block| block.contains("\"format\"")).unwrap();
+    fs::write(tool.file(), example).unwrap();
+    let records = FileSplitKeyStore::open(tool.file()).unwrap().list().await.unwrap();
+    // Each member is there, and is what the writer writes.
+    let written = serde_json::to_value(&records).unwrap();
+    let documented: serde_json::Value = serde_json::from_str(example).unwrap();
+    assert_eq!(written, documented["keys"]);
+    let table = docs.split("## The key file").nth(1).unwrap();
+    for member in written[0].as_object().unwrap().keys() {
+        assert!(table.contains(&format!("| `{member}` |")), "{member}");
+    }
+}
+
+fn proxeds_pairs() -> Vec<serde_json::Value> {
+    serde_json::from_str(include_str!("../vectors/partial-keys.json")).unwrap()
+}
+
+/// Pairs that Proxed's code made, as a query of its tables and the apps' sources give them.
+#[tokio::test]
+async fn import_takes_existing_pairs_or_none_of_them() {
+    let tool = Tool::new("import");
+    let pairs = proxeds_pairs();
+    let line = |pair: &serde_json::Value| {
+        let provider = pair["provider"].as_str().unwrap().trim_end_matches("_project").to_uppercase();
+        serde_json::json!({
+            "project_id": "7d0c", "provider": provider, "key_value": pair["server_part"],
+            "client_part": pair["client_part"],
+        })
+        .to_string()
+    };
+    let lines: Vec<_> = pairs.iter().map(line).collect();
+    let add = "add --file keys.json --project app --provider openai";
+    let sealed = tool.succeed(add, KEYS[0].1);
+    let before = fs::read(tool.file()).unwrap();
+
+    // One pair that is not right, and nothing is written.
+    let (first, second) = (&pairs[0], &pairs[1]);
+    let mixed = serde_json::json!({
+        "project": "p", "provider": "openai", "server_part": first["server_part"],
+        "client_part": second["client_part"],
+    });
+    let foreign = lines[0].replace("OPENAI", "GOOGLE");
+    let sealed = serde_json::json!({
+        "project": "p", "provider": "openai", "server_part": first["server_part"], "client_part": sealed,
+    });
+    let cases = [
+        ("parts of two keys", mixed.to_string(), "do not belong together"),
+        ("another version's", sealed.to_string(), "do not belong together"),
+        ("another provider's", foreign, "no format"),
+        ("no such provider", lines[0].replace("OPENAI", "OPENED"), "no provider"),
+        ("twice", lines[0].clone(), "earlier line"),
+        ("a slip", lines[2].replace("client_part", "clientpart"), "JSON object"),
+        ("more than a pair", lines[2].replacen('{', "{\"api_key\": \"x\",", 1), "JSON object"),
+        ("a part that is none", lines[2].replace(".0000", ".000"), "not a part"),
+        ("no project", lines[2].replace("7d0c", ""), "project id"),
+        ("a key", KEYS[0].1.to_owned(), "JSON object"),
+    ];
+    let server_part = first["server_part"].as_str().unwrap();
+    let client_part = second["client_part"].as_str().unwrap();
+    for (name, wrong, why) in cases {
+        let stdin = format!("{}\n\n{wrong}\n{}\n", lines[0], lines[1]);
+        let error = tool.fail("import --file keys.json", &stdin);
+        assert!(error.contains("line 3: ") && error.contains(why), "{name}: {error}");
+        for secret in [&server_part[3..15], &client_part[..12], &KEYS[0].1[3..15]] {
+            assert!(!error.contains(secret), "{name}: {error}");
+        }
+        assert_eq!(fs::read(tool.file()).unwrap(), before, "{name}");
+    }
+    tool.fail("import --file keys.json", "\n");
+
+    let output = tool.run("import --file keys.json --path /v1/openai/*", &lines.join("\n"));
+    let (printed, error) =
+        (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    crate::captured::printed(&format!("{printed}{error}"));
+    assert!(output.status.success(), "{error}");
+    assert_eq!(printed.lines().count(), pairs.len());
+    let store = FileSplitKeyStore::open(tool.file()).unwrap();
+    assert_eq!(store.list().await.unwrap().len(), pairs.len() + 1);
+    let mut unsound = 0;
+    for (pair, line) in pairs.iter().zip(printed.lines()) {
+        let part: ClientPart = pair["client_part"].as_str().unwrap().parse().unwrap();
+        let split = part.metadata().split();
+        let record = store.get("7d0c", split).await.unwrap().unwrap();
+        let key = Splitter::new().open(&record, &part).unwrap();
+        assert_eq!(key.expose(), pair["api_key"]);
+        assert_eq!(record.limits().paths().unwrap(), ["/v1/openai/*"]);
+        assert!(line.contains(&split.to_string()), "{line}");
+        let words: Vec<_> = line.split([' ', ',']).collect();
+        let numbers: Vec<usize> = words.iter().filter_map(|word| word.parse().ok()).collect();
+        // The version is one of the numbers; the two others are characters that a part lacks.
+        let is_sound = numbers[numbers.len() - 2..].iter().all(|lacking| *lacking >= 12);
+        unsound += usize::from(!is_sound);
+    }
+    assert!(unsound >= 2);
+    assert_eq!(error.lines().filter(|line| line.contains("make a new API key")).count(), unsound, "{error}");
+    let again = tool.fail("import --file keys.json", &lines[0]);
+    assert!(again.contains("already has"), "{again}");
+}
+
+/// The server must be able to read what the operator's tool wrote.
+#[cfg(unix)]
+#[test]
+fn w15_a_file_of_another_user_stays_his_or_stays_as_it_was() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+    let tool = Tool::new("owners");
+    let add = "add --file keys.json --project app --provider openai";
+    let key = KEYS[0].1;
+    tool.succeed(add, key);
+    const NOBODY: u32 = 65_534;
+    // Only root may give a file away.
+    if chown(tool.file(), Some(NOBODY), Some(NOBODY)).is_err() {
+        return;
+    }
+    fs::set_permissions(tool.file(), fs::Permissions::from_mode(0o640)).unwrap();
+    let owner =
+        || fs::metadata(tool.file()).map(|file| (file.uid(), file.gid(), file.mode() & 0o777)).unwrap();
+    tool.succeed(add, key);
+    assert_eq!(owner(), (NOBODY, NOBODY, 0o640));
+
+    // A file of root's, which everybody may read, in a folder where everybody may write.
+    chown(tool.file(), Some(0), Some(0)).unwrap();
+    fs::set_permissions(tool.file(), fs::Permissions::from_mode(0o644)).unwrap();
+    fs::set_permissions(&tool.folder, fs::Permissions::from_mode(0o777)).unwrap();
+    let _ = fs::remove_file(tool.folder.join("keys.json.lock"));
+    let as_nobody = |arguments: &str| {
+        // A copy, because nobody may look into the folder of the original.
+        let program = std::env::temp_dir().join(format!("split_key-{}", std::process::id()));
+        fs::copy(example("split_key"), &program).unwrap();
+        let mut command = Command::new(&program);
+        std::os::unix::process::CommandExt::uid(&mut command, NOBODY);
+        let child = command.args(arguments.split_whitespace()).current_dir(&tool.folder);
+        let child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let mut child = child.unwrap();
+        let _ = child.stdin.take().unwrap().write_all(key.as_bytes());
+        let output = child.wait_with_output().unwrap();
+        fs::remove_file(program).unwrap();
+        (output.status.success(), String::from_utf8(output.stderr).unwrap())
+    };
+    let before = fs::read(tool.file()).unwrap();
+    let (succeeded, error) = as_nobody(add);
+    assert!(!succeeded && error.contains("belongs to user 0"), "{error}");
+    assert_eq!(fs::read(tool.file()).unwrap(), before);
+    assert_eq!(owner(), (0, 0, 0o644));
+    assert!(!tool.folder.join("keys.json.tmp").exists());
+
+    // A file that the process may not read says whose it is.
+    fs::set_permissions(tool.file(), fs::Permissions::from_mode(0o600)).unwrap();
+    let (succeeded, error) = as_nobody("list --file keys.json");
+    assert!(!succeeded && error.contains("belongs to user 0") && error.contains("mode 600"), "{error}");
 }
 
 #[test]

@@ -49,7 +49,7 @@ fn pairs_made_by_proxed_are_reassembled() {
 }
 
 #[test]
-fn what_a_lint_says() {
+fn w02_a_lint_counts_what_nobody_knows() {
     const SALT: &str = "0123456789abcdef";
     let metadata = "00000001000001a2004e1d6f33d53640";
     let cases: &[(&str, &str, &str, usize, usize)] = &[
@@ -57,6 +57,11 @@ fn what_a_lint_says() {
         ("after the prefix", "sk-proj-", "0123456789", 10, 0),
         ("later", "sk-proj-0123", "456789", 6, 4),
         ("nothing for the client", "sk-proj-0123456789", "", 0, 10),
+        ("a service account's", "sk-svcacct-0123", "456789", 6, 4),
+        ("an administrator's", "sk-admin-0123", "456789", 6, 4),
+        ("nobody's", "sk-None-0123", "456789", 6, 4),
+        ("the fixed text with the server", "sk-0123T3BlbkFJ45", "6789", 4, 6),
+        ("the fixed text cut in two", "sk-0123T3Bl", "bkFJ456789", 6, 4),
     ];
     for (name, head, tail, server, client) in cases {
         let parts =
@@ -73,21 +78,23 @@ fn version_1_cuts_are_uniform_and_never_inside_the_prefix() {
     const SPLITS: u64 = 10_000;
     let splitter = splitter(Version::Cut);
     let mut random = Seeded(36);
-    let any = ("any", "T9wLmV3cXz7QbN2kR8yJ5hF1dG6sA4pE0u");
-    for (name, key) in KEYS.iter().chain([&any]) {
+    let more = [
+        ("any", "T9wLmV3cXz7QbN2kR8yJ5hF1dG6sA4pE0u"),
+        ("openai", "sk-svcacct-T9wLmV3cXz7QbN2kR8yJ5hF1dG6sA4pE0u"),
+        ("google", "AQ.Ab8RN6T9wLmV3cXz7QbN2kR8yJ5hF1dG6sA4pE0u.WoYt"),
+    ];
+    for (name, key) in KEYS.iter().chain(&more) {
         let provider = Providers::default().with(Provider::new("any")).get(name).unwrap().clone();
-        let prefix = provider.prefix_length(key).unwrap();
+        let (_, secrets) = provider.secrets(key).unwrap().around(0);
         let mut cuts = BTreeMap::<usize, u64>::new();
         for _ in 0..SPLITS {
             let split = splitter.split_at("project", name, key, NOW, &mut random).unwrap();
             let at = split.record().server_part().expose().len() - 16;
-            assert!(at >= prefix + LACKING, "{name}: the client lacks too little");
-            assert!(key.len() - at >= LACKING, "{name}: the server lacks too little");
             let lint = lint(split.record().server_part(), split.client_part(), &provider).unwrap();
             assert!(lint.is_sound(), "{name}");
             *cuts.entry(at).or_default() += 1;
         }
-        let choices = key.len() - prefix - 2 * LACKING + 1;
+        let choices = secrets - 2 * LACKING + 1;
         assert_eq!(cuts.len(), choices, "{name}: some cuts never occur");
 
         // Pearson's test: a uniform choice passes this bound but once in a million, by the approximation of
@@ -99,6 +106,23 @@ fn version_1_cuts_are_uniform_and_never_inside_the_prefix() {
         let bound = freedom * (1.0 - spread + 4.753 * spread.sqrt()).powi(3);
         assert!(statistic < bound, "{name}: {statistic} of {bound}");
     }
+}
+
+/// The fixed text is on one side of each cut, or on both, and saves nobody a secret character.
+#[test]
+fn w02_no_cut_counts_the_fixed_text_of_openai() {
+    let mut random = Seeded(2);
+    for key in ["sk-svcacct-0123456789abT3BlbkFJ0123456789ab", "sk-0123456789abcT3BlbkFJ0123456789ab"] {
+        for _ in 0..200 {
+            let split = splitter(Version::Cut).split_at("project", "openai", key, NOW, &mut random).unwrap();
+            let server = split.record().server_part().expose();
+            let head = server[..server.len() - 16].replace("T3BlbkFJ", "");
+            assert!(head.trim_start_matches("sk-").trim_start_matches("svcacct-").len() >= LACKING, "{head}");
+            assert!(key[server.len() - 16..].replace("T3BlbkFJ", "").len() >= LACKING, "{server}");
+        }
+    }
+    let error = splitter(Version::Cut).split("project", "openai", "sk-admin-0123456789aT3BlbkFJ0123456789ab");
+    assert_eq!(error.unwrap_err().kind(), TooShort);
 }
 
 #[test]

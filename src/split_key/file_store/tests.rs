@@ -1,6 +1,11 @@
+use std::fs;
+
+use futures_util::FutureExt;
+
 use super::*;
 use crate::split_key::{
     fixtures::{Folder, KEYS},
+    key_file::{beside, lock_file, options},
     limits::Limits,
     record::SplitKeyState,
     splitter::{Splitter, retire, revoke},
@@ -44,7 +49,7 @@ async fn the_file_is_looked_at_once_in_an_interval() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_not_right_is_an_error_until_it_is() {
+async fn w15_while_the_file_is_damaged_the_old_records_serve_and_the_store_says_so() {
     let folder = Folder::new("broken");
     let store = store(&folder);
     let split = issue(&store).await;
@@ -58,15 +63,67 @@ async fn a_file_that_is_not_right_is_an_error_until_it_is() {
     ];
     for (name, text) in cases {
         fs::write(folder.0.join("keys.json"), text).unwrap();
-        assert!(store.get("project", split).await.is_err(), "{name}");
+        assert!(store.check().await.is_err(), "{name}");
+        assert!(store.get("project", split).await.unwrap().is_some(), "{name}");
         assert!(store.list().await.is_err(), "{name}");
         assert!(revoke(&store, "project", split).await.is_err(), "{name}");
+        assert!(FileSplitKeyStore::open(folder.0.join("keys.json")).is_err(), "{name}");
         fs::write(folder.0.join("keys.json"), &good).unwrap();
+        assert!(store.check().await.is_ok(), "{name}");
         assert!(store.get("project", split).await.unwrap().is_some(), "{name}");
     }
     fs::remove_file(folder.0.join("keys.json")).unwrap();
-    assert!(store.get("project", split).await.is_err());
+    assert!(store.check().await.is_err());
+    assert!(store.get("project", split).await.unwrap().is_some());
     assert!(FileSplitKeyStore::open(folder.0.join("keys.json")).is_err());
+    // The file counts again as soon as it can be read.
+    fs::write(folder.0.join("keys.json"), "{\"format\": 1, \"keys\": []}").unwrap();
+    assert!(store.get("project", split).await.unwrap().is_none());
+}
+
+/// Opening a FIFO without a writer would never end, and `/dev/zero` has no end.
+#[cfg(unix)]
+#[tokio::test]
+async fn w15_nothing_but_a_regular_file_is_read() {
+    let folder = Folder::new("fifo");
+    let fifo = folder.0.join("fifo");
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    for path in [&*fifo, &folder.0, Path::new("/dev/zero")] {
+        let error = FileSplitKeyStore::open(path).unwrap_err();
+        let why = std::error::Error::source(&error).unwrap().to_string();
+        assert!(why.contains("regular file"), "{}: {why}", path.display());
+    }
+    assert!(FileSplitKeyStore::open_or_create(&fifo).is_err());
+    // The same where the file was a file at the start.
+    let store = store(&folder);
+    let split = issue(&store).await;
+    fs::rename(&fifo, folder.0.join("keys.json")).unwrap();
+    assert!(store.check().await.is_err());
+    assert!(store.get("project", split).await.unwrap().is_some());
+    assert!(store.list().await.is_err());
+    assert!(revoke(&store, "project", split).await.is_err());
+}
+
+/// A reader of a large file holds up no thread that serves requests. Requests wait only for records that are too old.
+#[tokio::test(start_paused = true)]
+async fn w15_requests_do_not_read_the_file_themselves() {
+    let folder = Folder::new("aside");
+    let writer = store(&folder);
+    let split = issue(&writer).await;
+    let store = FileSplitKeyStore::open(folder.0.join("keys.json")).unwrap();
+    let state = async || store.get("project", split).await.unwrap().unwrap().state();
+    revoke(&writer, "project", split).await.unwrap();
+
+    // A reader that takes its time. Meanwhile, records that are not too old serve.
+    lock(&store.loaded).is_reading = true;
+    tokio::time::advance(Duration::from_millis(500)).await;
+    assert_eq!(state().now_or_never(), Some(SplitKeyState::Active));
+    tokio::time::advance(Duration::from_millis(499)).await;
+    assert_eq!(state().now_or_never(), Some(SplitKeyState::Active));
+    tokio::time::advance(Duration::from_millis(1)).await;
+    assert_eq!(state().now_or_never(), None, "it waits, and not on this thread");
+    lock(&store.loaded).is_reading = false;
+    assert_eq!(state().await, SplitKeyState::Revoked);
 }
 
 #[tokio::test]
@@ -116,32 +173,23 @@ async fn permissions_and_links() {
 #[test]
 fn writers_do_not_lose_the_work_of_others() {
     let folder = Folder::new("writers");
-    let split = futures_util::FutureExt::now_or_never(issue(&store(&folder))).unwrap();
+    let split = issue(&store(&folder)).now_or_never().unwrap();
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
                 // Each store has an open file of its own, as other processes have.
                 let store = store(&folder);
                 for _ in 0..5 {
-                    let _ = futures_util::FutureExt::now_or_never(issue(&store)).unwrap();
+                    let _ = issue(&store).now_or_never().unwrap();
                 }
             });
         }
     });
     let until = crate::runtime::SystemTime::now();
     let store = store(&folder);
-    let retired = retire(&store, "project", split, until);
-    assert_eq!(futures_util::FutureExt::now_or_never(retired).unwrap().unwrap().revision(), 1);
-    assert_eq!(
-        FileSplitKeyStore::open(folder.0.join("keys.json"))
-            .unwrap()
-            .current()
-            .records()
-            .unwrap()
-            .iter()
-            .count(),
-        21
-    );
+    let retired = futures::executor::block_on(retire(&store, "project", split, until));
+    assert_eq!(retired.unwrap().revision(), 1);
+    assert_eq!(store.list().now_or_never().unwrap().unwrap().len(), 21);
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! Bodies on their way through the gateway.
 
 use std::pin::Pin;
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -10,8 +11,26 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
 use crate::BoxError;
-use crate::runtime::{Instant, Timer, boxed_timer};
+use crate::runtime::{Instant, Timer, boxed_timer, lock};
 use crate::split_key::gateway::rejection::GatewayRejection;
+
+/// The last sign of life of an upload: its start, or its last piece.
+#[derive(Clone)]
+pub(super) struct Progress(Arc<Mutex<Instant>>);
+
+impl Progress {
+    pub(super) fn new() -> Self {
+        Self(Arc::new(Mutex::new(Instant::now())))
+    }
+
+    fn note(&self) {
+        *lock(&self.0) = Instant::now();
+    }
+
+    pub(super) fn elapsed(&self) -> Duration {
+        lock(&self.0).elapsed()
+    }
+}
 
 pin_project! {
     /// A body on its way through the gateway. It passes data on as they come, without a copy, and no trailers, which
@@ -26,6 +45,7 @@ pin_project! {
         on_silence: GatewayRejection,
         waiting_since: Option<Instant>,
         timer: Option<Timer>,
+        progress: Option<Progress>,
     }
 }
 
@@ -36,13 +56,18 @@ impl<B: Body> PassedBody<B> {
         Self::new(body, limit, idle, GatewayRejection::RequestTimeout)
     }
 
+    pub(super) fn with_progress(mut self, progress: &Progress) -> Self {
+        self.progress = Some(progress.clone());
+        self
+    }
+
     pub(super) fn response(body: B, idle: Duration) -> Self {
         Self::new(body, u64::MAX, idle, GatewayRejection::ProviderTimeout)
     }
 
     fn new(body: B, left: u64, idle: Duration, on_silence: GatewayRejection) -> Self {
         let length = body.size_hint();
-        Self { body, length, left, idle, on_silence, waiting_since: None, timer: None }
+        Self { body, length, left, idle, on_silence, waiting_since: None, timer: None, progress: None }
     }
 }
 
@@ -58,6 +83,9 @@ impl<B: Body<Data = Bytes, Error: Into<BoxError>>> Body for PassedBody<B> {
         match this.body.poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 *this.waiting_since = None;
+                if let Some(progress) = this.progress {
+                    progress.note();
+                }
                 let Ok(data) = frame.into_data() else {
                     return Poll::Ready(Some(Ok(Frame::trailers(HeaderMap::new()))));
                 };

@@ -238,6 +238,11 @@ impl Endpoint {
         headers.insert(&self.key_header, value);
     }
 
+    /// The path of the base URL, without a version.
+    pub(super) fn root(&self) -> &str {
+        &self.root
+    }
+
     /// The URL for a path below the provider, and the same path without the version if that is the usual one.
     pub(super) fn uri<'a>(&self, path: &'a str, query: Option<&str>) -> Option<(Uri, &'a str)> {
         // Google's uploads have the version second.

@@ -3,12 +3,13 @@
 use std::convert::Infallible;
 use std::error::Error;
 use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, Either, select};
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode, request};
 use http_body::Body;
@@ -17,19 +18,23 @@ use tower_service::Service;
 
 use crate::BoxError;
 use crate::gate::body::ResponseBody;
-use crate::runtime::within;
+use crate::runtime::{Elapsed, within};
 use crate::split_key::api_key::ApiKey;
 use crate::split_key::gateway::access::Access;
-use crate::split_key::gateway::body::PassedBody;
+use crate::split_key::gateway::answer_body::{AnswerBody, is_event_stream};
+use crate::split_key::gateway::body::{PassedBody, Progress};
+use crate::split_key::gateway::error_shape::ErrorShape;
 use crate::split_key::gateway::refusals::{Refusals, is_refusal};
 use crate::split_key::gateway::rejection::GatewayRejection;
 use crate::split_key::gateway::target::Target;
-use crate::split_key::gateway::{errors, headers};
+use crate::split_key::gateway::{batches, errors, headers};
 use crate::split_key::usage::body::{Metered, MeteredBody};
 use crate::split_key::usage::log::UsageLog;
 
 /// The longest error of a provider's that is read. A longer one is replaced.
 const MAX_ERROR: usize = 64 * 1024;
+/// The time for which an answer is awaited without a look at its key.
+const UNWATCHED: Duration = Duration::from_millis(200);
 
 /// A service that sends requests to their providers through an HTTP client, which is any tower service.
 ///
@@ -38,7 +43,10 @@ const MAX_ERROR: usize = 64 * 1024;
 /// The client gets the provider's URL, the headers that may cross, and the API key in a header that is marked sensitive.
 /// It must follow no redirects and repeat no request: the key goes nowhere else, and nothing is charged twice.
 ///
-/// The response has the provider's status, and the headers that may cross. The body streams. An error of the provider's
+/// The response has the provider's status, and the headers that may cross. The body streams, until the key is revoked: then
+/// it ends with an error, within a second. A silent stream of events gets a comment every 15 s, so that nobody on the way
+/// takes the connection to be dead, and the header `X-Accel-Buffering: no`. Answers about Anthropic's batches are read first,
+/// up to 1 MiB, because their links lead around the gateway. An error of the provider's
 /// is read first, up to 64 KiB: one that quotes the key, or that cannot be read, becomes
 /// [`ProviderError`](GatewayRejection::ProviderError), and a refusal of the key
 /// [`KeyRefused`](GatewayRejection::KeyRefused).
@@ -55,6 +63,7 @@ pub struct Forward<C> {
 #[derive(Clone, Debug)]
 struct Settings {
     body_limit: u64,
+    upload: Duration,
     head: Duration,
     idle: Duration,
     refusals: Arc<Refusals>,
@@ -66,8 +75,10 @@ impl<C> Forward<C> {
     pub fn new(client: C) -> Self {
         let settings = Settings {
             body_limit: 32 * 1024 * 1024,
-            head: Duration::from_secs(300),
-            idle: Duration::from_secs(120),
+            upload: Duration::from_secs(120),
+            // The providers' SDKs wait so long.
+            head: Duration::from_secs(600),
+            idle: Duration::from_secs(600),
             refusals: Arc::default(),
             usage: None,
         };
@@ -80,14 +91,21 @@ impl<C> Forward<C> {
         self
     }
 
-    /// Sets the time from here to the head of the provider's response. Default: 300 s. Needs a tokio runtime, as does the
-    /// next one.
+    /// Sets how long the client may be silent within its body. Default: 120 s. There is no limit to the whole. All three
+    /// times need a tokio runtime.
+    pub fn with_upload_timeout(mut self, limit: Duration) -> Self {
+        self.settings.upload = limit;
+        self
+    }
+
+    /// Sets the time from the last piece of the client's body to the head of the provider's response. Default: 600 s, as
+    /// long as the providers' SDKs wait.
     pub fn with_head_timeout(mut self, limit: Duration) -> Self {
         self.settings.head = limit;
         self
     }
 
-    /// Sets the time between two pieces of a body, either way. Default: 120 s. There is no limit to the whole.
+    /// Sets how long the provider may be silent within its response. Default: 600 s. There is no limit to the whole.
     pub fn with_idle_timeout(mut self, limit: Duration) -> Self {
         self.settings.idle = limit;
         self
@@ -120,8 +138,10 @@ impl<C> Forward<C> {
                 if let Some(access) = head.extensions.get::<Access>() {
                     access.set_key(&key);
                 }
-                let body = PassedBody::request(body, self.settings.body_limit, self.settings.idle);
-                let answer = self.ask(request.map(|()| body), target).await;
+                let progress = Progress::new();
+                let body = PassedBody::request(body, self.settings.body_limit, self.settings.upload);
+                let request = request.map(|()| body.with_progress(&progress));
+                let answer = self.ask(request, target, &key, &progress).await;
                 answer.map(|answer| (answer, key))
             }
             Err(rejection) => Err(rejection),
@@ -137,17 +157,18 @@ impl<C> Forward<C> {
         &mut self,
         request: Request<PassedBody<B>>,
         target: &Target,
+        key: &ApiKey,
+        progress: &Progress,
     ) -> Result<Response<R>, GatewayRejection>
     where
         C: Service<Request<PassedBody<B>>, Response = Response<R>, Error: Into<BoxError>>,
     {
         let client = &mut self.client;
-        let answer = async {
+        let answer = pin!(async {
             poll_fn(|cx| client.poll_ready(cx)).await?;
             client.call(request).await
-        };
-        let answer =
-            within(self.settings.head, answer).await.map_err(|_| GatewayRejection::ProviderTimeout)?;
+        });
+        let answer = in_time(answer, self.settings.head, key, progress).await?;
         let answer = answer.map_err(|error| {
             let error = error.into();
             let rejection = rejection_in(&*error);
@@ -164,6 +185,29 @@ impl<C> Forward<C> {
             return Err(GatewayRejection::ProviderUnreachable);
         }
         Ok(answer)
+    }
+}
+
+/// Waits for an answer: for this time since the last piece of the upload, and no longer than the key may be used.
+async fn in_time<T>(
+    mut answer: Pin<&mut impl Future<Output = T>>,
+    limit: Duration,
+    key: &ApiKey,
+    progress: &Progress,
+) -> Result<T, GatewayRejection> {
+    // Most answers come before anybody could revoke a key.
+    if let Ok(answer) = within(UNWATCHED.min(limit), answer.as_mut()).await {
+        return Ok(answer);
+    }
+    let mut answer = select(answer, key.revoked());
+    loop {
+        let left = limit.saturating_sub(progress.elapsed());
+        match within(left, &mut answer).await {
+            Ok(Either::Left((answer, _))) => return Ok(answer),
+            Ok(Either::Right(((), _))) => return Err(GatewayRejection::KeyRevoked),
+            Err(Elapsed) if progress.elapsed() < limit => {}
+            Err(Elapsed) => return Err(GatewayRejection::ProviderTimeout),
+        }
     }
 }
 
@@ -185,7 +229,7 @@ impl Settings {
         let kept = headers::to_client(&head.headers, key);
         if head.status.is_client_error() || head.status.is_server_error() {
             let encoded = head.headers.get(CONTENT_ENCODING).is_some_and(|coding| coding != "identity");
-            let body = read_error(body).await.filter(|_| !encoded);
+            let body = read(body, MAX_ERROR).await.filter(|_| !encoded);
             let mut response = self.error(head.status, body, target, key);
             // The answer's own headers say what its body is.
             let own = std::mem::replace(response.headers_mut(), kept);
@@ -200,9 +244,25 @@ impl Settings {
         if head.status.is_success() {
             self.refusals.accepted(key);
         }
+        if head.status.is_success() && batches::hold_links(target) {
+            let encoded = head.headers.get(CONTENT_ENCODING).is_some_and(|coding| coding != "identity");
+            let body = read(body, batches::MAX_ANSWER).await.filter(|_| !encoded);
+            return batches::answer(head.status, kept, body, target).map(ResponseBody::rejection);
+        }
+        let is_stream = is_event_stream(&head.headers);
+        let mut body = AnswerBody::new(body, key.key_use());
+        // Google's SDKs fail at a comment.
+        if is_stream && target.error_shape() != ErrorShape::Google {
+            body = body.with_comments();
+        }
         let mut response = Response::new(ResponseBody::inner(body));
         *response.status_mut() = head.status;
         *response.headers_mut() = kept;
+        if is_stream {
+            // nginx would hold events back.
+            let name = HeaderName::from_static("x-accel-buffering");
+            response.headers_mut().insert(name, HeaderValue::from_static("no"));
+        }
         response
     }
 
@@ -249,7 +309,7 @@ impl Settings {
     }
 }
 
-type Answer<R> = Response<ResponseBody<MeteredBody<PassedBody<R>>>>;
+type Answer<R> = Response<ResponseBody<AnswerBody<MeteredBody<PassedBody<R>>>>>;
 
 /// The gateway's own answer.
 fn own<R>(rejection: GatewayRejection, target: Option<&Target>) -> Answer<R> {
@@ -272,9 +332,9 @@ fn outgoing(head: &request::Parts, target: &Target) -> Result<(Request<()>, ApiK
     Ok((request, key.clone()))
 }
 
-/// The body of an error, if all of it comes, and it is not too long.
-async fn read_error(body: impl Body<Data = Bytes, Error = BoxError>) -> Option<Bytes> {
-    Some(Limited::new(body, MAX_ERROR).collect().await.ok()?.to_bytes())
+/// The body, if all of it comes, and it is not too long.
+async fn read(body: impl Body<Data = Bytes, Error = BoxError>, limit: usize) -> Option<Bytes> {
+    Some(Limited::new(body, limit).collect().await.ok()?.to_bytes())
 }
 
 /// The side at fault if there is no response.

@@ -107,6 +107,10 @@ impl GatewayRules {
         if head.headers.get_all(CONTENT_TYPE).iter().any(is_form_or_batch) {
             return Err(GatewayRejection::BadMediaType);
         }
+        let protocols = head.headers.get_all("x-goog-upload-protocol");
+        if protocols.iter().any(|protocol| protocol.as_bytes().eq_ignore_ascii_case(b"resumable")) {
+            return Err(GatewayRejection::ResumableUpload);
+        }
         let mut target = Target::resolve(&head.uri, &head.headers, &self.providers)?;
         if let Some(access) = head.extensions.get::<Access>() {
             access.set_provider(target.provider().name());

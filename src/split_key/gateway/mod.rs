@@ -77,6 +77,8 @@
 //! of the HTTP client.
 
 mod access;
+mod answer_body;
+mod batches;
 mod body;
 pub(super) mod endpoint;
 pub(super) mod error_shape;
@@ -91,6 +93,7 @@ mod target;
 mod token_source;
 
 pub use self::access::{AccessLog, AccessLogFuture, AccessLogLayer, LoggedBody};
+pub use self::answer_body::AnswerBody;
 pub use self::body::PassedBody;
 pub use self::endpoint::ProviderError;
 pub use self::error_shape::ErrorShape;

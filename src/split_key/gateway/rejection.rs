@@ -19,10 +19,12 @@ use crate::gate::problem::{Row, row_accessors};
 /// | [`CredentialInUrl`](Self::CredentialInUrl) | `credential_in_url` | 400 |
 /// | [`BadMediaType`](Self::BadMediaType) | `bad_media_type` | 415 |
 /// | [`UpgradeNotSupported`](Self::UpgradeNotSupported) | `upgrade_not_supported` | 501 |
+/// | [`ResumableUpload`](Self::ResumableUpload) | `resumable_upload_not_supported` | 501 |
 /// | [`MethodNotAllowed`](Self::MethodNotAllowed) | `method_not_allowed` | 405 |
 /// | [`WrongProvider`](Self::WrongProvider) | `wrong_provider` | 403 |
 /// | [`BodyTooLarge`](Self::BodyTooLarge) | `body_too_large` | 413 |
 /// | [`RequestTimeout`](Self::RequestTimeout) | `request_timeout` | 408 |
+/// | [`KeyRevoked`](Self::KeyRevoked) | `invalid_key` | 401 |
 /// | [`ProviderUnreachable`](Self::ProviderUnreachable) | `provider_unreachable` | 502 |
 /// | [`KeyRefused`](Self::KeyRefused) | `key_refused_by_provider` | 502 |
 /// | [`ProviderTimeout`](Self::ProviderTimeout) | `provider_timeout` | 504 |
@@ -46,6 +48,8 @@ pub enum GatewayRejection {
     BadMediaType,
     /// A WebSocket, a tunnel or another protocol on the connection.
     UpgradeNotSupported,
+    /// One of Google's resumable uploads: its further requests go to a URL that leads around the gateway.
+    ResumableUpload,
     /// A method that no provider needs, or a request without a key.
     MethodNotAllowed,
     /// The key is of another provider than the one in the path.
@@ -54,6 +58,8 @@ pub enum GatewayRejection {
     BodyTooLarge,
     /// The client was silent for too long within the body.
     RequestTimeout,
+    /// The key was revoked while the provider worked. A response that has begun ends with this error.
+    KeyRevoked,
     /// No connection to the provider, or none that lasted until its response.
     ProviderUnreachable,
     /// The provider refuses the API key. Only the operator can mend that.
@@ -82,10 +88,12 @@ impl GatewayRejection {
             Self::CredentialInUrl => ("credential_in_url", "A client part in the path, the query or the project, where only `key` may hold one", StatusCode::BAD_REQUEST, 3),
             Self::BadMediaType => ("bad_media_type", "A form or a batch, which does not cross the gateway", StatusCode::UNSUPPORTED_MEDIA_TYPE, 3),
             Self::UpgradeNotSupported => ("upgrade_not_supported", "No WebSockets, nor any other protocol on this connection", StatusCode::NOT_IMPLEMENTED, 12),
+            Self::ResumableUpload => ("resumable_upload_not_supported", "No resumable uploads: send the file in one request", StatusCode::NOT_IMPLEMENTED, 12),
             Self::MethodNotAllowed => ("method_not_allowed", "Method not allowed", StatusCode::METHOD_NOT_ALLOWED, 12),
             Self::WrongProvider => ("wrong_provider", "The key is of another provider", StatusCode::FORBIDDEN, 7),
             Self::BodyTooLarge => ("body_too_large", "The body is too large", StatusCode::PAYLOAD_TOO_LARGE, 8),
             Self::RequestTimeout => ("request_timeout", "The request took too long", StatusCode::REQUEST_TIMEOUT, 4),
+            Self::KeyRevoked => ("invalid_key", "The key was revoked", StatusCode::UNAUTHORIZED, 16),
             Self::ProviderUnreachable => ("provider_unreachable", "The provider cannot be reached", StatusCode::BAD_GATEWAY, 14),
             Self::KeyRefused => ("key_refused_by_provider", "The provider refuses the server's API key", StatusCode::BAD_GATEWAY, 13),
             Self::ProviderTimeout => ("provider_timeout", "The provider did not answer in time", StatusCode::GATEWAY_TIMEOUT, 4),

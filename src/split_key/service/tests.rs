@@ -13,7 +13,7 @@ use crate::layer::DeviceCheckLayer;
 use crate::runtime::SystemTime;
 use crate::split_key::fixtures::{Fixture, KEYS, NoBody, request, with};
 use crate::split_key::provider::{Provider, Providers};
-use crate::split_key::splitter::{Split, Splitter};
+use crate::split_key::splitter::{Split, Splitter, revoke};
 use crate::split_key::{audit::event::SuspicionKind, limits::Limit, rejection::SplitKeyRejection};
 
 fn bearer(client_part: &str) -> String {
@@ -277,4 +277,60 @@ async fn a_slow_store_holds_no_readiness() {
     let second = other.ready().await.unwrap().call(with(split.client_part().expose()));
     assert_eq!(second.await.unwrap().status(), 200);
     assert_eq!(first.await.unwrap().status(), 200);
+}
+
+/// All uses of a split share one look at the store, and end together.
+#[tokio::test(start_paused = true)]
+async fn a_key_in_use_ends_with_its_revocation() {
+    use futures_util::{FutureExt, future::join_all};
+    let fixture = Fixture::new();
+    let gets = || fixture.store.gets.load(Ordering::Relaxed);
+    let key_of = async |split: &Split| {
+        let response = fixture.send(with(split.client_part().expose())).await;
+        assert_eq!(response.status(), http::StatusCode::OK);
+        fixture.inner.key.lock().unwrap().take().unwrap()
+    };
+    let first = fixture.key(SplitKeyState::Active, Limits::none()).await;
+    let other = fixture.key(SplitKeyState::Active, Limits::none()).await;
+    let until = crate::runtime::wall_clock() + Duration::from_secs(3600);
+    let retiring = fixture.key(SplitKeyState::Retiring { until }, Limits::none()).await;
+    let (one, two, other) = (key_of(&first).await, key_of(&first).await, key_of(&other).await);
+    let retiring = key_of(&retiring).await;
+
+    let before = gets();
+    let mut both = join_all([one.revoked(), two.revoked(), one.revoked()]);
+    let (mut of_other, mut of_retiring) = (other.revoked(), retiring.revoked());
+    assert!((&mut both).now_or_never().is_none());
+    tokio::time::advance(Duration::from_secs(3)).await;
+    assert!((&mut both).now_or_never().is_none());
+    assert_eq!(gets() - before, 1, "one look for all uses of a split, and none for those that nobody polls");
+
+    revoke(&fixture.store, "project", one.metadata().split()).await.unwrap();
+    let started = tokio::time::Instant::now();
+    both.await;
+    assert!(started.elapsed() <= Duration::from_millis(200), "{:?}", started.elapsed());
+    one.revoked().await;
+
+    let mut late = (&mut of_other).now_or_never().is_some() || (&mut of_retiring).now_or_never().is_some();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    late |= (&mut of_other).now_or_never().is_some() || (&mut of_retiring).now_or_never().is_some();
+    assert!(!late, "other splits go on");
+    crate::runtime::set_wall_clock(until);
+    of_retiring.await;
+    // A key that no layer gave out has no store.
+    let alone = Splitter::new().open(first.record(), first.client_part()).unwrap();
+    tokio::time::timeout(Duration::from_secs(60), alone.revoked()).await.unwrap_err();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_fails_ends_no_use() {
+    let fixture = Fixture::new();
+    let store: Arc<dyn crate::split_key::store::ErasedSplitKeyStore> = fixture.store.clone();
+    let revocations = crate::split_key::revocations::Revocations::new(store);
+    let split = fixture.key(SplitKeyState::Active, Limits::none()).await;
+    let revoked = revocations.revoked(&"down".into(), split.record().metadata());
+    tokio::time::timeout(Duration::from_secs(60), revoked).await.unwrap_err();
+    // A split that is gone from the store is revoked.
+    let gone = revocations.revoked(&"gone".into(), split.record().metadata());
+    tokio::time::timeout(Duration::from_millis(300), gone).await.unwrap();
 }

@@ -1,9 +1,10 @@
 use super::*;
 use crate::split_key::{
-    error::SplitKeyErrorKind::NotOpened,
+    error::SplitKeyErrorKind::{NotOpened, WrongFormat},
     fixtures::{KEYS, record, split, splitter},
     memory_store::MemorySplitKeyStore,
     parts::MAX_KEY_LENGTH,
+    provider::Provider,
 };
 
 #[test]
@@ -33,6 +34,30 @@ fn keys_survive_in_both_versions() {
         let split = split(Version::Sealed, "any", &key, 1);
         let opened = splitter(Version::Sealed).open(split.record(), split.client_part()).unwrap();
         assert_eq!(opened.expose(), key);
+    }
+}
+
+/// A provider may change its format tomorrow, and version 2 does not read the key.
+#[test]
+fn w01_a_key_of_an_unknown_format_is_sealed_and_said_to_be_one() {
+    let cases = [
+        ("today's", "google", "AQ.Ab8RN6T9wLmV3cXz7QbN2kR8yJ5hF1dG6sA4pE0uWoYtIiKxCvB", true),
+        ("today's, with more dots", "google", "AQ.T9wLmV3cXz7QbN2kR8y.J5hF1dG6sA4pE0uWo", true),
+        ("yesterday's", "google", "AIzaT9wLmV3cXz7QbN2kR8yJ5hF1dG6sA4pE0uW", true),
+        ("tomorrow's", "google", "BR-T9wLmV3cXz7QbN2kR8yJ5hF1dG6sA4pE0uW", false),
+        ("tomorrow's", "openai", "oa_T9wLmV3cXz7QbN2kR8yJ5hF1dG6sA4pE0uW", false),
+        ("tomorrow's", "anthropic", "sk-claude-T9wLmV3cXz7QbN2kR8yJ5hF1dG6sA4pE0uW", false),
+        ("of no format at all", "any", "T9wLmV3cXz7QbN2kR8yJ5hF1dG6sA4pE0uW", true),
+    ];
+    for (name, provider, key, known) in cases {
+        let sealed = split(Version::Sealed, provider, key, 5);
+        let providers = Providers::default().with(Provider::new("any"));
+        assert_eq!(providers.get(provider).unwrap().recognizes(key), known, "{name}: {provider}");
+        let opened = splitter(Version::Sealed).open(sealed.record(), sealed.client_part()).unwrap();
+        assert_eq!(opened.expose(), key, "{name}: {provider}");
+
+        let cut = splitter(Version::Cut).split("project", provider, key).map_err(|error| error.kind());
+        assert_eq!(cut.map(|_| ()), if known { Ok(()) } else { Err(WrongFormat) }, "{name}: {provider}");
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::runtime::lock;
-use crate::split_key::file_store;
+use crate::split_key::key_file;
 use crate::split_key::usage::days::{Day, Days};
 use crate::split_key::usage::report::{UsageReport, day_name};
 
@@ -40,7 +40,7 @@ impl UsageFolder {
     /// Opens a folder, perhaps a new one, and reads its days.
     pub(super) fn open(path: &Path) -> io::Result<(Self, Days)> {
         fs::create_dir_all(path)?;
-        let lock = file_store::options().create(true).truncate(false).open(path.join(".lock"))?;
+        let lock = key_file::options().create(true).truncate(false).open(path.join(".lock"))?;
         lock.try_lock().map_err(|error| match error {
             fs::TryLockError::WouldBlock => io::Error::other("another process counts in this folder"),
             fs::TryLockError::Error(error) => error,
@@ -85,7 +85,7 @@ impl UsageFolder {
     fn write_day(&self, day: u64, usage: UsageReport) -> io::Result<()> {
         let mut bytes = serde_json::to_vec(&DayFile { format: FORMAT, day, usage })?;
         bytes.push(b'\n');
-        file_store::replace(&self.file(day), &bytes)
+        key_file::replace(&self.file(day), &bytes)
     }
 
     fn file(&self, day: u64) -> PathBuf {

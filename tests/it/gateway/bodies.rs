@@ -140,7 +140,7 @@ async fn silence_ends() {
         StatusCode::OK.into_response()
     })
     .await;
-    let gateway = Gateway::new(&url, Limits { idle: short, ..Limits::default() }).await;
+    let gateway = Gateway::new(&url, Limits { upload: short, ..Limits::default() }).await;
     let (upload, body) = piecemeal();
     upload.unbounded_send(piece("{")).unwrap();
     let response = gateway.post(CHAT).body(reqwest::Body::wrap(body)).send().await.unwrap();

@@ -102,7 +102,7 @@ async fn w03_a_version_is_added_for_anthropic_where_there_is_none() {
 }
 
 #[tokio::test]
-async fn credentials_come_in_every_shape_that_clients_have() {
+async fn w08_credentials_come_in_every_shape_that_clients_have() {
     let (url, seen) = provider(ok).await;
     let gateway = Gateway::new(&url, Limits::default()).await;
     let (part, token) = (gateway.part(), gateway.apple.genuine());
@@ -121,6 +121,40 @@ async fn credentials_come_in_every_shape_that_clients_have() {
         ("the project in a header", "/v1/openai/models", vec![("authorization", &bearer), project], 200),
         ("test key after the part", CHAT, vec![("authorization", &simulator)], 200),
         ("test key in a header", CHAT, vec![("x-ai-key", part), ("x-proxed-test-key", TEST_KEY)], 200),
+        (
+            "test key beside another key",
+            CHAT,
+            vec![("x-ai-key", part), ("x-proxed-test-key", TEST_KEY), ("authorization", "Bearer sk-another")],
+            200,
+        ),
+        (
+            "test key beside a password",
+            CHAT,
+            vec![("x-ai-key", part), ("x-proxed-test-key", TEST_KEY), ("authorization", "Basic YTpi")],
+            200,
+        ),
+        (
+            "test key beside a device token that is none",
+            CHAT,
+            vec![("x-ai-key", part), ("x-proxed-test-key", TEST_KEY), ("x-device-token", "simulator")],
+            200,
+        ),
+        (
+            "test key beside a bearer of both",
+            CHAT,
+            vec![("x-proxed-test-key", TEST_KEY), ("authorization", &*simulator)],
+            200,
+        ),
+        (
+            "another test key beside another key",
+            CHAT,
+            vec![
+                ("x-ai-key", part),
+                ("x-proxed-test-key", "not-the-test-key-at-all"),
+                ("authorization", "Bearer x.y"),
+            ],
+            401,
+        ),
         ("another project", "/v1/openai/other/models", vec![("authorization", &bearer)], 401),
         ("nothing", CHAT, vec![], 401),
         ("no device", CHAT, vec![("x-ai-key", part)], 401),

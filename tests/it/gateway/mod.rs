@@ -4,20 +4,29 @@
 #[allow(dead_code, reason = "the tests need not all of the example")]
 mod ai_gateway;
 mod answers;
+mod any_provider;
+mod batches;
 mod bodies;
+mod clocks;
 mod coming_back;
+mod cors;
 mod credentials_in_urls;
 mod crossing;
 mod forwarding;
+mod hidden_keys;
 mod memory;
 mod operator;
 mod paths;
 mod projects;
+mod revocation;
 mod upgrades;
 mod usage;
 mod usage_kept;
 
-use std::sync::{Arc, Mutex};
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex},
+};
 
 use ai_gateway::{App, Limits, Settings, app};
 use axum::{
@@ -32,8 +41,11 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 use tower_devicecheck::{
-    DebugTokens,
-    split_key::{Limits as KeyLimits, MemorySplitKeyStore, Provider, Providers, Split, Splitter, UsageLog},
+    DebugTokens, DeviceCheckLayer,
+    split_key::{
+        Limits as KeyLimits, MemorySplitKeyStore, Provider, Providers, Split, SplitKeyStore, Splitter,
+        UsageLog,
+    },
 };
 
 use crate::support::Apple;
@@ -100,27 +112,64 @@ impl Gateway {
         Self::start((name, key), providers_at(provider), Limits::default(), KeyLimits::none()).await
     }
 
-    async fn start(
+    async fn start(key: (&str, &str), providers: Providers, limits: Limits, key_limits: KeyLimits) -> Self {
+        Self::start_with(key, providers, None, limits, key_limits).await
+    }
+
+    /// With roots of the operator's own.
+    async fn trusting(provider: &str, roots: Option<PathBuf>) -> Self {
+        let (limits, key_limits) = (Limits::default(), KeyLimits::none());
+        Self::start_with(("openai", KEY), providers_at(provider), roots, limits, key_limits).await
+    }
+
+    async fn start_with(
         (name, key): (&str, &str),
         providers: Providers,
+        roots: Option<PathBuf>,
         limits: Limits,
         key_limits: KeyLimits,
     ) -> Self {
-        let (apple, keys) = (Apple::new(), MemorySplitKeyStore::new());
+        Self::put_together(
+            (name, key),
+            providers,
+            MemorySplitKeyStore::new(),
+            key_limits,
+            |settings, gate| {
+                settings.limits = limits;
+                settings.roots = roots;
+                gate
+            },
+        )
+        .await
+    }
+
+    /// With these keys, and with other settings or another gate.
+    async fn put_together(
+        (name, key): (&str, &str),
+        providers: Providers,
+        keys: impl SplitKeyStore,
+        key_limits: KeyLimits,
+        change: impl FnOnce(&mut Settings, DeviceCheckLayer) -> DeviceCheckLayer,
+    ) -> Self {
+        let apple = Apple::new();
         let splitter = Splitter::new().with_providers(providers.clone());
         let split = splitter.issue(&keys, "app", name, key, key_limits).await.unwrap();
-        let settings = Settings {
+        let mut settings = Settings {
             providers,
-            limits,
+            roots: None,
+            limits: Limits::default(),
             usage: UsageLog::new(),
             admin_token: Some(ADMIN.to_owned()),
             debug_tokens: DebugTokens::new().add("simulator", TEST_KEY).unwrap(),
+            cors: None,
+            single_use: false,
         };
         let limiter = |head: &http::request::Parts| match head.headers.get(OVER_THE_LIMIT) {
             Some(_) => Err(std::time::Duration::from_millis(1_500)),
             None => Ok(()),
         };
-        let app = app(apple.layer().with_limiter(limiter), keys, settings).unwrap();
+        let gate = change(&mut settings, apple.layer().with_limiter(limiter));
+        let app = app(gate, keys, settings).unwrap();
         let url = serve(Router::new().fallback_service(app.clone())).await;
         Self { url, app, apple, split, client: reqwest::Client::new() }
     }

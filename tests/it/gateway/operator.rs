@@ -216,6 +216,8 @@ fn w16_no_setting_that_is_refused_is_printed() {
         "FLEET_SINGLE_FLIGHT",
         "REDIS_URL",
         "KEYS_FILE",
+        "PROVIDERS_FILE",
+        "PROVIDER_CA_FILE",
     ] {
         refused("ai_gateway", &[(name, &format!("redis+x://:{SECRET}@host/"))], "", SECRET);
     }
@@ -228,9 +230,10 @@ fn w16_no_setting_that_is_refused_is_printed() {
         refused("ai_gateway", &[(name, value)], name, SECRET);
     }
     refused("ai_gateway", &[("TEST_KEY", &format!("{SECRET} {SECRET}"))], "TEST_KEY", SECRET);
-    refused("ai_gateway", &[("KEYS_FILE", keys.to_str().unwrap())], "KEYS_FILE", SECRET);
+    let fake_apple = ("ALLOW_FAKE_APPLE", "1");
+    refused("ai_gateway", &[("KEYS_FILE", keys.to_str().unwrap()), fake_apple], "line 1", SECRET);
     for url in ["redis://:{}@host/none", "redis://user:{}@/", "redis://host/?x={}", "redis://:{}@host:x/"] {
-        refused("ai_gateway", &[("REDIS_URL", &url.replace("{}", SECRET))], "", SECRET);
+        refused("ai_gateway", &[("REDIS_URL", &url.replace("{}", SECRET)), fake_apple], "", SECRET);
     }
     // The text of the key where its path should be, and in the places of the ids.
     for text in [&*pem, line, SECRET] {
@@ -243,6 +246,97 @@ fn w16_no_setting_that_is_refused_is_printed() {
         variables[place].1 = SECRET;
         refused("ai_gateway", &variables, "", SECRET);
     }
+    std::fs::remove_file(keys).unwrap();
+}
+
+/// After a client part, it would be cut at its last dot.
+#[test]
+fn w08_a_test_key_with_a_dot_is_refused_at_the_start() {
+    refused(
+        "ai_gateway",
+        &[("TEST_KEY", "MARKER.marker.MARKER")],
+        "TEST_KEY: a test key must not have a dot",
+        "MARKER.",
+    );
+}
+
+#[test]
+fn w11_origins_that_are_none_are_refused_at_the_start() {
+    for origins in ["*", "null", "https://app.example/path"] {
+        refused("ai_gateway", &[("CORS_ORIGINS", origins)], "CORS_ORIGINS: an origin is", "/path");
+    }
+}
+
+/// An SDK that repeats a request by itself would get 401 for its spent token, and show that.
+#[tokio::test]
+async fn w17_sdks_do_not_repeat_requests_whose_token_is_spent() {
+    let status = Arc::new(AtomicU16::new(429));
+    let (url, seen) = {
+        let status = Arc::clone(&status);
+        provider(move |_| {
+            let status = StatusCode::from_u16(status.load(Ordering::SeqCst)).unwrap();
+            async move { (status, [("x-should-retry", "true"), ("retry-after", "7")], "{}").into_response() }
+        })
+        .await
+    };
+    let keys = MemorySplitKeyStore::new();
+    let providers = super::providers_at(&url);
+    let once =
+        Gateway::put_together(("openai", KEY), providers, keys, KeyLimits::none(), |settings, gate| {
+            settings.single_use = true;
+            gate.with_single_use(tower_devicecheck::replay::MemoryReplayGuard::new())
+        });
+    let once = once.await;
+    let often = Gateway::new(&url, Limits::default()).await;
+    for (code, retried) in
+        [(408, true), (409, true), (429, true), (500, true), (503, true), (400, false), (200, false)]
+    {
+        status.store(code, Ordering::SeqCst);
+        let response = once.post(CHAT).send().await.unwrap();
+        assert_eq!(response.status(), code);
+        assert_eq!(response.headers()["x-should-retry"], if retried { "false" } else { "true" }, "{code}");
+        assert_eq!(response.headers()["retry-after"], "7");
+        assert_eq!(often.post(CHAT).send().await.unwrap().headers()["x-should-retry"], "true", "{code}");
+    }
+    let before = seen.lock().unwrap().len();
+    let credential = format!("Bearer {}", once.credential());
+    let send = async || {
+        let request = once.client.post(format!("{}{CHAT}", once.url));
+        request.header("authorization", &credential).send().await.unwrap()
+    };
+    assert_eq!(send().await.status(), StatusCode::OK);
+    let again = send().await;
+    assert_eq!(again.status(), StatusCode::UNAUTHORIZED);
+    // Our own refusals say nothing of it: another token may do.
+    assert!(!again.headers().contains_key("x-should-retry"));
+    assert_eq!(seen.lock().unwrap().len() - before, 1);
+    assert_eq!(once.apple.calls(), 8);
+}
+
+/// A fake Apple gives genuine tokens to all that ask it.
+#[test]
+fn w09_a_fake_apple_opens_no_keys_of_the_operators_own() {
+    let keys =
+        std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("w09-{}.json", std::process::id()));
+    std::fs::write(&keys, r#"{"format":1,"keys":[]}"#).unwrap();
+    let keys = keys.to_str().unwrap();
+    let redis = ("REDIS_URL", "redis://127.0.0.1:1/");
+    let cases: [&[(&str, &str)]; 4] = [
+        &[("KEYS_FILE", keys)],
+        &[("KEYS_IN_REDIS", "1"), redis],
+        // The keys are made up, and the verdicts would be shared with others.
+        &[redis],
+        &[("KEYS_FILE", keys), ("ALLOW_FAKE_APPLE", "0")],
+    ];
+    for variables in cases {
+        refused("ai_gateway", variables, "a fake Apple would admit anybody", "no secret");
+    }
+    // Projects have teams of their own.
+    refused("ai_gateway", &[("PROJECTS_FILE", keys), ("KEYS_FILE", keys)], "PROJECTS_FILE", "fake Apple");
+    // With the switch it starts, until it cannot listen.
+    refused("ai_gateway", &[("KEYS_FILE", keys), ("ALLOW_FAKE_APPLE", "1")], "LISTEN", "fake Apple would");
+    // Without keys of the operator's own, nothing is wanted.
+    refused("ai_gateway", &[], "LISTEN", "fake Apple would");
     std::fs::remove_file(keys).unwrap();
 }
 

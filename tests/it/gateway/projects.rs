@@ -93,10 +93,13 @@ impl World {
         let settings = Settings {
             providers: Providers::none()
                 .with(Provider::openai().with_base_url(&format!("{provider}/v1")).unwrap()),
+            roots: None,
             limits: Limits::default(),
             usage: UsageLog::new(),
             admin_token: Some(ADMIN.to_owned()),
             debug_tokens: DebugTokens::new().add("of-no-project", &test_key("gateway")).unwrap(),
+            cors: None,
+            single_use: false,
         };
         let app = app_of_projects(projects, keys, settings).unwrap();
         let url = serve(Router::new().fallback_service(app)).await;

@@ -231,11 +231,14 @@ async fn w08_a_short_admin_token_is_an_error_at_the_start() {
     for (token, is_right) in [("a", false), ("123456789012345", false), ("1234567890123456", true)] {
         let apple = Apple::new();
         let settings = Settings {
+            roots: None,
             providers: Providers::none(),
             limits: Limits::default(),
             usage: UsageLog::new(),
             admin_token: Some(token.to_owned()),
             debug_tokens: Default::default(),
+            cors: None,
+            single_use: false,
         };
         let app = app(apple.layer(), MemorySplitKeyStore::new(), settings);
         assert_eq!(app.is_ok(), is_right, "{token}");

@@ -34,6 +34,8 @@ struct World {
 
 impl World {
     async fn new(name: &str) -> Self {
+        // A token of the fake's does not wait for a build.
+        example("ai_gateway");
         let answer = async |Json(request): Json<Value>| {
             let usage = json!({ "prompt_tokens": INPUT, "completion_tokens": OUTPUT });
             Json(json!({ "model": request["model"], "choices": [], "usage": usage }))
@@ -85,7 +87,10 @@ impl World {
             .header("authorization", format!("Bearer {}", self.credential))
             .json(&json!({ "model": model }));
         match request.send().await {
-            Ok(response) => response.bytes().await.is_ok_and(|body| !body.is_empty()),
+            Ok(response) => {
+                assert_eq!(response.status(), 200);
+                response.bytes().await.is_ok_and(|body| !body.is_empty())
+            }
             Err(_) => false,
         }
     }
