@@ -21,7 +21,7 @@ fn down(now: Instant, listener: Option<super::breaker::Listener>) -> Arc<Breaker
     Arc::new(breaker)
 }
 
-/// Of all calls at one time, one passes.
+/// One call passes of those at one time.
 pub(crate) fn one_probe_a_second<const N: usize>() {
     let start = Instant::now();
     let breaker = down(start, None);

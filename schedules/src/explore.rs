@@ -13,7 +13,7 @@ use shuttle::sync::Mutex;
 use shuttle::{Config, FailurePersistence, Runner};
 
 /// The most schedules of a scenario that are tried one after the other.
-const IN_ORDER: usize = 200_000;
+const IN_ORDER: usize = 30_000;
 /// The schedules that are tried of a larger one: as many switch threads at random, and as many a few times only.
 const BY_CHANCE: usize = 500;
 /// Fixed, so that each run tries the same schedules.

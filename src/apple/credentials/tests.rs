@@ -344,7 +344,7 @@ fn a14_all_missing_variables_are_named_at_once() {
 proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig::with_cases(200))]
 
-    /// Whatever the variables hold, the key is in no error, and credentials come with a team id and a key id only.
+    /// The key is in no error, for any variables, and credentials come with a team id and a key id only.
     #[test]
     fn no_environment_shows_the_key(choices in proptest::collection::vec((0..4_usize, 0..6_usize), 0..8)) {
         let values = [TEAM.to_owned(), ID.to_owned(), pem(), body(), " ".to_owned(), "./no-such-file.p8".to_owned()];

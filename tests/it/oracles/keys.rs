@@ -179,33 +179,57 @@ fn limited() -> (SplitKeyLayer, String) {
     (SplitKeyLayer::new(store), client_part)
 }
 
-/// The documented rule again, letter by letter.
+/// The rule again, letter by letter.
 fn is_allowed(path: &str) -> bool {
-    let bytes = path.to_ascii_lowercase().into_bytes();
-    let has = |text: &[u8]| bytes.windows(text.len()).any(|window| window == text);
-    if has(b"\\") || has(b"%2e") || has(b"%2f") || has(b"%5c") || has(b"%25") {
-        return false;
-    }
-    for segment in bytes.split(|byte| *byte == b'/') {
-        let dots = segment.iter().take_while(|byte| **byte == b'.').count();
-        let rest = &segment[dots..];
-        let ends = [&b";"[..], b"%3b", b"%3f", b"%23"].iter().any(|end| rest.starts_with(end));
-        if (1..=2).contains(&dots) && (rest.is_empty() || ends) {
-            return false;
+    let bytes = path.as_bytes();
+    let (mut decoded, mut place) = (Vec::new(), 0);
+    while let Some(byte) = bytes.get(place) {
+        place += 1;
+        match byte {
+            b'\\' | 0..0x20 | 0x7f => return false,
+            b'%' => {
+                let digits = path
+                    .get(place..place + 2)
+                    .filter(|text| text.bytes().all(|digit| digit.is_ascii_hexdigit()));
+                let Some(number) = digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()) else {
+                    return false;
+                };
+                if number.is_ascii_control() || b"%./\\".contains(&number) {
+                    return false;
+                }
+                decoded.push(number);
+                place += 2;
+            }
+            _ => decoded.push(*byte),
         }
     }
-    path == "/v1/chat" || path.starts_with("/v1/files/")
+    let Ok(text) = String::from_utf8(decoded) else { return false };
+    let is_dots = |segment: &str| {
+        let rest = segment.trim_start_matches('.');
+        rest.len() < segment.len() && (rest.is_empty() || rest.starts_with([';', '%', '?', '#', ' ']))
+    };
+    !text.contains(LOOK_ALIKES)
+        && !path.split('/').any(is_dots)
+        && (path == "/v1/chat" || path.starts_with("/v1/files/"))
 }
 
-/// Whether a server that resolves dots, drops parameters, and takes backslashes for slashes stays below the prefix.
+/// Letters that some servers take for a dot, a slash or a backslash.
+const LOOK_ALIKES: [char; 8] =
+    ['\u{ff0e}', '\u{2024}', '\u{2025}', '\u{2026}', '\u{ff0f}', '\u{2044}', '\u{2215}', '\u{ff3c}'];
+
+/// Whether a server that resolves dots, in any spelling that some server accepts, stays below the prefix.
 fn stays(path: &str) -> bool {
-    let path = path.split(['?', '#']).next().unwrap_or_default().replace('\\', "/");
+    let path = path.split(['?', '#', '\0']).next().unwrap_or_default();
+    let path = path.replace(['\\', '\u{ff0f}', '\u{2044}', '\u{2215}', '\u{ff3c}'], "/");
+    let path = path.replace(['\u{ff0e}', '\u{2024}', '\u{2025}', '\u{2026}'], "..");
     let mut folders: Vec<&str> = Vec::new();
     for segment in path.split('/').skip(1) {
-        match segment.split(';').next().unwrap_or_default() {
-            "." => {}
-            ".." => drop(folders.pop()),
-            name => folders.push(name),
+        // Windows drops dots and spaces at the end.
+        let name = segment.split(';').next().unwrap_or_default().trim_end_matches(' ');
+        match name.len() {
+            1 if name == "." => {}
+            2.. if name.bytes().all(|byte| byte == b'.') => drop(folders.pop()),
+            _ => folders.push(name),
         }
     }
     folders == ["v1", "chat"] || folders.starts_with(&["v1", "files"])

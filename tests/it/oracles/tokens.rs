@@ -75,7 +75,7 @@ fn bearer(mut head: request::Parts) {
             assert!(left.is_empty());
         }
     }
-    assert!(head.headers.get(AUTHORIZATION).is_none_or(|value| value.is_sensitive()));
+    assert!(head.headers.get(AUTHORIZATION).is_none_or(HeaderValue::is_sensitive));
 }
 
 /// A candidate is a token exactly if a naive reader of base64 says so, and the token's text is its own only spelling.

@@ -221,7 +221,7 @@ mod apple {
     }
 }
 
-/// Explores all scenarios; with `--in-order`, up to 200,000 schedules of each.
+/// Explores all scenarios; with `--in-order`, up to 30,000 schedules of each.
 fn main() {
     use explore::Size::{self, Large, Small};
 
