@@ -1,4 +1,4 @@
-//! A gateway to AI providers for apps that hold a part of an API key: `cargo run --example ai_gateway --features split-key,testing`.
+//! A gateway to AI providers for apps that hold a part of an API key: `cargo run --example ai_gateway --features gateway,testing`.
 //!
 //! | request | answer |
 //! |---|---|
@@ -54,13 +54,10 @@ mod shared;
 
 use std::{alloc::System, fmt::Write, net::SocketAddr, process::ExitCode, time::Duration};
 
-use gateway::{
-    Limits, Settings, app, app_of_projects, projects,
-    target::{Provider, Providers},
-};
+use gateway::{App, Limits, Settings, app, app_of_projects, projects};
 use tower_devicecheck::{
     BoxError, DebugTokens, DeviceCheckLayer, Environment,
-    split_key::{FileSplitKeyStore, Limits as KeyLimits, MemorySplitKeyStore, Splitter},
+    split_key::{FileSplitKeyStore, Limits as KeyLimits, MemorySplitKeyStore, Provider, Providers, Splitter},
 };
 use zeroizing_alloc::ZeroAlloc;
 
@@ -128,7 +125,7 @@ fn keys_in(path: &str) -> Result<FileSplitKeyStore, BoxError> {
     FileSplitKeyStore::open(path.trim()).map_err(|error| in_setting("KEYS_FILE", &error))
 }
 
-async fn listen(app: axum::Router, hints: impl FnOnce(SocketAddr) -> String) -> Result<(), BoxError> {
+async fn listen(app: App, hints: impl FnOnce(SocketAddr) -> String) -> Result<(), BoxError> {
     let server = Server::from_env().await?;
     let address = server.address()?;
     shared::announce(address, &hints(address));
@@ -138,22 +135,17 @@ async fn listen(app: axum::Router, hints: impl FnOnce(SocketAddr) -> String) -> 
 
 /// From the environment. `fake` is the provider for all names that have no URL.
 fn settings(fake: Option<SocketAddr>, admin_token: Option<String>) -> Result<Settings, BoxError> {
-    let url = |variable: &str, path: &str| -> Result<Option<String>, BoxError> {
+    let provider = |provider: Provider, variable: &str, path: &str| -> Result<Provider, BoxError> {
         let fake = fake.map(|address| format!("http://{address}{path}"));
-        Ok(shared::variable(variable)?.or(fake))
+        let Some(url) = shared::variable(variable)?.or(fake) else { return Ok(provider) };
+        let provider = provider.with_base_url(&url);
+        provider
+            .map_err(|error| format!("{variable}: the URL {error}; it is {}", shared::shown_url(&url)).into())
     };
-    let provider = |make: fn(Option<&str>) -> Result<Provider, BoxError>, variable: &str, path: &str| {
-        let url = url(variable, path)?;
-        make(url.as_deref()).map_err(|error| {
-            let shown = url.as_deref().map(shared::shown_url).unwrap_or_default();
-            BoxError::from(format!("{variable}: {error}; it is {shown}"))
-        })
-    };
-    let providers = Providers::new([
-        provider(Provider::openai, "OPENAI_URL", "/openai/v1")?,
-        provider(Provider::anthropic, "ANTHROPIC_URL", "/anthropic/v1")?,
-        provider(Provider::google, "GOOGLE_URL", "/google/v1beta")?,
-    ]);
+    let providers = Providers::none()
+        .with(provider(Provider::openai(), "OPENAI_URL", "/openai/v1")?)
+        .with(provider(Provider::anthropic(), "ANTHROPIC_URL", "/anthropic/v1")?)
+        .with(provider(Provider::google(), "GOOGLE_URL", "/google/v1beta")?);
     let defaults = Limits::default();
     let limits = Limits {
         body: number("MAX_BODY_BYTES")?.unwrap_or(defaults.body),

@@ -181,6 +181,7 @@
 //! | `redis-tls` | no | `redis`, with `rediss://` addresses: rustls, with the platform's root certificates |
 //! | `redis-sentinel` | no | `redis`, with `Redis::connect_sentinel`: connects to the primary that sentinels name |
 //! | `split-key` | no | `split_key`: API keys in two parts, joined for verified devices only |
+//! | `gateway` | no | `split_key::gateway`: a gateway to AI providers, as tower layers and services. Turns on `split-key` |
 //! | `session` | no | `session`: a token that this server signs after one check, and checks by itself for an hour |
 //! | `jwt` | no | `session`, and `session::Jwts`: sessions as JSON Web Tokens for other services. Turns on `aws-lc-rs` |
 //! | `app-attest` | no | `app_attest`: keys that devices attest with App Attest, and a proof by the requests that they sign, verified here. Exists with `aws-lc-rs` or `rust-crypto`; with both, aws-lc verifies |

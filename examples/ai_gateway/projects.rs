@@ -2,17 +2,17 @@
 
 use std::collections::BTreeSet;
 
-use axum::http::request;
+use axum::http::{HeaderName, request};
 use serde::Deserialize;
 use tower_devicecheck::{
-    BoxError, Credentials, DebugTokens, DeviceCheckLayer, HttpProblemDetails,
+    BoxError, Credentials, DebugTokens, DeviceCheckLayer,
+    split_key::gateway::{ProviderErrors, Target},
     tenant::{ClientChosenTenant, TenantError, TenantName, TenantResolver, Tenants},
 };
 
-use super::{
-    as_clients_send,
-    target::{PROJECT, Target},
-};
+use super::as_clients_send;
+
+const PROJECT: HeaderName = HeaderName::from_static("x-project-id");
 
 /// A project, and the gate that its clients pass.
 pub(crate) struct Project {
@@ -28,7 +28,7 @@ pub(crate) struct Project {
 /// a tenant's devices use the keys of the project with the tenant's name.
 pub(crate) fn tenants(projects: Vec<Project>) -> Result<Tenants, TenantError> {
     // The answer to an unknown project is that to a refused token.
-    let tenants = Tenants::new(chosen_by_client()).with_rejection_response(HttpProblemDetails);
+    let tenants = Tenants::new(chosen_by_client()).with_rejection_response(ProviderErrors);
     for Project { id, gate, debug_tokens } in projects {
         tenants.insert(&id, as_clients_send(gate, debug_tokens))?;
     }
@@ -47,7 +47,7 @@ fn chosen_by_client() -> impl TenantResolver {
         if head.headers.contains_key(&PROJECT) {
             return in_header.resolve(head);
         }
-        let in_path = head.extensions.get::<Target>().and_then(|target| target.project.as_deref());
+        let in_path = head.extensions.get::<Target>().and_then(Target::project);
         in_path.and_then(|id| id.parse::<TenantName>().ok()).into()
     }
 }

@@ -57,11 +57,22 @@ impl ApiKey {
     /// wipes this copy of the key.
     #[must_use]
     pub fn bearer_value(&self) -> HeaderValue {
+        self.after(BEARER)
+    }
+
+    /// The key after this text.
+    fn after(&self, text: &str) -> HeaderValue {
         let key = self.value.as_bytes();
-        let mut value = Zeroizing::new(Vec::with_capacity(BEARER.len() + key.len()));
-        value.extend_from_slice(BEARER.as_bytes());
+        let mut value = Zeroizing::new(Vec::with_capacity(text.len() + key.len()));
+        value.extend_from_slice(text.as_bytes());
         value.extend_from_slice(key);
         sensitive(value).unwrap_or_else(|| self.header_value())
+    }
+
+    /// The key after a word and a space. The same goes for this copy.
+    #[cfg(feature = "gateway")]
+    pub(super) fn value_with(&self, scheme: &str) -> HeaderValue {
+        self.after(&format!("{scheme} "))
     }
 
     /// The project to which the key belongs.

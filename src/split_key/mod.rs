@@ -64,6 +64,9 @@ mod error;
 mod file_store;
 #[cfg(test)]
 mod fixtures;
+#[cfg(feature = "gateway")]
+#[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "gateway")))]
+pub mod gateway;
 mod layer;
 mod limits;
 mod memory_store;

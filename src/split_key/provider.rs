@@ -1,6 +1,16 @@
 //! AI providers, and the prefixes of their API keys.
 
+use std::sync::Arc;
+
+#[cfg(feature = "gateway")]
+use http::HeaderName;
+
 use crate::split_key::error::{SplitKeyError, SplitKeyErrorKind};
+#[cfg(feature = "gateway")]
+use crate::split_key::gateway::{
+    endpoint::{Endpoint, ProviderError},
+    error_shape::ErrorShape,
+};
 use crate::split_key::parts::{MAX_KEY_LENGTH, is_visible};
 
 /// An AI provider: a name, and the prefixes of its API keys.
@@ -19,13 +29,20 @@ use crate::split_key::parts::{MAX_KEY_LENGTH, is_visible};
 pub struct Provider {
     name: Box<str>,
     prefixes: Vec<Box<str>>,
+    #[cfg(feature = "gateway")]
+    pub(super) endpoint: Endpoint,
 }
 
 impl Provider {
     /// Makes a provider without prefixes, whose keys may begin with anything.
     #[must_use]
     pub fn new(name: &str) -> Self {
-        Self { name: name.into(), prefixes: Vec::new() }
+        Self {
+            name: name.into(),
+            prefixes: Vec::new(),
+            #[cfg(feature = "gateway")]
+            endpoint: Endpoint::new(),
+        }
     }
 
     /// Adds a prefix. A key of a provider with prefixes must begin with one of them.
@@ -36,22 +53,35 @@ impl Provider {
     }
 
     /// `openai`: `sk-proj-` and `sk-`.
-    pub(super) fn openai() -> Self {
-        Self::new("openai").with_prefix("sk-proj-").with_prefix("sk-")
+    #[must_use]
+    pub fn openai() -> Self {
+        let provider = Self::new("openai");
+        #[cfg(feature = "gateway")]
+        let provider = Self { endpoint: Endpoint::openai(), ..provider };
+        provider.with_prefix("sk-proj-").with_prefix("sk-")
     }
 
     /// `anthropic`: `sk-ant-api##-`.
-    pub(super) fn anthropic() -> Self {
-        Self::new("anthropic").with_prefix("sk-ant-api##-")
+    #[must_use]
+    pub fn anthropic() -> Self {
+        let provider = Self::new("anthropic");
+        #[cfg(feature = "gateway")]
+        let provider = Self { endpoint: Endpoint::anthropic(), ..provider };
+        provider.with_prefix("sk-ant-api##-")
     }
 
     /// `google`: `AIza`.
-    pub(super) fn google() -> Self {
-        Self::new("google").with_prefix("AIza")
+    #[must_use]
+    pub fn google() -> Self {
+        let provider = Self::new("google");
+        #[cfg(feature = "gateway")]
+        let provider = Self { endpoint: Endpoint::google(), ..provider };
+        provider.with_prefix("AIza")
     }
 
-    /// The name under which records refer to the provider.
-    pub(super) fn name(&self) -> &str {
+    /// The name under which records refer to the provider, and paths of a gateway.
+    #[must_use]
+    pub fn name(&self) -> &str {
         &self.name
     }
 
@@ -69,6 +99,56 @@ impl Provider {
     }
 }
 
+/// For a [gateway](crate::split_key::gateway) to the provider.
+#[cfg(feature = "gateway")]
+#[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "gateway")))]
+impl Provider {
+    /// Sets where the provider is, such as `https://api.example/v1`. A version at the end is for requests that name none.
+    /// Default: OpenAI, Anthropic and Google are at their servers; other providers are nowhere, and a gateway does not
+    /// know them.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the URL is not `https://`, or `http://` to the loopback interface, or if it holds anything but
+    /// scheme, host, port and a plain path.
+    pub fn with_base_url(mut self, url: &str) -> Result<Self, ProviderError> {
+        self.endpoint.set_base_url(url)?;
+        Ok(self)
+    }
+
+    /// Sets the header of the API key, and the word before the key in it. Default: `Authorization` with `Bearer`; for
+    /// Anthropic `x-api-key`, and for Google `x-goog-api-key`, with the key alone.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if `scheme` is not one word of visible ASCII characters.
+    pub fn with_key_header(mut self, name: HeaderName, scheme: Option<&str>) -> Result<Self, ProviderError> {
+        self.endpoint.set_key_header(name, scheme)?;
+        Ok(self)
+    }
+
+    /// Sets the query parameters that clients may send. Default: those of the provider's SDKs, and for other providers
+    /// those of OpenAI's.
+    #[must_use]
+    pub fn with_query_names(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.endpoint.set_query_names(names);
+        self
+    }
+
+    /// Sets the JSON in which clients expect errors. Default: the provider's own, and for other providers OpenAI's.
+    #[must_use]
+    pub fn with_error_shape(mut self, shape: ErrorShape) -> Self {
+        self.endpoint.set_error_shape(shape);
+        self
+    }
+
+    /// The header of the API key: clients put their credential there.
+    #[must_use]
+    pub fn key_header(&self) -> &HeaderName {
+        self.endpoint.key_header()
+    }
+}
+
 fn has_prefix(key: &str, pattern: &str) -> bool {
     key.len() >= pattern.len()
         && key.bytes().zip(pattern.bytes()).all(|(byte, expected)| match expected {
@@ -82,7 +162,7 @@ fn has_prefix(key: &str, pattern: &str) -> bool {
 /// The default providers are `openai`, with the prefixes `sk-proj-` and `sk-`, `anthropic` with `sk-ant-api##-`, and
 /// `google` with `AIza`. In a prefix, `#` stands for a digit.
 #[derive(Clone, Debug)]
-pub struct Providers(Vec<Provider>);
+pub struct Providers(Vec<Arc<Provider>>);
 
 impl Providers {
     /// Makes an empty list.
@@ -95,20 +175,30 @@ impl Providers {
     #[must_use]
     pub fn with(mut self, provider: Provider) -> Self {
         self.0.retain(|other| other.name != provider.name);
-        self.0.push(provider);
+        self.0.push(Arc::new(provider));
         self
     }
 
     /// The provider of this name.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Provider> {
+        self.0.iter().find(|provider| *provider.name == *name).map(|provider| &**provider)
+    }
+
+    /// All providers.
+    pub fn iter(&self) -> impl Iterator<Item = &Provider> {
+        self.0.iter().map(|provider| &**provider)
+    }
+
+    #[cfg(feature = "gateway")]
+    pub(super) fn find(&self, name: &str) -> Option<&Arc<Provider>> {
         self.0.iter().find(|provider| *provider.name == *name)
     }
 }
 
 impl Default for Providers {
     fn default() -> Self {
-        Self(vec![Provider::openai(), Provider::anthropic(), Provider::google()])
+        Self([Provider::openai(), Provider::anthropic(), Provider::google()].map(Arc::new).into())
     }
 }
 

@@ -25,6 +25,7 @@ mod examples;
 mod extremes;
 mod faults;
 mod first_steps;
+#[cfg(feature = "gateway")]
 mod gateway;
 mod limiter;
 mod marks;

@@ -16,11 +16,9 @@ use futures::{StreamExt, channel::mpsc, stream};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 
-use super::{
-    CHAT, Gateway,
-    ai_gateway::{Limits, body::Upload},
-    code, provider,
-};
+use tower_devicecheck::split_key::gateway::PassedBody;
+
+use super::{CHAT, Gateway, ai_gateway::Limits, code, provider};
 
 type Piece = Result<Frame<Bytes>, Infallible>;
 
@@ -158,7 +156,7 @@ async fn the_limit_is_for_silence_and_not_for_the_whole() {
             tokio::time::sleep(Duration::from_secs(pause)).await;
             Ok::<_, Infallible>(Bytes::from_static(b"x"))
         });
-        Upload::new(Body::from_stream(pieces), 1_000, Duration::from_secs(10)).collect()
+        PassedBody::request(Body::from_stream(pieces), 1_000, Duration::from_secs(10)).collect()
     };
     assert_eq!(pieces(9).await.unwrap().to_bytes().len(), 20);
     assert!(pieces(11).await.is_err());

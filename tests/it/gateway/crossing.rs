@@ -9,11 +9,9 @@ use futures::stream;
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 
-use super::{
-    CHAT, Gateway, KEY,
-    ai_gateway::{Limits, body::Upload},
-    code, names, ok, provider, status,
-};
+use tower_devicecheck::split_key::gateway::PassedBody;
+
+use super::{CHAT, Gateway, KEY, ai_gateway::Limits, code, names, ok, provider, status};
 
 /// Headers by which servers and proxies are told another method, path, host or credential.
 const OVERRIDES: [(&str, &str); 34] = [
@@ -159,7 +157,7 @@ async fn w04_trailers_do_not_cross() {
     )]);
     let frames = [Frame::data(Bytes::from_static(b"{}")), Frame::trailers(trailers)];
     let body = StreamBody::new(stream::iter(frames.map(Ok::<_, std::convert::Infallible>)));
-    let upload = Upload::new(Body::new(body), 10, std::time::Duration::from_secs(10));
+    let upload = PassedBody::request(Body::new(body), 10, std::time::Duration::from_secs(10));
     let sent = upload.collect().await.unwrap();
     assert!(sent.trailers().is_none_or(HeaderMap::is_empty), "{:?}", sent.trailers());
     assert_eq!(sent.to_bytes(), "{}");

@@ -17,10 +17,7 @@ mod upgrades;
 
 use std::sync::{Arc, Mutex};
 
-use ai_gateway::{
-    Limits, Settings, app,
-    target::{Provider, Providers},
-};
+use ai_gateway::{App, Limits, Settings, app};
 use axum::{
     Router,
     extract::Request,
@@ -34,7 +31,7 @@ use tokio::{
 };
 use tower_devicecheck::{
     DebugTokens,
-    split_key::{Limits as KeyLimits, MemorySplitKeyStore, Split, Splitter},
+    split_key::{Limits as KeyLimits, MemorySplitKeyStore, Provider, Providers, Split, Splitter},
 };
 
 use crate::support::Apple;
@@ -71,7 +68,7 @@ where
 
 struct Gateway {
     url: String,
-    app: Router,
+    app: App,
     apple: Apple,
     split: Split,
     client: reqwest::Client,
@@ -87,11 +84,10 @@ impl Gateway {
         let split = Splitter::new().issue(&keys, "app", "openai", KEY, key_limits).await.unwrap();
         let base = |path| format!("{provider}{path}");
         let settings = Settings {
-            providers: Providers::new([
-                Provider::openai(Some(&base("/base/v1"))).unwrap(),
-                Provider::anthropic(Some(&base("/base/v1"))).unwrap(),
-                Provider::google(Some(&base("/base/v1beta"))).unwrap(),
-            ]),
+            providers: Providers::none()
+                .with(Provider::openai().with_base_url(&base("/base/v1")).unwrap())
+                .with(Provider::anthropic().with_base_url(&base("/base/v1")).unwrap())
+                .with(Provider::google().with_base_url(&base("/base/v1beta")).unwrap()),
             limits,
             admin_token: Some(ADMIN.to_owned()),
             debug_tokens: DebugTokens::new().add("simulator", TEST_KEY).unwrap(),
@@ -101,7 +97,7 @@ impl Gateway {
             None => Ok(()),
         };
         let app = app(apple.layer().with_limiter(limiter), keys, settings).unwrap();
-        let url = serve(app.clone()).await;
+        let url = serve(Router::new().fallback_service(app.clone())).await;
         Self { url, app, apple, split, client: reqwest::Client::new() }
     }
 

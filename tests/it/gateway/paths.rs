@@ -1,16 +1,12 @@
 //! Where the paths of the example `ai_gateway` lead, and where they cannot.
 
-use axum::{http::HeaderMap, response::IntoResponse};
-
-use super::ai_gateway::target::{Provider, Providers, Target};
+use axum::http::HeaderMap;
+use tower_devicecheck::split_key::{Provider, Providers, gateway::Target};
 
 #[test]
 fn where_paths_lead() {
-    let providers = Providers::new([
-        Provider::openai(None).unwrap(),
-        Provider::anthropic(Some("https://proxy.example/anthropic/v1/")).unwrap(),
-        Provider::google(None).unwrap(),
-    ]);
+    let anthropic = Provider::anthropic().with_base_url("https://proxy.example/anthropic/v1/").unwrap();
+    let providers = Providers::default().with(anthropic);
     // With `X-Project-Id`, if the row has one: project in the path, URL, path that limits see; or the problem.
     type Row =
         (&'static str, Option<&'static str>, Result<(Option<&'static str>, &'static str, &'static str), u16>);
@@ -89,9 +85,11 @@ fn where_paths_lead() {
         if let Some(project) = project {
             headers.insert("x-project-id", project.parse().unwrap());
         }
-        let found = Target::of(&path.parse().unwrap(), &headers, &providers);
-        let found = found.map_err(|problem| problem.into_response().status().as_u16());
-        let found = found.map(|target| (target.project, target.url.to_string(), target.path.to_string()));
+        let found = Target::resolve(&path.parse().unwrap(), &headers, &providers);
+        let found = found.map_err(|rejection| rejection.status().as_u16());
+        let found = found.map(|target| {
+            (target.project().map(str::to_owned), target.uri().to_string(), target.path().to_string())
+        });
         let expected = expected
             .map(|(project, url, path)| (project.map(str::to_owned), url.to_owned(), path.to_owned()));
         assert_eq!(found, expected, "{path} {project:?}");
@@ -109,6 +107,6 @@ fn where_paths_lead() {
         ("https://api.example/v1?key=1", false),
         ("api.example", false),
     ] {
-        assert_eq!(Provider::openai(Some(url)).is_ok(), fits, "{url}");
+        assert_eq!(Provider::openai().with_base_url(url).is_ok(), fits, "{url}");
     }
 }

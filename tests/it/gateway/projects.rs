@@ -5,20 +5,20 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use axum::http::{StatusCode, request};
+use axum::{
+    Router,
+    http::{StatusCode, request},
+};
 use serde_json::json;
 use tower_devicecheck::{
     AppleClient, BoxError, Credentials, DebugTokens, DeviceCheckLayer,
-    split_key::{Limits as KeyLimits, MemorySplitKeyStore, Splitter},
+    split_key::{Limits as KeyLimits, MemorySplitKeyStore, Provider, Providers, Splitter},
     testing::{FakeApple, PrivateKey},
 };
 
 use super::{
     ADMIN, KEY,
-    ai_gateway::{
-        Limits, Settings, app_of_projects, projects,
-        target::{Provider, Providers},
-    },
+    ai_gateway::{Limits, Settings, app_of_projects, projects},
     code, ok, provider, serve,
 };
 use crate::{captured, support::Apple, tenants_example::refused};
@@ -91,12 +91,14 @@ impl World {
 
         let (provider, seen) = provider(ok).await;
         let settings = Settings {
-            providers: Providers::new([Provider::openai(Some(&format!("{provider}/v1"))).unwrap()]),
+            providers: Providers::none()
+                .with(Provider::openai().with_base_url(&format!("{provider}/v1")).unwrap()),
             limits: Limits::default(),
             admin_token: Some(ADMIN.to_owned()),
             debug_tokens: DebugTokens::new().add("of-no-project", &test_key("gateway")).unwrap(),
         };
-        let url = serve(app_of_projects(projects, keys, settings).unwrap()).await;
+        let app = app_of_projects(projects, keys, settings).unwrap();
+        let url = serve(Router::new().fallback_service(app)).await;
         Self { url, apples, parts, client: reqwest::Client::new(), seen }
     }
 

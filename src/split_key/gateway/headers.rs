@@ -1,10 +1,9 @@
 //! The headers that cross the gateway, by name. All others stay here: those of tomorrow, too.
 
-use axum::http::{
-    HeaderMap, HeaderName, HeaderValue,
-    header::{ACCEPT_ENCODING, CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE},
-};
-use tower_devicecheck::split_key::ApiKey;
+use http::header::{ACCEPT_ENCODING, CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE};
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::split_key::api_key::ApiKey;
 
 /// From the client to the provider: what the content is, and what the providers' SDKs say about themselves and
 /// the call. No header here names another method, path, host, credential, organization or place.
@@ -66,7 +65,7 @@ const RESPONSE: [&str; 25] = [
 const RESPONSE_PREFIXES: [&str; 2] = ["anthropic-ratelimit-", "x-ratelimit-"];
 
 /// The headers of a client's request that the provider gets.
-pub(crate) fn to_provider(headers: &HeaderMap) -> HeaderMap {
+pub(super) fn to_provider(headers: &HeaderMap) -> HeaderMap {
     let mut kept = listed(headers, &REQUEST, &REQUEST_PREFIXES);
     if kept.contains_key(ACCEPT_ENCODING) {
         // In a compressed error, nobody could find the key.
@@ -76,7 +75,7 @@ pub(crate) fn to_provider(headers: &HeaderMap) -> HeaderMap {
 }
 
 /// The headers of a provider's response that the client gets.
-pub(crate) fn to_client(headers: &HeaderMap, key: &ApiKey) -> HeaderMap {
+pub(super) fn to_client(headers: &HeaderMap, key: &ApiKey) -> HeaderMap {
     let mut kept = listed(headers, &RESPONSE, &RESPONSE_PREFIXES);
     // Beside a transfer coding, the length is not the body's.
     if headers.contains_key(TRANSFER_ENCODING) {
@@ -91,14 +90,14 @@ pub(crate) fn to_client(headers: &HeaderMap, key: &ApiKey) -> HeaderMap {
 }
 
 /// Whether the client wants another protocol on its connection.
-pub(crate) fn want_upgrade(headers: &HeaderMap) -> bool {
+pub(super) fn want_upgrade(headers: &HeaderMap) -> bool {
     headers.contains_key(UPGRADE)
         || connection_options(headers).any(|name| name == UPGRADE)
         || headers.keys().any(|name| name.as_str().starts_with("sec-websocket-"))
 }
 
 /// Whether the text holds the key, or so much of it that the rest is no secret any more.
-pub(crate) fn quotes(text: &[u8], key: &ApiKey) -> bool {
+pub(super) fn quotes(text: &[u8], key: &ApiKey) -> bool {
     let key = key.expose().as_bytes();
     let enough = key.len().min(20);
     // That many characters of the key have one of these blocks whole among them.

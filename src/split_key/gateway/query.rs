@@ -1,93 +1,42 @@
 //! The query parameters that cross the gateway, by name, and the one that holds the credential.
 
-use axum::http::HeaderValue;
+use http::HeaderValue;
 
-use super::problem::Problem;
-
-/// The parameters of OpenAI's, Anthropic's and Google's SDKs, but for those that name an organization, a
-/// project or a workspace. `[…]` may follow: `include[]`, `created_at[gte]`.
-const NAMES: [(&str, &[&str]); 3] = [
-    (
-        "openai",
-        &[
-            "after",
-            "api-version",
-            "before",
-            "filter",
-            "include",
-            "include_obfuscation",
-            "limit",
-            "metadata",
-            "model",
-            "name",
-            "order",
-            "order_by",
-            "page",
-            "purpose",
-            "run_id",
-            "starting_after",
-            "status",
-            "stream",
-            "type",
-            "variant",
-        ],
-    ),
-    (
-        "anthropic",
-        &[
-            "after_id",
-            "before_id",
-            "beta",
-            "created_at",
-            "ids",
-            "include_archived",
-            "lifecycle",
-            "limit",
-            "order",
-            "order_by",
-            "page",
-            "source",
-            "statuses",
-            "version",
-        ],
-    ),
-    ("google", &["alt", "fields", "filter", "force", "orderBy", "pageSize", "pageToken", "updateMask"]),
-];
+use crate::split_key::gateway::rejection::GatewayRejection;
 
 /// The query of a request, taken apart.
-pub(crate) struct Query {
+pub(super) struct Query {
     /// The value of `key`, in which Google's clients send their API key.
-    pub(crate) credential: Option<HeaderValue>,
+    pub(super) credential: Option<HeaderValue>,
     /// All the rest, as the client wrote it.
-    pub(crate) rest: Option<String>,
+    pub(super) rest: Option<String>,
 }
 
 impl Query {
-    /// Reads the query of a request to `provider`. A parameter that is not in the list is refused rather than
-    /// dropped: without it, the request would be another one.
-    pub(crate) fn read(provider: &str, query: Option<&str>) -> Result<Self, Problem> {
+    /// Reads the query of a request to a provider that takes the parameters `known`. A parameter that is not in the
+    /// list is refused rather than dropped: without it, the request would be another one.
+    pub(super) fn read(known: &[Box<str>], query: Option<&str>) -> Result<Self, GatewayRejection> {
         let Some(query) = query else { return Ok(Self { credential: None, rest: None }) };
-        let known = NAMES.iter().find(|(name, _)| *name == provider).map_or(&[][..], |(_, names)| names);
         let (mut credential, mut rest) = (None, Vec::new());
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             // Some servers begin another pair here.
             if pair.contains(';') {
-                return Err(Problem::BAD_QUERY);
+                return Err(GatewayRejection::BadQuery);
             }
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             let (Some(name), Some(value)) = (decoded(name), decoded(value)) else {
-                return Err(Problem::BAD_QUERY);
+                return Err(GatewayRejection::BadQuery);
             };
             if name.as_slice() == b"key" {
-                let mut value = HeaderValue::from_bytes(&value).map_err(|_| Problem::BAD_QUERY)?;
+                let mut value = HeaderValue::from_bytes(&value).map_err(|_| GatewayRejection::BadQuery)?;
                 value.set_sensitive(true);
                 if credential.replace(value).is_some() {
-                    return Err(Problem::BAD_QUERY);
+                    return Err(GatewayRejection::BadQuery);
                 }
             } else if known.iter().any(|known| is_named(&name, known)) {
                 rest.push(pair);
             } else {
-                return Err(Problem::BAD_QUERY);
+                return Err(GatewayRejection::BadQuery);
             }
         }
         Ok(Self { credential, rest: (!rest.is_empty()).then(|| rest.join("&")) })
@@ -106,7 +55,7 @@ fn is_named(name: &[u8], known: &str) -> bool {
 }
 
 /// Whether the text holds a client part, such as a mistaken client puts into the path.
-pub(crate) fn holds_client_part(text: &str) -> bool {
+pub(super) fn holds_client_part(text: &str) -> bool {
     let Some(text) = decoded(text) else { return false };
     // A dot, a version, and the rest of the metadata: 8 digits of time at least, and 8 of the split id.
     text.split(|byte| *byte == b'.').skip(1).any(|after| {

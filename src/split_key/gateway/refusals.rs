@@ -1,35 +1,46 @@
 //! The keys that their provider refuses, which only the operator can mend.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime},
-};
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use axum::http::StatusCode;
+use http::StatusCode;
 use serde_json::{Value, json};
-use tokio::time::Instant;
-use tower_devicecheck::split_key::{ApiKey, SplitId};
+
+use crate::runtime::{Timestamp, since_epoch};
+use crate::split_key::{api_key::ApiKey, metadata::SplitId};
 
 /// How long a key must be without a refusal before its next success ends the incident. Some refusals are of one
 /// call only, and each must not be an incident of its own.
 const CALM: Duration = Duration::from_secs(60);
 
-/// The keys that were refused, and have not worked since. There are no more of them than splits in the store.
-#[derive(Default)]
-pub(crate) struct Refusals(Mutex<BTreeMap<(String, SplitId), Incident>>);
+/// The keys that their provider refuses, which only the operator can mend. There are no more of them than splits in the
+/// store.
+///
+/// A key is in the list from its first refusal until it works and was not refused for a minute. Its first refusal is an
+/// error in the log, and the end of the incident a line of its own.
+#[derive(Debug, Default)]
+pub struct Refusals(Mutex<BTreeMap<(String, SplitId), Incident>>);
 
+#[derive(Debug)]
 struct Incident {
     provider: String,
     status: StatusCode,
-    since: SystemTime,
+    since: Timestamp,
+    last: Timestamp,
     count: u64,
-    last: Instant,
 }
 
 impl Refusals {
-    /// Notes a refusal. The first one of an incident is an error in the log.
-    pub(crate) fn refused(&self, key: &ApiKey, status: StatusCode) {
+    /// Makes an empty list.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Notes that the provider refused a key with this status.
+    pub fn refused(&self, key: &ApiKey, status: StatusCode) {
+        let now = Timestamp::now();
         let mut incidents = self.lock();
         let incident =
             incidents.entry((key.project().to_owned(), key.metadata().split())).or_insert_with(|| {
@@ -41,21 +52,21 @@ impl Refusals {
                     "the provider refuses the API key: apps get 502 until it is replaced"
                 );
                 let provider = key.provider().to_owned();
-                Incident { provider, status, since: SystemTime::now(), count: 0, last: Instant::now() }
+                Incident { provider, status, since: now, last: now, count: 0 }
             });
-        (incident.status, incident.last) = (status, Instant::now());
+        (incident.status, incident.last) = (status, now);
         incident.count += 1;
     }
 
-    /// Notes a success, which may be the end of an incident.
-    pub(crate) fn accepted(&self, key: &ApiKey) {
+    /// Notes that the provider accepted a key.
+    pub fn accepted(&self, key: &ApiKey) {
         let mut incidents = self.lock();
         // Nearly always.
         if incidents.is_empty() {
             return;
         }
         let split = (key.project().to_owned(), key.metadata().split());
-        if incidents.get(&split).is_some_and(|incident| incident.last.elapsed() >= CALM) {
+        if incidents.get(&split).is_some_and(|incident| incident.last.monotonic.elapsed() >= CALM) {
             let refused = incidents.remove(&split).map(|incident| incident.count);
             tracing::info!(
                 project = key.project(),
@@ -67,17 +78,18 @@ impl Refusals {
         }
     }
 
-    /// A list for `GET /usage`.
-    pub(crate) fn to_json(&self) -> Value {
+    /// A JSON array of objects with `project`, `split`, `provider`, `status`, `since` (seconds since 1970) and `count`.
+    #[must_use]
+    pub fn to_json(&self) -> String {
         let incidents = self.lock();
         let entries = incidents.iter().map(|((project, split), incident)| {
-            let since = incident.since.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+            let since = since_epoch(incident.since.wall).as_secs();
             json!({
                 "project": project, "split": split.to_string(), "provider": incident.provider,
                 "status": incident.status.as_u16(), "since": since, "count": incident.count,
             })
         });
-        entries.collect()
+        Value::Array(entries.collect()).to_string()
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<(String, SplitId), Incident>> {
@@ -86,7 +98,7 @@ impl Refusals {
 }
 
 /// Whether an error of the provider's says that it does not take the key. Google says so with a 400.
-pub(crate) fn is_refusal(status: StatusCode, body: &[u8]) -> bool {
+pub(super) fn is_refusal(status: StatusCode, body: &[u8]) -> bool {
     match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::PROXY_AUTHENTICATION_REQUIRED => true,
         StatusCode::BAD_REQUEST => {

@@ -1,0 +1,131 @@
+//! The outermost layer: it finds out where a request goes, and refuses what must not cross.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use http::{HeaderName, HeaderValue, Method, request};
+use tower_layer::Layer;
+
+use crate::gate::future::{Decide, Progress};
+use crate::gate::{gate_body::HeadOnly, service::Gated};
+use crate::split_key::gateway::rejection::GatewayRejection;
+use crate::split_key::gateway::target::{Target, error_shape_of};
+use crate::split_key::gateway::{errors, headers};
+use crate::split_key::provider::Providers;
+
+/// Those that no provider answers with the request itself, as `TRACE` would.
+const METHODS: [Method; 6] =
+    [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE];
+
+/// A tower layer that leaves a [`Target`] with every request below `/v1/`, and refuses what must not cross the gateway.
+///
+/// The layer belongs outside of [`DeviceCheckLayer`](crate::DeviceCheckLayer), so that what it refuses costs no call to
+/// Apple. It refuses:
+///
+/// * upgrades and tunnels, on every path;
+/// * paths, queries, methods and media types that [`GatewayRejection`] lists;
+/// * bodies that announce more bytes than [`with_body_limit`](Self::with_body_limit) allows.
+///
+/// The inner service gets the path in its one spelling, [`Target::path`]. A credential in the query parameter `key`
+/// moves to the header `x-goog-api-key`. Requests for other paths pass unchanged.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct GatewayLayer {
+    rules: GatewayRules,
+}
+
+/// The rules of a [`GatewayLayer`].
+#[derive(Clone, Debug)]
+pub struct GatewayRules {
+    providers: Arc<Providers>,
+    body_limit: Option<u64>,
+}
+
+/// A service that refuses what must not cross the gateway, and passes the rest on to `S`.
+pub type Gateway<S> = Gated<S, GatewayRules>;
+
+impl GatewayLayer {
+    /// Makes a layer for those of the providers that have a base URL.
+    pub fn new(providers: Providers) -> Self {
+        Self { rules: GatewayRules { providers: Arc::new(providers), body_limit: None } }
+    }
+
+    /// Sets how many bytes a request's body may announce. Default: any number. Bodies that announce no length are for
+    /// [`Forward::with_body_limit`](crate::split_key::gateway::Forward::with_body_limit).
+    pub fn with_body_limit(mut self, bytes: u64) -> Self {
+        self.rules.body_limit = Some(bytes);
+        self
+    }
+}
+
+impl<S> Layer<S> for GatewayLayer {
+    type Service = Gateway<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Gated::new(inner, Arc::new(self.rules.clone()))
+    }
+}
+
+impl Decide for GatewayRules {
+    type Mode = HeadOnly;
+    type Answer = Infallible;
+
+    fn admit(self: &Arc<Self>, head: &mut request::Parts) -> Progress<Self> {
+        match self.resolve(head) {
+            Ok(()) => Progress::Forward(None),
+            Err(rejection) => {
+                let shape = error_shape_of(&head.uri, &self.providers);
+                Progress::Respond(Box::new(errors::respond(rejection, shape)))
+            }
+        }
+    }
+
+    fn answered(answer: Infallible, _: &mut request::Parts) -> Progress<Self> {
+        match answer {}
+    }
+}
+
+impl GatewayRules {
+    fn resolve(&self, head: &mut request::Parts) -> Result<(), GatewayRejection> {
+        // Also where there is no provider: a tunnel has no path.
+        if head.method == Method::CONNECT || headers::want_upgrade(&head.headers) {
+            return Err(GatewayRejection::UpgradeNotSupported);
+        }
+        if !head.uri.path().starts_with("/v1/") {
+            return Ok(());
+        }
+        if !METHODS.contains(&head.method) {
+            return Err(GatewayRejection::MethodNotAllowed);
+        }
+        let announced = head.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+        let announced = announced.and_then(|text| text.parse::<u64>().ok());
+        if announced > self.body_limit && self.body_limit.is_some() {
+            return Err(GatewayRejection::BodyTooLarge);
+        }
+        if head.headers.get_all(CONTENT_TYPE).iter().any(is_form_or_batch) {
+            return Err(GatewayRejection::BadMediaType);
+        }
+        let mut target = Target::resolve(&head.uri, &head.headers, &self.providers)?;
+        head.uri = target.path().clone();
+        // From here on, it is in the header that Google's SDKs use. Beside another one there, it is refused.
+        if let Some(credential) = target.take_credential() {
+            let name = HeaderName::from_static("x-goog-api-key");
+            if head.headers.get(&name) != Some(&credential) {
+                head.headers.append(name, credential);
+            }
+        }
+        head.extensions.insert(target);
+        Ok(())
+    }
+}
+
+/// Media types of bodies that hold requests, or parameters that servers read as if they were in the URL.
+fn is_form_or_batch(media_type: &HeaderValue) -> bool {
+    let text = String::from_utf8_lossy(media_type.as_bytes());
+    let media_type = text.split([';', ',']).next().unwrap_or_default().trim();
+    let listed =
+        ["application/x-www-form-urlencoded", "application/http", "multipart/mixed", "multipart/batch"];
+    let is_message = media_type.get(..8).is_some_and(|start| start.eq_ignore_ascii_case("message/"));
+    is_message || listed.iter().any(|listed| listed.eq_ignore_ascii_case(media_type))
+}
