@@ -65,7 +65,7 @@ pub(super) struct Paid {
     pub(super) refusals: usize,
     /// Requests that failed, but not because Apple was known to be down.
     pub(super) failed: usize,
-    /// Requests with a token whose client left.
+    /// Requests with a token of their own whose client left.
     pub(super) left: usize,
 }
 
@@ -178,13 +178,15 @@ pub(super) struct Span {
     pub(super) is_outage: bool,
     /// Calls may end without an answer.
     pub(super) is_silent: bool,
+    /// There are answers after which a call is made once more.
+    pub(super) is_retried: bool,
 }
 
 /// The calls that the client may have in flight.
 pub(super) const SLOTS: usize = 64;
 /// The failures in a row that open the breaker.
 const THRESHOLD: usize = 30;
-/// Retries after an answer: 10 at once, and then 15 for each 100 calls.
+/// Retries after an answer: 10 that were saved up, and 15 for each 100 calls.
 const BUDGET: (usize, usize) = (10, 15);
 
 /// The most calls that Apple may have got in these spans.
@@ -194,9 +196,9 @@ const BUDGET: (usize, usize) = (10, 15);
 /// * A request that failed costs one at most. In an outage, the breaker opens after its threshold of failures, when as many
 ///   calls as there are slots may be in flight; from then on, one call a second probes. An outage may begin twice: a late
 ///   answer from before closes the breaker again.
-/// * Where there was no answer, each call is made a second time at most. After an answer, the budget of retries decides. A
-///   connection that broke takes the calls of all slots along. A refused provider token is renewed once for each call in
-///   flight.
+/// * Where there was no answer, each call is made a second time at most. After an answer of 502 to 504, the budget of
+///   retries decides. An outage takes the calls of all slots along, each of which may be made again: after a connection
+///   that broke, or with a renewed provider token.
 /// * Calls that are in flight when a span ends count for it or for the next one.
 pub(super) fn most_calls(spans: &[Span]) -> usize {
     let mut calls = 0;
@@ -211,8 +213,9 @@ pub(super) fn most_calls(spans: &[Span]) -> usize {
         calls += asked;
         repeats += if span.is_silent { asked } else { 0 };
         repeats += if span.is_outage { SLOTS } else { 0 };
+        repeats += if span.is_retried { BUDGET.0 + asked * BUDGET.1 / 100 } else { 0 };
     }
-    calls + repeats + BUDGET.0 + calls * BUDGET.1 / 100 + SLOTS
+    calls + repeats + SLOTS
 }
 
 #[test]
@@ -222,8 +225,9 @@ fn the_model_of_calls_is_tight_where_nothing_is_at_fault_and_bounded_in_an_outag
         time: Duration::from_secs(10),
         is_outage: false,
         is_silent: false,
+        is_retried: false,
     };
-    assert_eq!(most_calls(&[calm]), 1_110 + 10 + 166 + 64);
+    assert_eq!(most_calls(&[calm]), 1_110 + 64);
     let paid = Paid { failed: 100_000, ..Paid::default() };
     let outage = Span { paid, is_outage: true, is_silent: true, ..calm };
     assert!(most_calls(&[outage]) < 700, "however many requests there are");

@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
+        atomic::AtomicU64,
     },
     time::Duration,
 };
@@ -135,15 +135,15 @@ impl Clients {
         (answer, body)
     }
 
-    /// Sends a request with a token, and leaves before the answer, or shortly after.
-    pub(super) async fn leave(&self, kind: &'static str, request: RequestBuilder, after: Duration) {
-        self.books.left.fetch_add(1, Ordering::SeqCst);
+    /// Sends a request, and leaves before the answer, or shortly after.
+    pub(super) async fn leave(&self, kind: &'static str, request: RequestBuilder, after: Duration) -> Answer {
         let answer = match tokio::time::timeout(after, request.send()).await {
             Ok(Ok(response)) => Answer::Status(response.status().as_u16()),
             Ok(Err(error)) => Answer::Broken(format!("{error:?}")),
             Err(_elapsed) => Answer::Left,
         };
         self.tally.note(kind, Claim::Open, &answer, false);
+        answer
     }
 
     /// Whether Apple will call this token genuine for long enough; else it is let go.

@@ -23,10 +23,7 @@ async fn call(clients: &Clients, kind: &'static str, claim: Claim, token: &str, 
     let mut client = GreeterClient::new(clients.grpc.clone());
     let reply = client.greet(request);
     let reply = match patience {
-        Some(patience) => {
-            clients.books.left.fetch_add(1, Ordering::SeqCst);
-            tokio::time::timeout(patience, reply).await.ok()
-        }
+        Some(patience) => tokio::time::timeout(patience, reply).await.ok(),
         None => Some(reply.await),
     };
     let answer = match reply.map(|reply| reply.map_err(|status| (status.code(), status.message().to_owned()))) {
@@ -37,6 +34,9 @@ async fn call(clients: &Clients, kind: &'static str, claim: Claim, token: &str, 
         Some(Err((Code::Internal, _))) => Answer::Grpc("Internal"),
         Some(Err((code, message))) => Answer::Broken(format!("{code:?}: {message}")),
     };
+    if matches!(answer, Answer::Left | Answer::Broken(_)) {
+        clients.books.left.fetch_add(1, Ordering::SeqCst);
+    }
     clients.tally.note(kind, claim, &answer, clients.sky.was_calm_since(sky));
     answer
 }

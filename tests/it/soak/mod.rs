@@ -13,6 +13,7 @@ mod random;
 mod report;
 mod servers;
 mod storms;
+mod streams;
 mod tally;
 mod tokens;
 
@@ -41,7 +42,7 @@ use self::{
 };
 
 /// Requests begin at this rate. One turn may send several.
-const TURNS_A_SECOND: u32 = 120;
+const TURNS_A_SECOND: u32 = 150;
 /// The most turns under way. A turn that finds no room is not taken.
 const MOST_TURNS: usize = 256;
 /// The longest time from the end of a fault to good service: `Retry-After` may have been 4 seconds, the back-off of
@@ -216,6 +217,7 @@ impl Soak {
             time: since.elapsed(),
             is_outage: storm.is_some_and(|storm| storm.is_outage()),
             is_silent: storm.is_some_and(|storm| storm.is_silent()),
+            is_retried: storm.is_some_and(|storm| storm.is_retried()),
         });
         let (calls, most) = (self.clients.servers.fake.calls(), most_calls(&self.spans));
         let storm = storm.map_or_else(|| "calm".to_owned(), |storm| storm.name());
@@ -250,6 +252,10 @@ impl Soak {
         };
         let mut left: Vec<_> = text.lines().filter(is_left).map(str::to_owned).collect();
         let availability = self.clients.servers.client.availability(Environment::Production);
+        let open = self.clients.servers.gateway.open.count();
+        if open > 0 {
+            left.push(format!("{open} streams of the provider"));
+        }
         if availability != Availability::Available {
             left.push(format!("Apple is {availability}"));
         }
@@ -305,6 +311,7 @@ async fn take_turn(clients: &Clients, number: usize, mut random: Random) {
         77 => members::old_session(clients).await,
         78..82 => members::limited_session(clients, random).await,
         82..87 => members::assertion(clients, random).await,
+        87..93 => streams::any(clients, random).await,
         _ => grpc::any(clients, random).await,
     }
 }

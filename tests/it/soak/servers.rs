@@ -10,7 +10,7 @@ use axum::{
 use tokio::sync::Mutex;
 use tower::Layer;
 use tower_devicecheck::{
-    AppleClient, DeviceCheckLayer, Environment, ReadBodies, Redis, ReqwestTransport, Verdict, VerifiedDevice,
+    AppleClient, DebugTokens, DeviceCheckLayer, Environment, ReadBodies, Redis, ReqwestTransport, Verdict, VerifiedDevice,
     app_attest::{
         Anchors, AppAttestProof, AttestEndpoint, ChallengeEndpoint, ChallengeKey, ChallengePurpose, Challenges,
         Freshness, RedisAttestKeyStore,
@@ -18,6 +18,7 @@ use tower_devicecheck::{
     cache::{MemoryCache, RedisCache, Tiered},
     replay::RedisReplayGuard,
     session::{Exchange, KeyRing, MasterKey, SessionProof, Sessions},
+    split_key::{Limits, Provider, Providers, RedisSplitKeyStore, Splitter},
     testing::{FakeApple, app_attest::FakeAttestCa},
 };
 use tonic::service::Routes;
@@ -25,9 +26,11 @@ use tonic::service::Routes;
 use super::{
     books::{Books, Door, SLOTS, TIME_TO_LIVE},
     storms::Weather,
+    streams::{self, Open},
 };
 use crate::{
     examples::{serve, socket, tonic_example},
+    gateway::ai_gateway,
     redis_server::RedisServer,
 };
 
@@ -44,8 +47,16 @@ pub(super) struct Servers {
     pub(super) ca: FakeAttestCa,
     pub(super) http: String,
     pub(super) grpc: String,
+    pub(super) gateway: GatewayOfAi,
     pub(super) weather: Mutex<Weather>,
     folder: PathBuf,
+}
+
+/// The gateway to an AI provider, and the client part of its key.
+pub(super) struct GatewayOfAi {
+    pub(super) url: String,
+    pub(super) part: String,
+    pub(super) open: Open,
 }
 
 impl Drop for Servers {
@@ -72,9 +83,9 @@ impl Servers {
             .unwrap();
         let ca = FakeAttestCa::new();
         let gates = Gates { client: client.clone(), redis, books: Arc::clone(books) };
-        let (http, grpc) = (gates.http(&ca).await, gates.grpc().await);
+        let (http, grpc, gateway) = (gates.http(&ca).await, gates.grpc().await, gates.gateway().await);
         let weather = Mutex::new(Weather::new(apple, server));
-        Self { client, fake, ca, http, grpc, weather, folder }
+        Self { client, fake, ca, http, grpc, gateway, weather, folder }
     }
 }
 
@@ -161,6 +172,23 @@ impl Gates {
         let (listener, address) = socket().await;
         serve(listener, gate.layer(Routes::new(tonic_example::service())));
         format!("http://{address}")
+    }
+
+    async fn gateway(&self) -> GatewayOfAi {
+        let open = Open::default();
+        let provider = listen(streams::provider(open.clone())).await;
+        let keys = RedisSplitKeyStore::new(self.redis.clone());
+        let split = Splitter::new().issue(&keys, "app", "openai", streams::KEY, Limits::none()).await.unwrap();
+        let provider = Provider::openai().with_base_url(&format!("{provider}/v1")).unwrap();
+        let settings = ai_gateway::Settings {
+            providers: Providers::none().with(provider),
+            limits: ai_gateway::Limits::default(),
+            admin_token: None,
+            debug_tokens: DebugTokens::new(),
+        };
+        let app = ai_gateway::app(self.layer(Door::Remembering), keys, settings).unwrap();
+        let url = listen(Router::new().fallback_service(app)).await;
+        GatewayOfAi { url, part: split.client_part().expose().to_owned(), open }
     }
 }
 

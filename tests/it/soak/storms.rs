@@ -80,6 +80,12 @@ impl Storm {
             Some(Hangs | HangsNowAndThen | IsLate | Resets | ResetsNowAndThen | CutsShort | SaysTooMuch | IsGone)
         )
     }
+
+    /// Whether there are answers after which a call is made once more.
+    pub(super) const fn is_retried(&self) -> bool {
+        use AppleFault::{Status, StatusNowAndThen};
+        matches!(self.apple, Some(Status(502..=504) | StatusNowAndThen(502..=504)))
+    }
 }
 
 const APPLE: [AppleFault; 23] = {

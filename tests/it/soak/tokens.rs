@@ -1,6 +1,6 @@
 //! Requests with device tokens: known, new, refused, spent, malformed, and those of clients that leave.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use futures::future::join_all;
 use http::HeaderValue;
@@ -61,7 +61,10 @@ pub(super) async fn refused(clients: &Clients, random: &mut Random) {
 pub(super) async fn cancelled(clients: &Clients, random: &mut Random) {
     let token = clients.genuine();
     let after = random.time(Duration::ZERO, 30 * MILLISECOND);
-    clients.leave("cancelled", clients.get("/", &token), after).await;
+    let answer = clients.leave("cancelled", clients.get("/", &token), after).await;
+    if matches!(answer, Answer::Left | Answer::Broken(_)) {
+        clients.books.left.fetch_add(1, Ordering::SeqCst);
+    }
     clients.retire(token);
 }
 
