@@ -25,7 +25,10 @@ const KEPT: Duration = Duration::from_secs(90);
 /// Wall clocks are read at slightly different moments, and Redis keeps milliseconds.
 const SLACK: Duration = Duration::from_millis(20);
 
-/// What a layer is for.
+/// The header of requests with a token whose first clients may leave. Once all of them have gone, the next one asks anew.
+pub(super) const HAS_LEAVERS: &str = "x-soak-has-leavers";
+
+/// The purpose of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Door {
     /// Device tokens, whose verdicts are remembered.
@@ -112,7 +115,7 @@ impl Books {
         self.spent.prune();
     }
 
-    fn verified(&self, door: Door, device: &VerifiedDevice) {
+    fn verified(&self, door: Door, device: &VerifiedDevice, has_leavers: bool) {
         if let Some(attested) = AttestedDevice::of(device) {
             return self.spend(format!("assertion {:?} {}", attested.key_id(), attested.counter()));
         }
@@ -127,12 +130,16 @@ impl Books {
         }
         let asked_at = device.verified_at();
         let before = self.verdicts.replace(device.digest(), asked_at);
-        let since = before.map(|before| asked_at.duration_since(before).unwrap_or_else(|early| early.duration()));
+        let since =
+            before.map(|before| asked_at.duration_since(before).unwrap_or_else(|early| early.duration()));
         // Another request has told of this verdict.
         if since.is_some_and(|since| since < SLACK) {
             return;
         }
-        if door == Door::Remembering && since.is_some_and(|since| since + SLACK < TIME_TO_LIVE) {
+        if door == Door::Remembering
+            && !has_leavers
+            && since.is_some_and(|since| since + SLACK < TIME_TO_LIVE)
+        {
             self.tally.alarm.ring(format!("Apple was asked twice about one token within {since:?}"));
         }
         self.paid.lock().unwrap().verdicts += 1;
@@ -155,12 +162,18 @@ pub(super) struct Bookkeeper {
 impl Observer for Bookkeeper {
     fn decision(&self, event: &Event<'_>) {
         match event.outcome() {
-            Outcome::Verified(device) => self.books.verified(self.door, device),
+            Outcome::Verified(device) => {
+                let has_leavers = event.head().headers.contains_key(HAS_LEAVERS);
+                self.books.verified(self.door, device, has_leavers);
+            }
             Outcome::Rejected(Rejection::RefusedToken) if self.door != Door::Other => {
-                let is_new = event.digest().is_none_or(|digest| self.books.refused.replace(digest, ()).is_none());
+                let is_new =
+                    event.digest().is_none_or(|digest| self.books.refused.replace(digest, ()).is_none());
                 self.books.paid.lock().unwrap().refusals += usize::from(is_new);
             }
-            Outcome::Rejected(rejection) if rejection.status().is_server_error() && self.door != Door::Other => {
+            Outcome::Rejected(rejection)
+                if rejection.status().is_server_error() && self.door != Door::Other =>
+            {
                 let was_asked = event.error().is_none_or(|error| !error.is_known_outage());
                 self.books.paid.lock().unwrap().failed += usize::from(was_asked);
             }

@@ -2,10 +2,7 @@
 
 use std::{
     collections::VecDeque,
-    sync::{
-        Arc, Mutex,
-        atomic::AtomicU64,
-    },
+    sync::{Arc, Mutex, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -117,7 +114,12 @@ impl Clients {
     }
 
     /// Sends a request, and judges its answer.
-    pub(super) async fn send(&self, kind: &'static str, claim: Claim, request: RequestBuilder) -> (Answer, Bytes) {
+    pub(super) async fn send(
+        &self,
+        kind: &'static str,
+        claim: Claim,
+        request: RequestBuilder,
+    ) -> (Answer, Bytes) {
         let sky = self.sky.number();
         let sent = Instant::now();
         let answer = async {

@@ -16,7 +16,13 @@ use crate::{
 
 const MOST_KNOWN: usize = 20;
 
-async fn call(clients: &Clients, kind: &'static str, claim: Claim, token: &str, patience: Option<Duration>) -> Answer {
+async fn call(
+    clients: &Clients,
+    kind: &'static str,
+    claim: Claim,
+    token: &str,
+    patience: Option<Duration>,
+) -> Answer {
     let sky = clients.sky.number();
     let mut request = Request::new(GreetRequest::default());
     request.metadata_mut().insert(TOKEN_HEADER, token.parse().unwrap());
@@ -26,7 +32,8 @@ async fn call(clients: &Clients, kind: &'static str, claim: Claim, token: &str, 
         Some(patience) => tokio::time::timeout(patience, reply).await.ok(),
         None => Some(reply.await),
     };
-    let answer = match reply.map(|reply| reply.map_err(|status| (status.code(), status.message().to_owned()))) {
+    let answer = match reply.map(|reply| reply.map_err(|status| (status.code(), status.message().to_owned())))
+    {
         None => Answer::Left,
         Some(Ok(_)) => Answer::Status(200),
         Some(Err((Code::Unauthenticated, _))) => Answer::Grpc("Unauthenticated"),

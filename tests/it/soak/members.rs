@@ -86,7 +86,8 @@ pub(super) async fn limited_session(clients: &Clients, random: &mut Random) {
     let Some(session) = buy(clients, "/session/once").await else { return };
     let kind = "session with limited use";
     let (claim, copies) = if random.one_in(3) { (Claim::Open, 3) } else { (Claim::Genuine, 1) };
-    let answers = join_all((0..copies).map(|_| clients.send(kind, claim, with_session(clients, &session)))).await;
+    let answers =
+        join_all((0..copies).map(|_| clients.send(kind, claim, with_session(clients, &session)))).await;
     if answers.iter().any(|(answer, _)| answer.is_admitted()) {
         clients.send("session, used twice", Claim::Forged, with_session(clients, &session)).await;
     }
@@ -152,8 +153,11 @@ async fn show(clients: &Clients, device: &VirtualDevice, challenge: &str, random
     }
     let request = signed(clients, device, challenge, "amount=1");
     let copy = || request.try_clone().unwrap();
-    let (kind, claim, count) =
-        if random.one_in(3) { ("assertion, copied", Claim::Open, 3) } else { ("assertion", Claim::Genuine, 1) };
+    let (kind, claim, count) = if random.one_in(3) {
+        ("assertion, copied", Claim::Open, 3)
+    } else {
+        ("assertion", Claim::Genuine, 1)
+    };
     let answers = join_all((0..count).map(|_| clients.send(kind, claim, copy()))).await;
     if answers.iter().any(|(answer, _)| answer.is_admitted()) {
         clients.send("assertion, replayed", Claim::Forged, copy()).await;

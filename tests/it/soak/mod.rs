@@ -76,7 +76,7 @@ impl Plan {
     }
 }
 
-/// What the run has found out so far.
+/// A run, and all that it has found out so far.
 struct Soak {
     plan: Plan,
     started: Instant,
@@ -150,7 +150,8 @@ impl Soak {
         let mut random = Random::new(!self.plan.seed);
         let mut deck = Deck::new(random.clone());
         let quiet = self.plan.length - self.plan.quiet();
-        let seconds = |random: &mut Random, from, to| random.time(Duration::from_secs(from), Duration::from_secs(to));
+        let seconds =
+            |random: &mut Random, from, to| random.time(Duration::from_secs(from), Duration::from_secs(to));
         self.watch(seconds(&mut random, 3, 4)).await;
         while self.started.elapsed() + Duration::from_secs(5) < quiet {
             self.close_span(None)?;
@@ -198,7 +199,10 @@ impl Soak {
                     _ => {}
                 }
                 if began.elapsed() > RECOVERY {
-                    return Err(format!("no service {RECOVERY:?} after the end of {}: {status:?}", storm.name()));
+                    return Err(format!(
+                        "no service {RECOVERY:?} after the end of {}: {status:?}",
+                        storm.name()
+                    ));
                 }
                 sleep(Duration::from_millis(50)).await;
             }
@@ -246,15 +250,21 @@ impl Soak {
 
     fn left_over(&self) -> Vec<String> {
         let text = self.gauges.render();
-        let names = ["devicecheck_apple_in_flight", "devicecheck_apple_waiting", "devicecheck_redis_incidents"];
+        let names =
+            ["devicecheck_apple_in_flight", "devicecheck_apple_waiting", "devicecheck_redis_incidents"];
         let is_left = |line: &&str| {
-            names.iter().any(|name| line.starts_with(name)) && line.rsplit_once(' ').is_some_and(|(_, n)| n != "0")
+            names.iter().any(|name| line.starts_with(name))
+                && line.rsplit_once(' ').is_some_and(|(_, n)| n != "0")
         };
         let mut left: Vec<_> = text.lines().filter(is_left).map(str::to_owned).collect();
         let availability = self.clients.servers.client.availability(Environment::Production);
         let open = self.clients.servers.gateway.open.count();
         if open > 0 {
             left.push(format!("{open} streams of the provider"));
+        }
+        let checks = self.clients.servers.checks_in_flight();
+        if checks > 0 {
+            left.push(format!("{checks} checks"));
         }
         if availability != Availability::Available {
             left.push(format!("Apple is {availability}"));

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-/// What the process uses at one moment.
+/// The use of a process at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Usage {
     /// Resident memory in KiB.

@@ -22,7 +22,10 @@ impl Soak {
         let _ = write!(text, "| requests | answers |\n|---|---|\n{}\n", tally.table());
         let (calm, failures) =
             (tally.calm.load(Ordering::SeqCst), tally.calm_failures.load(Ordering::SeqCst));
-        let _ = writeln!(text, "Genuine requests while nothing was at fault: {calm}, of which {failures} failed.\n");
+        let _ = writeln!(
+            text,
+            "Genuine requests while nothing was at fault: {calm}, of which {failures} failed.\n"
+        );
         let paid = self.clients.books.paid();
         let calls = self.clients.servers.fake.calls();
         let (least, most) = (paid.verdicts + paid.refusals, most_calls(&self.spans));

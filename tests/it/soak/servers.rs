@@ -1,6 +1,6 @@
 //! The process under test: one client for Apple, one handle for Redis, and all kinds of servers around them.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -8,12 +8,14 @@ use axum::{
     routing::{get, post},
 };
 use tokio::sync::Mutex;
+use tonic::service::Routes;
 use tower::Layer;
 use tower_devicecheck::{
-    AppleClient, DebugTokens, DeviceCheckLayer, Environment, ReadBodies, Redis, ReqwestTransport, Verdict, VerifiedDevice,
+    AppleClient, DebugTokens, DeviceCheckLayer, Environment, ReadBodies, Redis, ReqwestTransport, Verdict,
+    VerifiedDevice,
     app_attest::{
-        Anchors, AppAttestProof, AttestEndpoint, ChallengeEndpoint, ChallengeKey, ChallengePurpose, Challenges,
-        Freshness, RedisAttestKeyStore,
+        Anchors, AppAttestProof, AttestEndpoint, ChallengeEndpoint, ChallengeKey, ChallengePurpose,
+        Challenges, Freshness, RedisAttestKeyStore,
     },
     cache::{MemoryCache, RedisCache, Tiered},
     replay::RedisReplayGuard,
@@ -21,7 +23,6 @@ use tower_devicecheck::{
     split_key::{Limits, Provider, Providers, RedisSplitKeyStore, Splitter},
     testing::{FakeApple, app_attest::FakeAttestCa},
 };
-use tonic::service::Routes;
 
 use super::{
     books::{Books, Door, SLOTS, TIME_TO_LIVE},
@@ -49,6 +50,7 @@ pub(super) struct Servers {
     pub(super) grpc: String,
     pub(super) gateway: GatewayOfAi,
     pub(super) weather: Mutex<Weather>,
+    layers: Vec<Box<dyn fmt::Debug + Send + Sync>>,
     folder: PathBuf,
 }
 
@@ -82,18 +84,30 @@ impl Servers {
             .build()
             .unwrap();
         let ca = FakeAttestCa::new();
-        let gates = Gates { client: client.clone(), redis, books: Arc::clone(books) };
+        let mut gates = Gates { client: client.clone(), redis, books: Arc::clone(books), layers: Vec::new() };
         let (http, grpc, gateway) = (gates.http(&ca).await, gates.grpc().await, gates.gateway().await);
         let weather = Mutex::new(Weather::new(apple, server));
-        Self { client, fake, ca, http, grpc, gateway, weather, folder }
+        Self { client, fake, ca, http, grpc, gateway, weather, layers: gates.layers, folder }
+    }
+}
+
+impl Servers {
+    /// The checks that requests wait for, as the layers show them.
+    pub(super) fn checks_in_flight(&self) -> usize {
+        let count = |layer: &Box<dyn fmt::Debug + Send + Sync>| -> usize {
+            let text = format!("{layer:?}");
+            let (_, rest) = text.split_once("checks_in_flight: ").expect("a layer with device tokens");
+            rest.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap()
+        };
+        self.layers.iter().map(count).sum()
     }
 }
 
 /// A Redis that loses nothing when it is killed: each command is in the system's hands before it is answered. With one
 /// that forgets, a token that was spent before the kill may count again, and no invariant could be strict.
 fn redis() -> (RedisServer, PathBuf) {
-    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
-        .join(format!("soak-{}", uuid::Uuid::new_v4().simple()));
+    let folder =
+        PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("soak-{}", uuid::Uuid::new_v4().simple()));
     std::fs::create_dir_all(&folder).unwrap();
     let server = RedisServer::start_with(|port| {
         let port = port.to_string();
@@ -108,11 +122,19 @@ struct Gates {
     client: AppleClient,
     redis: Redis,
     books: Arc<Books>,
+    layers: Vec<Box<dyn fmt::Debug + Send + Sync>>,
 }
 
 impl Gates {
+    /// Keeps a layer as it is used, to look at it later.
+    fn kept<L: Clone + fmt::Debug + Send + Sync + 'static>(&mut self, layer: L) -> L {
+        self.layers.push(Box::new(layer.clone()));
+        layer
+    }
+
     fn layer(&self, door: Door) -> DeviceCheckLayer {
-        let cache = Tiered::new(MemoryCache::with_capacity(20_000, 5_000), RedisCache::new(self.redis.clone()));
+        let cache =
+            Tiered::new(MemoryCache::with_capacity(20_000, 5_000), RedisCache::new(self.redis.clone()));
         DeviceCheckLayer::new(self.client.clone())
             .with_cache(cache)
             .with_time_to_live(Verdict::Genuine, TIME_TO_LIVE)
@@ -123,22 +145,25 @@ impl Gates {
         RedisReplayGuard::new(self.redis.clone())
     }
 
-    async fn http(&self, ca: &FakeAttestCa) -> String {
+    async fn http(&mut self, ca: &FakeAttestCa) -> String {
         let greet = async |_: VerifiedDevice| "hello";
         let ring = KeyRing::new(MasterKey::random().unwrap());
         let sessions = Sessions::new("", APP_ID, &ring).unwrap().with_lifetime(SESSION_LIFE);
+        let by_token = self.layer(Door::Remembering);
+        let by_token = self.kept(by_token);
         let exchanges = Router::new()
             .route_service("/session", Exchange::new(sessions.clone()))
             .route_service("/session/once", Exchange::new(sessions.clone()).with_limited_use(true))
-            .route_layer(self.layer(Door::Remembering));
+            .route_layer(by_token);
         let by_session = SessionProof::new(sessions).with_limited_use(self.guard());
         let members = Router::new()
             .route("/member", get(greet))
             .route_layer(self.layer(Door::Other).with_sessions(by_session));
         let once = self.layer(Door::Once).with_single_use(self.guard());
+        let (once, by_token) = (self.kept(once), self.layer(Door::Remembering));
         let app = Router::new()
             .route("/", get(greet))
-            .route_layer(self.layer(Door::Remembering))
+            .route_layer(self.kept(by_token))
             .merge(Router::new().route("/once", get(greet)).route_layer(once))
             .merge(exchanges)
             .merge(members)
@@ -146,14 +171,13 @@ impl Gates {
         listen(app).await
     }
 
-    fn attested(&self, ca: &FakeAttestCa) -> Router {
+    fn attested(&mut self, ca: &FakeAttestCa) -> Router {
         let anchors = Anchors::apple().with_attestation_roots(ca.attestation_root_der()).unwrap();
         let anchors = anchors.with_receipt_roots(ca.receipt_root_der()).unwrap();
         let keys = RedisAttestKeyStore::new(self.redis.clone());
         let challenges = Challenges::new(ChallengeKey::random().unwrap(), self.guard());
         let app_ids = || [APP_ID.parse().unwrap()];
-        let endpoint =
-            AttestEndpoint::new(keys.clone(), app_ids(), challenges.clone()).with_anchors(anchors);
+        let endpoint = AttestEndpoint::new(keys.clone(), app_ids(), challenges.clone()).with_anchors(anchors);
         let proof = AppAttestProof::new(keys, app_ids(), Freshness::challenge(challenges.clone()));
         let layer = self.layer(Door::Other).with_bodies(ReadBodies::new()).add_proof_before(proof).unwrap();
         let issue = |purpose| ChallengeEndpoint::new(challenges.clone(), purpose);
@@ -167,8 +191,9 @@ impl Gates {
             .route_service("/attest", endpoint)
     }
 
-    async fn grpc(&self) -> String {
+    async fn grpc(&mut self) -> String {
         let gate = self.layer(Door::Remembering).with_exempt_preflights(false);
+        let gate = self.kept(gate);
         let (listener, address) = socket().await;
         serve(listener, gate.layer(Routes::new(tonic_example::service())));
         format!("http://{address}")
@@ -178,7 +203,8 @@ impl Gates {
         let open = Open::default();
         let provider = listen(streams::provider(open.clone())).await;
         let keys = RedisSplitKeyStore::new(self.redis.clone());
-        let split = Splitter::new().issue(&keys, "app", "openai", streams::KEY, Limits::none()).await.unwrap();
+        let split =
+            Splitter::new().issue(&keys, "app", "openai", streams::KEY, Limits::none()).await.unwrap();
         let provider = Provider::openai().with_base_url(&format!("{provider}/v1")).unwrap();
         let settings = ai_gateway::Settings {
             providers: Providers::none().with(provider),

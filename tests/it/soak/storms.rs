@@ -46,7 +46,7 @@ pub(super) enum RedisFault {
     IsSlow,
 }
 
-/// What is at fault at one time.
+/// All that is at fault at one time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Storm {
     pub(super) apple: Option<AppleFault>,
@@ -68,7 +68,17 @@ impl Storm {
         use AppleFault::*;
         matches!(
             self.apple,
-            Some(Hangs | IsLate | Status(502..=504) | Throttles(_) | Resets | CutsShort | RevokesOurKey | Forbids | IsGone)
+            Some(
+                Hangs
+                    | IsLate
+                    | Status(502..=504)
+                    | Throttles(_)
+                    | Resets
+                    | CutsShort
+                    | RevokesOurKey
+                    | Forbids
+                    | IsGone
+            )
         )
     }
 
@@ -77,7 +87,16 @@ impl Storm {
         use AppleFault::*;
         matches!(
             self.apple,
-            Some(Hangs | HangsNowAndThen | IsLate | Resets | ResetsNowAndThen | CutsShort | SaysTooMuch | IsGone)
+            Some(
+                Hangs
+                    | HangsNowAndThen
+                    | IsLate
+                    | Resets
+                    | ResetsNowAndThen
+                    | CutsShort
+                    | SaysTooMuch
+                    | IsGone
+            )
         )
     }
 

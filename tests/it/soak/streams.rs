@@ -73,7 +73,8 @@ pub(super) fn provider(open: Open) -> Router {
 }
 
 fn request(clients: &Clients, part: &str, token: &str) -> RequestBuilder {
-    let request = clients.http.post(format!("{}/v1/openai/app/chat/completions", clients.servers.gateway.url));
+    let request =
+        clients.http.post(format!("{}/v1/openai/app/chat/completions", clients.servers.gateway.url));
     request.header("authorization", format!("Bearer {part}.{token}")).body("{\"stream\":true}")
 }
 

@@ -71,7 +71,7 @@ pub(super) enum Claim {
     Genuine,
     /// Never to be admitted.
     Forged,
-    /// Whatever comes of it, others judge.
+    /// Either way is fine here: others judge.
     Open,
 }
 

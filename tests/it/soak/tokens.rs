@@ -11,6 +11,7 @@ use tokio::{
 };
 
 use super::{
+    books::HAS_LEAVERS,
     clients::Clients,
     random::Random,
     tally::{Answer, Claim},
@@ -40,13 +41,20 @@ pub(super) async fn new(clients: &Clients) {
     }
 }
 
-/// Many requests with one new token, of which some leave.
+/// Many requests with one new token, of which some may leave.
 pub(super) async fn crowd(clients: &Clients, random: &mut Random) {
     let token = clients.genuine();
-    let leaving: Vec<_> =
-        (0..2).map(|_| random.time(Duration::ZERO, 10 * MILLISECOND)).collect();
-    let stay = join_all((0..8).map(|_| clients.send("crowd", Claim::Genuine, clients.get("/", &token))));
-    let leave = leaving.into_iter().map(|after| clients.leave("crowd", clients.get("/", &token), after));
+    if random.one_in(2) {
+        let get = || clients.get("/", &token);
+        join_all((0..8).map(|_| clients.send("crowd", Claim::Genuine, get()))).await;
+        return clients.retire(token);
+    }
+    let get = || clients.get("/", &token).header(HAS_LEAVERS, "1");
+    let leaving = [0; 2].map(|_| random.time(Duration::ZERO, 10 * MILLISECOND));
+    clients.books.left.fetch_add(leaving.len(), Ordering::SeqCst);
+    let kind = "crowd, with leavers";
+    let stay = join_all((0..8).map(|_| clients.send(kind, Claim::Genuine, get())));
+    let leave = leaving.map(|after| clients.leave(kind, get(), after));
     futures::join!(stay, join_all(leave));
     clients.retire(token);
 }
