@@ -117,16 +117,16 @@ impl Books {
 
     fn verified(&self, door: Door, device: &VerifiedDevice, has_leavers: bool) {
         if let Some(attested) = AttestedDevice::of(device) {
-            return self.spend(format!("assertion {:?} {}", attested.key_id(), attested.counter()));
+            return self.spend(&format!("assertion {:?} {}", attested.key_id(), attested.counter()));
         }
         if let Some(session) = Session::of(device) {
             if session.is_limited_use() {
-                self.spend(format!("session {}", session.id()));
+                self.spend(&format!("session {}", session.id()));
             }
             return;
         }
         if door == Door::Once {
-            self.spend(format!("token {}", device.digest()));
+            self.spend(&format!("token {}", device.digest()));
         }
         let asked_at = device.verified_at();
         let before = self.verdicts.replace(device.digest(), asked_at);
@@ -145,8 +145,8 @@ impl Books {
         self.paid.lock().unwrap().verdicts += 1;
     }
 
-    fn spend(&self, thing: String) {
-        if self.spent.replace(thing.clone(), ()).is_some() {
+    fn spend(&self, thing: &str) {
+        if self.spent.replace(thing.to_owned(), ()).is_some() {
             self.tally.alarm.ring(format!("admitted twice: {thing}"));
         }
     }

@@ -46,13 +46,13 @@ impl Sky {
 
     /// Whether nothing was at fault since then.
     pub(super) fn was_calm_since(&self, number: u64) -> bool {
-        number % 2 == 0 && number == self.number()
+        number.is_multiple_of(2) && number == self.number()
     }
 
     /// Whether nothing was at fault for this time.
     pub(super) fn is_calm_for(&self, time: Duration) -> bool {
         let (number, since) = *self.0.lock().unwrap();
-        number % 2 == 0 && since.elapsed() > time
+        number.is_multiple_of(2) && since.elapsed() > time
     }
 }
 

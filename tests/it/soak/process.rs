@@ -6,6 +6,9 @@ use std::fs;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Usage {
     /// Resident memory in KiB.
+    pub(super) resident: u64,
+    /// The part of it that is no file, in KiB: heap and stacks. The rest is mostly the program, of which more is resident
+    /// the more of it has run.
     pub(super) memory: u64,
     pub(super) threads: u64,
     pub(super) files: u64,
@@ -19,7 +22,7 @@ impl Usage {
             line.split_whitespace().next().unwrap().parse().unwrap()
         };
         let files = fs::read_dir("/proc/self/fd").unwrap().count() as u64;
-        Self { memory: field("VmRSS:"), threads: field("Threads:"), files }
+        Self { resident: field("VmRSS:"), memory: field("RssAnon:"), threads: field("Threads:"), files }
     }
 
     fn median(samples: &[Self], of: impl Fn(&Self) -> u64) -> u64 {
@@ -32,6 +35,7 @@ impl Usage {
     pub(super) fn tenth(samples: &[Self], number: usize) -> Self {
         let part = &samples[samples.len() * number / 10..samples.len() * (number + 1) / 10];
         Self {
+            resident: Self::median(part, |usage| usage.resident),
             memory: Self::median(part, |usage| usage.memory),
             threads: Self::median(part, |usage| usage.threads),
             files: Self::median(part, |usage| usage.files),
@@ -45,6 +49,7 @@ impl Usage {
     /// descriptors 64, because clients keep a connection for each request of their last crowd.
     pub(super) fn growth(early: Self, late: Self) -> Option<String> {
         let most = Self {
+            resident: u64::MAX,
             memory: early.memory + early.memory / 10 + 32 * 1024,
             threads: early.threads + 4,
             files: early.files + 64,

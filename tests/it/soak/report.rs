@@ -51,10 +51,14 @@ impl Soak {
                 slowest.as_millis()
             );
         }
-        let _ = write!(text, "\n| | memory | threads | files |\n|---|---|---|---|\n");
+        let _ = write!(
+            text,
+            "\n| | resident | of it heap and stacks | threads | files |\n|---|---|---|---|---|\n"
+        );
         let mut line = |name: &str, usage: Usage| {
-            let Usage { memory, threads, files } = usage;
-            let _ = writeln!(text, "| {name} | {:.1} MiB | {threads} | {files} |", memory as f64 / 1024.0);
+            let Usage { resident, memory, threads, files } = usage;
+            let (resident, memory) = (resident as f64 / 1024.0, memory as f64 / 1024.0);
+            let _ = writeln!(text, "| {name} | {resident:.1} MiB | {memory:.1} MiB | {threads} | {files} |");
         };
         if let Some(first) = self.samples.first() {
             line("start", *first);

@@ -94,12 +94,12 @@ impl Servers {
 impl Servers {
     /// The checks that requests wait for, as the layers show them.
     pub(super) fn checks_in_flight(&self) -> usize {
-        let count = |layer: &Box<dyn fmt::Debug + Send + Sync>| -> usize {
+        let count = |layer: &dyn fmt::Debug| -> usize {
             let text = format!("{layer:?}");
             let (_, rest) = text.split_once("checks_in_flight: ").expect("a layer with device tokens");
             rest.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap()
         };
-        self.layers.iter().map(count).sum()
+        self.layers.iter().map(|layer| count(&**layer)).sum()
     }
 }
 
