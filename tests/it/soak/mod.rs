@@ -32,7 +32,7 @@ use tokio::{
 use tower_devicecheck::{Availability, Environment};
 
 use self::{
-    books::{Books, Paid, Span, most_calls},
+    books::{Books, Paid, Span},
     clients::Clients,
     process::Usage,
     random::Random,
@@ -41,8 +41,9 @@ use self::{
     tally::Tally,
 };
 
-/// Requests begin at this rate. One turn may send several.
-const TURNS_A_SECOND: u32 = 150;
+/// Turns begin so often, a few at once. A busy machine takes fewer. One turn may send several requests.
+const TICKS_A_SECOND: u32 = 100;
+const TURNS_A_TICK: usize = 2;
 /// The most turns under way. A turn that finds no room is not taken.
 const MOST_TURNS: usize = 256;
 /// The longest time from the end of a fault to good service: `Retry-After` may have been 4 seconds, the back-off of
@@ -83,9 +84,10 @@ struct Soak {
     clients: Arc<Clients>,
     gauges: PrometheusHandle,
     samples: Vec<Usage>,
-    spans: Vec<Span>,
-    /// Of the last span: what was paid at its start, and when that was.
-    open: (Paid, Instant),
+    /// The most calls to Apple of all spans that are over.
+    most_calls: usize,
+    /// Of the span that is not: what was paid at its start, when that was, and the calls until then.
+    open: (Paid, Instant, usize),
     /// The times from the end of a fault to good service.
     recoveries: BTreeMap<String, Vec<Duration>>,
 }
@@ -122,8 +124,8 @@ impl Soak {
             clients,
             gauges,
             samples: Vec::new(),
-            spans: Vec::new(),
-            open: (Paid::default(), started),
+            most_calls: 0,
+            open: (Paid::default(), started, 0),
             recoveries: BTreeMap::new(),
         }
     }
@@ -164,7 +166,7 @@ impl Soak {
             self.recover(storm).await?;
             self.close_span(Some(storm))?;
             self.clients.sky.change();
-            self.watch(seconds(&mut random, 1, 4)).await;
+            self.watch(seconds(&mut random, 2, 4)).await;
         }
         let rest = self.plan.length.saturating_sub(self.started.elapsed());
         self.watch(rest).await;
@@ -211,27 +213,28 @@ impl Soak {
         Ok(())
     }
 
-    /// Ends a span, and compares all calls to Apple so far with the most that there may have been.
+    /// Ends a span, and compares the calls to Apple in it with the most that there may have been.
     fn close_span(&mut self, storm: Option<Storm>) -> Result<(), String> {
-        let (before, since) = self.open;
-        let paid = self.clients.books.paid();
-        self.open = (paid, Instant::now());
-        self.spans.push(Span {
+        let (before, since, calls_before) = self.open;
+        let (paid, calls) = (self.clients.books.paid(), self.clients.servers.fake.calls());
+        self.open = (paid, Instant::now(), calls);
+        let span = Span {
             paid: paid - before,
             time: since.elapsed(),
             is_outage: storm.is_some_and(|storm| storm.is_outage()),
             is_silent: storm.is_some_and(|storm| storm.is_silent()),
             is_retried: storm.is_some_and(|storm| storm.is_retried()),
-        });
-        let (calls, most) = (self.clients.servers.fake.calls(), most_calls(&self.spans));
+        };
+        let (calls, most) = (calls - calls_before, span.most_calls());
+        self.most_calls += most;
         let storm = storm.map_or_else(|| "calm".to_owned(), |storm| storm.name());
         println!(
-            "{:>6.1} s  {storm}: {} requests so far, {calls} calls to Apple of {most} at most",
+            "{:>6.1} s  {storm}: {} requests so far; {calls} calls to Apple, {most} at most",
             self.started.elapsed().as_secs_f64(),
             self.clients.tally.total(),
         );
         if calls > most {
-            return Err(format!("{calls} calls to Apple, more than {most}: {:?}", self.spans.last()));
+            return Err(format!("{storm}: {calls} calls to Apple, more than {most}: {span:?}"));
         }
         Ok(())
     }
@@ -290,20 +293,22 @@ impl Soak {
 
 /// Begins a turn at a steady rate, until it is aborted. The seed decides the kinds in their order.
 async fn take_turns(clients: Arc<Clients>, mut random: Random, turns: Arc<Semaphore>) {
-    let mut clock = interval(Duration::from_secs(1) / TURNS_A_SECOND);
+    let mut clock = interval(Duration::from_secs(1) / TICKS_A_SECOND);
     clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         clock.tick().await;
-        let (number, own) = (random.below(100), Random::new(random.number()));
-        let Ok(turn) = Arc::clone(&turns).try_acquire_owned() else {
-            clients.held_back.fetch_add(1, Ordering::SeqCst);
-            continue;
-        };
-        let clients = Arc::clone(&clients);
-        tokio::spawn(async move {
-            take_turn(&clients, number, own).await;
-            drop(turn);
-        });
+        for _ in 0..TURNS_A_TICK {
+            let (number, own) = (random.below(100), Random::new(random.number()));
+            let Ok(turn) = Arc::clone(&turns).try_acquire_owned() else {
+                clients.held_back.fetch_add(1, Ordering::SeqCst);
+                continue;
+            };
+            let clients = Arc::clone(&clients);
+            tokio::spawn(async move {
+                take_turn(&clients, number, own).await;
+                drop(turn);
+            });
+        }
     }
 }
 

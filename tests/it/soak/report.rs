@@ -2,7 +2,7 @@
 
 use std::{fmt::Write, sync::atomic::Ordering, time::Duration};
 
-use super::{Soak, books::most_calls, process::Usage};
+use super::{Soak, process::Usage};
 
 impl Soak {
     /// Everything that the run has counted, in Markdown.
@@ -28,7 +28,7 @@ impl Soak {
         );
         let paid = self.clients.books.paid();
         let calls = self.clients.servers.fake.calls();
-        let (least, most) = (paid.verdicts + paid.refusals, most_calls(&self.spans));
+        let (least, most) = (paid.verdicts + paid.refusals, self.most_calls);
         let _ = writeln!(
             text,
             "Calls to Apple: {calls}. The model allows {least} to {most}: {} verdicts, {} refusals, {} requests whose \

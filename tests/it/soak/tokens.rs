@@ -22,9 +22,9 @@ const MILLISECOND: Duration = Duration::from_millis(1);
 /// The most tokens that are known at a time.
 const MOST_KNOWN: usize = 40;
 /// The time after which an app tries again.
-const RETRY_AFTER: Duration = Duration::from_secs(3);
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// The time in which a guard whose store answers again has given back what it owes.
-const GIVEN_BACK: Duration = Duration::from_secs(3);
+const GIVEN_BACK: Duration = Duration::from_secs(2);
 
 pub(super) async fn hit(clients: &Clients, random: &mut Random) {
     let Some(token) = Clients::any(&clients.known, random) else { return new(clients).await };
@@ -144,10 +144,12 @@ pub(super) async fn once(clients: &Clients, random: &mut Random) {
     clients.retire(token);
 }
 
-/// A guard gives a token back whose request got an error of the server's, as soon as its store answers again.
+/// A guard gives a token back whose request got an error of the server's, as soon as its store answers again. Until then,
+/// the token may be taken.
 async fn retry(clients: &Clients, token: &str) {
     let started = Instant::now();
-    while started.elapsed() < Duration::from_secs(20) {
+    // For less than the lease of a reservation, which would give the token back, too.
+    while started.elapsed() < Duration::from_secs(25) {
         sleep(RETRY_AFTER).await;
         let is_calm = clients.sky.is_calm_for(GIVEN_BACK);
         let kind = "single-use token, again";
@@ -155,7 +157,7 @@ async fn retry(clients: &Clients, token: &str) {
         if answer == Answer::Status(401) && is_calm {
             clients.tally.alarm.ring("a token whose request got a 5xx was spent".to_owned());
         }
-        if !answer.is_failure_of_the_server() {
+        if answer.is_admitted() {
             break;
         }
     }
