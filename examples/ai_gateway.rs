@@ -4,7 +4,8 @@
 //! |---|---|
 //! | `/v1/openai/{path}`, `/v1/anthropic/{path}`, `/v1/google/{path}` with the header `X-Project-Id` | the provider's |
 //! | `/v1/openai/{project}/{path}` and so on, without that header | the same |
-//! | `GET /usage` with `Authorization: Bearer <ADMIN_TOKEN>` | how often keys were used, and which their provider refuses, as JSON |
+//! | `GET /usage` with `Authorization: Bearer <ADMIN_TOKEN>` | requests and tokens by day, project, split and model, and the keys that their provider refuses, as JSON |
+//! | `GET /usage.html` | the same as a page, which asks for the token |
 //! | `GET /health` | `ok`, for anybody |
 //!
 //! The client sends `<client part>.<device token>` where it would send an API key: after `Authorization:
@@ -18,12 +19,16 @@
 //! | `PROJECTS_FILE` | projects with a team and a test key of their own, in the place of the variables above and of `TEST_KEY`; see below. Needs `KEYS_FILE` |
 //! | `KEYS_FILE` | the server parts, as the example `split_key` writes them; without it, a fake provider and keys for it are made up |
 //! | `OPENAI_URL`, `ANTHROPIC_URL`, `GOOGLE_URL` | in the place of the provider's, such as `https://api.openai.com/v1`; a version at the end is for requests that name none |
-//! | `ADMIN_TOKEN` | opens `GET /usage`, which otherwise does not exist; with made-up keys, so is this |
+//! | `PROVIDERS_FILE` | more providers, and other settings for these three: `examples/ai_gateway/providers.toml` shows what can be set |
+//! | `ADMIN_TOKEN` | opens `GET /usage`, which otherwise does not exist; at least 16 characters; with made-up keys, so is this |
+//! | `USAGE_FOLDER` | holds the counts of `/usage`, for this process alone; `none`: this process forgets them. Default: `REDIS_URL`, shared with all copies of this server, or else the name of `KEYS_FILE` with `.usage` at its end |
+//! | `USAGE_DAYS` | days for which the counts are kept, default 90 |
 //! | `TEST_KEY` | a secret of at least 16 characters that stands in for a device token, or comes in `X-Proxed-Test-Key`: for simulators, never in a released app |
 //! | `MAX_BODY_BYTES` | of a request, default 33554432 (32 MiB) |
 //! | `HEAD_TIMEOUT` | seconds until the provider's response begins, default 300 |
 //! | `IDLE_TIMEOUT` | seconds of silence within a body, default 120 |
-//! | `IDLE_CONNECTIONS` | connections to a provider that are kept for later, default 0: their buffers would hold the last key |
+//! | `IDLE_CONNECTIONS` | connections to a provider that are kept for later, default 64; they hold no key |
+//! | `PROVIDER_CA_FILE` | certificates of authorities in PEM, trusted for providers besides those of the platform |
 //! | `REDIS_URL` | Redis or Valkey, shared with other copies of this server (build with `--features redis`); default: this process remembers verdicts for itself |
 //! | `SINGLE_USE` | `1`: a device token admits one request |
 //! | `FLEET_SINGLE_FLIGHT` | `1`: of all copies that share a Redis one asks Apple about a token |
@@ -54,10 +59,12 @@ mod shared;
 
 use std::{alloc::System, fmt::Write, net::SocketAddr, process::ExitCode, time::Duration};
 
-use gateway::{App, Limits, Settings, app, app_of_projects, projects};
+use gateway::{App, Limits, Settings, app, app_of_projects, projects, providers};
 use tower_devicecheck::{
     BoxError, DebugTokens, DeviceCheckLayer, Environment,
-    split_key::{FileSplitKeyStore, Limits as KeyLimits, MemorySplitKeyStore, Provider, Providers, Splitter},
+    split_key::{
+        FileSplitKeyStore, Limits as KeyLimits, MemorySplitKeyStore, Provider, Providers, Splitter, UsageLog,
+    },
 };
 use zeroizing_alloc::ZeroAlloc;
 
@@ -83,9 +90,11 @@ async fn serve() -> Result<(), BoxError> {
     apple.check(Environment::Production).await?;
     match shared::variable("KEYS_FILE")? {
         Some(path) => {
-            let settings = settings(None, shared::variable("ADMIN_TOKEN")?)?;
+            let keys = keys_in(&path)?;
+            let settings = settings(None, shared::variable("ADMIN_TOKEN")?, usage(Some(path.trim())).await?)?;
             let gate = shared::remembering(DeviceCheckLayer::new(apple.client.clone())).await?;
-            listen(app(gate, keys_in(&path)?, settings)?, |_| apple_hint(&apple)).await
+            let usage = settings.usage.clone();
+            listen(app(gate, keys, settings)?, usage, |_| apple_hint(&apple)).await
         }
         None => {
             let demo = Demo::new().await?;
@@ -93,11 +102,12 @@ async fn serve() -> Result<(), BoxError> {
             let made_up = uuid::Uuid::new_v4().simple().to_string();
             // The operator's own is not printed.
             let admin_token = if own.is_some() { "$ADMIN_TOKEN".to_owned() } else { made_up.clone() };
-            let settings = settings(Some(demo.provider), Some(own.unwrap_or(made_up)))?;
+            let usage = usage(None).await?;
+            let settings = settings(Some(demo.provider), Some(own.unwrap_or(made_up)), usage.clone())?;
             let Demo { keys, client_parts, .. } = demo;
             let gate = shared::remembering(DeviceCheckLayer::new(apple.client.clone())).await?;
             let app = app(gate, keys, settings)?;
-            listen(app, |address| hints(&apple, address, &client_parts, &admin_token)).await
+            listen(app, usage, |address| hints(&apple, address, &client_parts, &admin_token)).await
         }
     }
 }
@@ -107,8 +117,10 @@ async fn serve_projects(path: &str) -> Result<(), BoxError> {
     if shared::any_is_set([team_id, key_id, key, key_file, "TEST_KEY"])? {
         return Err("PROJECTS_FILE has the teams and test keys: unset APPLE_JWT_* and TEST_KEY".into());
     }
-    let keys = keys_in(&shared::variable("KEYS_FILE")?.ok_or("PROJECTS_FILE needs KEYS_FILE")?)?;
-    let settings = settings(None, shared::variable("ADMIN_TOKEN")?)?;
+    let keys_file = shared::variable("KEYS_FILE")?.ok_or("PROJECTS_FILE needs KEYS_FILE")?;
+    let keys = keys_in(&keys_file)?;
+    let usage = usage(Some(keys_file.trim())).await?;
+    let settings = settings(None, shared::variable("ADMIN_TOKEN")?, usage.clone())?;
     let memory = shared::memory().await?;
     let gate = async |credentials| {
         let apple = Apple::of_credentials(credentials)?;
@@ -118,23 +130,53 @@ async fn serve_projects(path: &str) -> Result<(), BoxError> {
     let in_file = |error: BoxError| format!("PROJECTS_FILE: {}", shared::Chain(&*error));
     let text = std::fs::read_to_string(path).map_err(|error| in_file(error.into()))?;
     let projects = projects::read(&text, gate).await.map_err(in_file)?;
-    listen(app_of_projects(projects, keys, settings)?, |_| String::new()).await
+    listen(app_of_projects(projects, keys, settings)?, usage, |_| String::new()).await
 }
 
 fn keys_in(path: &str) -> Result<FileSplitKeyStore, BoxError> {
     FileSplitKeyStore::open(path.trim()).map_err(|error| in_setting("KEYS_FILE", &error))
 }
 
-async fn listen(app: App, hints: impl FnOnce(SocketAddr) -> String) -> Result<(), BoxError> {
+async fn listen(app: App, usage: UsageLog, hints: impl FnOnce(SocketAddr) -> String) -> Result<(), BoxError> {
     let server = Server::from_env().await?;
     let address = server.address()?;
     shared::announce(address, &hints(address));
     server.run(app).await;
-    Ok(())
+    Ok(usage.flush().await?)
+}
+
+/// The counts, where `USAGE_FOLDER` or else `REDIS_URL` says, or beside the file of the keys.
+async fn usage(keys_file: Option<&str>) -> Result<UsageLog, BoxError> {
+    let open = |folder: &str| UsageLog::open(folder).map_err(|error| in_setting("USAGE_FOLDER", &error));
+    let folder = shared::variable("USAGE_FOLDER")?;
+    let log = match (folder.as_deref().map(str::trim), shared::variable("REDIS_URL")?, keys_file) {
+        (Some("none"), ..) | (None, None, None) => UsageLog::new(),
+        (Some(folder), ..) => open(folder)?,
+        (None, Some(url), _) => usage_in_redis(url.trim()).await?,
+        (None, None, Some(keys_file)) => open(&format!("{keys_file}.usage"))?,
+    };
+    Ok(match number("USAGE_DAYS")? {
+        Some(days) => log.with_retention(days),
+        None => log,
+    })
+}
+
+#[cfg(feature = "redis")]
+async fn usage_in_redis(url: &str) -> Result<UsageLog, BoxError> {
+    Ok(UsageLog::in_redis(shared::redis(url).await?))
+}
+
+#[cfg(not(feature = "redis"))]
+async fn usage_in_redis(_: &str) -> Result<UsageLog, BoxError> {
+    Err("REDIS_URL: build the example with --features redis".into())
 }
 
 /// From the environment. `fake` is the provider for all names that have no URL.
-fn settings(fake: Option<SocketAddr>, admin_token: Option<String>) -> Result<Settings, BoxError> {
+fn settings(
+    fake: Option<SocketAddr>,
+    admin_token: Option<String>,
+    usage: UsageLog,
+) -> Result<Settings, BoxError> {
     let provider = |provider: Provider, variable: &str, path: &str| -> Result<Provider, BoxError> {
         let fake = fake.map(|address| format!("http://{address}{path}"));
         let Some(url) = shared::variable(variable)?.or(fake) else { return Ok(provider) };
@@ -146,6 +188,14 @@ fn settings(fake: Option<SocketAddr>, admin_token: Option<String>) -> Result<Set
         .with(provider(Provider::openai(), "OPENAI_URL", "/openai/v1")?)
         .with(provider(Provider::anthropic(), "ANTHROPIC_URL", "/anthropic/v1")?)
         .with(provider(Provider::google(), "GOOGLE_URL", "/google/v1beta")?);
+    let providers = match shared::variable("PROVIDERS_FILE")? {
+        Some(path) => {
+            let in_file = |error: BoxError| format!("PROVIDERS_FILE: {}", shared::Chain(&*error));
+            let text = std::fs::read_to_string(path.trim()).map_err(|error| in_file(error.into()))?;
+            providers::add(providers, &text).map_err(in_file)?
+        }
+        None => providers,
+    };
     let defaults = Limits::default();
     let limits = Limits {
         body: number("MAX_BODY_BYTES")?.unwrap_or(defaults.body),
@@ -159,7 +209,8 @@ fn settings(fake: Option<SocketAddr>, admin_token: Option<String>) -> Result<Set
             debug_tokens.add("test-key", secret.trim()).map_err(|error| in_setting("TEST_KEY", &error))?;
     }
     let admin_token = admin_token.map(|token| token.trim().to_owned());
-    Ok(Settings { providers, limits, admin_token, debug_tokens })
+    let roots = shared::variable("PROVIDER_CA_FILE")?.map(|path| path.trim().into());
+    Ok(Settings { providers, roots, limits, usage, admin_token, debug_tokens })
 }
 
 fn number<N: std::str::FromStr>(name: &str) -> Result<Option<N>, BoxError> {
@@ -250,7 +301,8 @@ fn hints(
         }
     }
     say(&format!(
-        "\n# how often the keys were used:\ncurl -i {url}/usage -H \"Authorization: Bearer {admin_token}\""
+        "\n# requests and tokens; the page {url}/usage.html asks for the same token:\n\
+         curl -i {url}/usage -H \"Authorization: Bearer {admin_token}\""
     ));
     text
 }

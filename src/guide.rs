@@ -20,6 +20,10 @@ pub mod clients {}
 #[doc = include_str!("../docs/metrics.md")]
 pub mod metrics {}
 
+/// The faults that were thrown at the crate: the outcome of each, and the figures.
+#[doc = include_str!("../docs/reliability.md")]
+pub mod reliability {}
+
 /// One process, a few replicas, many regions: the caches and guards for each.
 #[doc = include_str!("../docs/scaling.md")]
 pub mod scaling {}
@@ -51,6 +55,10 @@ pub mod from_bearologics {}
 /// The formats of split API keys, byte by byte, and their threat model.
 #[doc = include_str!("../docs/split-keys.md")]
 pub mod split_keys {}
+
+/// The gateway to AI providers, for its operators: usage, tokens and the access log.
+#[doc = include_str!("../docs/gateway.md")]
+pub mod gateway {}
 
 /// Migration from Proxed.AI.
 #[doc = include_str!("../docs/from-proxed.md")]

@@ -177,7 +177,7 @@
 //! | `rust-crypto` | no | the same, signing in pure Rust. If both are on, aws-lc signs |
 //! | `tokio` | by `reqwest` | deadlines: on calls to Apple, caches, guards and the reading of bodies |
 //! | `axum` | no | [`VerifiedDevice`] and `Option<VerifiedDevice>` as extractors; rejections and errors as responses |
-//! | `redis` | no | `Redis`, and on top of it `RedisCache` and `RedisReplayGuard`, with `split-key` also `RedisSplitKeyStore` and `RedisUsageLog`, with `app-attest` `RedisAttestKeyStore`, shared by replicas. Turns on `tokio` |
+//! | `redis` | no | `Redis`, and on top of it `RedisCache` and `RedisReplayGuard`, with `split-key` also `RedisSplitKeyStore` and `UsageLog::in_redis`, with `app-attest` `RedisAttestKeyStore`, shared by replicas. Turns on `tokio` |
 //! | `redis-tls` | no | `redis`, with `rediss://` addresses: rustls, with the platform's root certificates |
 //! | `redis-sentinel` | no | `redis`, with `Redis::connect_sentinel`: connects to the primary that sentinels name |
 //! | `split-key` | no | `split_key`: API keys in two parts, joined for verified devices only |
@@ -231,6 +231,7 @@ mod runtime;
 pub mod session;
 #[cfg(feature = "split-key")]
 pub mod split_key;
+mod sync;
 pub mod tenant;
 #[cfg(feature = "testing")]
 #[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "testing")))]

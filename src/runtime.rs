@@ -14,10 +14,6 @@ pub(crate) use tokio::time::Instant;
 pub(crate) use web_time::Instant;
 
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
-    atomic::{AtomicU8, Ordering},
-};
 use std::{
     future::poll_fn,
     pin::{Pin, pin},
@@ -27,6 +23,11 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use web_time::UNIX_EPOCH;
+
+use crate::sync::{
+    Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+    atomic::{AtomicU8, Ordering},
+};
 
 /// Whether a request may wait for the work of another request. On wasm it must not: hosts such as Cloudflare Workers do
 /// not let a request wait for the I/O of another one.
@@ -187,6 +188,18 @@ pub(crate) fn spawn(future: impl Future<Output = ()> + Send + 'static) {
 #[cfg(not(all(feature = "tokio", not(target_arch = "wasm32"))))]
 pub(crate) fn spawn(future: impl Future<Output = ()> + Send + 'static) {
     drop(future);
+}
+
+/// Runs work that blocks its thread: on a thread of its own, if there is a runtime that has some.
+#[cfg(all(feature = "split-key", not(target_arch = "wasm32")))]
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> std::io::Result<T> {
+    #[cfg(feature = "tokio")]
+    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        return runtime.spawn_blocking(work).await.map_err(std::io::Error::other)?;
+    }
+    work()
 }
 
 /// Whether there are tasks, which continue when the request that started them is dropped.

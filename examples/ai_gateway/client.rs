@@ -1,49 +1,101 @@
-//! The HTTP client, as a tower service.
+//! The HTTP client, as a tower service: hyper's, with connections that are kept.
 
 use std::{
-    pin::Pin,
-    sync::{Mutex, PoisonError},
+    io,
+    path::Path,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
 use axum::{
     body::{Bytes, HttpBody},
-    http::{Request, Response, uri::Scheme},
+    http::{Request, Response, Uri},
 };
 use futures::future::BoxFuture;
-use http_body::{Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::{
+        legacy::{
+            Client as HyperClient,
+            connect::{HttpConnector, proxy::Tunnel},
+        },
+        proxy::matcher::Matcher,
+    },
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+};
+use rustls::{
+    ClientConfig,
+    pki_types::{CertificateDer, pem::PemObject},
+};
+use rustls_platform_verifier::Verifier;
+use tokio::net::TcpStream;
 use tower::Service;
 use tower_devicecheck::BoxError;
 
-/// Sends requests to providers.
-#[derive(Clone)]
-pub(crate) struct Client {
-    https: reqwest::Client,
-    /// Knows no proxy: `http` is for the loopback interface, and through `HTTP_PROXY` the key would leave it.
-    http: reqwest::Client,
+use super::hidden_keys::{HiddenKeys, Revealing};
+
+/// How long an idle connection is kept.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// Sends requests to providers, and follows no redirects. A request whose first byte went out is never repeated: hyper
+/// tries another connection only for one that it had not begun to send.
+pub(crate) struct Client<B> {
+    hyper: HyperClient<Revealing<HttpsConnector<Dial>>, B>,
+    keys: HiddenKeys,
 }
 
-impl Client {
-    pub(crate) fn new(idle_connections: usize) -> Result<Self, BoxError> {
-        let builder = || {
-            reqwest::Client::builder()
-                // The client shall see what the provider says, and the key goes nowhere else.
-                .redirect(reqwest::redirect::Policy::none())
-                .referer(false)
-                .connect_timeout(Duration::from_secs(10))
-                // The buffers of a connection that is kept hold the last request, key included.
-                .pool_max_idle_per_host(idle_connections)
-        };
-        Ok(Self { https: builder().build()?, http: builder().no_proxy().build()? })
+impl<B> Clone for Client<B> {
+    fn clone(&self) -> Self {
+        Self { hyper: self.hyper.clone(), keys: self.keys.clone() }
     }
 }
 
-impl<B> Service<Request<B>> for Client
+impl<B> Client<B>
 where
-    B: HttpBody<Data = Bytes, Error = BoxError> + Send + 'static,
+    B: HttpBody<Data = Bytes, Error = BoxError> + Send + Unpin + 'static,
 {
-    type Response = Response<reqwest::Body>;
+    /// Makes a client that keeps so many idle connections to each provider. It trusts the roots of the platform, and
+    /// those in a file.
+    pub(crate) fn new(idle_connections: usize, roots: Option<&Path>) -> Result<Self, BoxError> {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let more: Result<Vec<CertificateDer<'static>>, _> = match roots {
+            Some(path) => CertificateDer::pem_file_iter(path).and_then(Iterator::collect),
+            None => Ok(Vec::new()),
+        };
+        let more = more.map_err(|_| "it is not a file of certificates in PEM")?;
+        if roots.is_some() && more.is_empty() {
+            return Err("it has no certificate in PEM".into());
+        }
+        let verifier = Arc::new(Verifier::new_with_extra_roots(more, Arc::clone(&provider))?);
+        let tls = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .dangerous()
+            // Not dangerous: it is the platform's verifier.
+            .with_custom_certificate_verifier(verifier)
+            .with_no_client_auth();
+        let https = HttpsConnectorBuilder::new()
+            .with_tls_config(tls)
+            .https_or_http()
+            // The keys are put into the text of HTTP/1.1.
+            .enable_http1()
+            .wrap_connector(Dial::new());
+        let keys = HiddenKeys::default();
+        let hyper = HyperClient::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE)
+            .pool_max_idle_per_host(idle_connections)
+            .build(keys.reveal(https));
+        Ok(Self { hyper, keys })
+    }
+}
+
+impl<B> Service<Request<B>> for Client<B>
+where
+    B: HttpBody<Data = Bytes, Error = BoxError> + Send + Unpin + 'static,
+{
+    type Response = Response<Incoming>;
     type Error = BoxError;
     type Future = BoxFuture<'static, Result<Self::Response, BoxError>>;
 
@@ -51,44 +103,59 @@ where
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        let is_http = request.uri().scheme() == Some(&Scheme::HTTP);
-        let client = if is_http { self.http.clone() } else { self.https.clone() };
-        let request = request.map(|body| {
-            let (length, is_empty) = (body.size_hint(), body.is_end_stream());
-            reqwest::Body::wrap(Shared { body: Mutex::new(Box::pin(body)), length, is_empty })
-        });
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        let hidden = self.keys.hide(request.headers_mut());
+        let answer = self.hyper.request(request);
         Box::pin(async move {
-            let response = client.execute(request.try_into()?).await.map_err(reqwest::Error::without_url)?;
-            Ok(response.into())
+            let answer = answer.await;
+            // The head is out, or never will be.
+            drop(hidden);
+            Ok(answer?)
         })
     }
 }
 
-/// reqwest wants bodies that are `Sync`. Nobody ever waits for the lock.
-struct Shared<B> {
-    body: Mutex<Pin<Box<B>>>,
-    length: SizeHint,
-    is_empty: bool,
+/// Connects to a provider, if need be through the proxy that `HTTPS_PROXY` or `ALL_PROXY` names. Knows no proxy for
+/// `http`, which is for the loopback interface: through a proxy the key would leave it.
+#[derive(Clone)]
+pub(crate) struct Dial {
+    direct: HttpConnector,
+    proxies: Arc<Matcher>,
 }
 
-impl<B: HttpBody> HttpBody for Shared<B> {
-    type Data = B::Data;
-    type Error = B::Error;
+impl Dial {
+    fn new() -> Self {
+        let mut direct = HttpConnector::new();
+        direct.enforce_http(false);
+        direct.set_nodelay(true);
+        direct.set_connect_timeout(Some(Duration::from_secs(10)));
+        Self { direct, proxies: Arc::new(Matcher::from_env()) }
+    }
+}
 
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        let body = self.get_mut().body.get_mut().unwrap_or_else(PoisonError::into_inner);
-        body.as_mut().poll_frame(cx)
+impl Service<Uri> for Dial {
+    type Response = TokioIo<TcpStream>;
+    type Error = BoxError;
+    type Future = BoxFuture<'static, Result<Self::Response, BoxError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
     }
 
-    fn is_end_stream(&self) -> bool {
-        self.is_empty
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.length
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let is_https = uri.scheme_str() == Some("https");
+        let proxy = if is_https { self.proxies.intercept(&uri) } else { None };
+        let mut direct = self.direct.clone();
+        Box::pin(async move {
+            let Some(proxy) = proxy else { return Ok(direct.call(uri).await?) };
+            if proxy.uri().scheme_str() != Some("http") {
+                return Err(io::Error::other("a proxy must be named by an http:// URL").into());
+            }
+            let mut tunnel = Tunnel::new(proxy.uri().clone(), direct);
+            if let Some(credentials) = proxy.basic_auth() {
+                tunnel = tunnel.with_auth(credentials.clone());
+            }
+            Ok(tunnel.call(uri).await?)
+        })
     }
 }

@@ -120,6 +120,11 @@ async fn chat(State(fake): State<FakeProvider>, headers: HeaderMap, Json(request
     let mut pieces = vec![chunk(json!({ "role": "assistant", "content": "" }), Value::Null)];
     pieces.extend(WORDS.map(|word| chunk(json!({ "content": word }), Value::Null)));
     pieces.push(chunk(json!({}), "stop".into()));
+    if request["stream_options"]["include_usage"] == true {
+        let usage = json!({ "prompt_tokens": 1, "completion_tokens": 5, "total_tokens": 6 });
+        let last = json!({ "id": "chatcmpl-fake", "object": "chat.completion.chunk", "created": 1, "choices": [], "usage": usage });
+        pieces.push(format!("data: {last}\n\n"));
+    }
     pieces.push("data: [DONE]\n\n".to_owned());
     events(stream::iter(pieces))
 }
@@ -186,7 +191,9 @@ async fn generate(
     }
     let candidate = |text: &str| {
         let content = json!({ "role": "model", "parts": [{ "text": text }] });
-        json!({ "candidates": [{ "index": 0, "content": content, "finishReason": "STOP" }] })
+        let usage = json!({ "promptTokenCount": 1, "candidatesTokenCount": 5, "totalTokenCount": 6 });
+        let candidates = json!([{ "index": 0, "content": content, "finishReason": "STOP" }]);
+        json!({ "candidates": candidates, "usageMetadata": usage, "modelVersion": "fake-1" })
     };
     match call.rsplit_once(':') {
         Some((_, "generateContent")) => Json(candidate(&WORDS.concat())).into_response(),

@@ -1,29 +1,27 @@
 //! The whole server but for its socket and its settings from the environment.
 
+mod admin;
 mod client;
+pub(crate) mod hidden_keys;
 pub(crate) mod projects;
+pub(crate) mod providers;
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    extract::State,
-    http::{
-        HeaderMap, HeaderName, HeaderValue, StatusCode,
-        header::{AUTHORIZATION, CONTENT_TYPE, WWW_AUTHENTICATE},
-        request,
-    },
-    response::{IntoResponse, Response},
+    http::{HeaderName, header::AUTHORIZATION, request},
     routing::{any_service, get},
 };
-use sha2::{Digest, Sha256};
-use subtle::ConstantTimeEq;
 use tower::Layer;
 use tower_devicecheck::{
     BearerToken, BoxError, DebugTokens, DeviceCheckLayer, HeaderToken,
     split_key::{
         Providers, SplitKeyLayer, SplitKeyStore, TracingSplitKeyObserver, UsageLog,
-        gateway::{Forward, Gateway, GatewayLayer, ProviderErrors, ProviderHeaderToken, Refusals, Target},
+        gateway::{
+            AccessLog, AccessLogLayer, Forward, Gateway, GatewayLayer, ProviderErrors, ProviderHeaderToken,
+            Refusals, Target,
+        },
     },
 };
 
@@ -32,8 +30,12 @@ use self::{client::Client, projects::Project};
 /// The operator's choices.
 pub(crate) struct Settings {
     pub(crate) providers: Providers,
+    /// A file of certificates of authorities, in PEM: trusted besides those of the platform.
+    pub(crate) roots: Option<PathBuf>,
     pub(crate) limits: Limits,
-    /// Opens `GET /usage`, which without it does not exist.
+    /// Counts the uses of keys.
+    pub(crate) usage: UsageLog,
+    /// Opens `GET /usage`, which without it does not exist. At least 16 characters.
     pub(crate) admin_token: Option<String>,
     /// Stand in for a device: for simulators.
     pub(crate) debug_tokens: DebugTokens,
@@ -58,13 +60,13 @@ impl Default for Limits {
             body: 32 * 1024 * 1024,
             head: Duration::from_secs(300),
             idle: Duration::from_secs(120),
-            idle_connections: 0,
+            idle_connections: 64,
         }
     }
 }
 
 /// The whole server, a tower service.
-pub(crate) type App = Gateway<Router>;
+pub(crate) type App = AccessLog<Gateway<Router>>;
 
 /// The server for one team. `gate` has its defaults, or remembers something else.
 pub(crate) fn app(
@@ -72,7 +74,7 @@ pub(crate) fn app(
     keys: impl SplitKeyStore,
     settings: Settings,
 ) -> Result<App, BoxError> {
-    let gate = as_clients_send(gate, settings.debug_tokens.clone());
+    let gate = as_clients_send(gate, settings.debug_tokens.clone(), &key_headers(&settings.providers));
     behind(|routes| routes.route_layer(gate), keys, settings)
 }
 
@@ -82,15 +84,36 @@ pub(crate) fn app_of_projects(
     keys: impl SplitKeyStore,
     settings: Settings,
 ) -> Result<App, BoxError> {
-    let tenants = projects::tenants(projects)?;
+    let tenants = projects::tenants(projects, &key_headers(&settings.providers))?;
     behind(|routes| routes.route_layer(tenants), keys, settings)
 }
 
+/// The headers in which clients of the providers send their credential, besides `Authorization`.
+fn key_headers(providers: &Providers) -> Vec<HeaderName> {
+    // Proxed's clients use these for any provider.
+    let mut names = ["x-api-key", "x-goog-api-key"].map(HeaderName::from_static).to_vec();
+    for provider in providers.iter() {
+        let name = provider.key_header();
+        if *name != AUTHORIZATION && !names.contains(name) {
+            names.push(name.clone());
+        }
+    }
+    names
+}
+
 /// A gate that finds the credentials where the clients put them.
-fn as_clients_send(gate: DeviceCheckLayer, debug_tokens: DebugTokens) -> DeviceCheckLayer {
-    gate.with_token_source(ProviderHeaderToken::new(HeaderName::from_static("x-api-key")))
-        .add_token_source(ProviderHeaderToken::new(HeaderName::from_static("x-goog-api-key")))
-        .add_token_source(HeaderToken::new(HeaderName::from_static("x-device-token")))
+fn as_clients_send(
+    gate: DeviceCheckLayer,
+    debug_tokens: DebugTokens,
+    key_headers: &[HeaderName],
+) -> DeviceCheckLayer {
+    // Before the headers of device tokens: beside those, all of a key header is the client part.
+    let [first, others @ ..] = key_headers else { return gate };
+    let mut gate = gate.with_token_source(ProviderHeaderToken::new(first.clone()));
+    for name in others {
+        gate = gate.add_token_source(ProviderHeaderToken::new(name.clone()));
+    }
+    gate.add_token_source(HeaderToken::new(HeaderName::from_static("x-device-token")))
         .add_token_source(HeaderToken::default())
         .add_token_source(BearerToken::new())
         .with_debug_tokens(debug_tokens.with_header(HeaderName::from_static("x-proxed-test-key")))
@@ -103,47 +126,31 @@ fn behind(
     keys: impl SplitKeyStore,
     settings: Settings,
 ) -> Result<App, BoxError> {
-    let Settings { providers, limits, admin_token, .. } = settings;
-    let usage = Arc::new(UsageLog::new());
+    let Settings { providers, roots, limits, usage, admin_token, .. } = settings;
     let refusals = Arc::new(Refusals::new());
-    let split_keys = SplitKeyLayer::new(keys)
-        .add_key_header(HeaderName::from_static("x-api-key"))
-        .add_key_header(HeaderName::from_static("x-goog-api-key"))
+    let mut split_keys = SplitKeyLayer::new(keys).with_providers(providers.clone());
+    for name in key_headers(&providers) {
+        split_keys = split_keys.add_key_header(name);
+    }
+    let split_keys = split_keys
         .with_project(|head: &request::Parts| head.extensions.get::<Target>()?.project().map(str::to_owned))
         .with_rejection_response(ProviderErrors)
-        .with_observer((TracingSplitKeyObserver, Arc::clone(&usage)));
-    let forward = Forward::new(Client::new(limits.idle_connections)?)
+        .with_observer((TracingSplitKeyObserver, usage.clone()));
+    let client = Client::new(limits.idle_connections, roots.as_deref());
+    let client = client.map_err(|error| format!("PROVIDER_CA_FILE: {error}"))?;
+    let forward = Forward::new(client)
         .with_body_limit(limits.body)
         .with_head_timeout(limits.head)
         .with_idle_timeout(limits.idle)
-        .with_refusals(Arc::clone(&refusals));
+        .with_refusals(Arc::clone(&refusals))
+        .with_usage(usage.clone());
     let routes = Router::new().route("/v1/{provider}/{*path}", any_service(forward)).route_layer(split_keys);
     let mut app = guard(routes).route("/health", get(|| async { "ok" }));
     if let Some(token) = admin_token {
-        let admin = Admin { token: Sha256::digest(token).into(), usage, refusals };
-        app = app.merge(Router::new().route("/usage", get(show_usage)).with_state(admin));
+        app = app.merge(admin::routes(&token, usage, refusals)?);
     }
     // Outside of the others: what cannot be forwarded costs no call to Apple. Outside of the router, which would keep the
     // URL as the client wrote it, credential included.
-    Ok(GatewayLayer::new(providers).with_body_limit(limits.body).layer(app))
-}
-
-#[derive(Clone)]
-struct Admin {
-    token: [u8; 32],
-    usage: Arc<UsageLog>,
-    refusals: Arc<Refusals>,
-}
-
-async fn show_usage(State(admin): State<Admin>, headers: HeaderMap) -> Response {
-    let sent = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
-    let sent = sent.strip_prefix(b"Bearer ").unwrap_or_default();
-    // Digests have all the same length, so that not even that can be measured.
-    let digest: [u8; 32] = Sha256::digest(sent).into();
-    if !bool::from(digest.ct_eq(&admin.token)) {
-        return (StatusCode::UNAUTHORIZED, [(WWW_AUTHENTICATE, "Bearer")]).into_response();
-    }
-    let mut report: serde_json::Value = serde_json::from_str(&admin.usage.to_json()).unwrap_or_default();
-    report["refused_by_provider"] = serde_json::from_str(&admin.refusals.to_json()).unwrap_or_default();
-    ([(CONTENT_TYPE, "application/json")], report.to_string()).into_response()
+    let app = GatewayLayer::new(providers).with_body_limit(limits.body).layer(app);
+    Ok(AccessLogLayer::new().layer(app))
 }

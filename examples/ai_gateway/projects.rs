@@ -26,11 +26,11 @@ pub(crate) struct Project {
 
 /// A gate for each project. `SplitKeyLayer` opens only keys of the project whose gate admitted the request: by default,
 /// a tenant's devices use the keys of the project with the tenant's name.
-pub(crate) fn tenants(projects: Vec<Project>) -> Result<Tenants, TenantError> {
+pub(crate) fn tenants(projects: Vec<Project>, key_headers: &[HeaderName]) -> Result<Tenants, TenantError> {
     // The answer to an unknown project is that to a refused token.
     let tenants = Tenants::new(chosen_by_client()).with_rejection_response(ProviderErrors);
     for Project { id, gate, debug_tokens } in projects {
-        tenants.insert(&id, as_clients_send(gate, debug_tokens))?;
+        tenants.insert(&id, as_clients_send(gate, debug_tokens, key_headers))?;
     }
     Ok(tenants)
 }

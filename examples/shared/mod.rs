@@ -144,17 +144,11 @@ pub(crate) async fn memory() -> Result<Memory, BoxError> {
 #[cfg(feature = "redis")]
 async fn memory_in_redis(url: &str, single_use: bool, fleet: bool) -> Result<Memory, BoxError> {
     use tower_devicecheck::{
-        Redis,
         cache::{MemoryCache, RedisCache, Tiered},
         replay::RedisReplayGuard,
     };
 
-    // The errors of the client quote no URL, but the next version's may.
-    let redis = Redis::connect(url).await.map_err(|error| {
-        let why = error.to_string();
-        let quoted = url.len() > 3 && why.contains(url);
-        format!("REDIS_URL: {}", if quoted { "it is not a URL of Redis" } else { &*why })
-    })?;
+    let redis = redis(url).await?;
     if single_use {
         // One request with a token reaches Apple, so that there is nothing to share.
         let guard = Arc::new(RedisReplayGuard::new(redis));
@@ -166,6 +160,17 @@ async fn memory_in_redis(url: &str, single_use: bool, fleet: bool) -> Result<Mem
     }
     let cache = Arc::new(Tiered::new(MemoryCache::new(), cache));
     Ok(Box::new(move |layer| layer.with_cache(Arc::clone(&cache))))
+}
+
+/// The server at `REDIS_URL`.
+#[cfg(feature = "redis")]
+pub(crate) async fn redis(url: &str) -> Result<tower_devicecheck::Redis, BoxError> {
+    // The errors of the client quote no URL, but the next version's may.
+    tower_devicecheck::Redis::connect(url).await.map_err(|error| {
+        let why = error.to_string();
+        let quoted = url.len() > 3 && why.contains(url);
+        format!("REDIS_URL: {}", if quoted { "it is not a URL of Redis" } else { &*why }).into()
+    })
 }
 
 #[cfg(not(feature = "redis"))]

@@ -1,10 +1,6 @@
 //! The breaker: while Apple is down, or wants to be left alone, no request waits for it.
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{fmt, time::Duration};
 
 use tracing::{Level, event};
 
@@ -13,6 +9,7 @@ use crate::gate::error::{VerifyError, VerifyErrorKind, impl_error};
 use crate::gate::{observer::TARGET, routing::Environment};
 use crate::meter::{APPLE_AVAILABILITY, label};
 use crate::runtime::{Instant, later, lock};
+use crate::sync::{Arc, Mutex};
 
 /// The state of the way to one of Apple's two servers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

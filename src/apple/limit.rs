@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     future::poll_fn,
-    sync::Mutex,
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -11,6 +10,7 @@ use std::{
 use crate::apple::task::Driven;
 use crate::meter::{APPLE_IN_FLIGHT, APPLE_WAITING};
 use crate::runtime::{Instant, REQUESTS_MAY_AWAIT_EACH_OTHER, later, lock};
+use crate::sync::Mutex;
 
 /// Slots for calls to Apple, and a bounded number of waiters for them.
 ///

@@ -5,6 +5,8 @@
 //! transport sends the request.
 
 #[cfg(feature = "_apple")]
+mod answer_headers;
+#[cfg(feature = "_apple")]
 mod attempt;
 #[cfg(feature = "_apple")]
 mod bits;

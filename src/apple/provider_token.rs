@@ -1,10 +1,6 @@
 //! The provider token: the JWT that authenticates this server to Apple. This module also decides when to renew it.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, Weak},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use bytes::Bytes;
@@ -19,6 +15,7 @@ use crate::gate::{credential::BEARER, error::impl_error, observer::TARGET};
 use crate::meter::{PROVIDER_TOKENS, label};
 use crate::quote::shown_id;
 use crate::runtime::{SystemTime, Timestamp, lock, since_epoch};
+use crate::sync::{Arc, Mutex, Weak};
 
 /// The age at which Apple refuses a token, as documented for APNs, to which DeviceCheck refers.
 pub(super) const PROVIDER_TOKEN_LIFETIME: Duration = Duration::from_secs(60 * 60);

@@ -161,6 +161,11 @@ impl ReqwestTransportBuilder {
             // `AppleClient` decides about retries, and counts them.
             .retry(reqwest::retry::never().max_retries_per_request(0))
             .referer(false)
+            // Another crate's features of reqwest must not make it ask for compressed answers, and unpack them.
+            .no_gzip()
+            .no_brotli()
+            .no_deflate()
+            .no_zstd()
             .dns_resolver(Arc::clone(lookups))
             .tcp_nodelay(true)
             .tcp_keepalive(Duration::from_secs(30))

@@ -4,13 +4,13 @@ use std::{error::Error, fmt, io::Write, time::Duration};
 
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri,
-    header::{AUTHORIZATION, CONTENT_TYPE, DATE, RETRY_AFTER},
+    HeaderValue, Method, Request, Response, StatusCode, Uri,
+    header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER},
 };
 use uuid::Uuid;
-use web_time::UNIX_EPOCH;
 use zeroize::Zeroizing;
 
+use crate::apple::answer_headers::{ahead, retry_after, trace_id};
 use crate::apple::bits::read_bits;
 use crate::apple::provider_token::{BACKDATING, PROVIDER_TOKEN_LIFETIME, ProviderToken, RENEW_AFTER};
 use crate::apple::token::DeviceToken;
@@ -369,32 +369,6 @@ impl fmt::Display for Answer {
 }
 
 impl Error for Answer {}
-
-/// The id by which Apple's support finds a request. Seen in practice: hexadecimal.
-fn trace_id(headers: &HeaderMap) -> Option<Box<str>> {
-    let id = headers.get("x-b3-traceid")?.to_str().ok()?;
-    let sane =
-        (1..=64).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-    sane.then(|| id.into())
-}
-
-/// The seconds by which our clock is ahead of the clock behind `Date`.
-fn ahead(headers: &HeaderMap, now: SystemTime) -> Option<i64> {
-    let date = httpdate::parse_http_date(headers.get(DATE)?.to_str().ok()?).ok()?;
-    let theirs = date.duration_since(std::time::UNIX_EPOCH).ok()?.as_secs();
-    Some(since_epoch(now).as_secs().cast_signed().saturating_sub_unsigned(theirs))
-}
-
-/// `Retry-After` in seconds or as a date.
-fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
-    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
-    }
-    let date = httpdate::parse_http_date(text).ok()?;
-    let date = UNIX_EPOCH + date.duration_since(std::time::UNIX_EPOCH).ok()?;
-    Some(date.duration_since(now).unwrap_or_default())
-}
 
 #[cfg(test)]
 mod tests;

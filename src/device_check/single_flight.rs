@@ -6,10 +6,6 @@ use std::{
     mem,
     panic::AssertUnwindSafe,
     pin::Pin,
-    sync::{
-        Arc, Mutex, Weak,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
     task::{Context, Poll, Wake, Waker},
 };
 
@@ -17,6 +13,10 @@ use futures_util::{FutureExt, future::BoxFuture};
 
 use crate::meter::CHECKS_JOINED;
 use crate::runtime::{Attendance, REQUESTS_MAY_AWAIT_EACH_OTHER, lock, spawn};
+use crate::sync::{
+    Arc, Mutex, Weak,
+    atomic::{AtomicBool, AtomicUsize, Ordering},
+};
 
 /// Computations in flight, by key.
 ///

@@ -12,7 +12,7 @@ use crate::runtime::{Elapsed, Instant, patiently, within};
 
 /// A handle to one Redis or Valkey server, for everything that replicas share: a
 /// [`RedisCache`](crate::cache::RedisCache), a [`RedisReplayGuard`](crate::replay::RedisReplayGuard), and with the
-/// feature `split-key` a `RedisSplitKeyStore` and a `RedisUsageLog`, with `app-attest` a
+/// feature `split-key` a `RedisSplitKeyStore` and a `UsageLog`, with `app-attest` a
 /// `RedisAttestKeyStore` and a `RedisReceiptStore`.
 ///
 /// ```no_run
@@ -69,7 +69,7 @@ use crate::runtime::{Elapsed, Instant, patiently, within};
 /// | `RedisAttestKeyStore` | `EVAL`, `HGET`, `HMGET`, `HSET`, `PEXPIRE`, `SADD`; for operators also `SMEMBERS` |
 /// | `RedisReceiptStore` | `EVAL`, `HGET`, `HMGET`, `HSET`, `PEXPIRE`, `DEL`, `ZADD`, `ZRANGEBYSCORE`, `ZREM` |
 /// | `RedisSplitKeyStore` | `HGET`; for operators also `EVAL`, `HSET`, `HGETALL` |
-/// | `RedisUsageLog` | `HINCRBY`, `EXPIRE`; to read it `HGETALL` |
+/// | `UsageLog` | `EVAL`, `HGET`, `HSET`, `HINCRBY`, `EXPIRE`; to read it `HGETALL` |
 ///
 /// When one of these types is made from a handle of `connect`, the handle tries the commands that requests need, and
 /// logs those that are forbidden. It also reads `INFO memory`, if permitted, and warns if Redis may evict data that a

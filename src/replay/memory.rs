@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeSet, HashMap},
     fmt,
-    sync::{Mutex, MutexGuard},
     time::Duration,
 };
 
@@ -14,6 +13,7 @@ use crate::replay::claim::{Claim, Claimed, ReplayKey};
 use crate::replay::guard::{DEFAULT_LEASE, DEFAULT_RETENTION, GuardError, ReplayGuard};
 use crate::replay::owner::Owner;
 use crate::runtime::{Instant, later, lock};
+use crate::sync::{Mutex, MutexGuard};
 
 /// A guard in the memory of this process.
 ///

@@ -25,6 +25,8 @@ pub enum SplitKeyErrorKind {
     UnknownProvider,
     /// An API key is too short: no cut would keep enough of it from each side.
     TooShort,
+    /// A path in the limits can match no request.
+    ImpossiblePath,
     /// The parts do not belong together, or to this project.
     NotOpened,
     /// The store has no record of that project and split.
@@ -68,6 +70,9 @@ impl_error!(
         SplitKeyErrorKind::WrongFormat => "the API key does not have the format of its provider",
         SplitKeyErrorKind::UnknownProvider => "there is no provider of that name",
         SplitKeyErrorKind::TooShort => "the API key is too short to be cut",
+        SplitKeyErrorKind::ImpossiblePath => {
+            "a path in the limits can match no request: it begins with `/`, and may end in `/*`"
+        }
         SplitKeyErrorKind::NotOpened => "the parts do not belong together",
         SplitKeyErrorKind::NotFound => "there is no such key",
         SplitKeyErrorKind::Revoked => "the key is revoked",

@@ -242,7 +242,8 @@ fn lock_file(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-fn options() -> OpenOptions {
+/// Options for files that only their owner can read.
+pub(super) fn options() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.write(true);
     #[cfg(unix)]
@@ -250,7 +251,7 @@ fn options() -> OpenOptions {
     options
 }
 
-/// Replaces the file. At any time, either the old or the new file exists. The caller holds the lock.
+/// Replaces the file of records. The caller holds the lock.
 fn write(path: &Path, records: &RecordMap) -> io::Result<()> {
     let contents = KeyFile { format: FORMAT, keys: records.iter().collect() };
     let mut length = ByteCounter(0);
@@ -261,7 +262,11 @@ fn write(path: &Path, records: &RecordMap) -> io::Result<()> {
     if bytes.len() as u64 > MAX_FILE {
         return Err(io::Error::other("the key file would be too large"));
     }
+    replace(path, &bytes)
+}
 
+/// Replaces a file. At any time, either the old or the new file exists. The caller is the only writer.
+pub(super) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let target = target(path);
     let temporary = beside(&target, ".tmp");
     // A writer that was killed may have left this file.
@@ -279,7 +284,7 @@ fn write(path: &Path, records: &RecordMap) -> io::Result<()> {
         }
         file.set_permissions(present.permissions())?;
     }
-    file.write_all(&bytes)?;
+    file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&temporary, &target)?;
     // On unix, the new name is durable only once the folder is synced.

@@ -188,3 +188,26 @@ pub(super) fn request(headers: &[(&str, &str)]) -> Request<NoBody> {
 pub(super) fn with(client_part: &str) -> Request<NoBody> {
     request(&[("x-ai-key", client_part), ("x-project-id", "project")])
 }
+
+/// A temporary folder of one test.
+#[cfg(not(target_arch = "wasm32"))]
+pub(super) struct Folder(pub(super) std::path::PathBuf);
+
+#[cfg(not(target_arch = "wasm32"))]
+impl Folder {
+    pub(super) fn new(name: &str) -> Self {
+        let mut suffix = [0; 8];
+        getrandom::fill(&mut suffix).unwrap();
+        let name = format!("tower-devicecheck-{name}-{:x}", u64::from_le_bytes(suffix));
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+}
+
+#[cfg(not(target_arch = "wasm32"))]
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}

@@ -58,12 +58,25 @@ impl Limits {
     ///
     /// The layer compares the path of the request as it receives it, without any prefix that a router has stripped.
     /// Some paths are never allowed, because another server might read them as other paths: those with `.` or `..`
-    /// segments (also with parameters, `..;x`), with a backslash, or with a percent-encoded dot, slash, backslash or
-    /// percent sign.
+    /// segments (also with parameters, `..;x` or `..%3bx`), with a backslash or a control character, or with a
+    /// percent-encoded dot, slash, backslash, percent sign or control character.
+    ///
+    /// A list with a path that no request can have cannot be
+    /// [issued](crate::split_key::Splitter::issue).
     #[must_use]
     pub fn with_paths(mut self, paths: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.paths = Some(paths.into_iter().map(Into::into).collect());
         self
+    }
+
+    /// Whether all paths can match a request.
+    pub(super) fn are_possible(&self) -> bool {
+        self.paths.iter().flatten().all(|path| {
+            let path =
+                path.strip_suffix("/*").map_or(&**path, |start| if start.is_empty() { "/" } else { start });
+            let in_paths = |byte: u8| byte.is_ascii_graphic() && !b"?#*\"<>".contains(&byte);
+            path.starts_with('/') && path.bytes().all(in_paths) && is_plain(path)
+        })
     }
 
     /// Allows only these methods. Default: every method.
@@ -129,6 +142,75 @@ mod tests {
     use super::*;
 
     #[test]
+    fn w14_no_spelling_of_dots_passes_a_star() {
+        let limits = Limits::none().with_paths(["/v1/files/*"]);
+        for dots in [
+            ".",
+            "..",
+            "...",
+            "..;x",
+            "..%3bx",
+            "..%3Bx",
+            ".%3b",
+            "..%00",
+            "..%20",
+            "..%09",
+            "..%23",
+            "..%3f",
+            "%00..",
+            "..%u002f",
+            "%u002e%u002e",
+            "..%c0%af",
+            "%c0%ae%c0%ae",
+            "%e0%80%ae",
+            "%ef%bc%8e%ef%bc%8e",
+            "..%ef%bc%8fx",
+            "%e2%80%a5",
+            "..%",
+            "..%5",
+            "..%zz",
+            "%2e%2e",
+            "%252e",
+            "a%0a",
+            "a\\..",
+        ] {
+            let path = format!("/v1/files/{dots}/chat");
+            let found = limits.check(&Method::GET, &path, SystemTime::UNIX_EPOCH);
+            assert_eq!(found, Err(Limit::Path), "{path}");
+        }
+    }
+
+    #[test]
+    fn w14_paths_that_no_request_can_have() {
+        for (path, possible) in [
+            ("/v1/chat", true),
+            ("/v1/files/*", true),
+            ("/*", true),
+            ("/", true),
+            ("/v1/a%20b", true),
+            ("", false),
+            ("*", false),
+            ("v1/chat", false),
+            ("https://x/v1/chat", false),
+            ("/v1/*/chat", false),
+            ("/v1/chat*", false),
+            ("/v1/**", false),
+            ("/v1/chat?limit=1", false),
+            ("/v1/chat#x", false),
+            ("/v1/a b", false),
+            ("/v1/chat\n", false),
+            ("/v1/../chat", false),
+            ("/v1/..%3bx/*", false),
+            ("/v1/%2e/x", false),
+            ("/v1/ä", false),
+        ] {
+            assert_eq!(Limits::none().with_paths([path]).are_possible(), possible, "{path}");
+        }
+        assert!(Limits::none().are_possible());
+        assert!(Limits::none().with_paths([""; 0]).are_possible());
+    }
+
+    #[test]
     fn checks() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000);
         let paths = || Limits::none().with_paths(["/v1/chat", "/v1/files/*"]);
@@ -146,8 +228,12 @@ mod tests {
             ("encoded dots", paths(), Method::GET, "/v1/files/%2E%2e/chat", Err(Limit::Path)),
             ("an encoded slash", paths(), Method::GET, "/v1/files/..%2fchat", Err(Limit::Path)),
             ("dots with a parameter", paths(), Method::GET, "/v1/files/..;x/chat", Err(Limit::Path)),
+            ("dots, an encoded parameter", paths(), Method::GET, "/v1/files/..%3Bx/chat", Err(Limit::Path)),
+            ("dots, an encoded query", paths(), Method::GET, "/v1/files/..%3fx/chat", Err(Limit::Path)),
             ("dots encoded twice", paths(), Method::GET, "/v1/files/%252e%252e/chat", Err(Limit::Path)),
             ("a parameter", paths(), Method::GET, "/v1/files/a;x", Ok(())),
+            ("an encoded parameter", paths(), Method::GET, "/v1/files/a%3bx", Ok(())),
+            ("a letter of another language", paths(), Method::GET, "/v1/files/%c3%a4", Ok(())),
             ("dots in a name", paths(), Method::GET, "/v1/files/a..b.txt", Ok(())),
             ("no paths", Limits::none().with_paths([""; 0]), Method::GET, "/", Err(Limit::Path)),
             ("the method", post(), Method::POST, "/", Ok(())),

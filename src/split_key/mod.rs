@@ -82,10 +82,11 @@ mod sealed;
 mod service;
 mod splitter;
 mod store;
+mod usage;
 
 pub use self::audit::event::{SplitKeyEvent, SplitKeyOutcome, SuspicionKind, SuspiciousUse};
 pub use self::audit::observer::{SplitKeyObserver, TracingSplitKeyObserver};
-pub use self::audit::{suspicion::Suspicion, usage::UsageLog};
+pub use self::audit::suspicion::Suspicion;
 pub use self::cut::{CutLint, lint};
 pub use self::error::{SplitKeyError, SplitKeyErrorKind};
 #[cfg(not(target_arch = "wasm32"))]
@@ -97,9 +98,13 @@ pub use self::provider::{Provider, Providers};
 pub use self::record::{SplitKeyRecord, SplitKeyState};
 #[cfg(feature = "redis")]
 #[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "redis")))]
-pub use self::redis_store::{RedisSplitKeyStore, RedisUsageLog, UseCount};
+pub use self::redis_store::RedisSplitKeyStore;
 pub use self::rejection::{SplitKeyRejection, SplitKeyRejectionResponse};
 pub use self::service::{KeyGate, SplitKey};
 pub use self::splitter::{Split, Splitter, retire, revoke};
 pub use self::store::{SplitKeyStore, SplitKeyStoreError};
+pub use self::usage::body::{Metered, MeteredBody};
+pub use self::usage::log::{AnswerCounter, UsageError, UsageLog};
+pub use self::usage::report::{ModelUsage, UsageEntry, UsageReport};
+pub use self::usage::stated::TokenUsage;
 pub use self::{api_key::ApiKey, layer::SplitKeyLayer, memory_store::MemorySplitKeyStore};

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 #[cfg(feature = "gateway")]
-use http::HeaderName;
+use http::{HeaderName, HeaderValue};
 
 use crate::split_key::error::{SplitKeyError, SplitKeyErrorKind};
 #[cfg(feature = "gateway")]
@@ -124,6 +124,32 @@ impl Provider {
     /// Returns an error if `scheme` is not one word of visible ASCII characters.
     pub fn with_key_header(mut self, name: HeaderName, scheme: Option<&str>) -> Result<Self, ProviderError> {
         self.endpoint.set_key_header(name, scheme)?;
+        Ok(self)
+    }
+
+    /// Adds a header to every request, in the place of the client's. Default: none.
+    #[must_use]
+    pub fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.endpoint.set_header(name, value);
+        self
+    }
+
+    /// Adds a header to every request that has none of that name. Default: none; for Anthropic `anthropic-version:
+    /// 2023-06-01`.
+    #[must_use]
+    pub fn with_default_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.endpoint.set_default_header(name, value);
+        self
+    }
+
+    /// Adds a query parameter to every request, in the place of the client's. Default: none. Azure wants `api-version`.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the name is `key` or empty, or if one of the texts has other characters than letters, digits and
+    /// `-._~`.
+    pub fn with_query(mut self, name: &str, value: &str) -> Result<Self, ProviderError> {
+        self.endpoint.set_query(name, value)?;
         Ok(self)
     }
 

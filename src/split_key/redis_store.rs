@@ -1,12 +1,11 @@
-//! The store and the usage log that replicas share.
+//! The store that replicas share.
 
 use redis::FromRedisValue;
 
 use crate::redis::{Access, Commands, Redis, RedisFailure, RedisUser};
-use crate::runtime::{SystemTime, since_epoch};
-use crate::split_key::{
-    SplitId, SplitKeyEvent, SplitKeyObserver, SplitKeyRecord, SplitKeyStore, SplitKeyStoreError,
-};
+use crate::split_key::metadata::SplitId;
+use crate::split_key::record::SplitKeyRecord;
+use crate::split_key::store::{SplitKeyStore, SplitKeyStoreError};
 
 /// A key store in Redis or Valkey, for all replicas that use the same server and prefix.
 ///
@@ -44,13 +43,6 @@ return 1";
 const STORE: RedisUser =
     RedisUser { name: "split key store", commands: &["HGET"], must_keep: true, access: Access::ReadKey };
 
-const LOG: RedisUser = RedisUser {
-    name: "usage log",
-    commands: &["HINCRBY", "EXPIRE"],
-    must_keep: false,
-    access: Access::CountUse,
-};
-
 impl RedisSplitKeyStore {
     /// Makes a store on this server.
     #[must_use]
@@ -79,7 +71,7 @@ fn record(field_read: &str, value: &[u8]) -> Option<SplitKeyRecord> {
 }
 
 /// Reads every entry of a hash, for operators.
-async fn all<V: FromRedisValue, T>(
+pub(super) async fn all<V: FromRedisValue, T>(
     redis: &Redis,
     hash: String,
     read: impl Fn(&str, V) -> Option<T>,
@@ -117,81 +109,5 @@ impl SplitKeyStore for RedisSplitKeyStore {
 
     async fn list(&self) -> Result<Vec<SplitKeyRecord>, SplitKeyStoreError> {
         all(&self.redis, self.hash(), |field, value: Vec<u8>| record(field, &value)).await
-    }
-}
-
-/// An observer that counts uses per project, split, outcome and day (UTC), for all replicas together.
-///
-/// Counting is best effort: it does not delay requests, and uses while Redis is down are not counted. Uses of splits
-/// that the store does not have are counted together, because clients can make up any number of them. Redis keeps the
-/// counts of a day for 90 days.
-#[derive(Clone, Debug)]
-pub struct RedisUsageLog {
-    redis: Redis,
-}
-
-/// One count of a [`RedisUsageLog`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct UseCount {
-    /// The split and its project; `None` for all splits that the store does not have.
-    pub key: Option<(String, SplitId)>,
-    /// The outcome: a value of [`SplitKeyOutcome::as_str`](crate::split_key::SplitKeyOutcome::as_str).
-    pub outcome: String,
-    /// The number of uses.
-    pub uses: u64,
-}
-
-impl RedisUsageLog {
-    /// Makes a log on this server.
-    #[must_use]
-    pub fn new(redis: Redis) -> Self {
-        redis.add_user(&LOG);
-        Self { redis }
-    }
-
-    /// Returns the counts of the day (UTC) that contains this time, in any order.
-    ///
-    /// # Errors
-    ///
-    /// Returns an error if Redis does not answer within 5 seconds, or returns something other than counts.
-    pub async fn day(&self, day: SystemTime) -> Result<Vec<UseCount>, SplitKeyStoreError> {
-        all(&self.redis, self.hash(day), use_count).await
-    }
-
-    fn hash(&self, time: SystemTime) -> String {
-        format!("{}:usage1:{}", self.redis.prefix(), since_epoch(time).as_secs() / (24 * 60 * 60))
-    }
-}
-
-fn use_count(field: &str, uses: u64) -> Option<UseCount> {
-    let (outcome, key) = field.split_once(' ')?;
-    let key = match key {
-        "-" => None,
-        key => {
-            let (split, project) = key.split_once(' ')?;
-            Some((project.to_owned(), split.parse().ok()?))
-        }
-    };
-    Some(UseCount { key, outcome: outcome.to_owned(), uses })
-}
-
-impl SplitKeyObserver for RedisUsageLog {
-    fn used(&self, event: &SplitKeyEvent) {
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        let key = match (&event.project, event.metadata) {
-            // As in `UsageLog`, only splits that the store has come with a provider.
-            (Some(project), Some(metadata)) if event.provider.is_some() => field(project, metadata.split()),
-            _ => "-".to_owned(),
-        };
-        let hash = self.hash(event.at());
-        let mut commands = redis::pipe();
-        commands.cmd("HINCRBY").arg(&hash).arg(format!("{} {key}", event.outcome().as_str())).arg(1).ignore();
-        commands.cmd("EXPIRE").arg(&hash).arg(90 * 24 * 60 * 60).ignore();
-        let redis = self.redis.clone();
-        runtime.spawn(async move {
-            let _: Result<(), RedisFailure> =
-                redis.query(Access::CountUse, Commands::from(commands).once()).await;
-        });
     }
 }

@@ -131,7 +131,8 @@ impl Splitter {
     ///
     /// # Errors
     ///
-    /// The same as for [`split`](Self::split). Also returns an error if the store fails.
+    /// The same as for [`split`](Self::split). Also returns an error if the store fails, or
+    /// [`ImpossiblePath`](SplitKeyErrorKind::ImpossiblePath) if the limits have a path that no request can have.
     pub async fn issue(
         &self,
         store: &impl SplitKeyStore,
@@ -140,6 +141,9 @@ impl Splitter {
         api_key: &str,
         limits: Limits,
     ) -> Result<Split, SplitKeyError> {
+        if !limits.are_possible() {
+            return Err(SplitKeyErrorKind::ImpossiblePath.into());
+        }
         retried(async || {
             let split = self.split(project, provider, api_key)?.limited(limits.clone());
             store.put(vec![split.record.clone()]).await?;

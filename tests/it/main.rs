@@ -33,6 +33,9 @@ mod marks;
 mod metrics;
 #[cfg(feature = "_prometheus")]
 mod metrics_faults;
+#[allow(dead_code, reason = "without some features")]
+mod oracles;
+mod oracles_hold;
 mod outage;
 mod overload;
 mod overload_attacks;

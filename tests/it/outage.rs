@@ -1,5 +1,5 @@
-//! The real client over real sockets: crowds and outages, and the log of those. That answers come in time is tested
-//! where time stands still, with the other verdicts.
+//! The real client over real sockets: crowds and outages, and the log of those. The clock stands still, so that no busy
+//! machine meets a deadline.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use tower_devicecheck::{
     testing::{FakeApple, FakeAppleServer, Reply},
 };
 
-use crate::support::{App, Apple, Log};
+use crate::support::{App, Apple, Log, StandingClock};
 
 async fn start() -> (FakeAppleServer, App) {
     start_with(|client| client).await
@@ -43,19 +43,22 @@ fn hyper_util_over_http2(client: AppleClientBuilder) -> AppleClientBuilder {
     client.transport(HttpTransport::new(hyper))
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn five_hundred_requests_with_one_new_token_make_one_call() {
+    let clock = StandingClock::new();
     let (server, app) = start().await;
     let apple = server.apple();
     let token = apple.genuine_token(Environment::Production);
     apple.script(Reply::normal().delay(Duration::from_millis(50)));
-    let statuses = join_all((0..500).map(|_| app.status(&token))).await;
+    let requests = join_all((0..500).map(|_| app.status(&token)));
+    let statuses = clock.until(Duration::from_millis(50), requests).await;
     assert!(statuses.iter().all(|status| *status == StatusCode::OK));
     assert_eq!((apple.calls(), server.connections(), app.inner.calls()), (1, 1, 500));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_thousand_tokens_at_once_make_one_provider_token() {
+    let _clock = StandingClock::new();
     let (server, app) = start().await;
     let apple = server.apple();
     let tokens: Vec<_> = (0..1_000).map(|_| apple.genuine_token(Environment::Production)).collect();
@@ -64,8 +67,9 @@ async fn a_thousand_tokens_at_once_make_one_provider_token() {
     assert_eq!((apple.calls(), apple.provider_tokens()), (1_000, 1));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn five_hundred_tokens_at_once_share_a_connection_where_the_server_speaks_http2() {
+    let _clock = StandingClock::new();
     for (server, app) in [start_with(reqwest_over_http2).await, start_with(hyper_util_over_http2).await] {
         let fake = server.apple();
         let tokens: Vec<_> = (0..500).map(|_| fake.genuine_token(Environment::Production)).collect();
@@ -75,8 +79,9 @@ async fn five_hundred_tokens_at_once_share_a_connection_where_the_server_speaks_
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_crowd_waits_for_the_first_answer_before_it_opens_connections() {
+    let _clock = StandingClock::new();
     let (server, app) = start().await;
     let apple = server.apple();
     apple.always(Reply::hang());
@@ -97,17 +102,18 @@ async fn a_crowd_waits_for_the_first_answer_before_it_opens_connections() {
     assert_eq!(apple.calls(), 51);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_outage_is_503_in_time_and_service_returns_by_itself() {
     outage(start().await).await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_outage_over_another_http_client_is_the_same() {
     outage(start_with(hyper_util_over_http2).await).await;
 }
 
 async fn outage((server, app): (FakeAppleServer, App)) {
+    let clock = StandingClock::new();
     let apple = server.apple();
     let remembered = apple.genuine_token(Environment::Production);
     assert_eq!(app.status(&remembered).await, StatusCode::OK);
@@ -125,7 +131,8 @@ async fn outage((server, app): (FakeAppleServer, App)) {
         apple.always(reply);
         let asked = apple.calls();
         let tokens: Vec<_> = (0..10).map(|_| apple.genuine_token(Environment::Production)).collect();
-        for response in join_all(tokens.iter().map(|token| app.get(token))).await {
+        let requests = join_all(tokens.iter().map(|token| app.get(token)));
+        for response in clock.until(Duration::from_millis(100), requests).await {
             assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE, "{name}");
             assert!(response.headers().contains_key(RETRY_AFTER), "{name}");
         }
@@ -139,13 +146,14 @@ async fn outage((server, app): (FakeAppleServer, App)) {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_plug_is_pulled_and_put_back() {
     plug(start().await).await;
     plug(start_with(hyper_util_over_http2).await).await;
 }
 
 async fn plug((mut server, app): (FakeAppleServer, App)) {
+    let _clock = StandingClock::new();
     let apple = server.apple().clone();
     let (before, after) =
         (apple.genuine_token(Environment::Production), apple.genuine_token(Environment::Production));

@@ -20,7 +20,7 @@ use tower_devicecheck::{
     testing::{FakeApple, Reply, realistic_token},
 };
 
-use crate::support::{App, Apple, Counter, rejection};
+use crate::support::{App, Apple, Counter, StandingClock, rejection};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
@@ -511,8 +511,9 @@ async fn goodput_at_any_load() {
 }
 
 /// A firewall in front of Apple answers some tokens with a page of its own, longer than the client reads.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn long_pages_of_status_400_are_no_outage_over_a_socket() {
+    let _clock = StandingClock::new();
     let fake = FakeApple::new();
     let server = fake.serve().await.unwrap();
     let client = AppleClient::builder(fake.credentials())

@@ -35,7 +35,7 @@ use tower_http::{
 
 use crate::{
     examples::{serve, tonic_example},
-    support::{App, Apple, TOKEN_HEADER, get as get_with},
+    support::{App, Apple, StandingClock, TOKEN_HEADER, get as get_with},
 };
 
 /// A gRPC server on a socket, with a fake Apple in the process.
@@ -44,17 +44,16 @@ struct Grpc {
     url: String,
 }
 
+/// Longer than a busy machine needs.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 impl Grpc {
     async fn new() -> Self {
-        Self::with_patience(Duration::from_secs(60)).await
-    }
-
-    async fn with_patience(patience: Duration) -> Self {
         let fake = FakeApple::new();
         let client = AppleClient::builder(fake.credentials())
             .transport(fake.transport())
-            .attempt_timeout(patience)
-            .total_timeout(patience)
+            .attempt_timeout(PATIENCE)
+            .total_timeout(PATIENCE)
             .build()
             .unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -95,12 +94,24 @@ async fn r22_a_tonic_client_sees_a_status_of_grpc() {
     assert_eq!(grpc.call(genuine().as_deref()).await, Code::Ok, "Apple is back");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn r22_a_tonic_client_is_not_left_waiting_for_apple() {
-    let grpc = Grpc::with_patience(Duration::from_millis(20)).await;
+    let clock = StandingClock::new();
+    let grpc = Grpc::new().await;
     grpc.fake.always(Reply::hang());
     let token = grpc.fake.genuine_token(Environment::Production);
-    assert_eq!(grpc.call(Some(&token)).await, Code::Unavailable);
+    let wait = async {
+        while grpc.fake.calls() == 0 {
+            tokio::task::yield_now().await;
+        }
+        clock.advance(PATIENCE).await;
+        std::future::pending().await
+    };
+    let code = tokio::select! {
+        code = grpc.call(Some(&token)) => code,
+        () = wait => unreachable!("it has no end"),
+    };
+    assert_eq!(code, Code::Unavailable);
     assert_eq!(grpc.fake.calls(), 1);
 }
 

@@ -288,7 +288,7 @@ async fn a_client_that_goes_away_gives_its_token_back() {
     let digest = token.parse::<tower_devicecheck::DeviceToken>().unwrap().digest();
     let key = ReplayKey::new(apple.fake.team_id(), digest);
     let claim = Claim::new(Owner::random());
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while guard.reserve(&key, &claim).await.unwrap() == Claimed::Taken {
         assert!(Instant::now() < deadline, "not given back");
     }

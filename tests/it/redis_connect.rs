@@ -168,7 +168,7 @@ async fn c07_sentinels_name_the_next_primary() {
         if !replicas.is_empty() {
             break;
         }
-        assert!(started.elapsed() < Duration::from_secs(30), "no replica");
+        assert!(started.elapsed() < Duration::from_secs(60), "no replica");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let sentinels = vec![sentinel.url()];
@@ -182,7 +182,7 @@ async fn c07_sentinels_name_the_next_primary() {
     primary.kill();
     let started = Instant::now();
     while app.status(&apple.genuine()).await != StatusCode::OK {
-        assert!(started.elapsed() < Duration::from_secs(30), "no service");
+        assert!(started.elapsed() < Duration::from_secs(60), "no service");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     std::fs::remove_file(settings).unwrap();

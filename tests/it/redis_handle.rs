@@ -13,7 +13,7 @@ use tower_devicecheck::{
     Environment, Owner, Redis, TokenDigest, Verdict,
     cache::{CachedVerdict, RedisCache, VerdictCache, VerdictKey},
     replay::{Claim, RedisReplayGuard, ReplayGuard, ReplayKey},
-    split_key::{RedisSplitKeyStore, RedisUsageLog, SplitId, SplitKeyStore},
+    split_key::{RedisSplitKeyStore, SplitId, SplitKeyStore, UsageLog},
     testing::FakeApple,
 };
 
@@ -79,7 +79,7 @@ async fn what_is_made_from_one_handle_shares_one_incident_log_and_fails_fast_tog
     let cache = RedisCache::new(redis.clone());
     let guard = RedisReplayGuard::new(redis.clone().with_prefix("another").with_deadline(2 * DEADLINE));
     let keys = RedisSplitKeyStore::new(redis.clone());
-    let _usage = RedisUsageLog::new(redis);
+    let _usage = UsageLog::in_redis(redis);
     let token = FakeApple::new().forged_token().parse().unwrap();
     let key = VerdictKey::new("TEAM123456", Environment::Production, &token);
     let reserve = async || {

@@ -2,7 +2,7 @@
 
 use std::{
     convert::Infallible,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -14,8 +14,8 @@ use tower::{Layer, ServiceExt, service_fn};
 use tower_devicecheck::{
     Redis,
     split_key::{
-        Limits, RedisSplitKeyStore, RedisUsageLog, SplitKeyLayer, SplitKeyRecord, SplitKeyState,
-        SplitKeyStore, Splitter, revoke,
+        Limits, RedisSplitKeyStore, SplitKeyLayer, SplitKeyRecord, SplitKeyState, SplitKeyStore, Splitter,
+        UsageLog, revoke,
     },
 };
 
@@ -109,10 +109,8 @@ async fn counts_of_all_replicas() {
     let key = format!("sk-{}", "0123456789abcdef".repeat(3));
     let split = Splitter::new().issue(&keys, "project", "openai", &key, Limits::none()).await.unwrap();
     let part = split.client_part().expose().to_owned();
-    let connect = async || RedisUsageLog::new(Redis::connect(server.url()).await.unwrap());
-    let today = SystemTime::now();
-    for replica in 1..=2 {
-        let log = connect().await;
+    for replica in 1..=2_u64 {
+        let log = UsageLog::in_redis(Redis::connect(server.url()).await.unwrap());
         let layer = SplitKeyLayer::new(keys.clone()).with_observer(log.clone());
         let answer = async |_: Request<()>| Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()));
         let service = apple.layer().layer(layer.layer(service_fn(answer)));
@@ -126,20 +124,56 @@ async fn counts_of_all_replicas() {
             let response = service.clone().oneshot(request).await.unwrap();
             assert_eq!(response.status().as_u16(), status, "{project}");
         }
-        let expected = [(None, "unknown", replica), (Some("project"), "opened", replica)];
-        let deadline = Instant::now() + Duration::from_secs(5);
-        loop {
-            let mut counts = log.day(today).await.unwrap();
-            counts.sort_by_key(|count| count.uses + u64::from(count.key.is_some()));
-            let counts: Vec<_> = counts
-                .iter()
-                .map(|count| (count.key.as_ref().map(|key| &*key.0), &*count.outcome, count.uses))
-                .collect();
-            if counts == expected {
-                break;
-            }
-            assert!(Instant::now() < deadline, "{counts:?}");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        // A report has all that this replica counted before.
+        let report = log.report().await.unwrap();
+        assert_eq!((report.entries.len(), report.unattributed), (1, replica));
+        let entry = &report.entries[0];
+        assert_eq!(
+            (&*entry.project, entry.split, &*entry.provider),
+            ("project", split.record().split(), "openai")
+        );
+        assert_eq!((entry.opened, entry.refused, entry.version), (replica, 0, 2));
+        assert!(entry.last_used > 0);
     }
+    assert_eq!(apple.calls(), 4);
+}
+
+#[tokio::test]
+async fn counts_wait_for_redis_and_count_once() {
+    let mut server = RedisServer::start();
+    let apple = Apple::new();
+    let keys = store(&server).await;
+    let key = format!("sk-{}", "0123456789abcdef".repeat(3));
+    let split = Splitter::new().issue(&keys, "project", "openai", &key, Limits::none()).await.unwrap();
+    let key = Splitter::new().open(split.record(), split.client_part()).unwrap();
+    let redis = Redis::connect(server.url()).await.unwrap().with_deadline(Duration::from_millis(100));
+    let log = UsageLog::in_redis(redis);
+    let count = || log.count_answers(&key).count(&Default::default());
+    count();
+    log.flush().await.unwrap();
+    // The server has the commands, and their answers are late: they are sent again.
+    server.freeze();
+    count();
+    assert!(log.flush().await.is_err());
+    count();
+    assert!(log.flush().await.is_err());
+    server.thaw();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let requests = async || loop {
+        if let Ok(report) = log.report().await {
+            return report.entries[0].models[0].requests;
+        }
+        assert!(Instant::now() < deadline);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    assert_eq!(requests().await, 3);
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    assert_eq!(requests().await, 3);
+    // A server that has lost all that it had has the counts since then.
+    server.kill();
+    count();
+    assert!(log.flush().await.is_err());
+    server.restart();
+    assert_eq!(requests().await, 1);
+    assert_eq!(apple.calls(), 0);
 }

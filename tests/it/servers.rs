@@ -347,10 +347,10 @@ async fn sigterm_ends_every_example_within_26_s_whatever_its_clients_keep_back()
         answer.await.unwrap();
         let before = pieces.load(Ordering::SeqCst);
         while TcpStream::connect(example.own()).await.is_ok() {
-            assert!(signal.elapsed() < Duration::from_secs(20), "{name} still accepts connections");
+            assert!(signal.elapsed() < PATIENCE, "{name} still accepts connections");
             sleep(Duration::from_millis(20)).await;
         }
-        example.ended(signal, Duration::from_secs(26)).await;
+        example.ended(signal, PATIENCE).await;
         // They had their time.
         assert!(signal.elapsed() > Duration::from_secs(24), "{name}: {:?}", signal.elapsed());
         assert!(name != "ai_gateway" || pieces.load(Ordering::SeqCst) > before, "the stream did not go on");
@@ -389,8 +389,8 @@ async fn sigterm_cuts_after_the_time_that_is_set() {
         drop(kept(example.own()).await);
         let signal = Instant::now();
         example.terminate();
-        // The default is longer.
-        example.ended(signal, Duration::from_secs(20)).await;
+        // The default is longer: see above.
+        example.ended(signal, PATIENCE).await;
         drop(held);
     })
     .await;

@@ -309,7 +309,7 @@ mod replicas {
         for replica in [&one, &two, &three] {
             while replica.sessions.revocations().len() != 3 {
                 tokio::time::sleep(Duration::from_millis(50)).await;
-                assert!(began.elapsed() < Duration::from_secs(10), "not within 10 seconds");
+                assert!(began.elapsed() < Duration::from_secs(60), "not within a minute");
             }
         }
         assert_eq!(apple.calls(), 0);

@@ -5,16 +5,24 @@ use std::{
     convert::Infallible,
     io,
     path::PathBuf,
+    pin::pin,
     process::Command,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
+        mpsc,
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
+use futures::future::poll_immediate;
 use http::{Request, Response, StatusCode, request};
 use http_body_util::{BodyExt, Empty, Full};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+};
 use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
 use tower_devicecheck::{
     AppleClient, DeviceCheckLayer, DeviceOutcome, DeviceVerifier, Environment, Evidence, Rejection,
@@ -157,6 +165,43 @@ pub(crate) fn rejection(response: &Response<Bytes>) -> Rejection {
     *response.extensions().get::<Rejection>().expect("a rejection")
 }
 
+/// A paused clock that moves only by `advance`, so that deadlines mean nothing to a busy machine. Otherwise tokio moves
+/// a paused clock whenever there is nothing to do, though a socket may be about to answer.
+pub(crate) struct StandingClock {
+    /// While there is blocking work, tokio leaves the clock alone.
+    _working: mpsc::Sender<()>,
+}
+
+impl StandingClock {
+    /// Stops the clock of this runtime, which is paused.
+    pub(crate) fn new() -> Self {
+        let (working, work) = mpsc::channel();
+        tokio::task::spawn_blocking(move || work.recv());
+        Self { _working: working }
+    }
+
+    /// Moves the clock, and lets the sockets of this runtime catch up.
+    pub(crate) async fn advance(&self, time: Duration) {
+        tokio::time::advance(time).await;
+        // Each of them looks at the sockets. An exchange over HTTP/2 takes about six.
+        for _ in 0..24 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Moves the clock in steps of this time until the future is done.
+    pub(crate) async fn until<F: Future>(&self, step: Duration, future: F) -> F::Output {
+        let mut future = pin!(future);
+        for _ in 0..10_000 {
+            if let Some(output) = poll_immediate(&mut future).await {
+                return output;
+            }
+            self.advance(step).await;
+        }
+        panic!("not done after 10,000 steps of {step:?}")
+    }
+}
+
 /// Counts.
 #[derive(Clone, Default)]
 pub(crate) struct Counter(Arc<AtomicUsize>);
@@ -263,4 +308,45 @@ impl Log {
     pub(crate) fn take(&self) -> String {
         String::from_utf8(std::mem::take(&mut *self.0.lock().unwrap())).unwrap()
     }
+}
+
+/// A server that speaks TLS with a certificate of its own authority, whose root it returns in PEM, and answers 200. It
+/// keeps the heads that it reads.
+pub(crate) async fn behind_a_private_authority() -> (String, String, Arc<Mutex<Vec<String>>>) {
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+    use tokio_rustls::{TlsAcceptor, rustls};
+
+    let mut root = CertificateParams::new(Vec::new()).unwrap();
+    root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let root_key = KeyPair::generate().unwrap();
+    let pem = root.self_signed(&root_key).unwrap().pem();
+    let key = KeyPair::generate().unwrap();
+    let leaf = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    let leaf = leaf.signed_by(&key, &Issuer::new(root, root_key)).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![leaf.der().clone()], key.serialize_der().try_into().unwrap())
+        .unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap());
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let note = Arc::clone(&seen);
+    tokio::spawn(async move {
+        loop {
+            let (socket, _) = listener.accept().await.unwrap();
+            let (acceptor, note) = (acceptor.clone(), Arc::clone(&note));
+            tokio::spawn(async move {
+                let Ok(mut socket) = acceptor.accept(socket).await else { return };
+                let mut head = [0; 8192];
+                let length = socket.read(&mut head).await.unwrap_or_default();
+                note.lock().unwrap().push(String::from_utf8_lossy(&head[..length]).into_owned());
+                let _ = socket.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+            });
+        }
+    });
+    (url, pem, seen)
 }

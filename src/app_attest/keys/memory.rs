@@ -3,7 +3,6 @@
 use std::{
     collections::{HashMap, hash_map::Entry},
     fmt,
-    sync::{Mutex, MutexGuard},
 };
 
 use crate::app_attest::key_id::KeyId;
@@ -11,6 +10,7 @@ use crate::app_attest::keys::attested_key::{AttestedKey, KeyRevocation};
 use crate::app_attest::keys::counter::CounterRule;
 use crate::app_attest::keys::store::{AttestKeyStore, AttestKeyStoreError, Insertion};
 use crate::runtime::{SystemTime, lock};
+use crate::sync::{Mutex, MutexGuard};
 
 /// A store in the memory of this process, for tests and for a single server.
 ///

@@ -340,3 +340,29 @@ fn a14_all_missing_variables_are_named_at_once() {
         assert!(error.contains(name), "{error}");
     }
 }
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(200))]
+
+    /// Whatever the variables hold, the key is in no error, and credentials come with a team id and a key id only.
+    #[test]
+    fn no_environment_shows_the_key(choices in proptest::collection::vec((0..4_usize, 0..6_usize), 0..8)) {
+        let values = [TEAM.to_owned(), ID.to_owned(), pem(), body(), " ".to_owned(), "./no-such-file.p8".to_owned()];
+        let variables: HashMap<&str, &str> =
+            choices.iter().map(|(name, value)| ([ISS, KID, KEY, KEY_FILE][*name], &*values[*value])).collect();
+        let made = Credentials::from_lookup(|name| {
+            variables.get(name).map(|value| (*value).to_owned()).ok_or(VarError::NotPresent)
+        });
+        let set = |name| variables.get(name).is_some_and(|value: &&str| !value.trim().is_empty());
+        match made {
+            Ok(credentials) => {
+                assert!(set(ISS) && set(KID) && set(KEY) && !set(KEY_FILE));
+                assert_no_key("credentials", &format!("{credentials:?}"));
+            }
+            Err(error) => {
+                let texts = [error.to_string(), format!("{error:?}"), format!("{:?}", error.source())];
+                texts.iter().for_each(|text| assert_no_key("error", text));
+            }
+        }
+    }
+}

@@ -2,6 +2,8 @@
 
 mod attempts;
 mod client;
+#[cfg(feature = "testing")]
+mod clock_steps;
 #[cfg(feature = "app-attest")]
 mod receipts;
 

@@ -1,9 +1,8 @@
-//! Observed uses of keys: events, observers, counts, suspicion.
+//! Observed uses of keys: events, observers, suspicion.
 
 pub(super) mod event;
 pub(super) mod observer;
 pub(super) mod suspicion;
-pub(super) mod usage;
 
 #[cfg(test)]
 mod tests;

@@ -1,37 +1,13 @@
 use super::*;
 use crate::split_key::{
-    fixtures::KEYS,
+    fixtures::{Folder, KEYS},
     limits::Limits,
     record::SplitKeyState,
     splitter::{Splitter, retire, revoke},
 };
 
-/// A temporary folder of one test.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Self {
-        let mut suffix = [0; 8];
-        getrandom::fill(&mut suffix).unwrap();
-        let name = format!("tower-devicecheck-{name}-{:x}", u64::from_le_bytes(suffix));
-        let path = std::env::temp_dir().join(name);
-        fs::create_dir(&path).unwrap();
-        Self(path)
-    }
-
-    fn file(&self) -> PathBuf {
-        self.0.join("keys.json")
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
 fn store(folder: &Folder) -> FileSplitKeyStore {
-    FileSplitKeyStore::open_or_create(folder.file()).unwrap().with_check_interval(Duration::ZERO)
+    FileSplitKeyStore::open_or_create(folder.0.join("keys.json")).unwrap().with_check_interval(Duration::ZERO)
 }
 
 async fn issue(store: &FileSplitKeyStore) -> SplitId {
@@ -58,7 +34,7 @@ async fn what_is_written_is_read_by_others() {
 async fn the_file_is_looked_at_once_in_an_interval() {
     let folder = Folder::new("interval");
     let writer = store(&folder);
-    let reader = FileSplitKeyStore::open(folder.file()).unwrap();
+    let reader = FileSplitKeyStore::open(folder.0.join("keys.json")).unwrap();
     let split = issue(&writer).await;
     assert!(reader.get("project", split).await.unwrap().is_none());
     tokio::time::advance(Duration::from_millis(999)).await;
@@ -72,7 +48,7 @@ async fn a_file_that_is_not_right_is_an_error_until_it_is() {
     let folder = Folder::new("broken");
     let store = store(&folder);
     let split = issue(&store).await;
-    let good = fs::read_to_string(folder.file()).unwrap();
+    let good = fs::read_to_string(folder.0.join("keys.json")).unwrap();
     let (start, _) = good.split_at(good.len() / 2);
     let cases = [
         ("empty", String::new()),
@@ -81,23 +57,24 @@ async fn a_file_that_is_not_right_is_an_error_until_it_is() {
         ("not a project id", good.replace("project", "pro\u{fffd}ect")),
     ];
     for (name, text) in cases {
-        fs::write(folder.file(), text).unwrap();
+        fs::write(folder.0.join("keys.json"), text).unwrap();
         assert!(store.get("project", split).await.is_err(), "{name}");
         assert!(store.list().await.is_err(), "{name}");
         assert!(revoke(&store, "project", split).await.is_err(), "{name}");
-        fs::write(folder.file(), &good).unwrap();
+        fs::write(folder.0.join("keys.json"), &good).unwrap();
         assert!(store.get("project", split).await.unwrap().is_some(), "{name}");
     }
-    fs::remove_file(folder.file()).unwrap();
+    fs::remove_file(folder.0.join("keys.json")).unwrap();
     assert!(store.get("project", split).await.is_err());
-    assert!(FileSplitKeyStore::open(folder.file()).is_err());
+    assert!(FileSplitKeyStore::open(folder.0.join("keys.json")).is_err());
 }
 
 #[tokio::test]
 async fn errors_quote_nothing_of_the_file() {
     let folder = Folder::new("quotes");
-    fs::write(folder.file(), r#"{"format":1,"keys":[{"project":"MARKER","MARKER":"MARKER"}]}"#).unwrap();
-    let error = FileSplitKeyStore::open(folder.file()).unwrap_err();
+    fs::write(folder.0.join("keys.json"), r#"{"format":1,"keys":[{"project":"MARKER","MARKER":"MARKER"}]}"#)
+        .unwrap();
+    let error = FileSplitKeyStore::open(folder.0.join("keys.json")).unwrap_err();
     let text = format!("{error:?} {error} {}", std::error::Error::source(&error).unwrap());
     assert!(!text.contains("MARKER"), "{text}");
     assert!(text.contains("line 1"), "{text}");
@@ -108,9 +85,9 @@ async fn what_a_killed_writer_leaves_disturbs_nobody() {
     let folder = Folder::new("killed");
     let store = store(&folder);
     let split = issue(&store).await;
-    let temporary = fs::canonicalize(folder.file()).unwrap();
+    let temporary = fs::canonicalize(folder.0.join("keys.json")).unwrap();
     fs::write(beside(&temporary, ".tmp"), "{\"format\": 1, \"ke").unwrap();
-    assert!(FileSplitKeyStore::open(folder.file()).is_ok());
+    assert!(FileSplitKeyStore::open(folder.0.join("keys.json")).is_ok());
     revoke(&store, "project", split).await.unwrap();
     assert!(!beside(&temporary, ".tmp").exists());
 }
@@ -121,14 +98,14 @@ async fn permissions_and_links() {
     use std::os::unix::fs::{PermissionsExt, symlink};
     let folder = Folder::new("permissions");
     let first = store(&folder);
-    let mode = || fs::metadata(folder.file()).unwrap().permissions().mode() & 0o777;
+    let mode = || fs::metadata(folder.0.join("keys.json")).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(), 0o600);
-    fs::set_permissions(folder.file(), fs::Permissions::from_mode(0o640)).unwrap();
+    fs::set_permissions(folder.0.join("keys.json"), fs::Permissions::from_mode(0o640)).unwrap();
     let split = issue(&first).await;
     assert_eq!(mode(), 0o640);
 
     let link = folder.0.join("link.json");
-    symlink(folder.file(), &link).unwrap();
+    symlink(folder.0.join("keys.json"), &link).unwrap();
     let linked = FileSplitKeyStore::open(&link).unwrap();
     revoke(&linked, "project", split).await.unwrap();
     assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
@@ -156,7 +133,13 @@ fn writers_do_not_lose_the_work_of_others() {
     let retired = retire(&store, "project", split, until);
     assert_eq!(futures_util::FutureExt::now_or_never(retired).unwrap().unwrap().revision(), 1);
     assert_eq!(
-        FileSplitKeyStore::open(folder.file()).unwrap().current().records().unwrap().iter().count(),
+        FileSplitKeyStore::open(folder.0.join("keys.json"))
+            .unwrap()
+            .current()
+            .records()
+            .unwrap()
+            .iter()
+            .count(),
         21
     );
 }
@@ -180,9 +163,9 @@ fn one_lock_whatever_the_name_of_the_file() {
     let folder = Folder::new("names");
     let _ = store(&folder);
     let link = folder.0.join("link.json");
-    std::os::unix::fs::symlink(folder.file(), &link).unwrap();
+    std::os::unix::fs::symlink(folder.0.join("keys.json"), &link).unwrap();
     let held = lock_file(&link).unwrap();
-    let other = options().open(beside(&folder.file(), ".lock")).unwrap();
+    let other = options().open(beside(&folder.0.join("keys.json"), ".lock")).unwrap();
     assert!(other.try_lock().is_err());
     drop(held);
     assert!(other.try_lock().is_ok());

@@ -2,13 +2,10 @@
 
 use std::{fmt, net::IpAddr};
 
-use http::{HeaderMap, HeaderName, Uri, header::AUTHORIZATION, uri::Scheme};
+use http::{HeaderMap, HeaderName, HeaderValue, Uri, header::AUTHORIZATION, uri::Scheme};
 
-use crate::gate::error::impl_error;
-use crate::split_key::{
-    api_key::ApiKey,
-    gateway::{error_shape::ErrorShape, path::is_plain},
-};
+use crate::gate::{error::impl_error, path::is_plain_segment};
+use crate::split_key::{api_key::ApiKey, gateway::error_shape::ErrorShape};
 
 /// The parameters of OpenAI's SDKs, but for those that name an organization or a project.
 const OPENAI: [&str; 20] = [
@@ -71,6 +68,12 @@ pub(in crate::split_key) struct Endpoint {
     version: Option<Box<str>>,
     key_header: HeaderName,
     key_scheme: Option<Box<str>>,
+    /// The operator's, in the place of the client's.
+    headers: HeaderMap,
+    /// For requests that have none of that name.
+    default_headers: HeaderMap,
+    /// The operator's pairs, in the place of the client's.
+    query: Vec<(Box<str>, Box<str>)>,
     query_names: Vec<Box<str>>,
     error_shape: ErrorShape,
 }
@@ -84,6 +87,9 @@ impl Endpoint {
             version: None,
             key_header: AUTHORIZATION,
             key_scheme: Some("Bearer".into()),
+            headers: HeaderMap::new(),
+            default_headers: HeaderMap::new(),
+            query: Vec::new(),
             query_names: boxed(&OPENAI),
             error_shape: ErrorShape::OpenAi,
         }
@@ -94,9 +100,12 @@ impl Endpoint {
     }
 
     pub(in crate::split_key) fn anthropic() -> Self {
+        // Without a version Anthropic answers 400. This is the only one there is.
+        let version = (HeaderName::from_static("anthropic-version"), HeaderValue::from_static("2023-06-01"));
         Self {
             key_header: HeaderName::from_static("x-api-key"),
             key_scheme: None,
+            default_headers: HeaderMap::from_iter([version]),
             query_names: boxed(&ANTHROPIC),
             error_shape: ErrorShape::Anthropic,
             ..Self::new().at("https://api.anthropic.com", Some("v1"))
@@ -136,7 +145,7 @@ impl Endpoint {
             return Err(ProviderError("must be https"));
         }
         let path = uri.path().trim_end_matches('/');
-        if !path.split('/').skip(1).all(is_plain) {
+        if !path.split('/').skip(1).all(|segment| !segment.is_empty() && is_plain_segment(segment)) {
             return Err(ProviderError("has a path that can be read in two ways"));
         }
         let (root, version) = match path.rsplit_once('/') {
@@ -158,6 +167,25 @@ impl Endpoint {
             return Err(ProviderError("has a scheme of the key that is not one word"));
         }
         (self.key_header, self.key_scheme) = (name, scheme.map(Into::into));
+        Ok(())
+    }
+
+    pub(in crate::split_key) fn set_header(&mut self, name: HeaderName, value: HeaderValue) {
+        self.headers.insert(name, value);
+    }
+
+    pub(in crate::split_key) fn set_default_header(&mut self, name: HeaderName, value: HeaderValue) {
+        self.default_headers.insert(name, value);
+    }
+
+    pub(in crate::split_key) fn set_query(&mut self, name: &str, value: &str) -> Result<(), ProviderError> {
+        let is_plain =
+            |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte));
+        if name.is_empty() || name == "key" || !is_plain(name) || !is_plain(value) {
+            return Err(ProviderError("has a query parameter that is not of letters, digits and `-._~`"));
+        }
+        self.query.retain(|(other, _)| **other != *name);
+        self.query.push((name.into(), value.into()));
         Ok(())
     }
 
@@ -188,8 +216,21 @@ impl Endpoint {
         &self.key_header
     }
 
-    /// Puts the API key where the provider looks for it.
-    pub(super) fn authorize(&self, headers: &mut HeaderMap, key: &ApiKey) {
+    /// The operator's pairs for the query.
+    pub(super) fn query(&self) -> &[(Box<str>, Box<str>)] {
+        &self.query
+    }
+
+    /// Adds what the provider wants: the operator's headers, and the API key where the provider looks for it.
+    pub(super) fn complete(&self, headers: &mut HeaderMap, key: &ApiKey) {
+        for (name, value) in &self.default_headers {
+            if !headers.contains_key(name) {
+                headers.insert(name, value.clone());
+            }
+        }
+        for (name, value) in &self.headers {
+            headers.insert(name, value.clone());
+        }
         let value = match &self.key_scheme {
             Some(scheme) => key.value_with(scheme),
             None => key.header_value(),

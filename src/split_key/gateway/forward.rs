@@ -19,11 +19,14 @@ use crate::BoxError;
 use crate::gate::body::ResponseBody;
 use crate::runtime::within;
 use crate::split_key::api_key::ApiKey;
+use crate::split_key::gateway::access::Access;
 use crate::split_key::gateway::body::PassedBody;
 use crate::split_key::gateway::refusals::{Refusals, is_refusal};
 use crate::split_key::gateway::rejection::GatewayRejection;
 use crate::split_key::gateway::target::Target;
 use crate::split_key::gateway::{errors, headers};
+use crate::split_key::usage::body::{Metered, MeteredBody};
+use crate::split_key::usage::log::UsageLog;
 
 /// The longest error of a provider's that is read. A longer one is replaced.
 const MAX_ERROR: usize = 64 * 1024;
@@ -55,6 +58,7 @@ struct Settings {
     head: Duration,
     idle: Duration,
     refusals: Arc<Refusals>,
+    usage: Option<UsageLog>,
 }
 
 impl<C> Forward<C> {
@@ -65,6 +69,7 @@ impl<C> Forward<C> {
             head: Duration::from_secs(300),
             idle: Duration::from_secs(120),
             refusals: Arc::default(),
+            usage: None,
         };
         Self { client, settings }
     }
@@ -94,6 +99,13 @@ impl<C> Forward<C> {
         self
     }
 
+    /// Sets the log that counts the provider's answers, and the tokens that they state; see
+    /// [`MeteredBody`]. Default: none.
+    pub fn with_usage(mut self, usage: UsageLog) -> Self {
+        self.settings.usage = Some(usage);
+        self
+    }
+
     async fn send<B, R>(mut self, head: request::Parts, body: B) -> Answer<R>
     where
         C: Service<Request<PassedBody<B>>, Response = Response<R>, Error: Into<BoxError>>,
@@ -105,6 +117,9 @@ impl<C> Forward<C> {
         };
         let answer = match outgoing(&head, target) {
             Ok((request, key)) => {
+                if let Some(access) = head.extensions.get::<Access>() {
+                    access.set_key(&key);
+                }
                 let body = PassedBody::request(body, self.settings.body_limit, self.settings.idle);
                 let answer = self.ask(request.map(|()| body), target).await;
                 answer.map(|answer| (answer, key))
@@ -112,7 +127,7 @@ impl<C> Forward<C> {
             Err(rejection) => Err(rejection),
         };
         match answer {
-            Ok((answer, key)) => self.settings.pass(answer, target, &key).await,
+            Ok((answer, key)) => self.settings.pass(answer, &head, target, &key).await,
             Err(rejection) => own(rejection, Some(target)),
         }
     }
@@ -153,12 +168,20 @@ impl<C> Forward<C> {
 }
 
 impl Settings {
-    async fn pass<R>(&self, answer: Response<R>, target: &Target, key: &ApiKey) -> Answer<R>
+    async fn pass<R>(
+        &self,
+        answer: Response<R>,
+        asked: &request::Parts,
+        target: &Target,
+        key: &ApiKey,
+    ) -> Answer<R>
     where
         R: Body<Data = Bytes, Error: Into<BoxError>>,
     {
         let (head, body) = answer.into_parts();
+        let finished = self.counts(asked, key);
         let body = PassedBody::response(body, self.idle);
+        let body = MeteredBody::new(body, &asked.method, &head.headers, finished);
         let kept = headers::to_client(&head.headers, key);
         if head.status.is_client_error() || head.status.is_server_error() {
             let encoded = head.headers.get(CONTENT_ENCODING).is_some_and(|coding| coding != "identity");
@@ -181,6 +204,20 @@ impl Settings {
         *response.status_mut() = head.status;
         *response.headers_mut() = kept;
         response
+    }
+
+    /// The report of an answer to the usage log and the access log.
+    fn counts(&self, asked: &request::Parts, key: &ApiKey) -> impl FnOnce(Metered) + Send + 'static {
+        let counter = self.usage.as_ref().map(|usage| usage.count_answers(key));
+        let access = asked.extensions.get::<Access>().cloned();
+        move |metered| {
+            if let Some(counter) = counter {
+                counter.count(&metered.usage);
+            }
+            if let Some(access) = access {
+                access.set_usage(metered.usage);
+            }
+        }
     }
 
     /// An error of the provider's: with its own body, if that could be read and does not quote the key. A refusal of the
@@ -212,7 +249,7 @@ impl Settings {
     }
 }
 
-type Answer<R> = Response<ResponseBody<PassedBody<R>>>;
+type Answer<R> = Response<ResponseBody<MeteredBody<PassedBody<R>>>>;
 
 /// The gateway's own answer.
 fn own<R>(rejection: GatewayRejection, target: Option<&Target>) -> Answer<R> {
@@ -231,7 +268,7 @@ fn outgoing(head: &request::Parts, target: &Target) -> Result<(Request<()>, ApiK
     *request.method_mut() = head.method.clone();
     *request.uri_mut() = target.uri().clone();
     *request.headers_mut() = headers::to_provider(&head.headers);
-    provider.endpoint.authorize(request.headers_mut(), key);
+    provider.endpoint.complete(request.headers_mut(), key);
     Ok((request, key.clone()))
 }
 

@@ -9,6 +9,7 @@ use tower_layer::Layer;
 
 use crate::gate::future::{Decide, Progress};
 use crate::gate::{gate_body::HeadOnly, service::Gated};
+use crate::split_key::gateway::access::Access;
 use crate::split_key::gateway::rejection::GatewayRejection;
 use crate::split_key::gateway::target::{Target, error_shape_of};
 use crate::split_key::gateway::{errors, headers};
@@ -107,6 +108,9 @@ impl GatewayRules {
             return Err(GatewayRejection::BadMediaType);
         }
         let mut target = Target::resolve(&head.uri, &head.headers, &self.providers)?;
+        if let Some(access) = head.extensions.get::<Access>() {
+            access.set_provider(target.provider().name());
+        }
         head.uri = target.path().clone();
         // From here on, it is in the header that Google's SDKs use. Beside another one there, it is refused.
         if let Some(credential) = target.take_credential() {

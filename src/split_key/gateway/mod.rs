@@ -4,6 +4,7 @@
 //!
 //! | layer | does |
 //! |---|---|
+//! | [`AccessLogLayer`] | writes one line for each request, and gives it an id |
 //! | [`GatewayLayer`] | finds out where the request goes, and leaves a [`Target`]; refuses what must not cross |
 //! | [`DeviceCheckLayer`](crate::DeviceCheckLayer) | lets genuine devices through |
 //! | [`SplitKeyLayer`](crate::split_key::SplitKeyLayer) | restores the [`ApiKey`](crate::split_key::ApiKey) |
@@ -75,6 +76,7 @@
 //! [`Forward`] copies no body. It wipes its own copies of the key; see [`split_key`](crate::split_key#memory) for those
 //! of the HTTP client.
 
+mod access;
 mod body;
 pub(super) mod endpoint;
 pub(super) mod error_shape;
@@ -82,13 +84,13 @@ mod errors;
 mod forward;
 mod headers;
 mod layer;
-mod path;
 mod query;
 mod refusals;
 mod rejection;
 mod target;
 mod token_source;
 
+pub use self::access::{AccessLog, AccessLogFuture, AccessLogLayer, LoggedBody};
 pub use self::body::PassedBody;
 pub use self::endpoint::ProviderError;
 pub use self::error_shape::ErrorShape;

@@ -8,17 +8,24 @@ use crate::split_key::gateway::rejection::GatewayRejection;
 pub(super) struct Query {
     /// The value of `key`, in which Google's clients send their API key.
     pub(super) credential: Option<HeaderValue>,
-    /// All the rest, as the client wrote it.
-    pub(super) rest: Option<String>,
+    /// All the rest, as the client wrote it, and what the operator adds.
+    pub(super) to_send: Option<String>,
 }
 
 impl Query {
     /// Reads the query of a request to a provider that takes the parameters `known`. A parameter that is not in the
-    /// list is refused rather than dropped: without it, the request would be another one.
-    pub(super) fn read(known: &[Box<str>], query: Option<&str>) -> Result<Self, GatewayRejection> {
-        let Some(query) = query else { return Ok(Self { credential: None, rest: None }) };
+    /// list is refused rather than dropped: without it, the request would be another one. Only a parameter that the
+    /// operator has set gives way.
+    pub(super) fn read(
+        known: &[Box<str>],
+        set: &[(Box<str>, Box<str>)],
+        query: Option<&str>,
+    ) -> Result<Self, GatewayRejection> {
+        if query.is_none() && set.is_empty() {
+            return Ok(Self { credential: None, to_send: None });
+        }
         let (mut credential, mut rest) = (None, Vec::new());
-        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        for pair in query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
             // Some servers begin another pair here.
             if pair.contains(';') {
                 return Err(GatewayRejection::BadQuery);
@@ -33,13 +40,16 @@ impl Query {
                 if credential.replace(value).is_some() {
                     return Err(GatewayRejection::BadQuery);
                 }
+            } else if set.iter().any(|(set, _)| *set.as_bytes() == *name) {
             } else if known.iter().any(|known| is_named(&name, known)) {
                 rest.push(pair);
             } else {
                 return Err(GatewayRejection::BadQuery);
             }
         }
-        Ok(Self { credential, rest: (!rest.is_empty()).then(|| rest.join("&")) })
+        let set: Vec<_> = set.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        rest.extend(set.iter().map(String::as_str));
+        Ok(Self { credential, to_send: (!rest.is_empty()).then(|| rest.join("&")) })
     }
 }
 

@@ -14,6 +14,7 @@ use crate::gate::problem::{Row, row_accessors};
 /// | [`UnknownProvider`](Self::UnknownProvider) | `unknown_provider` | 404 |
 /// | [`NoProject`](Self::NoProject) | `no_project` | 400 |
 /// | [`BadPath`](Self::BadPath) | `bad_path` | 400 |
+/// | [`EmptySegment`](Self::EmptySegment) | `empty_segment` | 400 |
 /// | [`BadQuery`](Self::BadQuery) | `bad_query` | 400 |
 /// | [`CredentialInUrl`](Self::CredentialInUrl) | `credential_in_url` | 400 |
 /// | [`BadMediaType`](Self::BadMediaType) | `bad_media_type` | 415 |
@@ -35,6 +36,8 @@ pub enum GatewayRejection {
     NoProject,
     /// Servers may read the path in two ways.
     BadPath,
+    /// The path has two slashes in a row, or one at its end.
+    EmptySegment,
     /// A query parameter that does not cross the gateway, or `key` twice.
     BadQuery,
     /// A client part in the path, the query or the project, where only `key` may hold one.
@@ -74,6 +77,7 @@ impl GatewayRejection {
             Self::UnknownProvider => ("unknown_provider", "No such provider", StatusCode::NOT_FOUND, 5),
             Self::NoProject => ("no_project", "No project in the header or the path", StatusCode::BAD_REQUEST, 3),
             Self::BadPath => ("bad_path", "A path that can be read in two ways", StatusCode::BAD_REQUEST, 3),
+            Self::EmptySegment => ("empty_segment", "Two slashes in a row in the path, or a slash at its end: one of them is too many", StatusCode::BAD_REQUEST, 3),
             Self::BadQuery => ("bad_query", "A query parameter that does not cross the gateway, or `key` twice", StatusCode::BAD_REQUEST, 3),
             Self::CredentialInUrl => ("credential_in_url", "A client part in the path, the query or the project, where only `key` may hold one", StatusCode::BAD_REQUEST, 3),
             Self::BadMediaType => ("bad_media_type", "A form or a batch, which does not cross the gateway", StatusCode::UNSUPPORTED_MEDIA_TYPE, 3),

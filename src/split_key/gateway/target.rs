@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 
+use crate::gate::path::is_plain_segment;
 use crate::split_key::gateway::error_shape::ErrorShape;
-use crate::split_key::gateway::path::is_plain;
 use crate::split_key::gateway::query::{Query, holds_client_part};
 use crate::split_key::gateway::rejection::GatewayRejection;
 use crate::split_key::provider::{Provider, Providers};
@@ -37,14 +37,18 @@ impl Target {
     /// ways, or if a query parameter does not cross the gateway.
     pub fn resolve(uri: &Uri, headers: &HeaderMap, providers: &Providers) -> Result<Self, GatewayRejection> {
         let (provider, rest) = split(uri, providers).ok_or(GatewayRejection::UnknownProvider)?;
-        if !rest.split('/').all(is_plain) {
+        if !rest.split('/').all(is_plain_segment) {
             return Err(GatewayRejection::BadPath);
         }
-        let query = Query::read(provider.endpoint.query_names(), uri.query())?;
+        // A path without a project ends here, too.
+        if rest.split('/').any(is_empty) {
+            return Err(GatewayRejection::EmptySegment);
+        }
+        let query = Query::read(provider.endpoint.query_names(), provider.endpoint.query(), uri.query())?;
         let named = headers.get(PROJECT).map(HeaderValue::as_bytes);
         // Projects and paths may be logged, and a client part may not.
         let in_header = named.and_then(|project| std::str::from_utf8(project).ok());
-        if [Some(rest), query.rest.as_deref(), in_header].into_iter().flatten().any(holds_client_part) {
+        if [Some(rest), query.to_send.as_deref(), in_header].into_iter().flatten().any(holds_client_part) {
             return Err(GatewayRejection::CredentialInUrl);
         }
         let (project, path) = match (named, rest.split_once('/')) {
@@ -54,9 +58,9 @@ impl Target {
             (Some(_), _) => (None, rest),
         };
         let (uri, path) =
-            provider.endpoint.uri(path, query.rest.as_deref()).ok_or(GatewayRejection::BadPath)?;
+            provider.endpoint.uri(path, query.to_send.as_deref()).ok_or(GatewayRejection::BadPath)?;
         let credential = query.credential;
-        let query = query.rest.map(|query| format!("?{query}")).unwrap_or_default();
+        let query = query.to_send.map(|query| format!("?{query}")).unwrap_or_default();
         let path = format!("/v1/{}/{path}{query}", provider.name());
         let path = path.try_into().map_err(|_| GatewayRejection::BadPath)?;
         Ok(Self { provider: Arc::clone(provider), project, uri, path, credential })
@@ -105,4 +109,12 @@ pub(super) fn error_shape_of(uri: &Uri, providers: &Providers) -> Option<ErrorSh
 fn split<'a, 'b>(uri: &'a Uri, providers: &'b Providers) -> Option<(&'b Arc<Provider>, &'a str)> {
     let (name, rest) = uri.path().strip_prefix("/v1/")?.split_once('/')?;
     Some((providers.find(name).filter(|provider| provider.endpoint.exists())?, rest))
+}
+
+/// Some servers drop a segment that is empty, or empty before its parameters, a query or a fragment, also encoded.
+fn is_empty(segment: &str) -> bool {
+    let ends = ["%3b", "%3f", "%23"];
+    segment.is_empty()
+        || segment.starts_with(';')
+        || segment.get(..3).is_some_and(|start| ends.iter().any(|end| end.eq_ignore_ascii_case(start)))
 }

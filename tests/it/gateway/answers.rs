@@ -1,6 +1,13 @@
 //! The gateway's own answers: to faults, and to the admin.
 
-use axum::{http::StatusCode, response::IntoResponse};
+use std::io::{Read, Write};
+
+use axum::{
+    body::{Body, Bytes},
+    http::StatusCode,
+    response::IntoResponse,
+};
+use futures::StreamExt;
 use serde_json::Value;
 use tokio::net::TcpListener;
 use tower_devicecheck::{split_key::Limits as KeyLimits, testing::Reply};
@@ -135,4 +142,48 @@ async fn over_the_limit_in_the_words_of_the_provider() {
         assert!(answer.to_string().contains("limit_exceeded"), "{answer}");
     }
     assert_eq!((gateway.apple.calls(), seen.lock().unwrap().len()), (0, 0));
+}
+
+/// Over the limit, and said before the upload is over: the provider closes, and the gateway's next write fails.
+#[tokio::test]
+async fn w13_an_early_answer_arrives_although_the_provider_hangs_up() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let (arrived, has_arrived) = tokio::sync::oneshot::channel();
+    let (go, may_answer) = std::sync::mpsc::channel::<()>();
+    // A thread, so that it answers while nothing else moves.
+    let provider = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let (mut text, mut piece) = (Vec::new(), [0; 1024]);
+        while !text.windows(4).any(|end| end == b"\r\n\r\n") {
+            let length = stream.read(&mut piece).unwrap();
+            text.extend_from_slice(&piece[..length]);
+        }
+        arrived.send(()).unwrap();
+        may_answer.recv().unwrap();
+        let answer = "HTTP/1.1 429 Too Many Requests\r\nretry-after: 7\r\ncontent-length: 9\r\n\r\nslow down";
+        stream.write_all(answer.as_bytes()).unwrap();
+        // The rest of the upload finds a closed connection.
+        stream.shutdown(std::net::Shutdown::Both).unwrap();
+    });
+    let gateway = Gateway::new(&url, Limits::default()).await;
+    let (pieces, upload) = futures::channel::mpsc::unbounded();
+    let body = Body::from_stream(upload.map(Ok::<_, std::convert::Infallible>));
+    let credential = format!("Bearer {}", gateway.credential());
+    let request = axum::http::Request::post(CHAT).header("authorization", credential).body(body).unwrap();
+    pieces.unbounded_send(Bytes::from_static(b"{")).unwrap();
+    let answer = tokio::spawn(tower::ServiceExt::oneshot(gateway.app.clone(), request));
+    has_arrived.await.unwrap();
+    go.send(()).unwrap();
+    provider.join().unwrap();
+    for _ in 0..8 {
+        // All at once: the second write fails before anybody has looked for an answer.
+        pieces.unbounded_send(Bytes::from(vec![b' '; 256 * 1024])).unwrap();
+    }
+    let answer = answer.await.unwrap().unwrap();
+    assert_eq!(answer.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(answer.headers()["retry-after"], "7");
+    let body = http_body_util::BodyExt::collect(answer.into_body()).await.unwrap().to_bytes();
+    assert_eq!(body, "slow down");
+    assert_eq!(gateway.apple.calls(), 1);
 }

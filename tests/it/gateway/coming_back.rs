@@ -62,7 +62,7 @@ async fn w06_back_to_the_app_come_no_organization_and_no_way_around_the_gateway(
         let response = gateway.post(CHAT).send().await.unwrap();
         assert_eq!(response.status(), status);
         let mut expected: Vec<_> = kept.iter().map(|(name, _)| *name).collect();
-        expected.extend(["content-length", "date"]);
+        expected.extend(["content-length", "date", "x-gateway-request-id"]);
         expected.sort_unstable();
         assert_eq!(names(response.headers()), expected, "{status}");
         for (name, value) in kept {

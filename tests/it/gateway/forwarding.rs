@@ -5,7 +5,7 @@ use axum::{
     response::IntoResponse,
 };
 
-use super::{CHAT, Gateway, KEY, TEST_KEY, ai_gateway::Limits, ok, provider, status};
+use super::{ANTHROPIC_KEY, CHAT, Gateway, KEY, TEST_KEY, ai_gateway::Limits, ok, provider, status};
 
 #[tokio::test]
 async fn what_crosses_the_gateway() {
@@ -54,7 +54,10 @@ async fn what_crosses_the_gateway() {
     assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
     let mut names: Vec<_> = response.headers().keys().map(|name| name.as_str().to_owned()).collect();
     names.sort_unstable();
-    assert_eq!(names, ["content-length", "content-type", "date", "retry-after", "x-request-id"]);
+    assert_eq!(
+        names,
+        ["content-length", "content-type", "date", "retry-after", "x-gateway-request-id", "x-request-id"]
+    );
     assert_eq!(response.text().await.unwrap(), r#"{"error":"slow down"}"#);
 
     let head = seen.lock().unwrap().remove(0);
@@ -77,6 +80,25 @@ async fn what_crosses_the_gateway() {
     assert_eq!(head.headers["host"], url.trim_start_matches("http://"));
     assert_eq!(head.headers["content-length"], "2");
     assert_eq!(gateway.apple.calls(), 1);
+}
+
+/// Anthropic answers 400 to a client without an SDK, which sends no version.
+#[tokio::test]
+async fn w03_a_version_is_added_for_anthropic_where_there_is_none() {
+    let (url, seen) = provider(ok).await;
+    let gateway = Gateway::of("anthropic", ANTHROPIC_KEY, &url).await;
+    for (sent, expected) in [(None, "2023-06-01"), (Some("2099-01-01"), "2099-01-01")] {
+        let mut request = gateway.post("/v1/anthropic/app/v1/messages");
+        if let Some(version) = sent {
+            request = request.header("anthropic-version", version);
+        }
+        assert_eq!(request.body("{}").send().await.unwrap().status(), StatusCode::OK);
+        let headers = seen.lock().unwrap().pop().unwrap().headers;
+        let versions: Vec<_> = headers.get_all("anthropic-version").iter().collect();
+        assert_eq!(versions, [expected]);
+        assert_eq!(headers["x-api-key"], ANTHROPIC_KEY);
+    }
+    assert_eq!(gateway.apple.calls(), 2);
 }
 
 #[tokio::test]

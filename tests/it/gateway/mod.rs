@@ -4,18 +4,25 @@
 #[allow(dead_code, reason = "the tests need not all of the example")]
 pub(crate) mod ai_gateway;
 mod answers;
+mod any_provider;
 mod bodies;
 mod coming_back;
 mod credentials_in_urls;
 mod crossing;
 mod forwarding;
+mod hidden_keys;
 mod memory;
 mod operator;
 mod paths;
 mod projects;
 mod upgrades;
+mod usage;
+mod usage_kept;
 
-use std::sync::{Arc, Mutex};
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex},
+};
 
 use ai_gateway::{App, Limits, Settings, app};
 use axum::{
@@ -31,14 +38,15 @@ use tokio::{
 };
 use tower_devicecheck::{
     DebugTokens,
-    split_key::{Limits as KeyLimits, MemorySplitKeyStore, Provider, Providers, Split, Splitter},
+    split_key::{Limits as KeyLimits, MemorySplitKeyStore, Provider, Providers, Split, Splitter, UsageLog},
 };
 
 use crate::support::Apple;
 
 const KEY: &str = "sk-proj-9aB1cD2eF3gH4iJ5kL6mN7oP8qR9sT0uV1wX2yZ3aB4cD5eF6gH7iJ8kL9";
+const ANTHROPIC_KEY: &str = "sk-ant-api03-9aB1cD2eF3gH4iJ5kL6mN7oP8qR9sT0uV1wX2yZ3aB4cD5eF6g";
 const TEST_KEY: &str = "a-key-for-the-simulator";
-const ADMIN: &str = "the-admin-token";
+const ADMIN: &str = "the-admin-token-of-the-tests";
 /// A request with this header is over the limit.
 const OVER_THE_LIMIT: &str = "x-over-the-limit";
 
@@ -66,6 +74,15 @@ where
     (serve(Router::new().fallback(handler)).await, seen)
 }
 
+/// The three that are built in, all at this server.
+fn providers_at(url: &str) -> Providers {
+    let base = |path| format!("{url}{path}");
+    Providers::none()
+        .with(Provider::openai().with_base_url(&base("/base/v1")).unwrap())
+        .with(Provider::anthropic().with_base_url(&base("/base/v1")).unwrap())
+        .with(Provider::google().with_base_url(&base("/base/v1beta")).unwrap())
+}
+
 struct Gateway {
     url: String,
     app: App,
@@ -80,15 +97,39 @@ impl Gateway {
     }
 
     async fn with(provider: &str, limits: Limits, key_limits: KeyLimits) -> Self {
+        Self::start(("openai", KEY), providers_at(provider), limits, key_limits).await
+    }
+
+    /// With a key of this provider.
+    async fn of(name: &str, key: &str, provider: &str) -> Self {
+        Self::start((name, key), providers_at(provider), Limits::default(), KeyLimits::none()).await
+    }
+
+    async fn start(key: (&str, &str), providers: Providers, limits: Limits, key_limits: KeyLimits) -> Self {
+        Self::start_with(key, providers, None, limits, key_limits).await
+    }
+
+    /// With roots of the operator's own.
+    async fn trusting(provider: &str, roots: Option<PathBuf>) -> Self {
+        let (limits, key_limits) = (Limits::default(), KeyLimits::none());
+        Self::start_with(("openai", KEY), providers_at(provider), roots, limits, key_limits).await
+    }
+
+    async fn start_with(
+        (name, key): (&str, &str),
+        providers: Providers,
+        roots: Option<PathBuf>,
+        limits: Limits,
+        key_limits: KeyLimits,
+    ) -> Self {
         let (apple, keys) = (Apple::new(), MemorySplitKeyStore::new());
-        let split = Splitter::new().issue(&keys, "app", "openai", KEY, key_limits).await.unwrap();
-        let base = |path| format!("{provider}{path}");
+        let splitter = Splitter::new().with_providers(providers.clone());
+        let split = splitter.issue(&keys, "app", name, key, key_limits).await.unwrap();
         let settings = Settings {
-            providers: Providers::none()
-                .with(Provider::openai().with_base_url(&base("/base/v1")).unwrap())
-                .with(Provider::anthropic().with_base_url(&base("/base/v1")).unwrap())
-                .with(Provider::google().with_base_url(&base("/base/v1beta")).unwrap()),
+            providers,
+            roots,
             limits,
+            usage: UsageLog::new(),
             admin_token: Some(ADMIN.to_owned()),
             debug_tokens: DebugTokens::new().add("simulator", TEST_KEY).unwrap(),
         };

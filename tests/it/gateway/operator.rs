@@ -24,7 +24,7 @@ use tracing::Level;
 use super::{ADMIN, CHAT, Gateway, KEY, ai_gateway::Limits, code, provider};
 use crate::support::{Log, example};
 
-async fn usage(gateway: &Gateway) -> Value {
+pub(super) async fn usage(gateway: &Gateway) -> Value {
     let request = gateway.client.get(format!("{}/usage", gateway.url));
     let response = request.header("authorization", format!("Bearer {ADMIN}")).send().await.unwrap();
     serde_json::from_str(&response.text().await.unwrap()).unwrap()
@@ -216,6 +216,8 @@ fn w16_no_setting_that_is_refused_is_printed() {
         "FLEET_SINGLE_FLIGHT",
         "REDIS_URL",
         "KEYS_FILE",
+        "PROVIDERS_FILE",
+        "PROVIDER_CA_FILE",
     ] {
         refused("ai_gateway", &[(name, &format!("redis+x://:{SECRET}@host/"))], "", SECRET);
     }
@@ -273,7 +275,7 @@ fn w16_the_operators_admin_token_is_not_printed() {
     let mut printed = String::new();
     for line in lines {
         printed += &line;
-        if line.contains("/usage") {
+        if line.contains("/usage -H") {
             break;
         }
     }

@@ -1,7 +1,10 @@
 //! Where the paths of the example `ai_gateway` lead, and where they cannot.
 
 use axum::http::HeaderMap;
-use tower_devicecheck::split_key::{Provider, Providers, gateway::Target};
+use tower_devicecheck::split_key::{
+    Limits, MemorySplitKeyStore, Provider, Providers, SplitKeyErrorKind, SplitKeyStore, Splitter,
+    gateway::Target,
+};
 
 #[test]
 fn where_paths_lead() {
@@ -71,6 +74,10 @@ fn where_paths_lead() {
         ("/v1/openai/app/..%5csecrets", None, BAD),
         ("/v1/openai/app/%252e%252e/secrets", None, BAD),
         ("/v1/openai/app/..;x/secrets", None, BAD),
+        ("/v1/openai/app/..%3bx/secrets", None, BAD),
+        ("/v1/openai/app/..%20/secrets", None, BAD),
+        ("/v1/openai/app/%c0%ae%c0%ae/secrets", None, BAD),
+        ("/v1/openai/app/;x/secrets", None, BAD),
         ("/v1/openai/app/chat%00", None, BAD),
         ("/v1/openai/app/chat%0d%0aHost:evil", None, BAD),
         ("/v1/openai/app/chat%", None, BAD),
@@ -109,4 +116,31 @@ fn where_paths_lead() {
     ] {
         assert_eq!(Provider::openai().with_base_url(url).is_ok(), fits, "{url}");
     }
+}
+
+#[test]
+fn w14_an_empty_segment_is_named() {
+    for path in [
+        "/v1/openai//chat/completions",
+        "/v1/openai/app//chat/completions",
+        "/v1/openai/app/chat/",
+        "/v1/openai/app/",
+        "/v1/openai/",
+    ] {
+        let found = Target::resolve(&path.parse().unwrap(), &HeaderMap::new(), &Providers::default());
+        let rejection = found.unwrap_err();
+        assert_eq!(rejection.code(), "empty_segment", "{path}");
+        assert!(rejection.to_string().contains("slash"), "{path}: {rejection}");
+    }
+}
+
+#[tokio::test]
+async fn w14_a_path_that_can_never_match_is_not_issued() {
+    let keys = MemorySplitKeyStore::new();
+    for path in ["", "*", "chat", "/v1/*/x", "/v1/chat*", "/v1/chat?x=1", "/v1/..%3bx/*", "/a b"] {
+        let limits = Limits::none().with_paths([path]);
+        let issued = Splitter::new().issue(&keys, "app", "openai", super::KEY, limits).await;
+        assert_eq!(issued.unwrap_err().kind(), SplitKeyErrorKind::ImpossiblePath, "{path:?}");
+    }
+    assert!(keys.list().await.unwrap().is_empty());
 }

@@ -31,7 +31,7 @@ async fn w07_an_upgrade_is_refused_before_anyone_is_asked() {
             "{method} {path} HTTP/1.1\r\nhost: x\r\n{headers}\r\nauthorization: Bearer {}\r\n\r\n",
             gateway.credential()
         );
-        let answer = tokio::time::timeout(std::time::Duration::from_secs(10), async {
+        let answer = tokio::time::timeout(std::time::Duration::from_secs(60), async {
             // The server may keep the connection open, so the answer ends with its body.
             use tokio::io::{AsyncReadExt, AsyncWriteExt};
             let host = gateway.url.trim_start_matches("http://");

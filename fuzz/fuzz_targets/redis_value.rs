@@ -1,0 +1,9 @@
+//! From the values of a shared Redis to verdicts, marks, keys and claims: the oracle of the property test, on the inputs of libFuzzer.
+
+#![no_main]
+#![allow(dead_code, reason = "each target has one oracle of several")]
+
+#[path = "../../tests/it/oracles/mod.rs"]
+mod oracles;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| oracles::redis_values::value(data));
