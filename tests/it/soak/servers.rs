@@ -20,7 +20,7 @@ use tower_devicecheck::{
     cache::{MemoryCache, RedisCache, Tiered},
     replay::RedisReplayGuard,
     session::{Exchange, KeyRing, MasterKey, SessionProof, Sessions},
-    split_key::{Limits, Provider, Providers, RedisSplitKeyStore, Splitter},
+    split_key::{Limits, Provider, Providers, RedisSplitKeyStore, Splitter, UsageLog},
     testing::{FakeApple, app_attest::FakeAttestCa},
 };
 
@@ -208,7 +208,9 @@ impl Gates {
         let provider = Provider::openai().with_base_url(&format!("{provider}/v1")).unwrap();
         let settings = ai_gateway::Settings {
             providers: Providers::none().with(provider),
+            roots: None,
             limits: ai_gateway::Limits::default(),
+            usage: UsageLog::new(),
             admin_token: None,
             debug_tokens: DebugTokens::new(),
         };
