@@ -88,8 +88,8 @@ struct Soak {
     most_calls: usize,
     /// Of the span that is not: what was paid at its start, when that was, and the calls until then.
     open: (Paid, Instant, usize),
-    /// The times from the end of a fault to good service.
-    recoveries: BTreeMap<String, Vec<Duration>>,
+    /// The times from the end of a fault to good service, and whether Redis had a fault beside it.
+    recoveries: BTreeMap<String, Vec<(Duration, bool)>>,
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -209,7 +209,8 @@ impl Soak {
                 sleep(Duration::from_millis(50)).await;
             }
         }
-        self.recoveries.entry(storm.name()).or_default().push(began.elapsed());
+        let (fault, is_double) = storm.main_fault();
+        self.recoveries.entry(fault).or_default().push((began.elapsed(), is_double));
         Ok(())
     }
 

@@ -35,12 +35,16 @@ impl Soak {
              client left, {} that failed, and retries.\n",
             paid.verdicts, paid.refusals, paid.left, paid.failed,
         );
-        let _ = write!(text, "| fault | times | slowest recovery |\n|---|---|---|\n");
+        let _ = write!(
+            text,
+            "| fault | times | of them with one of Redis | slowest recovery |\n|---|---|---|---|\n"
+        );
         for (fault, times) in &self.recoveries {
-            let slowest = times.iter().max().copied().unwrap_or_default();
-            let _ = writeln!(text, "| {fault} | {} | {} ms |", times.len(), slowest.as_millis());
+            let slowest = times.iter().map(|(time, _)| *time).max().unwrap_or_default();
+            let double = times.iter().filter(|(_, is_double)| *is_double).count();
+            let _ = writeln!(text, "| {fault} | {} | {double} | {} ms |", times.len(), slowest.as_millis());
         }
-        let mut all: Vec<Duration> = self.recoveries.values().flatten().copied().collect();
+        let mut all: Vec<Duration> = self.recoveries.values().flatten().map(|(time, _)| *time).collect();
         all.sort_unstable();
         if let (Some(median), Some(slowest)) = (all.get(all.len() / 2), all.last()) {
             let _ = writeln!(

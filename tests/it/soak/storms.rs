@@ -63,6 +63,12 @@ impl Storm {
         }
     }
 
+    /// The name of the fault by itself, and whether Redis has one beside it.
+    pub(super) fn main_fault(&self) -> (String, bool) {
+        let alone = Self { redis: if self.apple.is_some() { None } else { self.redis }, ..*self };
+        (alone.name(), alone != *self)
+    }
+
     /// Whether each call fails in a way that the breaker or the back-off of credentials counts.
     pub(super) const fn is_outage(&self) -> bool {
         use AppleFault::*;
