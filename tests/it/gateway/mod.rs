@@ -2,7 +2,7 @@
 
 #[path = "../../../examples/ai_gateway/gateway.rs"]
 #[allow(dead_code, reason = "the tests need not all of the example")]
-mod ai_gateway;
+pub(crate) mod ai_gateway;
 mod answers;
 mod any_provider;
 mod batches;
