@@ -504,6 +504,11 @@ def interactions(request):
     return {"id": "int-1", "model": "model-1", "status": "completed", "steps": [step]}
 
 
+@route("GET", "/google/(?:v1|v1beta)/interactions/int-1")
+def get_interaction(request):
+    return {"id": "int-1", "model": "model-1", "status": "completed", "steps": []}
+
+
 @route("DELETE", "/google/(?:v1|v1beta)/interactions/int-1")
 def delete_interaction(request):
     return {}

@@ -65,7 +65,7 @@ mod shared;
 
 use std::{alloc::System, fmt::Write, net::SocketAddr, process::ExitCode, time::Duration};
 
-use gateway::{App, Limits, Settings, app, app_of_projects, cors, projects, providers};
+use gateway::{App, Limits, Settings, app, app_of_projects, cors, models::Models, projects, providers};
 use tower_devicecheck::{
     BoxError, DebugTokens, DeviceCheckLayer, Environment,
     split_key::{
@@ -221,10 +221,12 @@ fn settings(
         .with(provider(Provider::openai(), "OPENAI_URL", "/openai/v1")?)
         .with(provider(Provider::anthropic(), "ANTHROPIC_URL", "/anthropic/v1")?)
         .with(provider(Provider::google(), "GOOGLE_URL", "/google/v1beta")?);
+    let mut models = Models::default();
     let providers = match shared::variable("PROVIDERS_FILE")? {
         Some(path) => {
             let in_file = |error: BoxError| format!("PROVIDERS_FILE: {}", shared::Chain(&*error));
             let text = std::fs::read_to_string(path.trim()).map_err(|error| in_file(error.into()))?;
+            models = providers::models(&text).map_err(in_file)?;
             providers::add(providers, &text).map_err(in_file)?
         }
         None => providers,
@@ -247,7 +249,7 @@ fn settings(
     let cors = cors.transpose().map_err(|error| in_setting("CORS_ORIGINS", &*error))?;
     let single_use = shared::switch("SINGLE_USE")?;
     let roots = shared::variable("PROVIDER_CA_FILE")?.map(|path| path.trim().into());
-    Ok(Settings { providers, roots, limits, usage, admin_token, debug_tokens, cors, single_use })
+    Ok(Settings { providers, models, roots, limits, usage, admin_token, debug_tokens, cors, single_use })
 }
 
 fn number<N: std::str::FromStr>(name: &str) -> Result<Option<N>, BoxError> {

@@ -56,13 +56,17 @@ pub mod from_bearologics {}
 #[doc = include_str!("../docs/split-keys.md")]
 pub mod split_keys {}
 
-/// The gateway to AI providers, for its operators: usage, tokens and the access log.
+/// The gateway to AI providers, for its operators: start, providers, usage, the access log, Kubernetes and proxies.
 #[doc = include_str!("../docs/gateway.md")]
 pub mod gateway {}
 
 /// Migration from Proxed.AI.
 #[doc = include_str!("../docs/from-proxed.md")]
 pub mod from_proxed {}
+
+/// Migration from AIProxy, or from an API key inside the app.
+#[doc = include_str!("../docs/from-aiproxy.md")]
+pub mod from_aiproxy {}
 
 /// For contributors: the crate's files, and how a request passes through them.
 #[doc = include_str!("../docs/architecture.md")]

@@ -4,6 +4,7 @@ mod admin;
 mod client;
 pub(crate) mod cors;
 pub(crate) mod hidden_keys;
+pub(crate) mod models;
 pub(crate) mod projects;
 pub(crate) mod providers;
 
@@ -32,11 +33,13 @@ use tower_devicecheck::{
 };
 use tower_http::cors::{Cors, CorsLayer};
 
-use self::{client::Client, projects::Project};
+use self::{client::Client, models::Models, projects::Project};
 
 /// The operator's choices.
 pub(crate) struct Settings {
     pub(crate) providers: Providers,
+    /// The models that anybody may ask for, by provider.
+    pub(crate) models: Models,
     /// A file of certificates of authorities, in PEM: trusted besides those of the platform.
     pub(crate) roots: Option<PathBuf>,
     pub(crate) limits: Limits,
@@ -141,7 +144,7 @@ fn behind(
     keys: impl SplitKeyStore,
     settings: Settings,
 ) -> Result<App, BoxError> {
-    let Settings { providers, roots, limits, usage, admin_token, cors, single_use, .. } = settings;
+    let Settings { providers, models, roots, limits, usage, admin_token, cors, single_use, .. } = settings;
     let keys = Arc::new(keys);
     let checked_keys = Arc::clone(&keys);
     let refusals = Arc::new(Refusals::new());
@@ -170,8 +173,11 @@ fn behind(
         Ok(()) => (StatusCode::OK, "ok"),
         Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the key store failed: see the log"),
     });
-    let mut app =
-        guard(routes.route_layer(split_keys)).route("/health", health).route("/live", get(|| async { "ok" }));
+    let models = (models, Arc::from(key_headers(&providers)));
+    let mut app = guard(routes.route_layer(split_keys))
+        .route_layer(middleware::from_fn_with_state(models, models::public))
+        .route("/health", health)
+        .route("/live", get(|| async { "ok" }));
     if let Some(token) = admin_token {
         app = app.merge(admin::routes(&token, usage, refusals)?);
     }

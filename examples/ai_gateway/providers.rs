@@ -9,6 +9,8 @@ use tower_devicecheck::{
     split_key::{Provider, Providers, gateway::ErrorShape},
 };
 
+use super::models::Models;
+
 /// The text of `PROVIDERS_FILE`, which `examples/ai_gateway/providers.toml` shows. There is no `Debug`, because a key may
 /// be in it by mistake.
 #[derive(Deserialize)]
@@ -33,6 +35,7 @@ struct ProviderSettings {
     #[serde(default)]
     query: BTreeMap<String, String>,
     query_names: Option<Vec<String>>,
+    models: Option<Vec<String>>,
     errors: Option<Shape>,
 }
 
@@ -50,14 +53,8 @@ enum Shape {
 ///
 /// Returns an error for a text that is no such file. It names a provider by its number, and quotes nothing from the text.
 pub(crate) fn add(mut providers: Providers, text: &str) -> Result<Providers, BoxError> {
-    // The errors of the parser quote the text.
-    let file: ProvidersFile = toml::from_str(text).map_err(|error| {
-        let start = error.span().map_or(0, |span| span.start);
-        let line = text.bytes().take(start).filter(|byte| *byte == b'\n').count() + 1;
-        format!("line {line}: it is not the TOML that examples/ai_gateway/providers.toml shows")
-    })?;
     let mut names = Vec::new();
-    for (number, settings) in (1..).zip(file.provider) {
+    for (number, settings) in (1..).zip(parse(text)?.provider) {
         let in_provider = |error: BoxError| format!("provider {number}: {error}");
         if names.contains(&settings.name) {
             return Err(in_provider("its name is that of another one".into()).into());
@@ -67,6 +64,26 @@ pub(crate) fn add(mut providers: Providers, text: &str) -> Result<Providers, Box
         providers = providers.with(provider);
     }
     Ok(providers)
+}
+
+/// The public lists of models that the file has.
+///
+/// # Errors
+///
+/// Returns the error of [`add`] for a text that is no such file.
+pub(crate) fn models(text: &str) -> Result<Models, BoxError> {
+    let listed =
+        parse(text)?.provider.into_iter().filter_map(|provider| Some((provider.name, provider.models?)));
+    Ok(Models::new(listed.collect()))
+}
+
+fn parse(text: &str) -> Result<ProvidersFile, BoxError> {
+    // The errors of the parser quote the text.
+    Ok(toml::from_str(text).map_err(|error| {
+        let start = error.span().map_or(0, |span| span.start);
+        let line = text.bytes().take(start).filter(|byte| *byte == b'\n').count() + 1;
+        format!("line {line}: it is not the TOML that examples/ai_gateway/providers.toml shows")
+    })?)
 }
 
 fn provider(known: &Providers, settings: ProviderSettings) -> Result<Provider, BoxError> {

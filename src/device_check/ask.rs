@@ -54,6 +54,11 @@ impl Checks {
         Self { settings, flights: SingleFlight::new() }
     }
 
+    /// The questions that requests wait for.
+    pub(super) fn in_flight(&self) -> usize {
+        self.flights.len()
+    }
+
     /// Decides about a token that this process does not remember.
     #[allow(
         clippy::manual_async_fn,

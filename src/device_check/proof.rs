@@ -219,6 +219,7 @@ impl fmt::Debug for DeviceTokenProof {
             .field("genuine_time_to_live", &settings.genuine_time_to_live)
             .field("refused_time_to_live", &settings.refused_time_to_live)
             .field("marks", &settings.has_marks())
+            .field("checks_in_flight", &self.checks.in_flight())
             .finish_non_exhaustive()
     }
 }

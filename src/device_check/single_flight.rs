@@ -95,8 +95,8 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static, T: Clone + Send + 'static> Si
         lock(&self.flights).by_key.remove(key);
     }
 
-    #[cfg(test)]
-    fn len(&self) -> usize {
+    /// The computations in flight.
+    pub(super) fn len(&self) -> usize {
         lock(&self.flights).by_key.len()
     }
 }

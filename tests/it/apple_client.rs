@@ -131,11 +131,11 @@ async fn a02_a_reused_connection_that_ends_is_replaced_unseen() {
         let (url, connections) = ends_reused_connections(how).await;
         let fake = FakeApple::new();
         let client = AppleClient::builder(fake.credentials()).base_url(PRODUCTION, url).build().unwrap();
-        for number in 0..250 {
+        for number in 0..100 {
             let answer = client.validate(&token(), PRODUCTION).await;
             assert!(answer.is_ok(), "{name}, request {number}: {answer:?}");
         }
-        assert!(connections.get() <= 251, "{name}: {}", connections.get());
+        assert!(connections.get() <= 101, "{name}: {}", connections.get());
     }
 }
 
@@ -276,7 +276,7 @@ async fn a04_clients_that_leave_cost_no_genuine_device_its_connection() {
     let app = App::new(&DeviceCheckLayer::new(client));
     let patience = Duration::from_millis(2);
     let mut devices = Vec::new();
-    for tick in 0..1_500 {
+    for tick in 0..500 {
         let leaves = app.clone();
         tokio::spawn(async move { timeout(patience, leaves.status(&realistic_token())).await });
         if tick % 6 == 0 {

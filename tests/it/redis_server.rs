@@ -12,6 +12,7 @@ use tower_devicecheck::{DeviceCheckLayer, Redis, cache::RedisCache, replay::Redi
 
 use crate::support::{App, Apple};
 
+#[derive(Debug)]
 pub(crate) struct RedisServer {
     port: u16,
     arguments: Vec<String>,

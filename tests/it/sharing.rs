@@ -56,6 +56,28 @@ async fn r13_all_callers_leave_and_the_next_one_asks_anew() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_layer_shows_how_many_checks_are_in_flight() {
+    let apple = Apple::new();
+    let layer = apple.layer();
+    let shown = |count: usize| format!("{layer:?}").contains(&format!("checks_in_flight: {count}"));
+    let app = App::new(&layer);
+    apple.fake.always(Reply::hang());
+    let tokens: Vec<_> = (0..3).map(|_| apple.genuine()).collect();
+    let mut callers: Vec<_> = tokens.iter().chain(&tokens).map(|token| Box::pin(app.status(token))).collect();
+    assert!(shown(0), "{layer:?}");
+    for caller in &mut callers {
+        assert!(poll_immediate(caller).await.is_none());
+    }
+    assert!(shown(3), "{layer:?}");
+    // A call that was sent goes on without its callers, until its deadline.
+    drop(callers);
+    assert!(shown(3), "{layer:?}");
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert!(shown(0), "{layer:?}");
+    assert_eq!(apple.calls(), 3);
+}
+
+#[tokio::test(start_paused = true)]
 async fn r13_a_failure_is_shared_with_those_who_wait_and_not_stored() {
     let apple = Apple::new();
     let app = App::new(&apple.layer());

@@ -31,8 +31,10 @@ const OPENAI: [&str; 20] = [
     "variant",
 ];
 /// The parameters of Anthropic's SDKs, but for those that name a workspace.
-const ANTHROPIC: [&str; 14] = [
+const ANTHROPIC: [&str; 18] = [
     "after_id",
+    "agent_id",
+    "agent_version",
     "before_id",
     "beta",
     "created_at",
@@ -43,13 +45,29 @@ const ANTHROPIC: [&str; 14] = [
     "order",
     "order_by",
     "page",
+    "scope_id",
+    "session_id",
     "source",
     "statuses",
     "version",
 ];
 /// The parameters of Google's SDKs.
-const GOOGLE: [&str; 8] =
-    ["alt", "fields", "filter", "force", "orderBy", "pageSize", "pageToken", "updateMask"];
+const GOOGLE: [&str; 14] = [
+    "alt",
+    "fields",
+    "filter",
+    "force",
+    "include_input",
+    "last_event_id",
+    "orderBy",
+    "pageSize",
+    "pageToken",
+    "page_size",
+    "page_token",
+    "stream",
+    "updateMask",
+    "update_mask",
+];
 
 /// A setting of a provider that cannot be used. The text never quotes it, because it may be a secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -292,7 +310,7 @@ fn is_loopback(host: &str) -> bool {
 }
 
 /// `v1`, `v1beta`, `v2alpha3` and the like.
-fn is_version(segment: &str) -> bool {
+pub(super) fn is_version(segment: &str) -> bool {
     let mut rest = segment.bytes();
     rest.next() == Some(b'v')
         && rest.next().is_some_and(|byte| byte.is_ascii_digit())

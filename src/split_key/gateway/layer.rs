@@ -3,13 +3,15 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
-use http::{HeaderName, HeaderValue, Method, request};
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, request};
 use tower_layer::Layer;
 
 use crate::gate::future::{Decide, Progress};
+use crate::gate::headers::{after_scheme, is_bearer};
 use crate::gate::{gate_body::HeadOnly, service::Gated};
 use crate::split_key::gateway::access::Access;
+use crate::split_key::gateway::query::holds_client_part;
 use crate::split_key::gateway::rejection::GatewayRejection;
 use crate::split_key::gateway::target::{Target, error_shape_of};
 use crate::split_key::gateway::{errors, headers};
@@ -18,6 +20,9 @@ use crate::split_key::provider::Providers;
 /// Those that no provider answers with the request itself, as `TRACE` would.
 const METHODS: [Method; 6] =
     [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE];
+
+const CLIENT_PART: HeaderName = HeaderName::from_static("x-ai-key");
+const TEST_KEY: HeaderName = HeaderName::from_static("x-proxed-test-key");
 
 /// A tower layer that leaves a [`Target`] with every request below `/v1/`, and refuses what must not cross the gateway.
 ///
@@ -29,7 +34,7 @@ const METHODS: [Method; 6] =
 /// * bodies that announce more bytes than [`with_body_limit`](Self::with_body_limit) allows.
 ///
 /// The inner service gets the path in its one spelling, [`Target::path`]. A credential in the query parameter `key`
-/// moves to the header `x-goog-api-key`. Requests for other paths pass unchanged.
+/// moves to the header `x-goog-api-key`. Beside a bearer token with a client part, `x-ai-key` is dropped. Requests for other paths pass unchanged.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct GatewayLayer {
@@ -111,6 +116,10 @@ impl GatewayRules {
         if protocols.iter().any(|protocol| protocol.as_bytes().eq_ignore_ascii_case(b"resumable")) {
             return Err(GatewayRejection::ResumableUpload);
         }
+        // As Proxed does. A test key takes the header instead.
+        if !head.headers.contains_key(TEST_KEY) && bearer_holds_client_part(&head.headers) {
+            head.headers.remove(CLIENT_PART);
+        }
         let mut target = Target::resolve(&head.uri, &head.headers, &self.providers)?;
         if let Some(access) = head.extensions.get::<Access>() {
             access.set_provider(target.provider().name());
@@ -126,6 +135,11 @@ impl GatewayRules {
         head.extensions.insert(target);
         Ok(())
     }
+}
+
+fn bearer_holds_client_part(headers: &HeaderMap) -> bool {
+    let mut values = headers.get_all(AUTHORIZATION).iter().filter(|value| is_bearer(value));
+    values.any(|value| std::str::from_utf8(after_scheme(value)).is_ok_and(holds_client_part))
 }
 
 /// Media types of bodies that hold requests, or parameters that servers read as if they were in the URL.

@@ -76,7 +76,7 @@ pub(super) fn holds_client_part(text: &str) -> bool {
 
 /// The bytes for which a percent-encoded text stands. `+` is itself, as in a device token. `None` for what is
 /// not encoded properly, and for control characters.
-fn decoded(text: &str) -> Option<Vec<u8>> {
+pub(super) fn decoded(text: &str) -> Option<Vec<u8>> {
     let mut found = Vec::with_capacity(text.len());
     let mut bytes = text.bytes();
     while let Some(byte) = bytes.next() {

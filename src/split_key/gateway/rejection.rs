@@ -16,6 +16,7 @@ use crate::gate::problem::{Row, row_accessors};
 /// | [`BadPath`](Self::BadPath) | `bad_path` | 400 |
 /// | [`EmptySegment`](Self::EmptySegment) | `empty_segment` | 400 |
 /// | [`BadQuery`](Self::BadQuery) | `bad_query` | 400 |
+/// | [`CredentialPath`](Self::CredentialPath) | `credential_path` | 403 |
 /// | [`CredentialInUrl`](Self::CredentialInUrl) | `credential_in_url` | 400 |
 /// | [`BadMediaType`](Self::BadMediaType) | `bad_media_type` | 415 |
 /// | [`UpgradeNotSupported`](Self::UpgradeNotSupported) | `upgrade_not_supported` | 501 |
@@ -42,6 +43,8 @@ pub enum GatewayRejection {
     EmptySegment,
     /// A query parameter that does not cross the gateway, or `key` twice.
     BadQuery,
+    /// A path below which the provider makes credentials, which would lead around the gateway.
+    CredentialPath,
     /// A client part in the path, the query or the project, where only `key` may hold one.
     CredentialInUrl,
     /// A form or a batch: its body holds requests or parameters of its own.
@@ -85,6 +88,7 @@ impl GatewayRejection {
             Self::BadPath => ("bad_path", "A path that can be read in two ways", StatusCode::BAD_REQUEST, 3),
             Self::EmptySegment => ("empty_segment", "Two slashes in a row in the path, or a slash at its end: one of them is too many", StatusCode::BAD_REQUEST, 3),
             Self::BadQuery => ("bad_query", "A query parameter that does not cross the gateway, or `key` twice", StatusCode::BAD_REQUEST, 3),
+            Self::CredentialPath => ("credential_path", "A path that makes credentials, which would lead around the gateway", StatusCode::FORBIDDEN, 7),
             Self::CredentialInUrl => ("credential_in_url", "A client part in the path, the query or the project, where only `key` may hold one", StatusCode::BAD_REQUEST, 3),
             Self::BadMediaType => ("bad_media_type", "A form or a batch, which does not cross the gateway", StatusCode::UNSUPPORTED_MEDIA_TYPE, 3),
             Self::UpgradeNotSupported => ("upgrade_not_supported", "No WebSockets, nor any other protocol on this connection", StatusCode::NOT_IMPLEMENTED, 12),

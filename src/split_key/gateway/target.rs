@@ -5,10 +5,26 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 
 use crate::gate::path::is_plain_segment;
+use crate::split_key::gateway::endpoint::is_version;
 use crate::split_key::gateway::error_shape::ErrorShape;
-use crate::split_key::gateway::query::{Query, holds_client_part};
+use crate::split_key::gateway::query::{Query, decoded, holds_client_part};
 use crate::split_key::gateway::rejection::GatewayRejection;
 use crate::split_key::provider::{Provider, Providers};
+
+/// Paths below which providers make credentials that work without the gateway, or show those of an organization: tokens
+/// for realtime connections and chats, OpenRouter's keys, the administration of OpenAI and Anthropic.
+const CREDENTIAL_PATHS: [&str; 10] = [
+    "auth",
+    "auth_tokens",
+    "authTokens",
+    "chatkit/sessions",
+    "keys",
+    "organization",
+    "organizations",
+    "realtime/client_secrets",
+    "realtime/sessions",
+    "realtime/transcription_sessions",
+];
 
 const PROJECT: HeaderName = HeaderName::from_static("x-project-id");
 
@@ -34,7 +50,7 @@ impl Target {
     /// # Errors
     ///
     /// Returns a rejection if the path names no provider with a base URL or no project, if servers may read it in two
-    /// ways, or if a query parameter does not cross the gateway.
+    /// ways, if the provider makes credentials there, or if a query parameter does not cross the gateway.
     pub fn resolve(uri: &Uri, headers: &HeaderMap, providers: &Providers) -> Result<Self, GatewayRejection> {
         let (provider, rest) = split(uri, providers).ok_or(GatewayRejection::UnknownProvider)?;
         if !rest.split('/').all(is_plain_segment) {
@@ -57,6 +73,9 @@ impl Target {
             (Some(named), Some((first, path))) if named == first.as_bytes() => (None, path),
             (Some(_), _) => (None, rest),
         };
+        if makes_credentials(path) {
+            return Err(GatewayRejection::CredentialPath);
+        }
         let (uri, path) =
             provider.endpoint.uri(path, query.to_send.as_deref()).ok_or(GatewayRejection::BadPath)?;
         let credential = query.credential;
@@ -109,6 +128,22 @@ pub(super) fn error_shape_of(uri: &Uri, providers: &Providers) -> Option<ErrorSh
 fn split<'a, 'b>(uri: &'a Uri, providers: &'b Providers) -> Option<(&'b Arc<Provider>, &'a str)> {
     let (name, rest) = uri.path().strip_prefix("/v1/")?.split_once('/')?;
     Some((providers.find(name).filter(|provider| provider.endpoint.exists())?, rest))
+}
+
+/// Whether the path, with or without a version in front, leads to credentials. Some servers ignore case.
+fn makes_credentials(path: &str) -> bool {
+    let Some(path) = decoded(path) else { return true };
+    let path = path.to_ascii_lowercase();
+    let below = |path: &[u8], start: &str| {
+        let start = start.to_ascii_lowercase();
+        path.strip_prefix(start.as_bytes()).is_some_and(|rest| {
+            rest.first().is_none_or(|byte| !byte.is_ascii_alphanumeric() && *byte != b'_')
+        })
+    };
+    let (first, rest) = path.split_at(path.iter().position(|byte| *byte == b'/').unwrap_or(path.len()));
+    let has_version = std::str::from_utf8(first).is_ok_and(is_version);
+    let path = if has_version { rest.strip_prefix(b"/").unwrap_or(rest) } else { &path };
+    CREDENTIAL_PATHS.iter().any(|start| below(path, start))
 }
 
 /// Some servers drop a segment that is empty, or empty before its parameters, a query or a fragment, also encoded.

@@ -162,7 +162,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
 async fn serve(mut socket: TcpStream, shared: Arc<Shared>) {
     let fault = shared.strike(Fault::is_of_connection);
     let acceptor = match fault {
-        Fault::EndsBeforeTls(end) => return finish(socket, end),
+        Fault::EndsBeforeTls(end) => return finish(&socket, end),
         Fault::SilentBeforeTls => return until_closed(socket).await,
         Fault::PlainText => {
             let _ = socket.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
@@ -184,11 +184,11 @@ async fn serve(mut socket: TcpStream, shared: Arc<Shared>) {
         (Protocol::Http2, _) => http2::serve(socket, &shared).await,
     };
     if let Some(end) = end {
-        finish(beneath, end);
+        finish(&beneath, end);
     }
 }
 
-fn finish(socket: TcpStream, end: End) {
+fn finish(socket: &TcpStream, end: End) {
     if end == End::Reset {
         #[allow(deprecated, reason = "no time to linger, so it does not block")]
         socket.set_linger(Some(Duration::ZERO)).unwrap();

@@ -2,7 +2,7 @@
 
 #[path = "../../../examples/ai_gateway/gateway.rs"]
 #[allow(dead_code, reason = "the tests need not all of the example")]
-mod ai_gateway;
+pub(crate) mod ai_gateway;
 mod answers;
 mod any_provider;
 mod batches;
@@ -18,6 +18,7 @@ mod memory;
 mod operator;
 mod paths;
 mod projects;
+mod promises;
 mod revocation;
 mod upgrades;
 mod usage;
@@ -28,7 +29,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use ai_gateway::{App, Limits, Settings, app};
+use ai_gateway::{App, Limits, Settings, app, models::Models};
 use axum::{
     Router,
     extract::Request,
@@ -156,6 +157,7 @@ impl Gateway {
         let split = splitter.issue(&keys, "app", name, key, key_limits).await.unwrap();
         let mut settings = Settings {
             providers,
+            models: Models::default(),
             roots: None,
             limits: Limits::default(),
             usage: UsageLog::new(),

@@ -18,7 +18,7 @@ use tower_devicecheck::{
 
 use super::{
     ADMIN, KEY,
-    ai_gateway::{Limits, Settings, app_of_projects, projects},
+    ai_gateway::{Limits, Settings, app_of_projects, models::Models, projects},
     code, ok, provider, serve,
 };
 use crate::{captured, support::Apple, tenants_example::refused};
@@ -93,6 +93,7 @@ impl World {
         let settings = Settings {
             providers: Providers::none()
                 .with(Provider::openai().with_base_url(&format!("{provider}/v1")).unwrap()),
+            models: Models::default(),
             roots: None,
             limits: Limits::default(),
             usage: UsageLog::new(),

@@ -20,7 +20,7 @@ use tracing::Level;
 
 use super::{
     ADMIN, CHAT, Gateway, KEY,
-    ai_gateway::{Limits, Settings, app},
+    ai_gateway::{Limits, Settings, app, models::Models},
     operator::usage,
     provider,
 };
@@ -231,6 +231,7 @@ async fn w08_a_short_admin_token_is_an_error_at_the_start() {
     for (token, is_right) in [("a", false), ("123456789012345", false), ("1234567890123456", true)] {
         let apple = Apple::new();
         let settings = Settings {
+            models: Models::default(),
             roots: None,
             providers: Providers::none(),
             limits: Limits::default(),
