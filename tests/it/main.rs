@@ -76,7 +76,13 @@ mod session_example;
 mod sessions;
 mod sharing;
 mod single_use;
-#[cfg(all(feature = "app-attest", feature = "redis", feature = "_prometheus", target_os = "linux"))]
+#[cfg(all(
+    feature = "app-attest",
+    feature = "gateway",
+    feature = "redis",
+    feature = "_prometheus",
+    target_os = "linux"
+))]
 mod soak;
 mod split_key;
 mod split_key_tool;

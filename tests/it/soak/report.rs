@@ -57,7 +57,7 @@ impl Soak {
         }
         let _ = write!(
             text,
-            "\n| | resident | of it heap and stacks | threads | files |\n|---|---|---|---|---|\n"
+            "\n| moment | resident | of it heap and stacks | threads | files |\n|---|---|---|---|---|\n"
         );
         let mut line = |name: &str, usage: Usage| {
             let Usage { resident, memory, threads, files } = usage;
