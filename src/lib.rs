@@ -207,9 +207,9 @@
 #![cfg_attr(tower_devicecheck_docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 
-#[cfg(all(test, not(all(feature = "app-attest", feature = "testing"))))]
+#[cfg(all(test, not(all(feature = "app-attest", feature = "gateway", feature = "testing"))))]
 compile_error!(
-    "the tests of the package need features: cargo test --features app-attest,axum,session,split-key,testing"
+    "the tests of the package need features: cargo test --features app-attest,axum,gateway,session,testing"
 );
 
 #[cfg(all(feature = "app-attest", any(feature = "aws-lc-rs", feature = "rust-crypto")))]

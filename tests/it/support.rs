@@ -254,7 +254,7 @@ pub(crate) fn example(name: &str) -> PathBuf {
         cargo.args(["build", "--quiet", "--example", name]).arg("--profile").arg(profile);
         cargo.arg("--target-dir").arg(folder.parent().unwrap());
         // In the published package no `dev-dependencies` turn them on.
-        cargo.args(["--features", "app-attest,axum,session,split-key,testing"]);
+        cargo.args(["--features", "app-attest,axum,gateway,session,testing"]);
         cargo.args(cfg!(feature = "redis").then_some("--features=redis"));
         cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
         let done = cargo.status().is_ok_and(|status| status.success());
