@@ -79,6 +79,19 @@ enum Keeper {
     Redis(UsageHashes),
 }
 
+impl Keeper {
+    /// The time in which counts are gathered before they are kept.
+    const fn interval(&self) -> Option<Duration> {
+        match self {
+            Self::Memory => None,
+            #[cfg(not(target_arch = "wasm32"))]
+            Self::Folder(_) => Some(Duration::from_secs(1)),
+            #[cfg(feature = "redis")]
+            Self::Redis(_) => Some(Duration::ZERO),
+        }
+    }
+}
+
 /// An error of reading or keeping the counts.
 #[derive(Debug)]
 pub struct UsageError {
@@ -203,19 +216,19 @@ impl UsageLog {
     ///
     /// Returns an error if the folder cannot be written, or Redis does not answer within its deadline.
     pub async fn flush(&self) -> Result<(), UsageError> {
-        // A use from here on needs another task.
-        let taken = || self.shared.is_keeping.store(false, Ordering::Release);
         match &self.shared.keeper {
             Keeper::Memory => Ok(()),
             #[cfg(not(target_arch = "wasm32"))]
             Keeper::Folder(folder) => {
-                taken();
+                // A use from here on needs another task.
+                self.shared.is_keeping.store(false, Ordering::Release);
                 let (folder, shared) = (Arc::clone(folder), Arc::clone(&self.shared));
                 let written = crate::runtime::blocking(move || folder.write(&shared.days)).await;
                 written.map_err(|error| UsageError { source: error.into() })
             }
             #[cfg(feature = "redis")]
             Keeper::Redis(hashes) => {
+                let taken = || self.shared.is_keeping.store(false, Ordering::Release);
                 let written = hashes.write(&self.shared.days, taken).await;
                 written.map_err(|error| UsageError { source: error.into() })
             }
@@ -225,13 +238,7 @@ impl UsageLog {
     /// Changes the counts, and has them kept.
     fn change(&self, change: impl FnOnce(&mut Days)) {
         change(&mut lock(&self.shared.days));
-        let interval = match self.shared.keeper {
-            Keeper::Memory => return,
-            #[cfg(not(target_arch = "wasm32"))]
-            Keeper::Folder(_) => Duration::from_secs(1),
-            #[cfg(feature = "redis")]
-            Keeper::Redis(_) => Duration::ZERO,
-        };
+        let Some(interval) = self.shared.keeper.interval() else { return };
         if has_tasks() && !self.shared.is_keeping.swap(true, Ordering::AcqRel) {
             spawn(self.clone().keep(interval));
         }
