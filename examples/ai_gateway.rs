@@ -15,7 +15,7 @@
 //!
 //! | variable | value |
 //! |---|---|
-//! | `APPLE_JWT_ISS`, `APPLE_JWT_KID`, `APPLE_JWT_PRIVATE_KEY` | team id, key id and `.p8` file; without them and with made-up keys, a fake Apple in this process is asked |
+//! | `APPLE_JWT_ISS`, `APPLE_JWT_KID`, `APPLE_JWT_PRIVATE_KEY` | team id, key id and the text of the `.p8` file, or its path in `APPLE_JWT_PRIVATE_KEY_FILE`; without them and with made-up keys, a fake Apple in this process is asked |
 //! | `ALLOW_FAKE_APPLE` | `1`: the same with keys of the operator's own, or a Redis. For tests: anybody can make the tokens that open them |
 //! | `DEVICECHECK_PRODUCTION_URL`, `DEVICECHECK_DEVELOPMENT_URL` | asked in the place of Apple's two servers |
 //! | `PROJECTS_FILE` | projects with a team and a test key of their own, in the place of the variables above and of `TEST_KEY`; see below. Needs `KEYS_FILE` or `KEYS_IN_REDIS` |
@@ -234,9 +234,9 @@ fn settings(
     let defaults = Limits::default();
     let limits = Limits {
         body: number("MAX_BODY_BYTES")?.unwrap_or(defaults.body),
-        upload: number("UPLOAD_TIMEOUT")?.map_or(defaults.upload, Duration::from_secs),
-        head: number("HEAD_TIMEOUT")?.map_or(defaults.head, Duration::from_secs),
-        idle: number("IDLE_TIMEOUT")?.map_or(defaults.idle, Duration::from_secs),
+        upload: shared::seconds("UPLOAD_TIMEOUT", 1)?.unwrap_or(defaults.upload),
+        head: shared::seconds("HEAD_TIMEOUT", 1)?.unwrap_or(defaults.head),
+        idle: shared::seconds("IDLE_TIMEOUT", 1)?.unwrap_or(defaults.idle),
         idle_connections: number("IDLE_CONNECTIONS")?.unwrap_or(defaults.idle_connections),
     };
     let mut debug_tokens = DebugTokens::new();

@@ -73,7 +73,8 @@ async fn work(arguments: impl Iterator<Item = String>) -> Result<(), BoxError> {
     let (command, mut options) = Options::parse(arguments)?;
     match command.as_str() {
         "add" => {
-            let (project, provider) = (options.one("project")?, options.one("provider")?);
+            let (project, provider) =
+                (options.one("project")?, options.one("provider")?.to_ascii_lowercase());
             let (splitter, limits) = (options.splitter()?, options.limits()?);
             let place = options.place().await?;
             options.end()?;

@@ -229,7 +229,7 @@ pub(crate) fn limits() -> Result<serve::Limits, BoxError> {
 }
 
 /// An environment variable with a time: whole seconds, at least `least`, an hour at most.
-fn seconds(name: &str, least: u64) -> Result<Option<Duration>, BoxError> {
+pub(crate) fn seconds(name: &str, least: u64) -> Result<Option<Duration>, BoxError> {
     let Some(text) = variable(name)? else { return Ok(None) };
     match text.trim().parse() {
         Ok(seconds) if (least..=3600).contains(&seconds) => Ok(Some(Duration::from_secs(seconds))),
