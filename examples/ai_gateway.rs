@@ -63,7 +63,7 @@ mod fake_provider;
 mod gateway;
 mod shared;
 
-use std::{alloc::System, fmt::Write, net::SocketAddr, process::ExitCode, time::Duration};
+use std::{alloc::System, fmt::Write, net::SocketAddr, process::ExitCode};
 
 use gateway::{App, Limits, Settings, app, app_of_projects, cors, models::Models, projects, providers};
 use tower_devicecheck::{

@@ -143,6 +143,22 @@ fn with_key_header(
 }
 
 fn header_name(field: &str, name: &str) -> Result<HeaderName, BoxError> {
+    // They say how a message is sent, which is the client's and the connection's affair.
+    const FRAMING: [&str; 10] = [
+        "connection",
+        "content-length",
+        "expect",
+        "host",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    ];
+    if FRAMING.iter().any(|framing| framing.eq_ignore_ascii_case(name)) {
+        return Err(format!("{field}: a header that says how a message is sent").into());
+    }
     name.parse().map_err(|_| format!("{field}: it is not the name of a header").into())
 }
 

@@ -227,7 +227,8 @@ impl Settings {
         let body = PassedBody::response(body, self.idle);
         let body = MeteredBody::new(body, &asked.method, &head.headers, finished);
         let kept = headers::to_client(&head.headers, key);
-        if head.status.is_client_error() || head.status.is_server_error() {
+        // Redirects, too: like errors they are short, and may quote the request.
+        if !head.status.is_success() {
             let encoded = head.headers.get(CONTENT_ENCODING).is_some_and(|coding| coding != "identity");
             let body = read(body, MAX_ERROR).await.filter(|_| !encoded);
             let mut response = self.error(head.status, body, target, key);

@@ -40,7 +40,7 @@ impl Query {
                 if credential.replace(value).is_some() {
                     return Err(GatewayRejection::BadQuery);
                 }
-            } else if set.iter().any(|(set, _)| *set.as_bytes() == *name) {
+            } else if set.iter().any(|(set, _)| is_named(&name, set)) {
             } else if known.iter().any(|known| is_named(&name, known)) {
                 rest.push(pair);
             } else {

@@ -13,7 +13,7 @@ use crate::split_key::provider::{Provider, Providers};
 
 /// Paths below which providers make credentials that work without the gateway, or show those of an organization: tokens
 /// for realtime connections and chats, OpenRouter's keys, the administration of OpenAI and Anthropic.
-const CREDENTIAL_PATHS: [&str; 10] = [
+const CREDENTIAL_PATHS: [&str; 12] = [
     "auth",
     "auth_tokens",
     "authTokens",
@@ -21,9 +21,11 @@ const CREDENTIAL_PATHS: [&str; 10] = [
     "keys",
     "organization",
     "organizations",
+    "realtime/calls",
     "realtime/client_secrets",
     "realtime/sessions",
     "realtime/transcription_sessions",
+    "realtimeapi/sessions",
 ];
 
 const PROJECT: HeaderName = HeaderName::from_static("x-project-id");
@@ -130,19 +132,25 @@ fn split<'a, 'b>(uri: &'a Uri, providers: &'b Providers) -> Option<(&'b Arc<Prov
     Some((providers.find(name).filter(|provider| provider.endpoint.exists())?, rest))
 }
 
-/// Whether the path, with or without a version in front, leads to credentials. Some servers ignore case.
+/// Whether the path leads to credentials, also behind segments that a base URL may lack. Some servers ignore case.
 fn makes_credentials(path: &str) -> bool {
     let Some(path) = decoded(path) else { return true };
     let path = path.to_ascii_lowercase();
+    let mut path = path.trim_ascii_start();
     let below = |path: &[u8], start: &str| {
         let start = start.to_ascii_lowercase();
         path.strip_prefix(start.as_bytes()).is_some_and(|rest| {
             rest.first().is_none_or(|byte| !byte.is_ascii_alphanumeric() && *byte != b'_')
         })
     };
-    let (first, rest) = path.split_at(path.iter().position(|byte| *byte == b'/').unwrap_or(path.len()));
-    let has_version = std::str::from_utf8(first).is_ok_and(is_version);
-    let path = if has_version { rest.strip_prefix(b"/").unwrap_or(rest) } else { &path };
+    while let Some(slash) = path.iter().position(|byte| *byte == b'/') {
+        let (first, rest) = path.split_at(slash);
+        let is_in_front = |name: &str| is_version(name) || matches!(name, "api" | "openai" | "upload");
+        if !std::str::from_utf8(first).is_ok_and(is_in_front) {
+            break;
+        }
+        path = rest.strip_prefix(b"/").unwrap_or(rest).trim_ascii_start();
+    }
     CREDENTIAL_PATHS.iter().any(|start| below(path, start))
 }
 

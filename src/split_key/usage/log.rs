@@ -276,7 +276,9 @@ impl SplitKeyObserver for UsageLog {
         let (Some(project), Some(provider), Some(metadata)) =
             (&event.project, &event.provider, event.metadata)
         else {
-            self.change(|days| days.change(day, |counts| counts.unattributed += 1));
+            self.change(|days| {
+                days.change(day, |counts| counts.unattributed = counts.unattributed.saturating_add(1))
+            });
             return;
         };
         self.change(|days| {
@@ -285,14 +287,14 @@ impl SplitKeyObserver for UsageLog {
                 entry.version = metadata.version().number().into();
                 match event.outcome() {
                     SplitKeyOutcome::Opened | SplitKeyOutcome::OpenedRetiring => {
-                        entry.opened += 1;
-                        entry.opened_retiring +=
-                            u64::from(event.outcome() == SplitKeyOutcome::OpenedRetiring);
+                        entry.opened = entry.opened.saturating_add(1);
+                        let is_retiring = event.outcome() == SplitKeyOutcome::OpenedRetiring;
+                        entry.opened_retiring = entry.opened_retiring.saturating_add(is_retiring.into());
                         entry.last_used = entry.last_used.max(now);
                     }
-                    SplitKeyOutcome::LimitNotMet(_) => entry.limited += 1,
-                    SplitKeyOutcome::Blocked { .. } => entry.blocked += 1,
-                    _ => entry.refused += 1,
+                    SplitKeyOutcome::LimitNotMet(_) => entry.limited = entry.limited.saturating_add(1),
+                    SplitKeyOutcome::Blocked { .. } => entry.blocked = entry.blocked.saturating_add(1),
+                    _ => entry.refused = entry.refused.saturating_add(1),
                 }
             });
         });

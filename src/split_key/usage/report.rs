@@ -121,8 +121,8 @@ impl UsageEntry {
     /// Counts one answer.
     pub(super) fn count(&mut self, usage: &TokenUsage) {
         let model = self.model(usage.model.as_deref());
-        model.requests += 1;
-        model.unstated += u64::from(!usage.is_stated());
+        model.requests = model.requests.saturating_add(1);
+        model.unstated = model.unstated.saturating_add((!usage.is_stated()).into());
         // A provider may state any number.
         model.input_tokens = model.input_tokens.saturating_add(usage.input.unwrap_or(0));
         model.output_tokens = model.output_tokens.saturating_add(usage.output.unwrap_or(0));

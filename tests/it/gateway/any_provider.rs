@@ -151,6 +151,9 @@ fn an_error_in_the_file_names_the_provider_and_quotes_nothing() {
         (format!("{good}query = {{ \"{SECRET}&\" = \"x\" }}"), "provider 1"),
         (format!("{good}key_scheme = \"{SECRET} x\""), "provider 1"),
         (format!("{good}key_header = \"{SECRET} x\""), "provider 1: key_header"),
+        (format!("{good}key_header = \"Transfer-Encoding\""), "provider 1: key_header"),
+        (format!("{good}headers = {{ \"Content-Length\" = \"1\" }}"), "provider 1: headers"),
+        (format!("{good}default_headers = {{ host = \"x\" }}"), "provider 1: default_headers"),
         (format!("{good}\n{good}"), "provider 2"),
         (format!("[[provider]]\nname = \"{SECRET}\"\nbase_url = \"https://x/v1\""), "provider 1: its name"),
         (

@@ -92,7 +92,7 @@ async fn w06_no_answer_quotes_the_key() {
         ("late", late, None),
     ];
     for (name, body, coding) in cases {
-        for status in [400, 404, 429, 500, 529] {
+        for status in [302, 400, 404, 429, 500, 529] {
             let (url, _) = provider(move |_| async move {
                 let mut response = body().into_response();
                 *response.status_mut() = StatusCode::from_u16(status).unwrap();

@@ -53,6 +53,13 @@ async fn no_path_leads_to_credentials_of_the_providers() {
         "keys/a",
         "auth/keys",
         "keys;x",
+        "%20keys",
+        "realtime/calls",
+        "openai/v1/realtime/client_secrets",
+        "api/v1/keys",
+        "v1/v1/keys",
+        "upload/v1alpha/auth_tokens",
+        "realtimeapi/sessions",
     ] {
         for provider in ["openai", "anthropic", "google"] {
             let response = gateway.post(&format!("/v1/{provider}/app/{path}")).send().await.unwrap();
@@ -63,7 +70,7 @@ async fn no_path_leads_to_credentials_of_the_providers() {
     assert!(seen.lock().unwrap().is_empty());
     assert_eq!(gateway.apple.calls(), 0);
     // These only look like it.
-    for path in ["files/keys", "keystrokes", "organization_of_text", "realtime/calls", "chatkit/threads"] {
+    for path in ["files/keys", "keystrokes", "organization_of_text", "realtime/models", "chatkit/threads"] {
         let response = gateway.post(&format!("/v1/openai/app/{path}")).send().await.unwrap();
         assert_eq!(response.status(), StatusCode::OK, "{path}");
     }
