@@ -44,13 +44,13 @@ impl Usage {
 
     /// Says in which way a late usage is more than an early one allows.
     ///
-    /// The allowances: for memory 32 MiB and a tenth, because glibc keeps what crowds have needed once, and caches fill up
+    /// The allowances: for memory 48 MiB and a tenth, because glibc keeps what crowds have needed once, and caches fill up
     /// to their capacity; for threads 4, because tokio keeps idle threads for blocking work for 10 seconds; for file
     /// descriptors 64, because clients keep a connection for each request of their last crowd.
     pub(super) fn growth(early: Self, late: Self) -> Option<String> {
         let most = Self {
             resident: u64::MAX,
-            memory: early.memory + early.memory / 10 + 32 * 1024,
+            memory: early.memory + early.memory / 10 + 48 * 1024,
             threads: early.threads + 4,
             files: early.files + 64,
         };

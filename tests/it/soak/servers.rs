@@ -208,11 +208,14 @@ impl Gates {
         let provider = Provider::openai().with_base_url(&format!("{provider}/v1")).unwrap();
         let settings = ai_gateway::Settings {
             providers: Providers::none().with(provider),
+            models: ai_gateway::models::Models::default(),
             roots: None,
             limits: ai_gateway::Limits::default(),
             usage: UsageLog::new(),
             admin_token: None,
             debug_tokens: DebugTokens::new(),
+            cors: None,
+            single_use: false,
         };
         let app = ai_gateway::app(self.layer(Door::Remembering), keys, settings).unwrap();
         let url = listen(Router::new().fallback_service(app)).await;
