@@ -66,7 +66,7 @@ impl Clocks {
 /// replaced once.
 fn expected(age: i64, step: i64) -> (u16, usize) {
     let age_by_wall = age + step;
-    let seems_old = age_by_wall >= 40 * MINUTE || age_by_wall < -MINUTE;
+    let seems_old = !(-MINUTE..40 * MINUTE).contains(&age_by_wall);
     let is_renewed = age >= 40 * MINUTE || age >= 20 * MINUTE && seems_old;
     let is_good = step <= MINUTE && step > MINUTE - HOUR;
     if is_renewed && !is_good { (500, 2) } else { (200, 1) }
