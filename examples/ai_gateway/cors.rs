@@ -7,11 +7,12 @@ use tower_devicecheck::BoxError;
 use tower_http::cors::{AllowHeaders, CorsLayer};
 
 /// The response headers that SDKs and apps read, beside those that browsers always show.
-const EXPOSED: [&str; 16] = [
+const EXPOSED: [&str; 17] = [
     "request-id",
     "retry-after",
     "retry-after-ms",
     "x-devicecheck-code",
+    "x-gateway-request-id",
     "x-request-id",
     "x-should-retry",
     "openai-processing-ms",

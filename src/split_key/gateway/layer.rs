@@ -117,8 +117,12 @@ impl GatewayRules {
             return Err(GatewayRejection::ResumableUpload);
         }
         // As Proxed does. A test key takes the header instead.
-        if !head.headers.contains_key(TEST_KEY) && bearer_holds_client_part(&head.headers) {
-            head.headers.remove(CLIENT_PART);
+        let headers = &mut head.headers;
+        if headers.contains_key(CLIENT_PART)
+            && !headers.contains_key(TEST_KEY)
+            && bearer_holds_client_part(headers)
+        {
+            headers.remove(CLIENT_PART);
         }
         let mut target = Target::resolve(&head.uri, &head.headers, &self.providers)?;
         if let Some(access) = head.extensions.get::<Access>() {
