@@ -23,6 +23,8 @@ use crate::support::TOKEN_HEADER;
 /// No request is without an answer for longer. The layer promises 5 seconds for Apple, and a request may wait for a guard
 /// and a cache beside it.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// The time for which a client keeps a connection that it does not use.
+const IDLE: Duration = Duration::from_secs(2);
 /// The time for which a known token is used.
 const KNOWN: Duration = Duration::from_secs(30);
 
@@ -82,7 +84,9 @@ pub(super) struct Clients {
 
 impl Clients {
     pub(super) fn new(servers: Arc<Servers>, books: Arc<Books>, tally: Arc<Tally>) -> Arc<Self> {
-        let http = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
+        // Connections of a crowd would otherwise stay for longer than the calm at the end of a short run.
+        let http = reqwest::Client::builder().no_proxy().timeout(PATIENCE).pool_idle_timeout(IDLE);
+        let http = http.build().unwrap();
         let grpc = tonic::transport::Endpoint::new(servers.grpc.clone()).unwrap().timeout(PATIENCE);
         Arc::new(Self {
             grpc: grpc.connect_lazy(),
