@@ -144,6 +144,8 @@ async fn outage((server, app): (FakeAppleServer, App)) {
         assert_eq!(app.evidence(), Evidence::CACHE, "{name}");
 
         apple.clear();
+        // The client learns which of its connections have ended.
+        clock.advance(Duration::from_millis(100)).await;
         assert_eq!(app.status(&tokens[0]).await, StatusCode::OK, "{name}: back by itself");
     }
 }
