@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, Either, select};
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
-use http::{HeaderName, HeaderValue, Request, Response, StatusCode, request};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, request};
 use http_body::Body;
 use http_body_util::{BodyExt, Limited};
 use tower_service::Service;
@@ -46,8 +46,8 @@ const UNWATCHED: Duration = Duration::from_millis(200);
 /// The response has the provider's status, and the headers that may cross. The body streams, until the key is revoked: then
 /// it ends with an error, within a second. A silent stream of events gets a comment every 15 s, so that nobody on the way
 /// takes the connection to be dead, and the header `X-Accel-Buffering: no`. Answers about Anthropic's batches are read first,
-/// up to 1 MiB, because their links lead around the gateway. An error of the provider's
-/// is read first, up to 64 KiB: one that quotes the key, or that cannot be read, becomes
+/// up to 1 MiB, because their links lead around the gateway. An answer
+/// of the provider's that is no success is read first, up to 64 KiB: one that quotes the key, or that cannot be read, becomes
 /// [`ProviderError`](GatewayRejection::ProviderError), and a refusal of the key
 /// [`KeyRefused`](GatewayRejection::KeyRefused).
 ///
@@ -229,8 +229,7 @@ impl Settings {
         let kept = headers::to_client(&head.headers, key);
         // Redirects, too: like errors they are short, and may quote the request.
         if !head.status.is_success() {
-            let encoded = head.headers.get(CONTENT_ENCODING).is_some_and(|coding| coding != "identity");
-            let body = read(body, MAX_ERROR).await.filter(|_| !encoded);
+            let body = read(&head.headers, body, MAX_ERROR).await;
             let mut response = self.error(head.status, body, target, key);
             // The answer's own headers say what its body is.
             let own = std::mem::replace(response.headers_mut(), kept);
@@ -242,12 +241,9 @@ impl Settings {
             response.headers_mut().extend(own);
             return response.map(ResponseBody::rejection);
         }
-        if head.status.is_success() {
-            self.refusals.accepted(key);
-        }
-        if head.status.is_success() && batches::hold_links(target) {
-            let encoded = head.headers.get(CONTENT_ENCODING).is_some_and(|coding| coding != "identity");
-            let body = read(body, batches::MAX_ANSWER).await.filter(|_| !encoded);
+        self.refusals.accepted(key);
+        if batches::hold_links(target) {
+            let body = read(&head.headers, body, batches::MAX_ANSWER).await;
             return batches::answer(head.status, kept, body, target).map(ResponseBody::rejection);
         }
         let is_stream = is_event_stream(&head.headers);
@@ -333,9 +329,15 @@ fn outgoing(head: &request::Parts, target: &Target) -> Result<(Request<()>, ApiK
     Ok((request, key.clone()))
 }
 
-/// The body, if all of it comes, and it is not too long.
-async fn read(body: impl Body<Data = Bytes, Error = BoxError>, limit: usize) -> Option<Bytes> {
-    Some(Limited::new(body, limit).collect().await.ok()?.to_bytes())
+/// The body, if all of it comes, and it is neither too long nor compressed.
+async fn read(
+    headers: &HeaderMap,
+    body: impl Body<Data = Bytes, Error = BoxError>,
+    limit: usize,
+) -> Option<Bytes> {
+    let encoded = headers.get(CONTENT_ENCODING).is_some_and(|coding| coding != "identity");
+    let body = Limited::new(body, limit).collect().await.ok()?.to_bytes();
+    Some(body).filter(|_| !encoded)
 }
 
 /// The side at fault if there is no response.
