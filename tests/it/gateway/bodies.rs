@@ -18,7 +18,7 @@ use http_body_util::{BodyExt, StreamBody};
 
 use tower_devicecheck::split_key::gateway::PassedBody;
 
-use super::{CHAT, Gateway, ai_gateway::Limits, code, provider};
+use super::{CHAT, Gateway, ai_gateway::Limits, code, provider, provider_of_events};
 
 type Piece = Result<Frame<Bytes>, Infallible>;
 
@@ -35,12 +35,7 @@ fn piece(text: &'static str) -> Piece {
 #[tokio::test]
 async fn events_arrive_one_by_one() {
     let (events, body) = piecemeal();
-    let body = Arc::new(Mutex::new(Some(body)));
-    let (url, _) = provider(move |_| {
-        let body = body.lock().unwrap().take().unwrap();
-        async { ([("content-type", "text/event-stream")], Body::new(body)).into_response() }
-    })
-    .await;
+    let url = provider_of_events(body).await;
     let gateway = Gateway::new(&url, Limits::default()).await;
     let mut response = gateway.post(CHAT).send().await.unwrap();
     assert_eq!(response.headers()["content-type"], "text/event-stream");

@@ -32,6 +32,7 @@ use std::{
 use ai_gateway::{App, Limits, Settings, app, models::Models};
 use axum::{
     Router,
+    body::{Body, Bytes, HttpBody},
     extract::Request,
     http::{HeaderMap, HeaderName, StatusCode, request},
     response::{IntoResponse, Response},
@@ -42,7 +43,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 use tower_devicecheck::{
-    DebugTokens, DeviceCheckLayer,
+    BoxError, DebugTokens, DeviceCheckLayer,
     split_key::{
         Limits as KeyLimits, MemorySplitKeyStore, Provider, Providers, Split, SplitKeyStore, Splitter,
         UsageLog,
@@ -80,6 +81,19 @@ where
         answer(Request::from_parts(head, body))
     };
     (serve(Router::new().fallback(handler)).await, seen)
+}
+
+/// A provider that answers one request with this stream of events.
+async fn provider_of_events<B>(body: B) -> String
+where
+    B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+{
+    let body = Arc::new(Mutex::new(Some(body)));
+    let answer = move |_| {
+        let body = body.lock().unwrap().take().unwrap();
+        async { ([("content-type", "text/event-stream")], Body::new(body)).into_response() }
+    };
+    provider(answer).await.0
 }
 
 /// The three that are built in, all at this server.

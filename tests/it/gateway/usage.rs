@@ -1,15 +1,8 @@
 //! Requests and tokens, as they pass: counted, logged, and shown to the operator.
 
-use std::{
-    convert::Infallible,
-    sync::{Arc, Mutex},
-};
+use std::convert::Infallible;
 
-use axum::{
-    body::{Body, Bytes},
-    http::StatusCode,
-    response::IntoResponse,
-};
+use axum::{body::Bytes, http::StatusCode, response::IntoResponse};
 use futures::channel::mpsc;
 use http_body::Frame;
 use http_body_util::StreamBody;
@@ -22,7 +15,7 @@ use super::{
     ADMIN, CHAT, Gateway, KEY,
     ai_gateway::{Limits, Settings, app, models::Models},
     operator::usage,
-    provider,
+    provider, provider_of_events,
 };
 use crate::support::{Apple, Log};
 
@@ -46,12 +39,7 @@ async fn models(gateway: &Gateway, requests: u64) -> Vec<Value> {
 #[tokio::test]
 async fn a_stream_is_counted_and_no_event_waits_for_another() {
     let (sender, receiver) = mpsc::unbounded::<Result<Frame<Bytes>, Infallible>>();
-    let body = Arc::new(Mutex::new(Some(StreamBody::new(receiver))));
-    let (url, _) = provider(move |_| {
-        let body = body.lock().unwrap().take().unwrap();
-        async { ([("content-type", "text/event-stream")], Body::new(body)).into_response() }
-    })
-    .await;
+    let url = provider_of_events(StreamBody::new(receiver)).await;
     let gateway = Gateway::new(&url, Limits::default()).await;
     let mut response = gateway.post(CHAT).send().await.unwrap();
     let chunk = |text: &str| json!({ "model": "gpt-5", "choices": [{ "delta": { "content": text } }] });
@@ -78,12 +66,7 @@ async fn a_stream_is_counted_and_no_event_waits_for_another() {
 #[tokio::test]
 async fn a_client_that_leaves_has_used_what_was_stated_by_then() {
     let (sender, receiver) = mpsc::unbounded::<Result<Frame<Bytes>, Infallible>>();
-    let body = Arc::new(Mutex::new(Some(StreamBody::new(receiver))));
-    let (url, _) = provider(move |_| {
-        let body = body.lock().unwrap().take().unwrap();
-        async { ([("content-type", "text/event-stream")], Body::new(body)).into_response() }
-    })
-    .await;
+    let url = provider_of_events(StreamBody::new(receiver)).await;
     let gateway = Gateway::new(&url, Limits::default()).await;
     let mut response = gateway.post(CHAT).send().await.unwrap();
     let start =
