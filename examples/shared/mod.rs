@@ -46,7 +46,12 @@ pub(crate) fn run(example: impl Future<Output = Result<(), BoxError>>) -> ExitCo
 
 /// Runs on the runtime of `#[tokio::main]`, which at its end, however, waits for every name that is being looked up.
 pub(crate) fn block_on<T>(example: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
-    let runtime = tokio::runtime::Runtime::new()?;
+    // On one processor, threads would only take turns.
+    let mut runtime = match std::thread::available_parallelism() {
+        Ok(processors) if processors.get() == 1 => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    let runtime = runtime.enable_all().build()?;
     let outcome = runtime.block_on(example);
     runtime.shutdown_background();
     outcome
