@@ -42,13 +42,14 @@ const IDLE: Duration = Duration::from_secs(60);
 /// Sends requests to providers, and follows no redirects. A request whose first byte went out is never repeated: hyper
 /// tries another connection only for one that it had not begun to send.
 pub(crate) struct Client<B> {
-    hyper: HyperClient<Revealing<HttpsConnector<Dial>>, B>,
+    // The services around it are cloned for each request.
+    hyper: Arc<HyperClient<Revealing<HttpsConnector<Dial>>, B>>,
     keys: HiddenKeys,
 }
 
 impl<B> Clone for Client<B> {
     fn clone(&self) -> Self {
-        Self { hyper: self.hyper.clone(), keys: self.keys.clone() }
+        Self { hyper: Arc::clone(&self.hyper), keys: self.keys.clone() }
     }
 }
 
@@ -87,7 +88,7 @@ where
             .pool_idle_timeout(IDLE)
             .pool_max_idle_per_host(idle_connections)
             .build(keys.reveal(https));
-        Ok(Self { hyper, keys })
+        Ok(Self { hyper: Arc::new(hyper), keys })
     }
 }
 

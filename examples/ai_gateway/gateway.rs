@@ -12,14 +12,13 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    http::{HeaderName, HeaderValue, StatusCode, header::AUTHORIZATION, request},
+    http::{HeaderName, HeaderValue, Response, StatusCode, header::AUTHORIZATION, request},
     middleware,
-    response::Response,
     routing::{any_service, get},
 };
 use tower::{
     Layer,
-    util::{Either, option_layer},
+    util::{Either, MapResponseLayer, option_layer},
 };
 use tower_devicecheck::{
     BearerToken, BoxError, DebugTokens, DeviceCheckLayer, HeaderToken,
@@ -30,6 +29,7 @@ use tower_devicecheck::{
             Refusals, Target,
         },
     },
+    tenant::Tenants,
 };
 use tower_http::cors::{Cors, CorsLayer};
 
@@ -92,7 +92,7 @@ pub(crate) fn app(
     settings: Settings,
 ) -> Result<App, BoxError> {
     let gate = as_clients_send(gate, settings.debug_tokens.clone(), &key_headers(&settings.providers));
-    behind(|routes| routes.route_layer(gate), keys, settings)
+    behind(Guard::Team(gate), keys, settings)
 }
 
 /// The server for these projects only, each with its own team and test key. The debug tokens of `settings` do not count.
@@ -102,7 +102,7 @@ pub(crate) fn app_of_projects(
     settings: Settings,
 ) -> Result<App, BoxError> {
     let tenants = projects::tenants(projects, &key_headers(&settings.providers))?;
-    behind(|routes| routes.route_layer(tenants), keys, settings)
+    behind(Guard::Projects(tenants), keys, settings)
 }
 
 /// The headers in which clients of the providers send their credential, besides `Authorization`.
@@ -138,12 +138,13 @@ fn as_clients_send(
         .with_rejection_response(ProviderErrors)
 }
 
-/// The server behind the gate that `guard` puts in front of the routes.
-fn behind(
-    guard: impl FnOnce(Router) -> Router,
-    keys: impl SplitKeyStore,
-    settings: Settings,
-) -> Result<App, BoxError> {
+/// Stands in front of the providers.
+enum Guard {
+    Team(DeviceCheckLayer),
+    Projects(Tenants),
+}
+
+fn behind(guard: Guard, keys: impl SplitKeyStore, settings: Settings) -> Result<App, BoxError> {
     let Settings { providers, models, roots, limits, usage, admin_token, cors, single_use, .. } = settings;
     let keys = Arc::new(keys);
     let checked_keys = Arc::clone(&keys);
@@ -165,17 +166,22 @@ fn behind(
         .with_idle_timeout(limits.idle)
         .with_refusals(Arc::clone(&refusals))
         .with_usage(usage.clone());
-    let mut routes = Router::new().route("/v1/{provider}/{*path}", any_service(forward));
-    if single_use {
-        routes = routes.route_layer(middleware::map_response(without_retry));
-    }
+    let forward = option_layer(single_use.then(|| MapResponseLayer::new(without_retry))).layer(forward);
+    let keyed = split_keys.layer(forward);
+    // One service, and not a layer of the router for each, which would box each request.
+    let provided = match guard {
+        Guard::Team(gate) => any_service(gate.layer(keyed)),
+        Guard::Projects(tenants) => any_service(tenants.layer(keyed)),
+    };
+    let models = (models, Arc::from(key_headers(&providers)));
+    let models = provided.clone().layer(middleware::from_fn_with_state(models, models::public));
     let health = get(async move || match checked_keys.check().await {
         Ok(()) => (StatusCode::OK, "ok"),
         Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the key store failed: see the log"),
     });
-    let models = (models, Arc::from(key_headers(&providers)));
-    let mut app = guard(routes.route_layer(split_keys))
-        .route_layer(middleware::from_fn_with_state(models, models::public))
+    let mut app = Router::new()
+        .route("/v1/{provider}/{*path}", provided)
+        .route("/v1/{provider}/models", models)
         .route("/health", health)
         .route("/live", get(|| async { "ok" }));
     if let Some(token) = admin_token {
@@ -190,7 +196,7 @@ fn behind(
 
 /// Tells SDKs to show an error rather than to repeat the request: its device token is spent, so that they would get 401 and
 /// show that. Releasing the token instead would let anybody who saw it use it until the provider is content.
-async fn without_retry(mut response: Response) -> Response {
+fn without_retry<B>(mut response: Response<B>) -> Response<B> {
     let status = response.status();
     if status.is_server_error() || matches!(status.as_u16(), 408 | 409 | 429) {
         let name = HeaderName::from_static("x-should-retry");

@@ -22,11 +22,8 @@ pub(crate) async fn public(
     request: Request,
     next: Next,
 ) -> Response {
-    let listed = request.extensions().get::<Target>().and_then(|target| {
-        let name = target.provider().name();
-        let is_list = target.path().path().strip_prefix("/v1/")?.strip_prefix(name)? == "/models";
-        models.get(name).filter(|_| is_list && request.method() == Method::GET)
-    });
+    let target = request.extensions().get::<Target>().filter(|_| request.method() == Method::GET);
+    let listed = target.and_then(|target| models.get(target.provider().name()));
     let clients = ["x-ai-key", "x-device-token", "x-apple-device-token", "x-proxed-test-key"];
     let has_credential = request.headers().contains_key(AUTHORIZATION)
         || clients.iter().any(|name| request.headers().contains_key(*name))
