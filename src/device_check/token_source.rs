@@ -2,7 +2,7 @@
 
 use http::{HeaderName, HeaderValue, header::AUTHORIZATION, request};
 
-use crate::gate::headers::{after_scheme, is_bearer, take_only};
+use crate::gate::headers::{after_scheme, is_bearer, last_dot, take_only};
 use crate::gate::{credential::Candidate, rejection::MalformedToken};
 
 /// A source of device tokens: finds the device token in a request and takes it out, so that it does not reach the inner
@@ -99,7 +99,7 @@ impl TokenSource for BearerToken {
         };
         let text = value.as_bytes();
         let scheme = text.len() - after_scheme(&value).len();
-        let token_start = match text.iter().rposition(|byte| *byte == b'.') {
+        let token_start = match last_dot(&value) {
             Some(dot) => {
                 let left = &text[..dot];
                 if left.len() > scheme

@@ -13,6 +13,16 @@ pub(crate) fn after_scheme(value: &HeaderValue) -> &[u8] {
     value.as_bytes().get(BEARER.len()..).unwrap_or_default()
 }
 
+/// The place of the last dot: before the device token, which is long, if there is one.
+pub(crate) fn last_dot(value: &HeaderValue) -> Option<usize> {
+    let text = value.as_bytes();
+    match std::str::from_utf8(text) {
+        // Looks at many bytes at once.
+        Ok(text) => text.rfind('.'),
+        Err(_) => text.iter().rposition(|byte| *byte == b'.'),
+    }
+}
+
 /// Removes every value of a header and returns it if it was the only one.
 pub(crate) fn take_only(
     headers: &mut HeaderMap,

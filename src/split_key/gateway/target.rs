@@ -12,11 +12,11 @@ use crate::split_key::gateway::rejection::GatewayRejection;
 use crate::split_key::provider::{Provider, Providers};
 
 /// Paths below which providers make credentials that work without the gateway, or show those of an organization: tokens
-/// for realtime connections and chats, OpenRouter's keys, the administration of OpenAI and Anthropic.
+/// for realtime connections and chats, OpenRouter's keys, the administration of OpenAI and Anthropic. In lower case.
 const CREDENTIAL_PATHS: [&str; 12] = [
     "auth",
     "auth_tokens",
-    "authTokens",
+    "authtokens",
     "chatkit/sessions",
     "keys",
     "organization",
@@ -138,7 +138,6 @@ fn makes_credentials(path: &str) -> bool {
     let path = path.to_ascii_lowercase();
     let mut path = path.trim_ascii_start();
     let below = |path: &[u8], start: &str| {
-        let start = start.to_ascii_lowercase();
         path.strip_prefix(start.as_bytes()).is_some_and(|rest| {
             rest.first().is_none_or(|byte| !byte.is_ascii_alphanumeric() && *byte != b'_')
         })

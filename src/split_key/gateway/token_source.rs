@@ -3,7 +3,7 @@
 use http::{HeaderName, HeaderValue, request};
 
 use crate::device_check::token_source::TokenSource;
-use crate::gate::{credential::Candidate, rejection::MalformedToken};
+use crate::gate::{credential::Candidate, headers::last_dot, rejection::MalformedToken};
 
 /// Takes the device token from the end of a header such as `X-Api-Key: <client part>.<device token>`: the text after the
 /// last dot. The client part stays in the header, for [`SplitKeyLayer`](crate::split_key::SplitKeyLayer).
@@ -36,7 +36,7 @@ fn take_after_last_dot(head: &mut request::Parts, name: &HeaderName) -> Option<H
     }
     let mut values = head.headers.get_all(name).iter();
     let (Some(value), None) = (values.next(), values.next()) else { return None };
-    let dot = value.as_bytes().iter().rposition(|byte| *byte == b'.')?;
+    let dot = last_dot(value)?;
     let (client_part, token) = value.as_bytes().split_at(dot);
     let mut token = HeaderValue::from_bytes(&token[1..]).ok()?;
     let mut client_part = HeaderValue::from_bytes(client_part).ok()?;

@@ -178,8 +178,7 @@ impl JsonScanner {
             bytes = match self.within {
                 // Nearly all bytes of most responses.
                 Within::Text { kind: Text::Content, escaped: false } => {
-                    let end = bytes.iter().position(|byte| matches!(byte, b'"' | b'\\'));
-                    let Some(end) = end else { return };
+                    let Some(end) = memchr::memchr2(b'"', b'\\', bytes) else { return };
                     self.read_text(bytes[end], Text::Content, false);
                     &bytes[end + 1..]
                 }
