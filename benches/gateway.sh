@@ -12,8 +12,8 @@ export PATH=$PATH:/usr/sbin
 runs=${RUNS:-5} seconds=${SECONDS_EACH:-5}
 out=${CARGO_TARGET_DIR:-target}
 # GATEWAY names a program that is built already.
-gateway=${GATEWAY:-$out/release/examples/ai_gateway}
-[ -n "${GATEWAY:-}" ] || cargo build --quiet --release --example ai_gateway
+gateway=${GATEWAY:-$out/production/examples/ai_gateway}
+[ -n "${GATEWAY:-}" ] || cargo build --quiet --profile production --example ai_gateway --features gateway,testing,redis
 [ -n "${GATEWAY:-}" ] || cargo build --quiet --example fake_apple --example split_key
 
 work=$(mktemp -d)

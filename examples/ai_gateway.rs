@@ -63,9 +63,10 @@ mod fake_provider;
 mod gateway;
 mod shared;
 
-use std::{alloc::System, fmt::Write, net::SocketAddr, process::ExitCode};
+use std::{fmt::Write, net::SocketAddr, process::ExitCode};
 
 use gateway::{App, Limits, Settings, app, app_of_projects, cors, models::Models, projects, providers};
+use mimalloc::MiMalloc;
 use tower_devicecheck::{
     BoxError, DebugTokens, DeviceCheckLayer, Environment,
     split_key::{
@@ -81,7 +82,7 @@ use self::{
 
 /// Wipes what is freed: the HTTP client's buffers hold whole keys for a moment, and do not wipe themselves.
 #[global_allocator]
-static ALLOCATOR: ZeroAlloc<System> = ZeroAlloc(System);
+static ALLOCATOR: ZeroAlloc<MiMalloc> = ZeroAlloc(MiMalloc);
 
 fn main() -> ExitCode {
     shared::run(serve())
