@@ -124,6 +124,7 @@ for run in $(seq "$runs"); do
 done
 
 # The others, where they are installed: one run each, after a request that they need to get ready.
+master=sk-$(python3 -c "import secrets; print(secrets.token_hex(24))")
 others() {
   local name=$1 port=$2 pid
   shift 2
@@ -132,13 +133,13 @@ others() {
   for _ in $(seq 300); do curl -s -o /dev/null "http://127.0.0.1:$port/" && break; sleep 0.1; done
   curl -s -o /dev/null "${extra[@]}" -d '{"model":"m","messages":[]}' "http://127.0.0.1:$port/v1/chat/completions" || true
   for run in $(seq "$runs"); do
-    load "$pid" "http://127.0.0.1:$port/v1/chat/completions" "Authorization: Bearer sk-x" | sed "s/^/$name $run /" >>"$work/runs"
+    load "$pid" "http://127.0.0.1:$port/v1/chat/completions" "Authorization: Bearer $master" | sed "s/^/$name $run /" >>"$work/runs"
   done
   kill "$pid"
 }
 if command -v litellm >/dev/null; then
-  printf 'model_list: [{model_name: m, litellm_params: {model: openai/m, api_base: "http://127.0.0.1:%s/v1", api_key: sk-x}}]\n' "$provider" >"$work/litellm.yaml"
-  extra=(-H 'content-type: application/json')
+  printf 'model_list: [{model_name: m, litellm_params: {model: openai/m, api_base: "http://127.0.0.1:%s/v1", api_key: sk-x}}]\ngeneral_settings: {master_key: %s}\n' "$provider" "$master" >"$work/litellm.yaml"
+  extra=(-H 'content-type: application/json' -H "authorization: Bearer $master")
   p=$(port); others litellm "$p" litellm --config "$work/litellm.yaml" --port "$p" || echo "litellm: it failed"
 else
   echo "litellm: not installed"

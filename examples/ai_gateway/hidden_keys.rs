@@ -19,7 +19,7 @@ use axum::http::{HeaderMap, HeaderValue, Uri};
 use futures::{FutureExt, TryFutureExt, future::BoxFuture};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::client::legacy::connect::{Connected, Connection};
-use tower::Service;
+use tower::{Service, ServiceExt};
 
 /// The letters of a marker that are the same for this process, and those of its number.
 const SAME: usize = 32;
@@ -67,7 +67,7 @@ impl HiddenKeys {
 
     /// A connector whose streams write the keys.
     pub(crate) fn reveal<C>(&self, connector: C) -> Revealing<C> {
-        Revealing { connector, keys: self.clone() }
+        Revealing { connector: Arc::new(connector), keys: self.clone() }
     }
 
     /// The first marker in the text: where it begins, and what it stands for.
@@ -100,28 +100,34 @@ impl Drop for Hidden {
 }
 
 /// See [`HiddenKeys::reveal`].
-#[derive(Clone)]
 pub(crate) struct Revealing<C> {
-    connector: C,
+    /// Cloned for a new connection only: the HTTP client clones all of its connector for each request.
+    connector: Arc<C>,
     keys: HiddenKeys,
+}
+
+impl<C> Clone for Revealing<C> {
+    fn clone(&self) -> Self {
+        Self { connector: Arc::clone(&self.connector), keys: self.keys.clone() }
+    }
 }
 
 impl<C> Service<Uri> for Revealing<C>
 where
-    C: Service<Uri, Future: Send + 'static>,
+    C: Service<Uri, Future: Send> + Clone + Send + 'static,
 {
     type Response = RevealingStream<C::Response>;
     type Error = C::Error;
     type Future = BoxFuture<'static, Result<Self::Response, C::Error>>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), C::Error>> {
-        self.connector.poll_ready(cx)
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), C::Error>> {
+        Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
         let keys = self.keys.clone();
         let stream = |stream| RevealingStream { stream, keys, written: 0, is_deaf: false };
-        self.connector.call(uri).map_ok(stream).boxed()
+        self.connector.as_ref().clone().oneshot(uri).map_ok(stream).boxed()
     }
 }
 

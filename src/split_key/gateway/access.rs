@@ -1,8 +1,9 @@
 //! The access log: one line for each request, and the id by which the client can name it.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::pin::Pin;
 use std::sync::{
-    Arc, OnceLock,
+    Arc, LazyLock, OnceLock,
     atomic::{AtomicU16, AtomicU64, Ordering},
 };
 use std::task::{Context, Poll, ready};
@@ -25,7 +26,7 @@ const CODE: HeaderName = HeaderName::from_static("x-devicecheck-code");
 
 /// A tower layer that logs each request below `/v1/`, and gives it an id.
 ///
-/// It belongs outside of [`GatewayLayer`](crate::split_key::gateway::GatewayLayer). The id is random, and the client gets
+/// It belongs outside of [`GatewayLayer`](crate::split_key::gateway::GatewayLayer). Nobody can guess the id. The client gets
 /// it in the response header `X-Gateway-Request-Id`. The provider's own id stays in the header that SDKs read. The
 /// client's own header of that name is ignored.
 ///
@@ -87,10 +88,25 @@ struct Line {
     bytes_out: AtomicU64,
 }
 
+/// Two random seeds of this process, each hashed with the number of the request. Nobody can guess the next id, and the system is
+/// asked for randomness once.
+fn new_id() -> String {
+    static SEEDS: LazyLock<[Uuid; 2]> = LazyLock::new(|| [Uuid::new_v4(), Uuid::new_v4()]);
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let half = |seed: Uuid| {
+        let mut hasher = DefaultHasher::new();
+        (seed, number).hash(&mut hasher);
+        hasher.finish()
+    };
+    let [first, second] = SEEDS.map(half);
+    Uuid::from_u64_pair(first, second).simple().to_string()
+}
+
 impl Access {
     fn new(method: &http::Method) -> Self {
         Self(Arc::new(Line {
-            id: Uuid::new_v4().simple().to_string(),
+            id: new_id(),
             method: method.clone(),
             began: Instant::now(),
             status: AtomicU16::new(0),
