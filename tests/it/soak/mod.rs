@@ -33,8 +33,8 @@ use tower_devicecheck::{Availability, Environment};
 
 use self::{
     books::{Books, Paid, Span},
-    clients::Clients,
-    process::Usage,
+    clients::{Clients, IDLE},
+    process::{Rest, Usage},
     random::Random,
     servers::Servers,
     storms::{Deck, Storm},
@@ -71,6 +71,11 @@ impl Plan {
         Self { length, seed }
     }
 
+    /// In a shorter run, a tenth is over before servers close the connections that a late crowd left idle.
+    fn is_long(&self) -> bool {
+        self.length >= Duration::from_secs(600)
+    }
+
     /// The end of the run, in which nothing is at fault.
     fn quiet(&self) -> Duration {
         (self.length / 10).max(Duration::from_secs(12))
@@ -83,7 +88,9 @@ struct Soak {
     started: Instant,
     clients: Arc<Clients>,
     gauges: PrometheusHandle,
+    turns: Arc<Semaphore>,
     samples: Vec<Usage>,
+    rests: Vec<Rest>,
     /// The most calls to Apple of all spans that are over.
     most_calls: usize,
     /// Of the span that is not: what was paid at its start, when that was, and the calls until then.
@@ -123,7 +130,9 @@ impl Soak {
             started,
             clients,
             gauges,
+            turns: Arc::new(Semaphore::new(MOST_TURNS)),
             samples: Vec::new(),
+            rests: Vec::new(),
             most_calls: 0,
             open: (Paid::default(), started, 0),
             recoveries: BTreeMap::new(),
@@ -131,17 +140,12 @@ impl Soak {
     }
 
     async fn run(&mut self) -> Result<(), String> {
-        let turns = Arc::new(Semaphore::new(MOST_TURNS));
+        let turns = Arc::clone(&self.turns);
         let (clients, plan) = (Arc::clone(&self.clients), self.plan);
-        let traffic = tokio::spawn(take_turns(clients, Random::new(plan.seed), Arc::clone(&turns)));
+        let traffic = tokio::spawn(take_turns(clients, Random::new(plan.seed), turns));
         self.weather().await?;
         traffic.abort();
-        // Every request has its answer, or has been given up by its client.
-        let all = turns.acquire_many(u32::try_from(MOST_TURNS).unwrap());
-        let ended = timeout(Duration::from_secs(30), all).await;
-        if ended.is_err() {
-            return Err("requests are under way half a minute after the last one began".to_owned());
-        }
+        self.rest().await?;
         self.close_span(None)?;
         self.is_empty().await?;
         self.is_flat()
@@ -156,6 +160,11 @@ impl Soak {
             |random: &mut Random, from, to| random.time(Duration::from_secs(from), Duration::from_secs(to));
         self.watch(seconds(&mut random, 3, 4)).await;
         while self.started.elapsed() + Duration::from_secs(5) < quiet {
+            let next_rest = self.plan.length * (self.rests.len() as u32 + 1) / 10;
+            if self.plan.is_long() && self.started.elapsed() > next_rest {
+                self.rest().await?;
+                self.watch(seconds(&mut random, 2, 4)).await;
+            }
             self.close_span(None)?;
             let storm = deck.next();
             let time = seconds(&mut random, 2, 5);
@@ -170,6 +179,26 @@ impl Soak {
         }
         let rest = self.plan.length.saturating_sub(self.started.elapsed());
         self.watch(rest).await;
+        Ok(())
+    }
+
+    /// Waits until every request has its answer, or has been given up by its client; forgets all tokens; and looks at what
+    /// is left. Turns go on afterwards.
+    async fn rest(&mut self) -> Result<(), String> {
+        let held_back = self.clients.held_back.load(Ordering::SeqCst);
+        let all = self.turns.acquire_many(u32::try_from(MOST_TURNS).unwrap());
+        let Ok(all) = timeout(Duration::from_secs(30), all).await else {
+            return Err("requests are under way half a minute after the last one began".to_owned());
+        };
+        // Calls whose client has left end, and idle connections are closed.
+        sleep(2 * IDLE).await;
+        self.clients.forget();
+        sleep(IDLE).await;
+        let entries = self.gauge("devicecheck_cache_entries");
+        self.rests.push(Rest { live: Usage::measure().live, entries });
+        // Turns that wait for a rest are not those of a busy machine.
+        self.clients.held_back.store(held_back, Ordering::SeqCst);
+        drop(all);
         Ok(())
     }
 
@@ -252,6 +281,12 @@ impl Soak {
         if left.is_empty() { Ok(()) } else { Err(format!("left at the end: {left:?}")) }
     }
 
+    fn gauge(&self, name: &str) -> u64 {
+        let text = self.gauges.render();
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+        line.trim().parse().unwrap_or_else(|_| panic!("{name}: {line:?}"))
+    }
+
     fn left_over(&self) -> Vec<String> {
         let text = self.gauges.render();
         let names =
@@ -278,9 +313,9 @@ impl Soak {
 
     fn is_flat(&self) -> Result<(), String> {
         let (early, late) = (Usage::tenth(&self.samples, 1), Usage::tenth(&self.samples, 9));
-        // In a shorter run, a tenth is over before servers close the connections that a late crowd left idle.
-        let is_long = self.plan.length >= Duration::from_secs(600);
-        let growth = Usage::growth(early, late).filter(|_| is_long);
+        let growth =
+            Usage::growth(early, late).or_else(|| Rest::growth(*self.rests.get(1)?, *self.rests.last()?));
+        let growth = growth.filter(|_| self.plan.is_long());
         growth.map_or(Ok(()), |growth| Err(format!("the process grows: {growth}")))?;
         let (calm, failures) = (
             self.clients.tally.calm.load(Ordering::SeqCst),
