@@ -1,7 +1,7 @@
 //! A soak: mixed traffic over real sockets for a minute or half an hour, while Apple and Redis fail in all ways.
 //!
-//! `SOAK_SECONDS` is the length of the run, 60 by default, and `SOAK_SEED` repeats the order of its faults and requests.
-//! `docs/reliability.md` has the report of a long run.
+//! `.ci/soak` runs it. `SOAK_SECONDS` is the length of the run, 60 by default, and `SOAK_SEED` repeats the order of its
+//! faults and requests. `docs/reliability.md` has the report of a long run.
 #![allow(clippy::print_stdout, reason = "the report is for people")]
 
 mod books;
@@ -34,7 +34,7 @@ use tower_devicecheck::{Availability, Environment};
 use self::{
     books::{Books, Paid, Span},
     clients::{Clients, IDLE},
-    process::{Rest, Usage},
+    process::{Usage, growth_at_rest},
     random::Random,
     servers::Servers,
     storms::{Deck, Storm},
@@ -90,7 +90,9 @@ struct Soak {
     gauges: PrometheusHandle,
     turns: Arc<Semaphore>,
     samples: Vec<Usage>,
-    rests: Vec<Rest>,
+    /// Live memory in KiB while no request is under way and the clients have forgotten their tokens. It does not depend on
+    /// the traffic.
+    rests: Vec<u64>,
     /// The most calls to Apple of all spans that are over.
     most_calls: usize,
     /// Of the span that is not: what was paid at its start, when that was, and the calls until then.
@@ -194,8 +196,11 @@ impl Soak {
         sleep(2 * IDLE).await;
         self.clients.forget();
         sleep(IDLE).await;
-        let entries = self.gauge("devicecheck_cache_entries");
-        self.rests.push(Rest { live: Usage::measure().live, entries });
+        self.clients.tidy_up();
+        self.gauges.run_upkeep();
+        let live = Usage::measure().live;
+        println!("{:>6.1} s  at rest: {live} KiB in use", self.started.elapsed().as_secs_f64());
+        self.rests.push(live);
         // Turns that wait for a rest are not those of a busy machine.
         self.clients.held_back.store(held_back, Ordering::SeqCst);
         drop(all);
@@ -281,12 +286,6 @@ impl Soak {
         if left.is_empty() { Ok(()) } else { Err(format!("left at the end: {left:?}")) }
     }
 
-    fn gauge(&self, name: &str) -> u64 {
-        let text = self.gauges.render();
-        let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
-        line.trim().parse().unwrap_or_else(|_| panic!("{name}: {line:?}"))
-    }
-
     fn left_over(&self) -> Vec<String> {
         let text = self.gauges.render();
         let names =
@@ -314,7 +313,7 @@ impl Soak {
     fn is_flat(&self) -> Result<(), String> {
         let (early, late) = (Usage::tenth(&self.samples, 1), Usage::tenth(&self.samples, 9));
         let growth =
-            Usage::growth(early, late).or_else(|| Rest::growth(*self.rests.get(1)?, *self.rests.last()?));
+            Usage::growth(early, late).or_else(|| growth_at_rest(*self.rests.get(1)?, *self.rests.last()?));
         let growth = growth.filter(|_| self.plan.is_long());
         growth.map_or(Ok(()), |growth| Err(format!("the process grows: {growth}")))?;
         let (calm, failures) = (

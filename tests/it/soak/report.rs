@@ -77,11 +77,8 @@ impl Soak {
             }
         }
         line("end", Usage::measure());
-        let _ = write!(text, "\n| rest | live | verdicts in memory |\n|---|---|---|\n");
-        for (number, rest) in self.rests.iter().enumerate() {
-            let live = rest.live as f64 / 1024.0;
-            let _ = writeln!(text, "| {} | {live:.2} MiB | {} |", number + 1, rest.entries);
-        }
+        let rests: Vec<_> = self.rests.iter().map(|live| format!("{:.2}", *live as f64 / 1024.0)).collect();
+        let _ = writeln!(text, "\nLive memory at rest, in MiB: {}.", rests.join(", "));
         text
     }
 }
