@@ -1,5 +1,7 @@
 //! The example `split_key`: the tool that manages key files.
 
+mod mistakes;
+
 use std::{
     fs,
     io::Write,
@@ -30,8 +32,13 @@ impl Tool {
     }
 
     fn spawn(&self, arguments: &str, stdin: &str) -> Child {
+        self.spawn_with(arguments, stdin, &[])
+    }
+
+    fn spawn_with(&self, arguments: &str, stdin: &str, variables: &[(&str, &str)]) -> Child {
         let mut child = Command::new(example("split_key"))
             .args(arguments.split_whitespace())
+            .envs(variables.iter().copied())
             .current_dir(&self.folder)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -45,6 +52,10 @@ impl Tool {
 
     fn run(&self, arguments: &str, stdin: &str) -> Output {
         self.spawn(arguments, stdin).wait_with_output().unwrap()
+    }
+
+    fn run_with(&self, arguments: &str, stdin: &str, variables: &[(&str, &str)]) -> Output {
+        self.spawn_with(arguments, stdin, variables).wait_with_output().unwrap()
     }
 
     /// The text that it prints, without the end of the line. It says more only of a file that is new.
