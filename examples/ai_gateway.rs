@@ -246,10 +246,11 @@ fn settings(
     Ok(Settings { providers, models, roots, limits, usage, admin_token, debug_tokens, cors, single_use })
 }
 
-fn number<N: std::str::FromStr + PartialOrd + std::fmt::Display>(
-    name: &str,
-    least: N,
-) -> Result<Option<N>, BoxError> {
+/// An environment variable with a number, at least this one.
+fn number<N>(name: &str, least: N) -> Result<Option<N>, BoxError>
+where
+    N: std::str::FromStr + PartialOrd + Copy + std::fmt::Display,
+{
     let Some(text) = shared::variable(name)? else { return Ok(None) };
     match text.trim().parse() {
         Ok(number) if number >= least => Ok(Some(number)),
