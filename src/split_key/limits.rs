@@ -69,8 +69,10 @@ impl Limits {
         self
     }
 
-    /// Whether all paths can match a request.
-    pub(super) fn are_possible(&self) -> bool {
+    /// Whether each path can match a request. [`Splitter::issue`](crate::split_key::Splitter::issue) refuses limits with
+    /// another path; check the limits of a record that you make yourself.
+    #[must_use]
+    pub fn are_possible(&self) -> bool {
         self.paths.iter().flatten().all(|path| {
             let path =
                 path.strip_suffix("/*").map_or(&**path, |start| if start.is_empty() { "/" } else { start });

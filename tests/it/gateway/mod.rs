@@ -20,6 +20,7 @@ mod paths;
 mod projects;
 mod promises;
 mod revocation;
+mod settings;
 mod upgrades;
 mod usage;
 mod usage_kept;
