@@ -25,6 +25,7 @@ use crate::gate::problem::{Row, row_accessors};
 /// | [`WrongProvider`](Self::WrongProvider) | `wrong_provider` | 403 |
 /// | [`BodyTooLarge`](Self::BodyTooLarge) | `body_too_large` | 413 |
 /// | [`RequestTimeout`](Self::RequestTimeout) | `request_timeout` | 408 |
+/// | [`BrokenBody`](Self::BrokenBody) | `broken_body` | 400 |
 /// | [`KeyRevoked`](Self::KeyRevoked) | `invalid_key` | 401 |
 /// | [`ProviderUnreachable`](Self::ProviderUnreachable) | `provider_unreachable` | 502 |
 /// | [`KeyRefused`](Self::KeyRefused) | `key_refused_by_provider` | 502 |
@@ -61,7 +62,9 @@ pub enum GatewayRejection {
     BodyTooLarge,
     /// The client was silent for too long within the body.
     RequestTimeout,
-    /// The key was revoked while the provider worked. A response that has begun ends with this error.
+    /// The client's body is malformed, or broke off before its end. The provider got no whole request.
+    BrokenBody,
+    /// The key was revoked, or expired, while the provider worked. A response that has begun ends with this error.
     KeyRevoked,
     /// No connection to the provider, or none that lasted until its response.
     ProviderUnreachable,
@@ -97,7 +100,8 @@ impl GatewayRejection {
             Self::WrongProvider => ("wrong_provider", "The key is of another provider", StatusCode::FORBIDDEN, 7),
             Self::BodyTooLarge => ("body_too_large", "The body is too large", StatusCode::PAYLOAD_TOO_LARGE, 8),
             Self::RequestTimeout => ("request_timeout", "The request took too long", StatusCode::REQUEST_TIMEOUT, 4),
-            Self::KeyRevoked => ("invalid_key", "The key was revoked", StatusCode::UNAUTHORIZED, 16),
+            Self::BrokenBody => ("broken_body", "The body is malformed or broke off", StatusCode::BAD_REQUEST, 3),
+            Self::KeyRevoked => ("invalid_key", "The key was revoked, or has expired", StatusCode::UNAUTHORIZED, 16),
             Self::ProviderUnreachable => ("provider_unreachable", "The provider cannot be reached", StatusCode::BAD_GATEWAY, 14),
             Self::KeyRefused => ("key_refused_by_provider", "The provider refuses the server's API key", StatusCode::BAD_GATEWAY, 13),
             Self::ProviderTimeout => ("provider_timeout", "The provider did not answer in time", StatusCode::GATEWAY_TIMEOUT, 4),
