@@ -36,7 +36,7 @@ use crate::gate::problem::{Row, row_accessors};
 pub enum GatewayRejection {
     /// The path names no provider with a base URL.
     UnknownProvider,
-    /// Neither the header nor the path names a project.
+    /// Neither the header nor the path names a project, or the path ends with the provider or the project.
     NoProject,
     /// Servers may read the path in two ways.
     BadPath,
@@ -87,7 +87,7 @@ impl GatewayRejection {
     pub(super) const fn row(&self) -> Row {
         let (code, title, status, grpc_status) = match self {
             Self::UnknownProvider => ("unknown_provider", "No such provider", StatusCode::NOT_FOUND, 5),
-            Self::NoProject => ("no_project", "No project in the header or the path", StatusCode::BAD_REQUEST, 3),
+            Self::NoProject => ("no_project", "No project in the header or the path, or no path after it", StatusCode::BAD_REQUEST, 3),
             Self::BadPath => ("bad_path", "A path that can be read in two ways", StatusCode::BAD_REQUEST, 3),
             Self::EmptySegment => ("empty_segment", "Two slashes in a row in the path, or a slash at its end: one of them is too many", StatusCode::BAD_REQUEST, 3),
             Self::BadQuery => ("bad_query", "A query parameter that does not cross the gateway, or `key` twice", StatusCode::BAD_REQUEST, 3),
