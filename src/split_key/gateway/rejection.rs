@@ -48,7 +48,7 @@ pub enum GatewayRejection {
     CredentialPath,
     /// A client part in the path, the query or the project, where only `key` may hold one.
     CredentialInUrl,
-    /// A form or a batch: its body holds requests or parameters of its own.
+    /// A form or a batch, whose body holds requests or parameters of its own; or several media types for one body.
     BadMediaType,
     /// A WebSocket, a tunnel or another protocol on the connection.
     UpgradeNotSupported,
@@ -93,7 +93,7 @@ impl GatewayRejection {
             Self::BadQuery => ("bad_query", "A query parameter that does not cross the gateway, or `key` twice", StatusCode::BAD_REQUEST, 3),
             Self::CredentialPath => ("credential_path", "A path that makes credentials, which would lead around the gateway", StatusCode::FORBIDDEN, 7),
             Self::CredentialInUrl => ("credential_in_url", "A client part in the path, the query or the project, where only `key` may hold one", StatusCode::BAD_REQUEST, 3),
-            Self::BadMediaType => ("bad_media_type", "A form or a batch, which does not cross the gateway", StatusCode::UNSUPPORTED_MEDIA_TYPE, 3),
+            Self::BadMediaType => ("bad_media_type", "A form, a batch, or several media types for one body, which do not cross the gateway", StatusCode::UNSUPPORTED_MEDIA_TYPE, 3),
             Self::UpgradeNotSupported => ("upgrade_not_supported", "No WebSockets, nor any other protocol on this connection", StatusCode::NOT_IMPLEMENTED, 12),
             Self::ResumableUpload => ("resumable_upload_not_supported", "No resumable uploads: send the file in one request", StatusCode::NOT_IMPLEMENTED, 12),
             Self::MethodNotAllowed => ("method_not_allowed", "Method not allowed", StatusCode::METHOD_NOT_ALLOWED, 12),
