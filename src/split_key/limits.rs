@@ -88,7 +88,8 @@ impl Limits {
         self
     }
 
-    /// Allows use before this time. Default: no expiry.
+    /// Allows use before this time. Default: no expiry. A response that is under way then ends only if its service asks
+    /// [`ApiKey::revoked`](crate::split_key::ApiKey::revoked), as the gateway does.
     #[must_use]
     pub const fn with_expiry(mut self, expires_at: SystemTime) -> Self {
         self.expires_at = Some(expires_at);

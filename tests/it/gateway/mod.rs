@@ -19,6 +19,7 @@ mod operator;
 mod paths;
 mod projects;
 mod promises;
+mod refused_keys;
 mod revocation;
 mod settings;
 mod upgrades;
