@@ -101,7 +101,8 @@ impl ApiKey {
         self.metadata
     }
 
-    /// A future that ends when the key may no longer be used: its split is revoked, retired, expired, or gone from the store.
+    /// A future that ends when the key may no longer be used: its split is revoked, retired or expired, or gone from the
+    /// store.
     ///
     /// For responses that stream for long: poll this beside the body, and end the response with an error. While the future
     /// is polled, the store is asked five times a second for each split, however many futures wait for it. With the
