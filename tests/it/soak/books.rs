@@ -45,7 +45,8 @@ struct Seen<K, V>(Mutex<HashMap<K, (V, Instant)>>);
 
 impl<K, V> Default for Seen<K, V> {
     fn default() -> Self {
-        Self(Mutex::default())
+        // More than there are, so that its size does not follow the traffic.
+        Self(Mutex::new(HashMap::with_capacity(28_000)))
     }
 }
 

@@ -24,7 +24,7 @@ use crate::support::TOKEN_HEADER;
 /// and a cache beside it.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// The time for which a client keeps a connection that it does not use.
-const IDLE: Duration = Duration::from_secs(2);
+pub(super) const IDLE: Duration = Duration::from_secs(2);
 /// The time for which a known token is used.
 const KNOWN: Duration = Duration::from_secs(30);
 
@@ -171,6 +171,15 @@ impl Clients {
 
     pub(super) fn retire(&self, token: String) {
         self.retired.lock().unwrap().push_back((token, Instant::now()));
+    }
+
+    /// Forgets all tokens. No request may be under way.
+    pub(super) fn forget(&self) {
+        for pool in [&self.known, &self.known_to_grpc, &self.retired] {
+            for (token, _) in std::mem::take(&mut *pool.lock().unwrap()) {
+                self.servers.fake.expire(&token);
+            }
+        }
     }
 
     /// Forgets everything that no request uses any more.

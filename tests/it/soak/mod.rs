@@ -1,7 +1,7 @@
 //! A soak: mixed traffic over real sockets for a minute or half an hour, while Apple and Redis fail in all ways.
 //!
-//! `SOAK_SECONDS` is the length of the run, 60 by default, and `SOAK_SEED` repeats the order of its faults and requests.
-//! `docs/reliability.md` has the report of a long run.
+//! `.ci/soak` runs it. `SOAK_SECONDS` is the length of the run, 60 by default, and `SOAK_SEED` repeats the order of its
+//! faults and requests. `docs/reliability.md` has the report of a long run.
 #![allow(clippy::print_stdout, reason = "the report is for people")]
 
 mod books;
@@ -33,8 +33,8 @@ use tower_devicecheck::{Availability, Environment};
 
 use self::{
     books::{Books, Paid, Span},
-    clients::Clients,
-    process::Usage,
+    clients::{Clients, IDLE},
+    process::{Usage, growth_at_rest},
     random::Random,
     servers::Servers,
     storms::{Deck, Storm},
@@ -71,6 +71,11 @@ impl Plan {
         Self { length, seed }
     }
 
+    /// In a shorter run, a tenth is over before servers close the connections that a late crowd left idle.
+    fn is_long(&self) -> bool {
+        self.length >= Duration::from_secs(600)
+    }
+
     /// The end of the run, in which nothing is at fault.
     fn quiet(&self) -> Duration {
         (self.length / 10).max(Duration::from_secs(12))
@@ -83,7 +88,11 @@ struct Soak {
     started: Instant,
     clients: Arc<Clients>,
     gauges: PrometheusHandle,
+    turns: Arc<Semaphore>,
     samples: Vec<Usage>,
+    /// Live memory in KiB while no request is under way and the clients have forgotten their tokens. It does not depend on
+    /// the traffic.
+    rests: Vec<u64>,
     /// The most calls to Apple of all spans that are over.
     most_calls: usize,
     /// Of the span that is not: what was paid at its start, when that was, and the calls until then.
@@ -123,7 +132,9 @@ impl Soak {
             started,
             clients,
             gauges,
+            turns: Arc::new(Semaphore::new(MOST_TURNS)),
             samples: Vec::new(),
+            rests: Vec::new(),
             most_calls: 0,
             open: (Paid::default(), started, 0),
             recoveries: BTreeMap::new(),
@@ -131,17 +142,12 @@ impl Soak {
     }
 
     async fn run(&mut self) -> Result<(), String> {
-        let turns = Arc::new(Semaphore::new(MOST_TURNS));
+        let turns = Arc::clone(&self.turns);
         let (clients, plan) = (Arc::clone(&self.clients), self.plan);
-        let traffic = tokio::spawn(take_turns(clients, Random::new(plan.seed), Arc::clone(&turns)));
+        let traffic = tokio::spawn(take_turns(clients, Random::new(plan.seed), turns));
         self.weather().await?;
         traffic.abort();
-        // Every request has its answer, or has been given up by its client.
-        let all = turns.acquire_many(u32::try_from(MOST_TURNS).unwrap());
-        let ended = timeout(Duration::from_secs(30), all).await;
-        if ended.is_err() {
-            return Err("requests are under way half a minute after the last one began".to_owned());
-        }
+        self.rest().await?;
         self.close_span(None)?;
         self.is_empty().await?;
         self.is_flat()
@@ -156,6 +162,11 @@ impl Soak {
             |random: &mut Random, from, to| random.time(Duration::from_secs(from), Duration::from_secs(to));
         self.watch(seconds(&mut random, 3, 4)).await;
         while self.started.elapsed() + Duration::from_secs(5) < quiet {
+            let next_rest = self.plan.length * (self.rests.len() as u32 + 1) / 10;
+            if self.plan.is_long() && self.started.elapsed() > next_rest {
+                self.rest().await?;
+                self.watch(seconds(&mut random, 2, 4)).await;
+            }
             self.close_span(None)?;
             let storm = deck.next();
             let time = seconds(&mut random, 2, 5);
@@ -170,6 +181,29 @@ impl Soak {
         }
         let rest = self.plan.length.saturating_sub(self.started.elapsed());
         self.watch(rest).await;
+        Ok(())
+    }
+
+    /// Waits until every request has its answer, or has been given up by its client; forgets all tokens; and looks at what
+    /// is left. Turns go on afterwards.
+    async fn rest(&mut self) -> Result<(), String> {
+        let held_back = self.clients.held_back.load(Ordering::SeqCst);
+        let all = self.turns.acquire_many(u32::try_from(MOST_TURNS).unwrap());
+        let Ok(all) = timeout(Duration::from_secs(30), all).await else {
+            return Err("requests are under way half a minute after the last one began".to_owned());
+        };
+        // Calls whose client has left end, and idle connections are closed.
+        sleep(2 * IDLE).await;
+        self.clients.forget();
+        sleep(IDLE).await;
+        self.clients.tidy_up();
+        self.gauges.run_upkeep();
+        let live = Usage::measure().live;
+        println!("{:>6.1} s  at rest: {live} KiB in use", self.started.elapsed().as_secs_f64());
+        self.rests.push(live);
+        // Turns that wait for a rest are not those of a busy machine.
+        self.clients.held_back.store(held_back, Ordering::SeqCst);
+        drop(all);
         Ok(())
     }
 
@@ -278,9 +312,9 @@ impl Soak {
 
     fn is_flat(&self) -> Result<(), String> {
         let (early, late) = (Usage::tenth(&self.samples, 1), Usage::tenth(&self.samples, 9));
-        // In a shorter run, a tenth is over before servers close the connections that a late crowd left idle.
-        let is_long = self.plan.length >= Duration::from_secs(600);
-        let growth = Usage::growth(early, late).filter(|_| is_long);
+        let growth =
+            Usage::growth(early, late).or_else(|| growth_at_rest(*self.rests.get(1)?, *self.rests.last()?));
+        let growth = growth.filter(|_| self.plan.is_long());
         growth.map_or(Ok(()), |growth| Err(format!("the process grows: {growth}")))?;
         let (calm, failures) = (
             self.clients.tally.calm.load(Ordering::SeqCst),

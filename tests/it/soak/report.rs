@@ -57,12 +57,16 @@ impl Soak {
         }
         let _ = write!(
             text,
-            "\n| moment | resident | of it heap and stacks | threads | files |\n|---|---|---|---|---|\n"
+            "\n| moment | live | at most so far | heap and stacks | all that is resident | threads | files |\n|---|---|---|---|---|---|---|\n"
         );
         let mut line = |name: &str, usage: Usage| {
-            let Usage { resident, memory, threads, files } = usage;
-            let (resident, memory) = (resident as f64 / 1024.0, memory as f64 / 1024.0);
-            let _ = writeln!(text, "| {name} | {resident:.1} MiB | {memory:.1} MiB | {threads} | {files} |");
+            let [live, peak, memory, resident] =
+                [usage.live, usage.peak, usage.memory, usage.resident].map(|size| size as f64 / 1024.0);
+            let _ = writeln!(
+                text,
+                "| {name} | {live:.1} MiB | {peak:.1} MiB | {memory:.1} MiB | {resident:.1} MiB | {} | {} |",
+                usage.threads, usage.files
+            );
         };
         if let Some(first) = self.samples.first() {
             line("start", *first);
@@ -73,6 +77,8 @@ impl Soak {
             }
         }
         line("end", Usage::measure());
+        let rests: Vec<_> = self.rests.iter().map(|live| format!("{:.2}", *live as f64 / 1024.0)).collect();
+        let _ = writeln!(text, "\nLive memory at rest, in MiB: {}.", rests.join(", "));
         text
     }
 }

@@ -1,23 +1,29 @@
 //! The process under test: one client for Apple, one handle for Redis, and all kinds of servers around them.
 
-use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use axum::{
     Router,
     body::Bytes,
     routing::{get, post},
 };
+use futures::FutureExt;
 use tokio::sync::Mutex;
 use tonic::service::Routes;
 use tower::Layer;
 use tower_devicecheck::{
-    AppleClient, DebugTokens, DeviceCheckLayer, Environment, ReadBodies, Redis, ReqwestTransport, Verdict,
-    VerifiedDevice,
+    AppleClient, DebugTokens, DeviceCheckLayer, DeviceToken, Environment, ReadBodies, Redis,
+    ReqwestTransport, Verdict, VerifiedDevice,
     app_attest::{
         Anchors, AppAttestProof, AttestEndpoint, ChallengeEndpoint, ChallengeKey, ChallengePurpose,
         Challenges, Freshness, RedisAttestKeyStore,
     },
-    cache::{MemoryCache, RedisCache, Tiered},
+    cache::{CachedVerdict, MemoryCache, RedisCache, Tiered, VerdictCache, VerdictKey},
     replay::RedisReplayGuard,
     session::{Exchange, KeyRing, MasterKey, SessionProof, Sessions},
     split_key::{Limits, Provider, Providers, RedisSplitKeyStore, Splitter, UsageLog},
@@ -118,6 +124,20 @@ fn redis() -> (RedisServer, PathBuf) {
     (server, folder)
 }
 
+/// A cache that has no room, as a server's cache after a while: it grows no more.
+fn full_cache() -> MemoryCache {
+    let (genuine, refused) = (20_000, 5_000);
+    let cache = MemoryCache::with_capacity(genuine, refused);
+    for number in 0..genuine + refused {
+        let verdict = if number < genuine { Verdict::Genuine } else { Verdict::Refused };
+        let token: DeviceToken = format!("{number:012}").parse().unwrap();
+        let key = VerdictKey::new("", Environment::Production, &token);
+        let verdict = CachedVerdict::new(verdict, key.digest(), SystemTime::now(), Duration::ZERO);
+        cache.put(&key, verdict).now_or_never().expect("memory does not wait").unwrap();
+    }
+    cache
+}
+
 struct Gates {
     client: AppleClient,
     redis: Redis,
@@ -133,8 +153,7 @@ impl Gates {
     }
 
     fn layer(&self, door: Door) -> DeviceCheckLayer {
-        let cache =
-            Tiered::new(MemoryCache::with_capacity(20_000, 5_000), RedisCache::new(self.redis.clone()));
+        let cache = Tiered::new(full_cache(), RedisCache::new(self.redis.clone()));
         DeviceCheckLayer::new(self.client.clone())
             .with_cache(cache)
             .with_time_to_live(Verdict::Genuine, TIME_TO_LIVE)
