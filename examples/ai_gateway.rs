@@ -13,55 +13,24 @@
 //! Bearer`, in `X-Api-Key`, in `X-Goog-Api-Key` or in the query parameter `key`. Or the client part in `X-Ai-Key` and the device token in
 //! `X-Device-Token`. Rejections have the shape of the provider's errors. Bodies are streamed both ways. `docs/from-proxed.md` has the details.
 //!
+//! Without any variable, there are a fake Apple, a fake provider and keys for it. `docs/gateway.md` has the table of all
+//! variables. These are what a gateway with keys of your own needs:
+//!
 //! | variable | value |
 //! |---|---|
-//! | `APPLE_JWT_ISS`, `APPLE_JWT_KID`, `APPLE_JWT_PRIVATE_KEY` | team id, key id and the text of the `.p8` file, or its path in `APPLE_JWT_PRIVATE_KEY_FILE`; without them and with made-up keys, a fake Apple in this process is asked |
-//! | `ALLOW_FAKE_APPLE` | `1`: the same with keys of the operator's own, or a Redis. For tests: anybody can make the tokens that open them |
-//! | `DEVICECHECK_PRODUCTION_URL`, `DEVICECHECK_DEVELOPMENT_URL` | asked in the place of Apple's two servers |
-//! | `PROJECTS_FILE` | projects with a team and a test key of their own, in the place of the variables above and of `TEST_KEY`; see below. Needs `KEYS_FILE` or `KEYS_IN_REDIS` |
-//! | `KEYS_FILE` | the server parts, as the example `split_key` writes them; without it, a fake provider and keys for it are made up |
-//! | `KEYS_IN_REDIS` | `1`: the server parts are in the Redis of `REDIS_URL`, in the place of `KEYS_FILE` |
-//! | `OPENAI_URL`, `ANTHROPIC_URL`, `GOOGLE_URL` | in the place of the provider's, such as `https://api.openai.com/v1`; a version at the end is for requests that name none |
-//! | `PROVIDERS_FILE` | more providers, and other settings for these three: `examples/ai_gateway/providers.toml` shows what can be set |
-//! | `ADMIN_TOKEN` | opens `GET /usage`, which otherwise does not exist; at least 16 characters; with made-up keys, so is this |
-//! | `USAGE_FOLDER` | holds the counts of `/usage`, for this process alone; `none`: this process forgets them. Default: `REDIS_URL`, shared with all copies of this server, or else the name of `KEYS_FILE` with `.usage` at its end |
-//! | `USAGE_DAYS` | days for which the counts are kept, default 90 |
-//! | `TEST_KEY` | a secret of at least 16 characters without dots that stands in for a device token, or comes in `X-Proxed-Test-Key`: for simulators, never in a released app |
-//! | `MAX_BODY_BYTES` | of a request, default 33554432 (32 MiB) |
-//! | `UPLOAD_TIMEOUT` | seconds that a client may be silent within its body, default 120 |
-//! | `HEAD_TIMEOUT` | seconds from the last piece of the client's body until the provider's response begins, default 600 |
-//! | `IDLE_TIMEOUT` | seconds that the provider may be silent within its response, default 600 |
-//! | `WRITE_TIMEOUT` | seconds in which a client takes nothing of a response that waits for it, default 60; then its connection and the provider's end |
-//! | `CORS_ORIGINS` | origins of pages and web views that may call the gateway, with commas in between: `https://app.example,capacitor://localhost`; default: none |
-//! | `IDLE_CONNECTIONS` | connections to a provider that are kept for later, default 64; they hold no key |
-//! | `PROVIDER_CA_FILE` | certificates of authorities in PEM, trusted for providers besides those of the platform |
-//! | `REDIS_URL` | Redis or Valkey, shared with other copies of this server (build with `--features redis`); default: this process remembers verdicts for itself |
-//! | `SINGLE_USE` | `1`: a device token admits one request; SDKs that repeat requests by themselves need `max_retries=0` |
-//! | `FLEET_SINGLE_FLIGHT` | `1`: of all copies that share a Redis one asks Apple about a token |
+//! | `APPLE_JWT_ISS`, `APPLE_JWT_KID`, `APPLE_JWT_PRIVATE_KEY_FILE` | team id, key id and the path of the `.p8` file |
+//! | `KEYS_FILE`, or `KEYS_IN_REDIS=1` and `REDIS_URL` | the server parts, as the example `split_key` writes them |
+//! | `PROJECTS_FILE` | several teams, in the place of `APPLE_JWT_*` |
+//! | `ADMIN_TOKEN` | opens `GET /usage` |
 //! | `LISTEN` | default `127.0.0.1:3000` |
-//! | `REQUEST_HEAD_TIMEOUT` | seconds until the head of a request has come, default 30; also how long an HTTP/1.1 connection is kept for the next one |
-//! | `SHUTDOWN_TIMEOUT` | seconds that requests get to end after SIGTERM or Ctrl-C, default 25 |
-//! | `METRICS_LISTEN` | address of `/metrics` for Prometheus, such as `127.0.0.1:9464` (build with `--features _prometheus`); default: none |
-//! | `RUST_LOG` | default `info` |
-//!
-//! `PROJECTS_FILE` names each project by the id that `KEYS_FILE` has. Paths are relative to the working directory;
-//! `test_key` is optional. All other projects get 401:
-//!
-//! ```json
-//! {"projects": [{
-//!   "id": "my-app",
-//!   "team_id": "TEAM123456",
-//!   "key_id": "KEY1234567",
-//!   "private_key_file": "/run/secrets/AuthKey_KEY1234567.p8",
-//!   "test_key": "a-secret-of-16-characters-or-more"
-//! }]}
-//! ```
 
 #[path = "ai_gateway/fake_provider.rs"]
 mod fake_provider;
 #[path = "ai_gateway/gateway.rs"]
 mod gateway;
 mod shared;
+#[path = "ai_gateway/variables.rs"]
+mod variables;
 
 use std::{fmt::Write, net::SocketAddr, process::ExitCode};
 
@@ -89,11 +58,13 @@ fn main() -> ExitCode {
 }
 
 async fn serve() -> Result<(), BoxError> {
+    variables::warn_of_misspelt();
     shared::metrics::serve().await?;
     if let Some(path) = shared::variable("PROJECTS_FILE")? {
         return serve_projects(path.trim()).await;
     }
     refuse_fake_apple()?;
+    refuse_made_up_keys()?;
     let apple = Apple::from_env().await?;
     apple.check(Environment::Production).await?;
     match keys().await? {
@@ -126,7 +97,8 @@ async fn serve_projects(path: &str) -> Result<(), BoxError> {
     }
     let keys = keys().await?.ok_or("PROJECTS_FILE needs KEYS_FILE or KEYS_IN_REDIS")?;
     let usage = usage().await?;
-    let settings = settings(None, shared::variable("ADMIN_TOKEN")?, usage.clone())?;
+    let admin_token = shared::variable("ADMIN_TOKEN")?;
+    let settings = settings(None, admin_token.clone(), usage.clone())?;
     let memory = shared::memory().await?;
     let gate = async |credentials| {
         let apple = Apple::of_credentials(credentials)?;
@@ -135,7 +107,7 @@ async fn serve_projects(path: &str) -> Result<(), BoxError> {
     };
     let in_file = |error: BoxError| format!("PROJECTS_FILE: {}", shared::Chain(&*error));
     let text = std::fs::read_to_string(path).map_err(|error| in_file(error.into()))?;
-    let projects = projects::read(&text, gate).await.map_err(in_file)?;
+    let projects = projects::read(&text, admin_token.as_deref(), gate).await.map_err(in_file)?;
     listen(app_of_projects(projects, keys, settings)?, usage, |_| String::new()).await
 }
 
@@ -170,6 +142,24 @@ fn refuse_fake_apple() -> Result<(), BoxError> {
     Ok(())
 }
 
+/// The operator's own credentials at Apple say that apps are to call this server. With keys that are made up, it would
+/// answer them with a fake provider.
+fn refuse_made_up_keys() -> Result<(), BoxError> {
+    if shared::any_is_set(["KEYS_FILE"])? || shared::switch("KEYS_IN_REDIS")? {
+        return Ok(());
+    }
+    for name in shared::CREDENTIALS {
+        if shared::variable(name)?.is_some() {
+            return Err(format!(
+                "{name} is set and KEYS_FILE is not, so that there would be made-up keys and a fake provider: set \
+                 KEYS_FILE, or KEYS_IN_REDIS=1 and REDIS_URL; for the demo, unset all APPLE_JWT_* variables"
+            )
+            .into());
+        }
+    }
+    Ok(())
+}
+
 async fn listen(app: App, usage: UsageLog, hints: impl FnOnce(SocketAddr) -> String) -> Result<(), BoxError> {
     let server = Server::from_env().await?;
     let address = server.address()?;
@@ -189,7 +179,7 @@ async fn usage() -> Result<UsageLog, BoxError> {
         (None, Some(url), _) => usage_in_redis(url.trim()).await?,
         (None, None, Some(keys_file)) => open(&format!("{}.usage", keys_file.trim()))?,
     };
-    Ok(match number("USAGE_DAYS")? {
+    Ok(match number("USAGE_DAYS", 1)? {
         Some(days) => log.with_retention(days),
         None => log,
     })
@@ -234,14 +224,17 @@ fn settings(
     };
     let defaults = Limits::default();
     let limits = Limits {
-        body: number("MAX_BODY_BYTES")?.unwrap_or(defaults.body),
+        body: number("MAX_BODY_BYTES", 1)?.unwrap_or(defaults.body),
         upload: shared::seconds("UPLOAD_TIMEOUT", 1)?.unwrap_or(defaults.upload),
         head: shared::seconds("HEAD_TIMEOUT", 1)?.unwrap_or(defaults.head),
         idle: shared::seconds("IDLE_TIMEOUT", 1)?.unwrap_or(defaults.idle),
-        idle_connections: number("IDLE_CONNECTIONS")?.unwrap_or(defaults.idle_connections),
+        idle_connections: number("IDLE_CONNECTIONS", 0)?.unwrap_or(defaults.idle_connections),
     };
     let mut debug_tokens = DebugTokens::new();
     if let Some(secret) = shared::variable("TEST_KEY")? {
+        if admin_token.as_deref().map(str::trim) == Some(secret.trim()) {
+            return Err("ADMIN_TOKEN and TEST_KEY are the same: a test key is in apps".into());
+        }
         debug_tokens = projects::with_test_key(debug_tokens, &secret)
             .map_err(|error| in_setting("TEST_KEY", &*error))?;
     }
@@ -253,10 +246,16 @@ fn settings(
     Ok(Settings { providers, models, roots, limits, usage, admin_token, debug_tokens, cors, single_use })
 }
 
-fn number<N: std::str::FromStr>(name: &str) -> Result<Option<N>, BoxError> {
+/// An environment variable with a number, at least this one.
+fn number<N>(name: &str, least: N) -> Result<Option<N>, BoxError>
+where
+    N: std::str::FromStr + PartialOrd + Copy + std::fmt::Display,
+{
     let Some(text) = shared::variable(name)? else { return Ok(None) };
-    let number = text.trim().parse();
-    number.map(Some).map_err(|_| format!("{name}: it is not a number, or too large").into())
+    match text.trim().parse() {
+        Ok(number) if number >= least => Ok(Some(number)),
+        _ => Err(format!("{name}: it is not a whole number, at least {least}, or it is too large").into()),
+    }
 }
 
 fn in_setting(name: &str, error: &(dyn std::error::Error + 'static)) -> BoxError {

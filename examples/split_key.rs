@@ -16,7 +16,7 @@
 //! the file if there is none.
 //!
 //! `--path` and `--method` allow the key for these only; a path is `/v1/openai/chat/completions`, or ends in
-//! `/*`. Durations have a unit: `90s`, `30m`, `12h`, `14d`. By default a rotated key works for another 14
+//! `/*`. What no request can meet is refused, and a path that is none of the gateway's is warned of. Durations have a unit: `90s`, `30m`, `12h`, `14d`. By default a rotated key works for another 14
 //! days, and a retired one no more.
 //!
 //! `lint` reads a version 1 pair from stdin, the server part in the first line and the client part in the
@@ -26,6 +26,8 @@
 //! `{"project": …, "provider": …, "server_part": …, "client_part": …}`. It opens each pair to prove that its parts belong
 //! together, prints how many characters each part lacks, and writes all records or, if one pair is refused, none.
 //!
+//! `PROVIDERS_FILE` names the gateway's file of providers, as for the gateway: this tool then knows them, too.
+//!
 //! With `KEYS_IN_REDIS=1` and `REDIS_URL`, all commands use Redis in the place of `--file` (build with
 //! `--features redis`).
 //!
@@ -34,12 +36,17 @@
 
 #[path = "split_key/import.rs"]
 mod import;
+#[path = "split_key/limits.rs"]
+mod limits;
+#[path = "split_key/providers.rs"]
+mod providers;
 mod shared;
 
 use std::{
     collections::BTreeMap,
     io::{self, IsTerminal, Read},
     process::ExitCode,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -78,11 +85,14 @@ async fn work(arguments: impl Iterator<Item = String>) -> Result<(), BoxError> {
             let (splitter, limits) = (options.splitter()?, options.limits()?);
             let place = options.place().await?;
             options.end()?;
+            let providers = known(&provider)?;
+            let splitter = splitter.with_providers(providers.clone());
             let api_key = secret_lines(1)?;
-            let store = place.open_or_create().await?;
-            let splitter = splitter.with_providers(known(&provider));
+            // A key that is refused leaves no new file behind.
+            splitter.split(&project, &provider, line(&api_key, 0)?)?;
+            let store = place.open_or_create()?;
             let split = splitter.issue(&store, &project, &provider, line(&api_key, 0)?, limits).await?;
-            issued(&split, line(&api_key, 0)?);
+            issued(&split, line(&api_key, 0)?, &providers);
         }
         "list" => {
             let (store, project) = (options.store().await?, options.optional("project")?);
@@ -100,9 +110,13 @@ async fn work(arguments: impl Iterator<Item = String>) -> Result<(), BoxError> {
             options.end()?;
             let api_key = secret_lines(1)?;
             let old = store.get(&project, split).await?.ok_or("--split: there is no such key")?;
-            let splitter = splitter.with_providers(known(old.provider()));
+            if old.limits().expires_at().is_some_and(|end| end <= SystemTime::now()) {
+                return Err("--split: the key has expired, and so would the new one: add one".into());
+            }
+            let providers = known(old.provider())?;
+            let splitter = splitter.with_providers(providers.clone());
             let split = splitter.rotate(&store, &project, split, line(&api_key, 0)?, overlap).await?;
-            issued(&split, line(&api_key, 0)?);
+            issued(&split, line(&api_key, 0)?, &providers);
         }
         "retire" => {
             let (store, project, split) = (options.store().await?, options.one("project")?, options.split()?);
@@ -122,7 +136,7 @@ async fn work(arguments: impl Iterator<Item = String>) -> Result<(), BoxError> {
             let pair = secret_lines(2)?;
             let server: ServerPart = line(&pair, 0)?.parse()?;
             let client: ClientPart = line(&pair, 1)?.parse()?;
-            let providers = Providers::default();
+            let providers = providers::configured()?;
             let provider = providers.get(&provider).ok_or("--provider: there is none of that name")?;
             let found = lint(&server, &client, provider)?;
             shared::print(&format!(
@@ -138,12 +152,14 @@ async fn work(arguments: impl Iterator<Item = String>) -> Result<(), BoxError> {
             let (place, limits) = (options.place().await?, options.limits()?);
             options.end()?;
             let text = secret_text(MAX_IMPORT)?;
-            let store = place.open_or_create().await?;
-            let pairs = import::read(&text, &limits, &store).await?;
+            // Pairs that are refused leave no new file behind.
+            let existing = if place.is_new() { None } else { Some(place.open()?) };
+            let pairs = import::read(&text, &limits, &providers::configured()?, existing.as_ref()).await?;
+            let store = place.open_or_create()?;
             store.put(pairs.iter().map(|pair| pair.record().clone()).collect()).await?;
             for pair in &pairs {
                 shared::print(&pair.described());
-                if let Some(warning) = pair.warning() {
+                for warning in [pair.warning(), limits::warning(pair.record())].into_iter().flatten() {
                     tracing::warn!(project = pair.record().project(), split = %pair.record().split(), "{warning}");
                 }
             }
@@ -154,20 +170,25 @@ async fn work(arguments: impl Iterator<Item = String>) -> Result<(), BoxError> {
 }
 
 /// The providers with this one. A server may know more of them than this tool, and of those any key is taken.
-fn known(name: &str) -> Providers {
-    let providers = Providers::default();
+fn known(name: &str) -> Result<Providers, BoxError> {
+    let providers = providers::configured()?;
     if providers.get(name).is_some() {
-        return providers;
+        return Ok(providers);
     }
-    tracing::warn!("the provider is none that this tool knows: the gateway needs it in its configuration");
-    providers.with(Provider::new(name))
+    tracing::warn!(
+        "the provider is none that this tool knows: the gateway needs it in its PROVIDERS_FILE, which this tool reads, too"
+    );
+    Ok(providers.with(Provider::new(name)))
 }
 
-/// Prints a new client part, and warns of a key that looks unlike its provider's.
-fn issued(split: &Split, api_key: &str) {
-    let providers = Providers::default();
-    if providers.get(split.record().provider()).is_some_and(|provider| !provider.recognizes(api_key)) {
-        tracing::warn!(provider = split.record().provider(), "{UNKNOWN_FORMAT}");
+/// Prints a new client part, and warns of a key that looks unlike its provider's, and of paths unlike the gateway's.
+fn issued(split: &Split, api_key: &str, providers: &Providers) {
+    let record = split.record();
+    if providers.get(record.provider()).is_some_and(|provider| !provider.recognizes(api_key)) {
+        tracing::warn!(provider = record.provider(), "{UNKNOWN_FORMAT}");
+    }
+    if let Some(warning) = limits::warning(record) {
+        tracing::warn!(provider = record.provider(), "{warning}");
     }
     shared::print(split.client_part().expose());
 }
@@ -175,28 +196,33 @@ fn issued(split: &Split, api_key: &str) {
 /// The store that the options and settings name.
 enum Place {
     File(String),
-    Redis(Keys),
+    Redis(Arc<Keys>),
 }
 
 impl Place {
-    async fn open(self) -> Result<Keys, BoxError> {
+    /// Whether there is no such file.
+    fn is_new(&self) -> bool {
+        matches!(self, Self::File(path) if !std::path::Path::new(path).exists())
+    }
+
+    fn open(&self) -> Result<Arc<Keys>, BoxError> {
         match self {
-            Self::File(path) => Ok(Keys::File(FileSplitKeyStore::open(path)?)),
-            Self::Redis(keys) => Ok(keys),
+            Self::File(path) => Ok(Arc::new(Keys::File(FileSplitKeyStore::open(path)?))),
+            Self::Redis(keys) => Ok(Arc::clone(keys)),
         }
     }
 
-    async fn open_or_create(self) -> Result<Keys, BoxError> {
+    fn open_or_create(&self) -> Result<Arc<Keys>, BoxError> {
         match self {
             Self::File(path) => {
-                let is_new = !std::path::Path::new(&path).exists();
+                let is_new = self.is_new();
                 let store = FileSplitKeyStore::open_or_create(path)?;
                 if is_new {
                     tracing::info!("the key file is new: only the user who runs this command can read it");
                 }
-                Ok(Keys::File(store))
+                Ok(Arc::new(Keys::File(store)))
             }
-            Self::Redis(keys) => Ok(keys),
+            Self::Redis(keys) => Ok(Arc::clone(keys)),
         }
     }
 }
@@ -240,15 +266,15 @@ impl Options {
     async fn place(&mut self) -> Result<Place, BoxError> {
         match (Keys::in_redis().await?, self.optional("file")?) {
             (None, Some(path)) => Ok(Place::File(path)),
-            (Some(keys), None) => Ok(Place::Redis(keys)),
+            (Some(keys), None) => Ok(Place::Redis(Arc::new(keys))),
             (None, None) => Err("--file is missing".into()),
             (Some(_), Some(_)) => Err("KEYS_IN_REDIS is on: leave --file away".into()),
         }
     }
 
     /// The store, which must exist.
-    async fn store(&mut self) -> Result<Keys, BoxError> {
-        self.place().await?.open().await
+    async fn store(&mut self) -> Result<Arc<Keys>, BoxError> {
+        self.place().await?.open()
     }
 
     fn split(&mut self) -> Result<SplitId, BoxError> {
@@ -265,20 +291,7 @@ impl Options {
     }
 
     fn limits(&mut self) -> Result<Limits, BoxError> {
-        let mut limits = Limits::none();
-        let (paths, methods) = (self.all("path"), self.all("method"));
-        if !paths.is_empty() {
-            limits = limits.with_paths(paths);
-        }
-        if !methods.is_empty() {
-            let methods: Result<Vec<Method>, _> = methods.iter().map(|method| method.parse()).collect();
-            limits = limits.with_methods(methods.map_err(|_| "--method: not an HTTP method")?);
-        }
-        if let Some(after) = self.duration("expires-in")? {
-            let end = SystemTime::now().checked_add(after).ok_or("--expires-in: too long")?;
-            limits = limits.with_expiry(end);
-        }
-        Ok(limits)
+        limits::limits(self.all("path"), &self.all("method"), self.duration("expires-in")?)
     }
 
     fn duration(&mut self, name: &str) -> Result<Option<Duration>, BoxError> {

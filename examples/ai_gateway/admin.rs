@@ -40,8 +40,11 @@ struct Admin {
 ///
 /// # Errors
 ///
-/// Returns an error for a token that is too short.
+/// Returns an error for a token that is too short, or that no header can carry.
 pub(crate) fn routes(token: &str, usage: UsageLog, refusals: Arc<Refusals>) -> Result<Router, BoxError> {
+    if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err("ADMIN_TOKEN: it may hold visible ASCII characters only".into());
+    }
     if token.len() < SHORTEST_TOKEN {
         return Err(format!("ADMIN_TOKEN: it is shorter than {SHORTEST_TOKEN} characters").into());
     }

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use axum::http::{HeaderName, HeaderValue, Method, Uri};
+use axum::http::{HeaderName, HeaderValue, Method};
+use reqwest::Url;
 use tower_devicecheck::BoxError;
 use tower_http::cors::{AllowHeaders, CorsLayer};
 
@@ -31,13 +32,14 @@ const EXPOSED: [&str; 17] = [
 ///
 /// # Errors
 ///
-/// Returns an error for a text that is no origin. `null` is none: every sandboxed page and every file has it. The error
-/// quotes nothing.
+/// Returns an error for a text that no browser sends as an origin. `null` is none: every sandboxed page and every file has
+/// it. The error names the entry by its number, and quotes nothing.
 pub(crate) fn layer(origins: &str) -> Result<CorsLayer, BoxError> {
-    let origins = origins.split(',').map(|origin| parsed(origin.trim()));
-    let origins: Vec<HeaderValue> = origins.collect::<Option<_>>().ok_or(
-        "an origin is a scheme and a host, such as https://app.example or capacitor://localhost; `*` and `null` are none",
-    )?;
+    let entries = (1..).zip(origins.split(','));
+    let origins = entries.map(|(number, origin)| {
+        parsed(origin.trim()).map_err(|error| format!("entry {number}: {error}; right are {EXAMPLES}"))
+    });
+    let origins: Vec<HeaderValue> = origins.collect::<Result<_, _>>()?;
     Ok(CorsLayer::new()
         .allow_origin(origins)
         .allow_methods([Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
@@ -47,12 +49,36 @@ pub(crate) fn layer(origins: &str) -> Result<CorsLayer, BoxError> {
         .max_age(Duration::from_secs(60 * 60)))
 }
 
-/// As browsers write it, in lower case and without a path: they are compared as texts.
-fn parsed(origin: &str) -> Option<HeaderValue> {
-    let (scheme, host) = origin.split_once("://")?;
-    let is_host = !host.is_empty() && !host.contains(['/', '?', '#', '@', '*']);
-    let uri: Uri = format!("http://{host}/").parse().ok()?;
-    let is_lower_case = !origin.contains(|letter: char| letter.is_ascii_uppercase());
-    let is_origin = is_host && is_lower_case && !scheme.is_empty() && uri.host().is_some();
-    is_origin.then(|| origin.parse().ok())?
+const EXAMPLES: &str = "https://app.example, http://localhost:8100 and capacitor://localhost";
+
+/// An origin as browsers write it. It is compared as a text, so that another way to write it would match nothing.
+fn parsed(origin: &str) -> Result<HeaderValue, &'static str> {
+    if matches!(origin, "*" | "null") {
+        return Err("`*` and `null` are none: each origin is written out");
+    }
+    let (_, host) = origin.split_once("://").ok_or("an origin begins with a scheme and `://`")?;
+    if origin.contains(|letter: char| letter.is_ascii_uppercase()) {
+        return Err("browsers write origins in lower case");
+    }
+    if host.contains(['/', '?', '#']) {
+        return Err("nothing comes after the host and its port, not even a slash");
+    }
+    let wrong = "it is not written as browsers write it";
+    let url: Url = origin.parse().map_err(|_| wrong)?;
+    if written(&url).as_deref() == Some(origin) {
+        return origin.parse().map_err(|_| wrong);
+    }
+    match host.rsplit_once(':') {
+        Some((_, port)) if !port.contains(']') && !host.contains('@') => {
+            Err("browsers leave a port away that the scheme has anyway, and the zeros before one")
+        }
+        _ => Err(wrong),
+    }
+}
+
+/// The origin of a page with this URL; `None` for a page whose origin is `null`.
+fn written(url: &Url) -> Option<String> {
+    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+    let host = url.host_str().filter(|host| !host.is_empty() && !host.contains(['*', '%']))?;
+    (url.scheme() != "file").then(|| format!("{}://{host}{port}", url.scheme()))
 }

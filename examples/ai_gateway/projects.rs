@@ -70,25 +70,33 @@ struct ProjectSettings {
     test_key: Option<String>,
 }
 
-/// Reads the text of `PROJECTS_FILE`. `gate` makes the gate for a team.
+/// Reads the text of `PROJECTS_FILE`. `gate` makes the gate for a team. No test key may be the admin token: it would be in
+/// apps.
 ///
 /// # Errors
 ///
 /// Returns an error for a text that is no such file. It names a project by its number, and quotes nothing from the text.
 pub(crate) async fn read(
     text: &str,
+    admin_token: Option<&str>,
     gate: impl AsyncFn(Credentials) -> Result<DeviceCheckLayer, BoxError>,
 ) -> Result<Vec<Project>, BoxError> {
     // The errors of serde_json quote the text.
     let file: ProjectsFile = serde_json::from_str(text).map_err(|error| {
         let (line, column) = (error.line(), error.column());
-        format!("line {line}, column {column}: it is not the JSON that examples/ai_gateway.rs describes")
+        format!("line {line}, column {column}: it is not the JSON that docs/gateway.md describes")
     })?;
     if file.projects.is_empty() {
         return Err("it has no project".into());
     }
     let (mut projects, mut ids, mut test_keys) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
     for (number, settings) in (1..).zip(file.projects) {
+        let is_admin_token = |key: &String| Some(key.trim()) == admin_token.map(str::trim);
+        if settings.test_key.as_ref().is_some_and(is_admin_token) {
+            return Err(
+                format!("project {number}: its test key is ADMIN_TOKEN, which must not be in apps").into()
+            );
+        }
         let is_new = ids.insert(settings.id.clone())
             && settings.test_key.as_ref().is_none_or(|key| test_keys.insert(key.trim().to_owned()));
         let project = match is_new {

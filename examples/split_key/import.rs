@@ -71,15 +71,16 @@ impl Checked {
 }
 
 /// Reads pairs, one JSON object a line, and opens each one to prove that its parts belong together. The error names
-/// every line that is refused, and quotes none.
+/// every line that is refused, and quotes none. `store` is `None` where there is none yet.
 pub(crate) async fn read(
     text: &str,
     limits: &Limits,
-    store: &impl SplitKeyStore,
+    providers: &Providers,
+    store: Option<&impl SplitKeyStore>,
 ) -> Result<Vec<Checked>, BoxError> {
     let (mut pairs, mut refused, mut seen) = (Vec::new(), Vec::new(), BTreeSet::new());
     for (number, line) in (1_u32..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty()) {
-        match checked(line, limits, store, &mut seen).await {
+        match checked(line, limits, providers, store, &mut seen).await {
             Ok(pair) => pairs.push(pair),
             Err(error) => refused.push(format!("line {number}: {}", super::shared::Chain(&*error))),
         }
@@ -96,7 +97,8 @@ pub(crate) async fn read(
 async fn checked(
     line: &str,
     limits: &Limits,
-    store: &impl SplitKeyStore,
+    providers: &Providers,
+    store: Option<&impl SplitKeyStore>,
     seen: &mut BTreeSet<(String, SplitId)>,
 ) -> Result<Checked, BoxError> {
     // The errors of serde_json quote the text.
@@ -104,7 +106,6 @@ async fn checked(
         |_| "it is not a JSON object with the members project, provider, server_part and client_part",
     )?;
     let provider = pair.provider.to_ascii_lowercase();
-    let providers = Providers::default();
     let known = providers.get(&provider);
     let client_part: ClientPart = pair.client_part.parse()?;
     let server_part = pair.server_part.parse()?;
@@ -115,12 +116,14 @@ async fn checked(
         _ => None,
     };
     let record = SplitKeyRecord::new(&pair.project, &provider, client_part.metadata(), server_part)?;
-    let key = Splitter::new().open(&record, &client_part)?;
+    let key = Splitter::new().with_providers(providers.clone()).open(&record, &client_part)?;
     let has_known_format = known.is_none_or(|provider| provider.recognizes(key.expose()));
     if !seen.insert((record.project().to_owned(), record.split())) {
         return Err("an earlier line has the same project and split".into());
     }
-    if store.get(record.project(), record.split()).await?.is_some() {
+    if let Some(store) = store
+        && store.get(record.project(), record.split()).await?.is_some()
+    {
         return Err("the store already has this project and split".into());
     }
     Ok(Checked { record: record.with_limits(limits.clone()), lint, has_known_format })

@@ -101,11 +101,13 @@ impl ApiKey {
         self.metadata
     }
 
-    /// A future that ends when the key may no longer be used: its split is revoked, retired, or gone from the store.
+    /// A future that ends when the key may no longer be used: its split is revoked, retired or expired, or gone from the
+    /// store.
     ///
     /// For responses that stream for long: poll this beside the body, and end the response with an error. While the future
     /// is polled, the store is asked five times a second for each split, however many futures wait for it. With the
-    /// stores of this crate, the future ends within a second of the revocation. A store that fails revokes nothing.
+    /// stores of this crate, the future ends within a second of the revocation, or of the expiry in the record's
+    /// [limits](crate::split_key::Limits::with_expiry). While the store fails, it does not end.
     ///
     /// The future never ends if the key does not come from a [`SplitKeyLayer`](crate::split_key::SplitKeyLayer), or where
     /// there are no timers (without the feature `tokio`). Dropping it is always safe.

@@ -69,8 +69,10 @@ impl Limits {
         self
     }
 
-    /// Whether all paths can match a request.
-    pub(super) fn are_possible(&self) -> bool {
+    /// Whether each path can match a request. [`Splitter::issue`](crate::split_key::Splitter::issue) refuses limits with
+    /// another path; check the limits of a record that you make yourself.
+    #[must_use]
+    pub fn are_possible(&self) -> bool {
         self.paths.iter().flatten().all(|path| {
             let path =
                 path.strip_suffix("/*").map_or(&**path, |start| if start.is_empty() { "/" } else { start });
@@ -86,7 +88,8 @@ impl Limits {
         self
     }
 
-    /// Allows use before this time. Default: no expiry.
+    /// Allows use before this time. Default: no expiry. A response that is under way then ends only if its service asks
+    /// [`ApiKey::revoked`](crate::split_key::ApiKey::revoked), as the gateway does.
     #[must_use]
     pub const fn with_expiry(mut self, expires_at: SystemTime) -> Self {
         self.expires_at = Some(expires_at);

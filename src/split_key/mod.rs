@@ -53,8 +53,8 @@
 //!
 //! # Revocation
 //!
-//! A revoked key opens no further request. A response that is already under way ends only if its service asks:
-//! [`ApiKey::revoked`] is a future that ends with the key.
+//! A revoked or expired key opens no further request. A response that is already under way ends only if its service
+//! asks: [`ApiKey::revoked`] is a future that ends with the key.
 //!
 //! # Memory
 //!

@@ -67,7 +67,11 @@ async fn until_revoked(store: Arc<dyn ErasedSplitKeyStore>, project: Arc<str>, m
         pause(INTERVAL).await;
         // A store that fails revokes nothing.
         let Ok(record) = store.get(&project, metadata.split()).await else { continue };
-        match record.filter(|record| record.metadata() == metadata).map(|record| record.state()) {
+        let record = record.filter(|record| {
+            let expires_at = record.limits().expires_at();
+            record.metadata() == metadata && expires_at.is_none_or(|expires_at| wall_clock() < expires_at)
+        });
+        match record.map(|record| record.state()) {
             Some(SplitKeyState::Active) => {}
             Some(SplitKeyState::Retiring { until }) if wall_clock() < until => {}
             _ => return,

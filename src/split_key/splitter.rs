@@ -154,16 +154,17 @@ impl Splitter {
     }
 
     /// Issues a new split with the provider and limits of an old one, for the same API key or another, and retires the
-    /// old split. Both splits work during `overlap`, then only the new one. If the old split is already revoked, or
-    /// retires earlier, it stays unchanged.
+    /// old split. Both splits work during `overlap`, then only the new one. If the old split already retires earlier, it
+    /// stays unchanged.
     ///
     /// The caller passes the API key, because the store does not have it. With the old client part,
     /// [`open`](Self::open) restores the API key.
     ///
     /// # Errors
     ///
-    /// Returns [`NotFound`](SplitKeyErrorKind::NotFound) if there is no old split. Further errors are those of
-    /// [`issue`](Self::issue). An error leaves the old split unchanged.
+    /// Returns [`NotFound`](SplitKeyErrorKind::NotFound) if there is no old split, and
+    /// [`Revoked`](SplitKeyErrorKind::Revoked) if it is revoked: a split that takes the place of a revoked one is
+    /// [issued](Self::issue). Further errors are those of [`issue`](Self::issue). An error leaves the old split unchanged.
     pub async fn rotate(
         &self,
         store: &impl SplitKeyStore,
@@ -174,6 +175,9 @@ impl Splitter {
     ) -> Result<Split, SplitKeyError> {
         retried(async || {
             let old = find(store, project, split).await?;
+            if old.state() == SplitKeyState::Revoked {
+                return Err(SplitKeyErrorKind::Revoked.into());
+            }
             let new = self.split(project, old.provider(), api_key)?.limited(old.limits().clone());
             let mut changes = vec![new.record.clone()];
             let until = SystemTime::now().checked_add(overlap);

@@ -1,5 +1,7 @@
 //! The example `split_key`: the tool that manages key files.
 
+mod mistakes;
+
 use std::{
     fs,
     io::Write,
@@ -30,8 +32,13 @@ impl Tool {
     }
 
     fn spawn(&self, arguments: &str, stdin: &str) -> Child {
+        self.spawn_with(arguments, stdin, &[])
+    }
+
+    fn spawn_with(&self, arguments: &str, stdin: &str, variables: &[(&str, &str)]) -> Child {
         let mut child = Command::new(example("split_key"))
             .args(arguments.split_whitespace())
+            .envs(variables.iter().copied())
             .current_dir(&self.folder)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -45,6 +52,10 @@ impl Tool {
 
     fn run(&self, arguments: &str, stdin: &str) -> Output {
         self.spawn(arguments, stdin).wait_with_output().unwrap()
+    }
+
+    fn run_with(&self, arguments: &str, stdin: &str, variables: &[(&str, &str)]) -> Output {
+        self.spawn_with(arguments, stdin, variables).wait_with_output().unwrap()
     }
 
     /// The text that it prints, without the end of the line. It says more only of a file that is new.
@@ -147,39 +158,6 @@ async fn the_tool_manages_a_key_file() {
     let unsound = tool.run("lint --provider openai", &format!("{head}{salt}\n{tail}{salt}.{metadata}\n"));
     assert_eq!(unsound.status.code(), Some(1));
     assert!(String::from_utf8(unsound.stdout).unwrap().contains("the server lacks 2 characters"));
-}
-
-/// A provider may change the format of its keys before this tool knows it.
-#[tokio::test]
-async fn w01_a_key_of_a_new_format_is_taken_with_a_warning() {
-    let tool = Tool::new("formats");
-    let (newest, unknown) =
-        ("AQ.Ab8RN6T9wLmV3cXz7QbN2kR8y.J5hF1dG6sA4pE0uWo", "BR-T9wLmV3cXz7QbN2kR8yJ5hF1dG6sA4pE0uW");
-    let cases = [
-        ("google", newest, false),
-        ("google", unknown, true),
-        ("openai", unknown, true),
-        ("anthropic", unknown, true),
-        ("groq", unknown, true),
-    ];
-    for (provider, key, warns) in cases {
-        let add = format!("add --file keys.json --project app --provider {provider}");
-        let output = tool.run(&add, key);
-        let error = String::from_utf8(output.stderr).unwrap();
-        assert!(output.status.success(), "{provider}: {error}");
-        assert_eq!(error.contains("WARN"), warns, "{provider}: {error}");
-        assert!(!error.contains(&key[3..15]), "{provider}: {error}");
-        let part: ClientPart = String::from_utf8(output.stdout).unwrap().trim().parse().unwrap();
-        let store = FileSplitKeyStore::open(tool.file()).unwrap();
-        let record = store.get("app", part.metadata().split()).await.unwrap().unwrap();
-        assert_eq!(Splitter::new().open(&record, &part).unwrap().expose(), key);
-        // A rotation takes the same keys.
-        let split = part.metadata().split();
-        let rotated = tool.run(&format!("rotate --file keys.json --project app --split {split}"), key);
-        assert!(rotated.status.success(), "{provider}: {}", String::from_utf8_lossy(&rotated.stderr));
-    }
-    let error = tool.fail("add --file keys.json --project app --provider google --version 1", unknown);
-    assert!(error.contains("no format that is known"), "{error}");
 }
 
 #[tokio::test]

@@ -88,8 +88,8 @@ struct Line {
     bytes_out: AtomicU64,
 }
 
-/// Two random seeds of this process, each hashed with the number of the request. Nobody can guess the next id, and the system is
-/// asked for randomness once.
+/// Two random seeds of this process, each hashed with the number of the request. Nobody can guess the next id, and the
+/// system is asked for randomness once.
 fn new_id() -> String {
     static SEEDS: LazyLock<[Uuid; 2]> = LazyLock::new(|| [Uuid::new_v4(), Uuid::new_v4()]);
     static NEXT: AtomicU64 = AtomicU64::new(0);

@@ -22,7 +22,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const COMMENT: &[u8] = b": keep-alive\n\n";
 
 pin_project! {
-    /// The body of a provider's answer. It fails if its key is revoked.
+    /// The body of a provider's answer. It fails if its key is revoked or expires.
     pub struct AnswerBody<B> {
         #[pin]
         body: B,

@@ -43,6 +43,8 @@ pin_project! {
         left: u64,
         idle: Duration,
         on_silence: GatewayRejection,
+        // In the place of the sender's own error.
+        on_failure: Option<GatewayRejection>,
         waiting_since: Option<Instant>,
         timer: Option<Timer>,
         progress: Option<Progress>,
@@ -52,8 +54,13 @@ pin_project! {
 impl<B: Body> PassedBody<B> {
     /// A client's body: of at most `limit` bytes, with at most `idle` between two pieces. Silence is counted only while
     /// somebody waits for the body, and not without a tokio runtime.
+    ///
+    /// Every error of the new body is a [`GatewayRejection`]: [`BodyTooLarge`](GatewayRejection::BodyTooLarge),
+    /// [`RequestTimeout`](GatewayRejection::RequestTimeout), or [`BrokenBody`](GatewayRejection::BrokenBody) for each error
+    /// of the client's body.
     pub fn request(body: B, limit: u64, idle: Duration) -> Self {
-        Self::new(body, limit, idle, GatewayRejection::RequestTimeout)
+        let on_failure = Some(GatewayRejection::BrokenBody);
+        Self { on_failure, ..Self::new(body, limit, idle, GatewayRejection::RequestTimeout) }
     }
 
     pub(super) fn with_progress(mut self, progress: &Progress) -> Self {
@@ -67,7 +74,17 @@ impl<B: Body> PassedBody<B> {
 
     fn new(body: B, left: u64, idle: Duration, on_silence: GatewayRejection) -> Self {
         let length = body.size_hint();
-        Self { body, length, left, idle, on_silence, waiting_since: None, timer: None, progress: None }
+        Self {
+            body,
+            length,
+            left,
+            idle,
+            on_silence,
+            on_failure: None,
+            waiting_since: None,
+            timer: None,
+            progress: None,
+        }
     }
 }
 
@@ -95,7 +112,12 @@ impl<B: Body<Data = Bytes, Error: Into<BoxError>>> Body for PassedBody<B> {
                 }
                 Poll::Ready(Some(Ok(Frame::data(data))))
             }
-            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(error.into()))),
+            Poll::Ready(Some(Err(error))) => {
+                let error = error.into();
+                let Some(rejection) = *this.on_failure else { return Poll::Ready(Some(Err(error))) };
+                tracing::debug!(error = &*error, "the client's body is malformed or broke off");
+                Poll::Ready(Some(Err(rejection.into())))
+            }
             Poll::Ready(None) => Poll::Ready(None),
             Poll::Pending => {
                 let silent = this.waiting_since.get_or_insert_with(Instant::now).elapsed();

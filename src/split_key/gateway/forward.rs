@@ -43,11 +43,11 @@ const UNWATCHED: Duration = Duration::from_millis(200);
 /// The client gets the provider's URL, the headers that may cross, and the API key in a header that is marked sensitive.
 /// It must follow no redirects and repeat no request: the key goes nowhere else, and nothing is charged twice.
 ///
-/// The response has the provider's status, and the headers that may cross. The body streams, until the key is revoked: then
-/// it ends with an error, within a second. A silent stream of events gets a comment every 15 s, so that nobody on the way
-/// takes the connection to be dead, and the header `X-Accel-Buffering: no`. Answers about Anthropic's batches are read first,
-/// up to 1 MiB, because their links lead around the gateway. An answer
-/// of the provider's that is no success is read first, up to 64 KiB: one that quotes the key, or that cannot be read, becomes
+/// The response has the provider's status, and the headers that may cross. The body streams, until the key is revoked or
+/// expires: then it ends with an error, within a second. A silent stream of events gets a comment every 15 s, so that
+/// nobody on the way takes the connection to be dead, and the header `X-Accel-Buffering: no`. Answers about Anthropic's
+/// batches are read first, up to 1 MiB, because their links lead around the gateway. An answer of the provider's that is
+/// no success is read first, up to 64 KiB: one that quotes the key, or that cannot be read, becomes
 /// [`ProviderError`](GatewayRejection::ProviderError), and a refusal of the key
 /// [`KeyRefused`](GatewayRejection::KeyRefused).
 ///

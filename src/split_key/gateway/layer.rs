@@ -109,7 +109,11 @@ impl GatewayRules {
         if announced > self.body_limit && self.body_limit.is_some() {
             return Err(GatewayRejection::BodyTooLarge);
         }
-        if head.headers.get_all(CONTENT_TYPE).iter().any(is_form_or_batch) {
+        let mut media_types = head.headers.get_all(CONTENT_TYPE).iter();
+        // Of several, each server picks another one.
+        let only =
+            media_types.next().is_none_or(|media_type| !is_list(media_type) && !is_form_or_batch(media_type));
+        if !only || media_types.next().is_some() {
             return Err(GatewayRejection::BadMediaType);
         }
         let protocols = head.headers.get_all("x-goog-upload-protocol");
@@ -146,10 +150,27 @@ fn bearer_holds_client_part(headers: &HeaderMap) -> bool {
     values.any(|value| std::str::from_utf8(after_scheme(value)).is_ok_and(holds_client_part))
 }
 
+/// Whether there is a comma outside of quotes, or might be one, because a quote has no end.
+fn is_list(media_type: &HeaderValue) -> bool {
+    let mut bytes = media_type.as_bytes().iter();
+    let mut is_quoted = false;
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'"' => is_quoted = !is_quoted,
+            // The next character stands for itself (RFC 9110, section 5.6.4).
+            b'\\' if is_quoted => _ = bytes.next(),
+            b',' if !is_quoted => return true,
+            _ => {}
+        }
+    }
+    is_quoted
+}
+
 /// Media types of bodies that hold requests, or parameters that servers read as if they were in the URL.
 fn is_form_or_batch(media_type: &HeaderValue) -> bool {
     let text = String::from_utf8_lossy(media_type.as_bytes());
-    let media_type = text.split([';', ',']).next().unwrap_or_default().trim();
+    // Some servers end the type at a space.
+    let media_type = text.trim_start().split([';', ' ', '\t']).next().unwrap_or_default();
     let listed =
         ["application/x-www-form-urlencoded", "application/http", "multipart/mixed", "multipart/batch"];
     let is_message = media_type.get(..8).is_some_and(|start| start.eq_ignore_ascii_case("message/"));

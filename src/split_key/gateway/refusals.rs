@@ -14,6 +14,11 @@ use crate::split_key::{api_key::ApiKey, metadata::SplitId};
 /// call only, and each must not be an incident of its own.
 const CALM: Duration = Duration::from_secs(60);
 
+/// Google's messages of a 403 without a reason, as users have met them. Only the beginning counts: further on, a message
+/// may quote the client.
+const MESSAGES: [&str; 3] =
+    ["API key not valid", "Your API key was reported as leaked", "Your project has been denied access"];
+
 /// The keys that their provider refuses, which only the operator can mend. There are no more of them than splits in the
 /// store.
 ///
@@ -97,16 +102,35 @@ impl Refusals {
     }
 }
 
-/// Whether an error of the provider's says that it does not take the key. Google says so with a 400.
+/// Whether an error of the provider's says that it does not take the key. A 401 says so by itself. A 403 is as often about
+/// a file or a model that the key may not use, and a 400 about the request: there, the body has to name the key or its
+/// account.
 pub(super) fn is_refusal(status: StatusCode, body: &[u8]) -> bool {
     match status {
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::PROXY_AUTHENTICATION_REQUIRED => true,
-        StatusCode::BAD_REQUEST => {
+        StatusCode::UNAUTHORIZED | StatusCode::PROXY_AUTHENTICATION_REQUIRED => true,
+        StatusCode::BAD_REQUEST | StatusCode::FORBIDDEN => {
             let answer: Value = serde_json::from_slice(body).unwrap_or_default();
-            // A call that streams gets a list.
-            let details = &answer.get(0).unwrap_or(&answer)["error"]["details"];
-            details.as_array().into_iter().flatten().any(|detail| detail["reason"] == "API_KEY_INVALID")
+            // A call to Google that streams gets a list.
+            is_about_key(&answer.get(0).unwrap_or(&answer)["error"])
         }
         _ => false,
     }
+}
+
+fn is_about_key(error: &Value) -> bool {
+    // OpenAI's codes, and Anthropic's type. Anthropic's `permission_error` is about one resource.
+    let mut words = [&error["code"], &error["type"]].into_iter().filter_map(Value::as_str);
+    let named = ["account_deactivated", "authentication_error", "invalid_api_key"];
+    let details = error["details"].as_array().into_iter().flatten();
+    let message = error["message"].as_str().unwrap_or_default();
+    words.any(|word| named.contains(&word))
+        || details.filter_map(|detail| detail["reason"].as_str()).any(is_reason)
+        || (error["status"] == "PERMISSION_DENIED" && MESSAGES.iter().any(|start| message.starts_with(start)))
+}
+
+/// Google's list of reasons, `google.api.ErrorReason`: those about the key, and about the project that it belongs to.
+fn is_reason(reason: &str) -> bool {
+    reason.starts_with("API_KEY_")
+        || ["BILLING_DISABLED", "CONSUMER_INVALID", "CONSUMER_SUSPENDED", "SERVICE_DISABLED"]
+            .contains(&reason)
 }

@@ -25,6 +25,7 @@ use crate::gate::problem::{Row, row_accessors};
 /// | [`WrongProvider`](Self::WrongProvider) | `wrong_provider` | 403 |
 /// | [`BodyTooLarge`](Self::BodyTooLarge) | `body_too_large` | 413 |
 /// | [`RequestTimeout`](Self::RequestTimeout) | `request_timeout` | 408 |
+/// | [`BrokenBody`](Self::BrokenBody) | `broken_body` | 400 |
 /// | [`KeyRevoked`](Self::KeyRevoked) | `invalid_key` | 401 |
 /// | [`ProviderUnreachable`](Self::ProviderUnreachable) | `provider_unreachable` | 502 |
 /// | [`KeyRefused`](Self::KeyRefused) | `key_refused_by_provider` | 502 |
@@ -35,7 +36,7 @@ use crate::gate::problem::{Row, row_accessors};
 pub enum GatewayRejection {
     /// The path names no provider with a base URL.
     UnknownProvider,
-    /// Neither the header nor the path names a project.
+    /// Neither the header nor the path names a project, or the path ends with the provider or the project.
     NoProject,
     /// Servers may read the path in two ways.
     BadPath,
@@ -47,7 +48,7 @@ pub enum GatewayRejection {
     CredentialPath,
     /// A client part in the path, the query or the project, where only `key` may hold one.
     CredentialInUrl,
-    /// A form or a batch: its body holds requests or parameters of its own.
+    /// A form or a batch, whose body holds requests or parameters of its own; or several media types for one body.
     BadMediaType,
     /// A WebSocket, a tunnel or another protocol on the connection.
     UpgradeNotSupported,
@@ -61,7 +62,9 @@ pub enum GatewayRejection {
     BodyTooLarge,
     /// The client was silent for too long within the body.
     RequestTimeout,
-    /// The key was revoked while the provider worked. A response that has begun ends with this error.
+    /// The client's body is malformed, or broke off before its end. The provider got no whole request.
+    BrokenBody,
+    /// The key was revoked, or expired, while the provider worked. A response that has begun ends with this error.
     KeyRevoked,
     /// No connection to the provider, or none that lasted until its response.
     ProviderUnreachable,
@@ -84,20 +87,21 @@ impl GatewayRejection {
     pub(super) const fn row(&self) -> Row {
         let (code, title, status, grpc_status) = match self {
             Self::UnknownProvider => ("unknown_provider", "No such provider", StatusCode::NOT_FOUND, 5),
-            Self::NoProject => ("no_project", "No project in the header or the path", StatusCode::BAD_REQUEST, 3),
+            Self::NoProject => ("no_project", "No project in the header or the path, or no path after it", StatusCode::BAD_REQUEST, 3),
             Self::BadPath => ("bad_path", "A path that can be read in two ways", StatusCode::BAD_REQUEST, 3),
             Self::EmptySegment => ("empty_segment", "Two slashes in a row in the path, or a slash at its end: one of them is too many", StatusCode::BAD_REQUEST, 3),
             Self::BadQuery => ("bad_query", "A query parameter that does not cross the gateway, or `key` twice", StatusCode::BAD_REQUEST, 3),
             Self::CredentialPath => ("credential_path", "A path that makes credentials, which would lead around the gateway", StatusCode::FORBIDDEN, 7),
             Self::CredentialInUrl => ("credential_in_url", "A client part in the path, the query or the project, where only `key` may hold one", StatusCode::BAD_REQUEST, 3),
-            Self::BadMediaType => ("bad_media_type", "A form or a batch, which does not cross the gateway", StatusCode::UNSUPPORTED_MEDIA_TYPE, 3),
+            Self::BadMediaType => ("bad_media_type", "A form, a batch, or several media types for one body, which do not cross the gateway", StatusCode::UNSUPPORTED_MEDIA_TYPE, 3),
             Self::UpgradeNotSupported => ("upgrade_not_supported", "No WebSockets, nor any other protocol on this connection", StatusCode::NOT_IMPLEMENTED, 12),
             Self::ResumableUpload => ("resumable_upload_not_supported", "No resumable uploads: send the file in one request", StatusCode::NOT_IMPLEMENTED, 12),
             Self::MethodNotAllowed => ("method_not_allowed", "Method not allowed", StatusCode::METHOD_NOT_ALLOWED, 12),
             Self::WrongProvider => ("wrong_provider", "The key is of another provider", StatusCode::FORBIDDEN, 7),
             Self::BodyTooLarge => ("body_too_large", "The body is too large", StatusCode::PAYLOAD_TOO_LARGE, 8),
             Self::RequestTimeout => ("request_timeout", "The request took too long", StatusCode::REQUEST_TIMEOUT, 4),
-            Self::KeyRevoked => ("invalid_key", "The key was revoked", StatusCode::UNAUTHORIZED, 16),
+            Self::BrokenBody => ("broken_body", "The body is malformed or broke off", StatusCode::BAD_REQUEST, 3),
+            Self::KeyRevoked => ("invalid_key", "The key was revoked, or has expired", StatusCode::UNAUTHORIZED, 16),
             Self::ProviderUnreachable => ("provider_unreachable", "The provider cannot be reached", StatusCode::BAD_GATEWAY, 14),
             Self::KeyRefused => ("key_refused_by_provider", "The provider refuses the server's API key", StatusCode::BAD_GATEWAY, 13),
             Self::ProviderTimeout => ("provider_timeout", "The provider did not answer in time", StatusCode::GATEWAY_TIMEOUT, 4),

@@ -55,6 +55,7 @@ impl Target {
     /// ways, if the provider makes credentials there, or if a query parameter does not cross the gateway.
     pub fn resolve(uri: &Uri, headers: &HeaderMap, providers: &Providers) -> Result<Self, GatewayRejection> {
         let (provider, rest) = split(uri, providers).ok_or(GatewayRejection::UnknownProvider)?;
+        let rest = rest.ok_or(GatewayRejection::NoProject)?;
         if !rest.split('/').all(is_plain_segment) {
             return Err(GatewayRejection::BadPath);
         }
@@ -126,9 +127,10 @@ pub(super) fn error_shape_of(uri: &Uri, providers: &Providers) -> Option<ErrorSh
     split(uri, providers).map(|(provider, _)| provider.endpoint.error_shape())
 }
 
-/// The provider that the path names, and the rest of the path.
-fn split<'a, 'b>(uri: &'a Uri, providers: &'b Providers) -> Option<(&'b Arc<Provider>, &'a str)> {
-    let (name, rest) = uri.path().strip_prefix("/v1/")?.split_once('/')?;
+/// The provider that the path names, and the rest of the path, if there is a slash between them.
+fn split<'a, 'b>(uri: &'a Uri, providers: &'b Providers) -> Option<(&'b Arc<Provider>, Option<&'a str>)> {
+    let path = uri.path().strip_prefix("/v1/")?;
+    let (name, rest) = path.split_once('/').map_or((path, None), |(name, rest)| (name, Some(rest)));
     Some((providers.find(name).filter(|provider| provider.endpoint.exists())?, rest))
 }
 

@@ -177,6 +177,8 @@ async fn rotation_and_its_end() {
     }
     let error = retire(&store, "project", old.record().split(), later).await.unwrap_err();
     assert_eq!(error.kind(), SplitKeyErrorKind::Revoked);
+    let error = splitter.rotate(&store, "project", old.record().split(), key, hour).await.unwrap_err();
+    assert_eq!(error.kind(), SplitKeyErrorKind::Revoked);
     let error = revoke(&store, "another", old.record().split()).await.unwrap_err();
     assert_eq!(error.kind(), SplitKeyErrorKind::NotFound);
     assert_eq!(store.list().await.unwrap().len(), 3);

@@ -2,7 +2,10 @@
 
 use std::{
     convert::Infallible,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -15,10 +18,14 @@ use axum::{
 use futures::{StreamExt, channel::mpsc, stream};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 use tower_devicecheck::split_key::gateway::PassedBody;
 
-use super::{CHAT, Gateway, ai_gateway::Limits, code, provider, provider_of_events};
+use super::{CHAT, Gateway, ai_gateway::Limits, code, provider, provider_of_events, status};
 
 type Piece = Result<Frame<Bytes>, Infallible>;
 
@@ -142,6 +149,58 @@ async fn silence_ends() {
     assert_eq!(response.status(), StatusCode::REQUEST_TIMEOUT);
     assert_eq!(code(response).await, "request_timeout");
     assert_eq!(gateway.apple.calls(), 1);
+}
+
+/// Over sockets, by hand: no HTTP client writes such a body.
+#[tokio::test]
+async fn a_body_that_is_malformed_or_breaks_off_is_the_clients_fault() {
+    let whole = Arc::new(AtomicUsize::new(0));
+    let (url, _) = {
+        let whole = Arc::clone(&whole);
+        provider(move |request: Request| {
+            let whole = Arc::clone(&whole);
+            async move {
+                if request.into_body().collect().await.is_ok() {
+                    whole.fetch_add(1, Ordering::SeqCst);
+                }
+                StatusCode::OK.into_response()
+            }
+        })
+        .await
+    };
+    let gateway = Gateway::new(&url, Limits::default()).await;
+    let send = async |body: &str, half_close: bool| {
+        let credential = gateway.credential();
+        let head = format!(
+            "POST {CHAT} HTTP/1.1\r\nhost: x\r\nconnection: close\r\nauthorization: Bearer {credential}"
+        );
+        let mut stream = TcpStream::connect(gateway.url.trim_start_matches("http://")).await.unwrap();
+        stream.write_all(format!("{head}\r\n{body}").as_bytes()).await.unwrap();
+        if half_close {
+            stream.shutdown().await.unwrap();
+        }
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    };
+    let chunked = |chunks: &str| format!("transfer-encoding: chunked\r\n\r\n{chunks}");
+    let broken = [
+        ("no size of a chunk", chunked("5\r\nhello\r\nzz\r\n"), false),
+        ("no end of a chunk", chunked("5\r\nhello, world\r\n0\r\n\r\n"), false),
+        ("a size beyond all numbers", chunked("fffffffffffffffff\r\nhello"), false),
+        ("broken off in a chunk", chunked("9\r\nhello"), true),
+        ("broken off between two chunks", chunked("5\r\nhello\r\n"), true),
+        ("broken off before its length", "content-length: 9\r\n\r\nhello".to_owned(), true),
+    ];
+    for (name, body, half_close) in &broken {
+        let answer = send(body, *half_close).await;
+        assert_eq!(status(&answer), "400", "{name}: {answer}");
+        assert!(answer.contains("\r\nx-devicecheck-code: broken_body\r\n"), "{name}: {answer}");
+    }
+    assert_eq!(whole.load(Ordering::SeqCst), 0);
+    let answer = send(&chunked("5\r\nhello\r\n0\r\n\r\n"), false).await;
+    assert_eq!((status(&answer), whole.load(Ordering::SeqCst)), ("200", 1));
+    assert_eq!(gateway.apple.calls(), broken.len() + 1);
 }
 
 #[tokio::test(start_paused = true)]

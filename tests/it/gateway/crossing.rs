@@ -136,14 +136,39 @@ async fn w04_no_media_type_brings_other_parameters_or_requests() {
         "multipart/batch; boundary=x",
         "application/http",
         "message/http",
+        // Some servers end the type at a space.
+        "application/x-www-form-urlencoded x",
+        // A list, of which servers take the first or the last.
+        "application/json, application/x-www-form-urlencoded",
+        "application/json,multipart/mixed; boundary=x",
+        "application/json; charset=utf-8, message/http",
+        "application/json; a=\"b\", application/http",
+        "application/json; a=\"\\\\\", application/http",
+        "application/json, application/json",
+        "application/json,",
+        // A quote without an end hides no list.
+        "application/json; a=\"b, application/http",
+        "application/json; a=\"b\\\", application/http",
     ] {
         let response = gateway.post(CHAT).header("content-type", media).send().await.unwrap();
         assert_eq!(response.status(), StatusCode::UNSUPPORTED_MEDIA_TYPE, "{media}");
         assert_eq!(code(response).await, "bad_media_type", "{media}");
     }
+    // The same list in two headers.
+    let request = gateway.post(CHAT).header("content-type", "application/json");
+    let response = request.header("content-type", "application/json").send().await.unwrap();
+    assert_eq!(code(response).await, "bad_media_type");
     assert!(seen.lock().unwrap().is_empty());
     assert_eq!(gateway.apple.calls(), 0);
-    for media in ["application/json", "multipart/form-data; boundary=x", "audio/wav", "application/sdp"] {
+    for media in [
+        "application/json",
+        "multipart/form-data; boundary=x",
+        "multipart/form-data; boundary=\"a,b\"",
+        "multipart/form-data; boundary=\"a\\\",b\"; charset=utf-8",
+        "audio/wav",
+        "application/sdp",
+        "",
+    ] {
         let response = gateway.post(CHAT).header("content-type", media).send().await.unwrap();
         assert_eq!(response.status(), StatusCode::OK, "{media}");
     }

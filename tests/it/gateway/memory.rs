@@ -58,7 +58,8 @@ fn start(variables: &[(&str, &str)]) -> (Gateway, std::process::ChildStderr) {
 /// How often the text is in the memory that the process may write to: heap, stacks, everything that changes.
 fn copies(process: u32, text: &str) -> io::Result<usize> {
     let mut memory = File::open(format!("/proc/{process}/mem"))?;
-    let mut count = 0;
+    let mut pagemap = File::open(format!("/proc/{process}/pagemap"))?;
+    let (mut count, page_size) = (0, page_size());
     for line in fs::read_to_string(format!("/proc/{process}/maps"))?.lines() {
         let mut fields = line.split_whitespace();
         let (Some(range), Some(permissions)) = (fields.next(), fields.next()) else { continue };
@@ -66,20 +67,42 @@ fn copies(process: u32, text: &str) -> io::Result<usize> {
             continue;
         }
         let (start, end) = range.split_once('-').unwrap();
-        let number = |text| u64::from_str_radix(text, 16).unwrap();
-        let (start, end) = (number(start), number(end));
-        let mut bytes = vec![0; usize::try_from(end - start).unwrap()];
+        let page = |text| u64::from_str_radix(text, 16).unwrap() / page_size;
+        let (start, end) = (page(start), page(end));
+        let mut entries = vec![0; usize::try_from((end - start) * ENTRY).unwrap()];
+        pagemap.seek(SeekFrom::Start(start * ENTRY))?;
         // A part that was unmapped meanwhile is gone.
-        if memory.seek(SeekFrom::Start(start)).is_ok() && memory.read_exact(&mut bytes).is_ok() {
-            count += occurrences(&bytes, text.as_bytes());
+        if pagemap.read_exact(&mut entries).is_err() {
+            continue;
+        }
+        // The allocator reserves far more than it touches.
+        let pages: Vec<_> =
+            (start..end).zip(entries.chunks_exact(8).map(|entry| holds_data(entry[7]))).collect();
+        for pages in pages.chunk_by(|(_, before), (_, after)| before == after).filter(|pages| pages[0].1) {
+            let mut bytes = vec![0; pages.len() * usize::try_from(page_size).unwrap()];
+            if memory.seek(SeekFrom::Start(pages[0].0 * page_size)).is_ok()
+                && memory.read_exact(&mut bytes).is_ok()
+            {
+                count += memchr::memmem::find_iter(&bytes, text).count();
+            }
         }
     }
     Ok(count)
 }
 
-fn occurrences(bytes: &[u8], text: &[u8]) -> usize {
-    let starts = bytes.iter().enumerate().filter(|(_, byte)| **byte == text[0]);
-    starts.filter(|(at, _)| bytes[*at..].starts_with(text)).count()
+/// Bytes of a page.
+fn page_size() -> u64 {
+    let maps = fs::read_to_string("/proc/self/smaps").unwrap();
+    let size = maps.lines().find_map(|line| line.strip_prefix("KernelPageSize:")).unwrap();
+    size.trim_end_matches("kB").trim().parse::<u64>().unwrap() * 1024
+}
+
+/// Bytes of an entry in `/proc/<pid>/pagemap`.
+const ENTRY: u64 = 8;
+
+/// Whether a page is in memory or in swap: the two highest bits of its entry, here of the last byte.
+const fn holds_data(last_byte: u8) -> bool {
+    last_byte & 0b1100_0000 != 0
 }
 
 /// The connection to the provider is kept, as by default: the same one for all requests.

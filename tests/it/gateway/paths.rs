@@ -1,6 +1,6 @@
 //! Where the paths of the example `ai_gateway` lead, and where they cannot.
 
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use tower_devicecheck::split_key::{
     Limits, MemorySplitKeyStore, Provider, Providers, SplitKeyErrorKind, SplitKeyStore, Splitter,
     gateway::Target,
@@ -85,7 +85,9 @@ fn where_paths_lead() {
         ("/v1/openai/%2e%2e/chat", Some("%2e%2e"), BAD),
         ("/v1/mistral/app/chat", None, Err(404)),
         ("/v2/openai/app/chat", None, Err(404)),
-        ("/v1/openai", None, Err(404)),
+        ("/v1/openai", None, BAD),
+        ("/v1/mistral", None, Err(404)),
+        ("/v1/", None, Err(404)),
     ];
     for (path, project, expected) in cases {
         let mut headers = HeaderMap::new();
@@ -131,6 +133,22 @@ fn w14_an_empty_segment_is_named() {
         let rejection = found.unwrap_err();
         assert_eq!(rejection.code(), "empty_segment", "{path}");
         assert!(rejection.to_string().contains("slash"), "{path}: {rejection}");
+    }
+}
+
+#[test]
+fn w14_a_path_that_ends_too_early_says_so() {
+    for (path, project, expected) in [
+        ("/v1/openai", None, "no_project"),
+        ("/v1/openai?limit=1", None, "no_project"),
+        ("/v1/openai", Some("app"), "no_project"),
+        ("/v1/openai/models", None, "no_project"),
+        ("/v1/open", None, "unknown_provider"),
+    ] {
+        let name = HeaderName::from_static("x-project-id");
+        let headers = project.map(|project| (name, HeaderValue::from_static(project))).into_iter().collect();
+        let found = Target::resolve(&path.parse().unwrap(), &headers, &Providers::default());
+        assert_eq!(found.unwrap_err().code(), expected, "{path} {project:?}");
     }
 }
 

@@ -87,7 +87,7 @@ impl World {
             let apple = apples.iter().find(|apple| apple.fake.team_id() == credentials.team_id());
             Ok::<_, BoxError>(apple.ok_or("another team")?.layer())
         };
-        let projects = projects::read(&json!({ "projects": entries }).to_string(), gate).await.unwrap();
+        let projects = projects::read(&json!({ "projects": entries }).to_string(), None, gate).await.unwrap();
 
         let (provider, seen) = provider(ok).await;
         let settings = Settings {
@@ -299,7 +299,7 @@ async fn an_error_in_the_file_names_the_project_and_quotes_nothing() {
     let key = Temporary::new(&FakeApple::new().private_key().to_pem());
     for (text, named) in bad_files(key.path()) {
         let gate = async |_| Ok::<_, BoxError>(DeviceCheckLayer::new(Apple::new().client));
-        let Err(error) = projects::read(&text, gate).await else { panic!("{text}") };
+        let Err(error) = projects::read(&text, None, gate).await else { panic!("{text}") };
         let error = error.to_string();
         assert!(error.contains(named) && !error.contains(&SECRET[..12]), "{text}: {error}");
     }

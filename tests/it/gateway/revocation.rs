@@ -1,6 +1,10 @@
 //! Keys that are revoked while they are in use, and a store that cannot say so.
 
-use std::{fs, sync::Arc, time::Duration};
+use std::{
+    fs,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use axum::{body::Body, extract::Request, http::StatusCode, response::IntoResponse};
 use futures::{StreamExt, stream};
@@ -44,6 +48,44 @@ async fn a_stream_ends_within_a_second_of_its_keys_revocation() {
     for _ in 0..50 {
         streams[2].frame().await.unwrap().unwrap();
     }
+}
+
+/// The record gets an end in the past: the wall clock of this test does not move.
+#[tokio::test(start_paused = true)]
+async fn a_stream_and_an_answer_that_has_not_begun_end_when_their_key_expires() {
+    let gateway = Clocked::new("openai").await;
+    let client = async |_: Outgoing| {
+        let body = Body::from_stream(pieces(vec![(7, "data: 1\n\n"); 100]));
+        Response::builder().header("content-type", "text/event-stream").body(body).unwrap()
+    };
+    let expire = async |at: SystemTime| {
+        let record = gateway.keys.get("app", gateway.split.record().split()).await.unwrap().unwrap();
+        let record = record.changed_to(record.state()).with_limits(KeyLimits::none().with_expiry(at));
+        gateway.keys.put(vec![record]).await.unwrap();
+    };
+    expire(SystemTime::now() + Duration::from_secs(3_600)).await;
+    let mut body = gateway.send(Body::empty(), client).await.into_body();
+    for _ in 0..3 {
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "data: 1\n\n");
+    }
+    let waiting = gateway.send(Body::empty(), async |_| std::future::pending().await);
+    let expiring = async {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        expire(SystemTime::UNIX_EPOCH).await;
+    };
+    let started = Instant::now();
+    let (response, ()) = tokio::join!(waiting, expiring);
+    assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+    let answer = response.into_body().collect().await.unwrap().to_bytes();
+    assert!(String::from_utf8_lossy(&answer).contains("invalid_key"));
+    let error = loop {
+        match body.frame().await.unwrap() {
+            Ok(_) => {}
+            Err(error) => break error,
+        }
+    };
+    assert!(format!("{error:?}").contains("KeyRevoked"), "{error:?}");
+    assert!(started.elapsed() <= Duration::from_secs(7), "{:?}", started.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
