@@ -195,9 +195,9 @@ impl Soak {
         // Calls whose client has left end, and idle connections are closed.
         sleep(2 * IDLE).await;
         self.clients.forget();
-        sleep(IDLE).await;
         self.clients.tidy_up();
         self.gauges.run_upkeep();
+        sleep(IDLE).await;
         let live = Usage::measure().live;
         println!("{:>6.1} s  at rest: {live} KiB in use", self.started.elapsed().as_secs_f64());
         self.rests.push(live);

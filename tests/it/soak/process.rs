@@ -70,10 +70,11 @@ impl Usage {
     }
 }
 
-/// Says by how much live memory in KiB has grown between two rests, if it is more than the 2 MiB that are allowed: the fake
-/// authority keeps about 1 KiB of each attestation, and threads keep some freed blocks.
+/// Says by how much live memory in KiB has grown between two rests, if it is more than the 4 MiB that are allowed: it grew by
+/// 1.7 MiB in 11 minutes, and by 6.7 MiB with a leak of 32 bytes for each digest of a token. The fake authority keeps about
+/// 1 KiB of each attestation.
 pub(super) fn growth_at_rest(early: u64, late: u64) -> Option<String> {
-    (late > early + 2 * 1024).then(|| format!("from {early} to {late} KiB of live memory at rest"))
+    (late > early + 4 * 1024).then(|| format!("from {early} to {late} KiB of live memory at rest"))
 }
 
 /// The KiB in use, and the most so far, as `.ci/soak-memory.c` writes them.
