@@ -61,6 +61,9 @@ async fn forgetful_firewall(to: String) -> (String, watch::Sender<usize>) {
             let (to, mut forgotten) = (to.clone(), forgotten.clone());
             tokio::spawn(async move {
                 let mut server = TcpStream::connect(to.trim_start_matches("http://")).await.unwrap();
+                for socket in [&client, &server] {
+                    socket.set_nodelay(true).unwrap();
+                }
                 let forgotten = async { drop(forgotten.wait_for(|forgotten| *forgotten > number).await) };
                 tokio::select! {
                     _ = copy_bidirectional(&mut client, &mut server) => return,
@@ -237,6 +240,7 @@ async fn strict_about_resets() -> (String, Counter) {
     tokio::spawn(async move {
         loop {
             let (socket, _) = listener.accept().await.unwrap();
+            socket.set_nodelay(true).unwrap();
             let count = count.clone();
             tokio::spawn(async move {
                 let mut connection = h2::server::handshake(socket).await.unwrap();

@@ -37,9 +37,10 @@ fn reqwest_over_http2(client: AppleClientBuilder) -> AppleClientBuilder {
 }
 
 fn hyper_util_over_http2(client: AppleClientBuilder) -> AppleClientBuilder {
-    let hyper = Client::builder(TokioExecutor::new())
-        .http2_only(true)
-        .build::<_, Full<bytes::Bytes>>(HttpConnector::new());
+    let mut connector = HttpConnector::new();
+    connector.set_nodelay(true);
+    let hyper =
+        Client::builder(TokioExecutor::new()).http2_only(true).build::<_, Full<bytes::Bytes>>(connector);
     client.transport(HttpTransport::new(hyper))
 }
 

@@ -167,6 +167,9 @@ pub(crate) fn rejection(response: &Response<Bytes>) -> Rejection {
 
 /// A paused clock that moves only by `advance`, so that deadlines mean nothing to a busy machine. Otherwise tokio moves
 /// a paused clock whenever there is nothing to do, though a socket may be about to answer.
+///
+/// The sockets beside it need `set_nodelay`. Without it, the kernel may keep a small write back until the peer's delayed
+/// acknowledgement, for 40 ms of real time, in which this clock moves by seconds.
 pub(crate) struct StandingClock {
     /// While there is blocking work, tokio leaves the clock alone.
     _working: mpsc::Sender<()>,
