@@ -1,13 +1,21 @@
 //! One request with a device token, on each path through a layer with a cache.
 
-use std::{ops::RangeInclusive, time::Duration};
+use std::{
+    ops::RangeInclusive,
+    time::{Duration, SystemTime},
+};
 
 use http::StatusCode;
 use tower_devicecheck::{
-    Availability, DeviceCheckLayer, Enforcement, Environment, MarkDecision, Route, Verdict, testing::Reply,
+    Availability, DeviceCheckLayer, Enforcement, Environment, Evidence, MarkDecision, Route, Verdict,
+    cache::{CachedVerdict, VerdictCache, VerdictKey},
+    testing::{FakeApple, PrivateKey, Reply},
 };
 
-use super::{Drop, explore, rest, world::World};
+use super::{
+    Leave, explore, rest,
+    world::{World, slow_client},
+};
 
 const OK: StatusCode = StatusCode::OK;
 const REFUSED: StatusCode = StatusCode::UNAUTHORIZED;
@@ -33,7 +41,7 @@ where
     P: AsyncFn(&World) -> String,
 {
     async fn explore(self) {
-        explore(self.name, self.least, async |at: Drop| {
+        explore(self.name, self.least, async |at: Leave| {
             let world = World::new(&self.change);
             let token = (self.prepare)(&world).await;
             let done = at.of(world.status(&token)).await;
@@ -71,14 +79,30 @@ async fn one_environment() {
     let new = async |world: &World| world.genuine();
     let forged = async |world: &World| world.fake.forged_token();
     let same = |layer| layer;
-    Path { name: "a remembered token", least: 4, change: same, prepare: hit, verdict: OK, failures: 0, calls: 1..=1 }
-        .explore()
-        .await;
-    Path { name: "a new token", least: 20, change: same, prepare: new, verdict: OK, failures: 0, calls: 1..=1 }
-        .explore()
-        .await;
+    Path {
+        name: "a remembered token",
+        least: 7,
+        change: same,
+        prepare: hit,
+        verdict: OK,
+        failures: 0,
+        calls: 1..=1,
+    }
+    .explore()
+    .await;
+    Path {
+        name: "a new token",
+        least: 29,
+        change: same,
+        prepare: new,
+        verdict: OK,
+        failures: 0,
+        calls: 1..=1,
+    }
+    .explore()
+    .await;
     let (verdict, calls) = (REFUSED, 1..=1);
-    Path { name: "a refused token", least: 15, change: same, prepare: forged, verdict, failures: 0, calls }
+    Path { name: "a refused token", least: 23, change: same, prepare: forged, verdict, failures: 0, calls }
         .explore()
         .await;
 }
@@ -88,10 +112,10 @@ async fn two_environments() {
     let change = |layer: DeviceCheckLayer| layer.with_routing(Route::ProductionThenDevelopment);
     let development = async |world: &World| world.fake.genuine_token(Environment::Development);
     let (name, calls) = ("a token of the second environment", 2..=2);
-    Path { name, least: 30, change, prepare: development, verdict: OK, failures: 0, calls }.explore().await;
+    Path { name, least: 49, change, prepare: development, verdict: OK, failures: 0, calls }.explore().await;
     let forged = async |world: &World| world.fake.forged_token();
     let (name, calls) = ("a token that both environments refuse", 2..=2);
-    Path { name, least: 30, change, prepare: forged, verdict: REFUSED, failures: 0, calls }.explore().await;
+    Path { name, least: 43, change, prepare: forged, verdict: REFUSED, failures: 0, calls }.explore().await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -99,7 +123,7 @@ async fn bits() {
     let change = |layer: DeviceCheckLayer| layer.with_marks(|_, _| MarkDecision::Admit);
     let new = async |world: &World| world.genuine();
     let (name, calls) = ("a layer with marks", 1..=1);
-    Path { name, least: 20, change, prepare: new, verdict: OK, failures: 0, calls }.explore().await;
+    Path { name, least: 29, change, prepare: new, verdict: OK, failures: 0, calls }.explore().await;
 }
 
 /// The request passes unchecked, and its check goes on beside it.
@@ -108,7 +132,7 @@ async fn shadow_mode() {
     let change = |layer: DeviceCheckLayer| layer.with_enforcement(Enforcement::Shadow);
     let forged = async |world: &World| world.fake.forged_token();
     let (name, calls) = ("shadow mode", 1..=1);
-    Path { name, least: 5, change, prepare: forged, verdict: OK, failures: 0, calls }.explore().await;
+    Path { name, least: 7, change, prepare: forged, verdict: OK, failures: 0, calls }.explore().await;
 }
 
 /// Each 503 of Apple's fails one attempt, whoever makes it. The third attempt has a verdict.
@@ -120,7 +144,7 @@ async fn an_outage() {
         world.genuine()
     };
     let (name, calls) = ("an outage, and a retry", 3..=3);
-    Path { name, least: 20, change: |layer| layer, prepare, verdict: OK, failures: 1, calls }.explore().await;
+    Path { name, least: 21, change: |layer| layer, prepare, verdict: OK, failures: 1, calls }.explore().await;
 }
 
 /// Apple refuses the provider token once. One forced renewal is enough, whoever has left.
@@ -131,31 +155,47 @@ async fn a_stale_provider_token() {
         world.genuine()
     };
     let (name, calls) = ("a stale provider token", 2..=2);
-    Path { name, least: 25, change: |layer| layer, prepare, verdict: OK, failures: 0, calls }.explore().await;
+    Path { name, least: 31, change: |layer| layer, prepare, verdict: OK, failures: 0, calls }.explore().await;
 }
 
 /// Expired verdicts count while Apple is known to be down.
 #[tokio::test(start_paused = true)]
 async fn stale_verdicts() {
-    let change = |layer: DeviceCheckLayer| {
-        let time = Duration::from_secs(60);
-        layer.with_time_to_live(Verdict::Genuine, time).with_stale_verdicts(60 * time)
-    };
-    let prepare = async |world: &World| {
+    const HOUR: Duration = Duration::from_secs(60 * 60);
+
+    explore("a stale verdict", 25, async |at| {
+        let world = World::new(|layer| layer.with_stale_verdicts(HOUR));
         let token = world.genuine();
-        assert_eq!(world.status(&token).await, OK);
-        tokio::time::advance(Duration::from_secs(90)).await;
-        bring_down(world).await;
+        let device_token = token.parse().unwrap();
+        let scope = world.fake.credentials();
+        let key = VerdictKey::new(scope.team_id(), Environment::Production, &device_token);
+        let expired = CachedVerdict::new(Verdict::Genuine, key.digest(), SystemTime::now() - HOUR / 6, HOUR);
+        world.cache.put(&key, expired).await.unwrap();
+        bring_down(&world).await;
         world.fake.reset_counts();
-        token
-    };
-    explore("a stale verdict", 8, async |at| {
-        let world = World::new(change);
-        let token = prepare(&world).await;
         let done = at.of(world.status(&token)).await;
         assert!(done.is_none_or(|status| status == OK), "{at:?}");
         assert_eq!((world.status(&token).await, world.calls()), (OK, 0), "{at:?}");
+        assert_eq!(world.app.evidence(), Evidence::STALE, "{at:?}");
         comes_back(&world, &at).await;
+        done.is_some()
+    })
+    .await;
+}
+
+/// The second team is asked about a token that the first one refuses.
+#[tokio::test(start_paused = true)]
+async fn two_teams() {
+    explore("a token of the second team", 49, async |at| {
+        let second = FakeApple::with_key(&PrivateKey::generate(), "TEAM654321", "KEY7654321");
+        let world = World::new(|layer| layer.add_verifier(slow_client(&second)));
+        let token = second.genuine_token(Environment::Production);
+        let done = at.of(world.status(&token)).await;
+        assert!(done.is_none_or(|status| status == OK), "{at:?}");
+        assert_eq!(world.status(&token).await, OK, "{at:?}");
+        rest().await;
+        assert_eq!((world.calls(), second.calls()), (1, 1), "{at:?}");
+        world.is_whole(&at).await;
         done.is_some()
     })
     .await;
@@ -164,7 +204,7 @@ async fn stale_verdicts() {
 /// The one call that finds out whether Apple is back belongs to a client that leaves.
 #[tokio::test(start_paused = true)]
 async fn a_probe() {
-    explore("a probe", 20, async |at| {
+    explore("a probe", 29, async |at| {
         let world = World::new(|layer| layer);
         bring_down(&world).await;
         world.fake.clear();
@@ -195,7 +235,7 @@ async fn bring_down(world: &World) {
 }
 
 /// Apple is well again, and so is the service, within two seconds.
-async fn comes_back(world: &World, at: &Drop) {
+async fn comes_back(world: &World, at: &Leave) {
     world.fake.clear();
     for _ in 0..3 {
         if world.status(&world.genuine()).await == OK {

@@ -32,7 +32,7 @@ async fn one_of_two_with_one_token() {
     for (path, leaves_first) in
         [("the first of two with one token", true), ("the second of two with one token", false)]
     {
-        explore(path, 15, async |at| {
+        explore(path, 19, async |at| {
             let world = World::new(|layer| layer);
             let token = world.genuine();
             let other = stays(&world, &token);
@@ -53,7 +53,7 @@ async fn one_of_two_with_one_token() {
 /// Two clients with one token leave at the same moment. What was sent goes on.
 #[tokio::test(start_paused = true)]
 async fn both_with_one_token() {
-    explore("both of two with one token", 15, async |at| {
+    explore("both of two with one token", 21, async |at| {
         let world = World::new(|layer| layer);
         let token = world.genuine();
         let done = at.of(join(world.status(&token), world.status(&token))).await;
@@ -69,7 +69,7 @@ async fn both_with_one_token() {
 /// takes the place.
 #[tokio::test(start_paused = true)]
 async fn the_queue() {
-    explore("a place in the queue", 25, async |at| {
+    explore("a place in the queue", 38, async |at| {
         let world = World::new(|layer| layer);
         let mut holders = Vec::new();
         for _ in 0..SLOTS {
@@ -102,7 +102,7 @@ async fn the_queue() {
 /// A request has one of the slots, and another one waits for it.
 #[tokio::test(start_paused = true)]
 async fn a_slot_that_another_waits_for() {
-    explore("a slot that another request waits for", 20, async |at| {
+    explore("a slot that another request waits for", 29, async |at| {
         let world = World::new(|layer| layer);
         for _ in 1..SLOTS {
             // This one has the other slot for as long as its deadline allows.
@@ -136,7 +136,7 @@ async fn a_slot_that_another_waits_for() {
 #[tokio::test(start_paused = true)]
 async fn two_with_a_stale_provider_token() {
     keep_events_enabled();
-    explore("two with a stale provider token", 25, async |at| {
+    explore("two with a stale provider token", 15, async |at| {
         let fake = FakeApple::new();
         let calls = Counter::default();
         let client = AppleClient::builder(fake.credentials())

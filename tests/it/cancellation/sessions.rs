@@ -29,7 +29,8 @@ fn sessions() -> Sessions {
 /// Buys a session with this token. Returns none if the token is spent.
 async fn buy(gate: &DeviceCheckLayer, exchange: Exchange, token: &str) -> Option<String> {
     let service = gate.layer(SlowService::new(exchange));
-    let request = Request::post("/session").header(TOKEN_HEADER, token).body(Full::<Bytes>::default()).unwrap();
+    let request =
+        Request::post("/session").header(TOKEN_HEADER, token).body(Full::<Bytes>::default()).unwrap();
     let response = service.oneshot(request).await.unwrap();
     if response.status() != OK {
         assert_eq!(response.extensions().get::<Rejection>(), Some(&Rejection::ReusedToken));
@@ -48,7 +49,7 @@ fn shown(session: &str) -> Request<Full<Bytes>> {
 /// token of the device always buys.
 #[tokio::test(start_paused = true)]
 async fn a_purchase() {
-    explore("the purchase of a session", 20, async |at| {
+    explore("the purchase of a session", 29, async |at| {
         let (world, sessions) = (World::new(|layer| layer), sessions());
         let tokens = [world.genuine(), world.genuine()];
         let buy = async |token: &str| buy(&world.layer, Exchange::new(sessions.clone()), token).await;
@@ -72,7 +73,7 @@ async fn a_purchase() {
 /// A token that is good for one request buys one session at most.
 #[tokio::test(start_paused = true)]
 async fn a_purchase_with_a_token_of_single_use() {
-    explore("the purchase of a session by single use", 20, async |at| {
+    explore("the purchase of a session by single use", 21, async |at| {
         let guard = Arc::new(MemoryReplayGuard::new());
         let world = World::new(|layer| layer.with_single_use(Slow(Arc::clone(&guard))));
         let (sessions, token) = (sessions(), world.genuine());
@@ -92,7 +93,7 @@ async fn a_purchase_with_a_token_of_single_use() {
 /// A session for one request admits one, and is not lost with a client that leaves before.
 #[tokio::test(start_paused = true)]
 async fn limited_use() {
-    explore("a session with limited use", 10, async |at| {
+    explore("a session with limited use", 17, async |at| {
         let guard = Arc::new(MemoryReplayGuard::new());
         let (world, sessions) = (World::new(|layer| layer), sessions());
         let exchange = Exchange::new(sessions.clone()).with_limited_use(true);
@@ -136,15 +137,14 @@ async fn a_revocation() {
 /// What a client of one tenant leaves behind does not touch the other tenant.
 #[tokio::test(start_paused = true)]
 async fn tenants() {
-    explore("a tenant", 20, async |at| {
+    explore("a tenant", 29, async |at| {
         let (fake, client) = slow_apple();
         let hosts = HostTenants::new();
         let tenants = Tenants::new(hosts.clone());
         for name in ["shop", "club"] {
             hosts.insert(&format!("{name}.example"), name).unwrap();
-            let layer = DeviceCheckLayer::new(client.clone()).with_cache(Slow(Arc::new(
-                tower_devicecheck::cache::MemoryCache::new(),
-            )));
+            let layer = DeviceCheckLayer::new(client.clone())
+                .with_cache(Slow(Arc::new(tower_devicecheck::cache::MemoryCache::new())));
             tenants.insert(name, layer).unwrap();
         }
         let app = slow_app(tenants);

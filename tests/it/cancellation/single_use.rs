@@ -5,9 +5,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use http::{Request, StatusCode};
 use http_body_util::Full;
-use tower_devicecheck::{
-    DeviceCheckLayer, Environment, Route, replay::MemoryReplayGuard, testing::Reply,
-};
+use tower_devicecheck::{DeviceCheckLayer, Environment, Route, replay::MemoryReplayGuard, testing::Reply};
 
 use super::{Slow, explore, rest, world::World};
 use crate::support::get;
@@ -25,10 +23,10 @@ fn world(guard: &Arc<MemoryReplayGuard>, change: impl Fn(DeviceCheckLayer) -> De
 #[tokio::test(start_paused = true)]
 async fn a_genuine_token() {
     let same = |layer| layer;
-    spent_once("single use", 20, same, async |world| world.genuine(), 1).await;
+    spent_once("single use", 21, same, async |world| world.genuine(), 1).await;
     let both = |layer: DeviceCheckLayer| layer.with_routing(Route::ProductionThenDevelopment);
     let development = async |world: &World| world.fake.genuine_token(Environment::Development);
-    spent_once("single use in two environments", 30, both, development, 2).await;
+    spent_once("single use in two environments", 25, both, development, 2).await;
 }
 
 /// `calls` is the number of calls for one verdict.
@@ -61,7 +59,7 @@ async fn spent_once(
 
 #[tokio::test(start_paused = true)]
 async fn a_refused_token() {
-    explore("single use of a refused token", 15, async |at| {
+    explore("single use of a refused token", 11, async |at| {
         let guard = Arc::new(MemoryReplayGuard::new());
         let world = world(&guard, |layer| layer);
         let token = world.fake.forged_token();
@@ -80,7 +78,7 @@ async fn a_refused_token() {
 
 #[tokio::test(start_paused = true)]
 async fn an_outage() {
-    explore("single use in an outage", 25, async |at| {
+    explore("single use in an outage", 17, async |at| {
         let guard = Arc::new(MemoryReplayGuard::new());
         let world = world(&guard, |layer| layer);
         (0..2).for_each(|_| world.fake.script(Reply::status(503)));
@@ -108,7 +106,7 @@ async fn a_retry() {
         request.headers_mut().insert("idempotency-key", "a".parse().unwrap());
         request
     };
-    explore("the retry of a spent token", 20, async |at| {
+    explore("the retry of a spent token", 21, async |at| {
         let guard = Arc::new(MemoryReplayGuard::new());
         let world = world(&guard, |layer| layer.with_retry_window(Duration::from_secs(60)));
         let token = world.genuine();
@@ -187,10 +185,13 @@ mod in_redis {
             assert!((1..=2).contains(&world.calls()), "{polls}: {} calls", world.calls());
             world.is_whole(&polls).await;
             if done.is_some() {
-                assert!(polls >= 12, "only {polls} drops");
+                assert!(polls >= 14, "only {polls} drops");
                 let kept: usize = redis::cmd("DBSIZE").query_async(&mut redis).await.unwrap();
                 // Each token of each world is spent, and nothing else is left.
-                assert_eq!(kept, (polls + 1) * (1 + super::super::world::SLOTS + super::super::world::WAITING));
+                assert_eq!(
+                    kept,
+                    (polls + 1) * (1 + super::super::world::SLOTS + super::super::world::WAITING)
+                );
                 return;
             }
         }

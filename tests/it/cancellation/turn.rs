@@ -36,7 +36,13 @@ async fn calls_that_are_not_sent_are_no_outage() {
     };
     fake.script(Reply::normal().delay(Duration::from_millis(300)));
     let first = ask();
-    clock.until(tick, async { while fake.calls() == 0 { tokio::task::yield_now().await } }).await;
+    clock
+        .until(tick, async {
+            while fake.calls() == 0 {
+                tokio::task::yield_now().await
+            }
+        })
+        .await;
     let crowd: Vec<_> = (0..CROWD).map(|_| ask()).collect();
     clock.advance(tick).await;
     crowd.iter().for_each(tokio::task::JoinHandle::abort);

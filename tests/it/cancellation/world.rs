@@ -46,6 +46,7 @@ impl Observer for Admitted {
 pub(super) struct World {
     pub(super) fake: FakeApple,
     pub(super) client: AppleClient,
+    pub(super) cache: Arc<MemoryCache>,
     pub(super) layer: DeviceCheckLayer,
     pub(super) app: App,
     pub(super) admitted: Counter,
@@ -53,15 +54,19 @@ pub(super) struct World {
 
 /// A fake Apple behind a slow transport, and a client with few slots.
 pub(super) fn slow_apple() -> (FakeApple, AppleClient) {
-    keep_events_enabled();
     let fake = FakeApple::new();
-    let client = AppleClient::builder(fake.credentials())
+    let client = slow_client(&fake);
+    (fake, client)
+}
+
+pub(super) fn slow_client(fake: &FakeApple) -> AppleClient {
+    keep_events_enabled();
+    AppleClient::builder(fake.credentials())
         .transport(slow_transport(fake.transport()))
         .in_flight_limit(SLOTS)
         .waiting_limit(WAITING)
         .build()
-        .unwrap();
-    (fake, client)
+        .unwrap()
 }
 
 /// An app of this layer, whose inner service is slow.
@@ -86,11 +91,12 @@ impl World {
     pub(super) fn new(change: impl FnOnce(DeviceCheckLayer) -> DeviceCheckLayer) -> Self {
         let (fake, client) = slow_apple();
         let admitted = Admitted::default();
+        let cache = Arc::new(MemoryCache::new());
         let layer = DeviceCheckLayer::new(client.clone())
-            .with_cache(Slow(Arc::new(MemoryCache::new())))
+            .with_cache(Slow(Arc::clone(&cache)))
             .with_observer(admitted.clone());
         let layer = change(layer);
-        Self { app: slow_app(layer.clone()), fake, client, layer, admitted: admitted.0 }
+        Self { app: slow_app(layer.clone()), fake, client, cache, layer, admitted: admitted.0 }
     }
 
     pub(super) fn genuine(&self) -> String {
