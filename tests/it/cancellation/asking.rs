@@ -13,7 +13,7 @@ use tower_devicecheck::{
 };
 
 use super::{
-    Leave, explore, rest,
+    Leave, explore, explore_for, rest,
     world::{World, slow_client},
 };
 
@@ -163,7 +163,7 @@ async fn a_stale_provider_token() {
 async fn stale_verdicts() {
     const HOUR: Duration = Duration::from_secs(60 * 60);
 
-    explore("a stale verdict", 25, async |at| {
+    explore_for(Duration::from_secs(3), "a stale verdict", 25, async |at| {
         let world = World::new(|layer| layer.with_stale_verdicts(HOUR));
         let token = world.genuine();
         let device_token = token.parse().unwrap();
@@ -204,7 +204,7 @@ async fn two_teams() {
 /// The one call that finds out whether Apple is back belongs to a client that leaves.
 #[tokio::test(start_paused = true)]
 async fn a_probe() {
-    explore("a probe", 29, async |at| {
+    explore_for(Duration::from_secs(5), "a probe", 29, async |at| {
         let world = World::new(|layer| layer);
         bring_down(&world).await;
         world.fake.clear();

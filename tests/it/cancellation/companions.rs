@@ -10,14 +10,15 @@ use futures::future::join;
 use http::{Request, Response, StatusCode, header::AUTHORIZATION};
 use tokio::{task::JoinHandle, task::yield_now, time::advance};
 use tower::{ServiceExt, service_fn};
-use tower_devicecheck::{AppleClient, DeviceCheckLayer, testing::FakeApple, testing::Reply};
+use tower_devicecheck::{AppleClient, DeviceCheckLayer, Environment, testing::FakeApple, testing::Reply};
 
 use super::{
-    explore, rest, slow_transport,
+    drop_after, explore, explore_for, rest, slow_transport,
     world::{SLOTS, World, slow_app},
 };
 use crate::support::{Counter, keep_events_enabled};
 
+const PRODUCTION: Environment = Environment::Production;
 const OK: StatusCode = StatusCode::OK;
 
 /// A request of a client that stays.
@@ -69,7 +70,7 @@ async fn both_with_one_token() {
 /// takes the place.
 #[tokio::test(start_paused = true)]
 async fn the_queue() {
-    explore("a place in the queue", 38, async |at| {
+    explore_for(Duration::from_secs(1), "a place in the queue", 38, async |at| {
         let world = World::new(|layer| layer);
         let mut holders = Vec::new();
         for _ in 0..SLOTS {
@@ -102,7 +103,7 @@ async fn the_queue() {
 /// A request has one of the slots, and another one waits for it.
 #[tokio::test(start_paused = true)]
 async fn a_slot_that_another_waits_for() {
-    explore("a slot that another request waits for", 29, async |at| {
+    explore_for(Duration::from_secs(6), "a slot that another request waits for", 29, async |at| {
         let world = World::new(|layer| layer);
         for _ in 1..SLOTS {
             // This one has the other slot for as long as its deadline allows.
@@ -131,10 +132,29 @@ async fn a_slot_that_another_waits_for() {
     .await;
 }
 
+/// A caller of the client itself leaves. The call that was sent goes on, and keeps its slot until its deadline.
+#[tokio::test(start_paused = true)]
+async fn a_call_without_a_layer() {
+    for step in 0..30 {
+        let world = World::new(|layer| layer);
+        world.fake.always(Reply::hang());
+        let token = world.genuine().parse().unwrap();
+        assert!(drop_after(world.client.validate(&token, PRODUCTION), step).await.is_none());
+        for _ in 0..SLOTS {
+            drop(stays(&world, &world.genuine()));
+        }
+        rest().await;
+        assert_eq!(world.calls(), SLOTS, "{step}");
+        world.fake.clear();
+        advance(Duration::from_secs(6)).await;
+        world.is_whole(&step).await;
+    }
+}
+
 /// Two clients leave while Apple refuses the provider token that both were sent with. Nobody else gets a 500: the renewed
 /// token is good, and no renewal is due to those who have left.
 #[tokio::test(start_paused = true)]
-async fn two_with_a_stale_provider_token() {
+async fn a23_clients_that_leave_with_a_stale_provider_token_cost_nobody_else_a_500() {
     keep_events_enabled();
     explore("two with a stale provider token", 15, async |at| {
         let fake = FakeApple::new();
@@ -144,7 +164,7 @@ async fn two_with_a_stale_provider_token() {
             .build()
             .unwrap();
         let app = slow_app(DeviceCheckLayer::new(client));
-        let genuine = || fake.genuine_token(tower_devicecheck::Environment::Production);
+        let genuine = || fake.genuine_token(PRODUCTION);
         let tokens = [genuine(), genuine()];
         let done = at.of(join(app.status(&tokens[0]), app.status(&tokens[1]))).await;
         assert!(done.is_none_or(|statuses| statuses == (OK, OK)), "{at:?}");

@@ -18,7 +18,7 @@ const CROWD: usize = 40;
 /// The first request to a cold server goes alone. Those whose clients leave before their turn are not sent, and say
 /// nothing about Apple.
 #[tokio::test(start_paused = true)]
-async fn calls_that_are_not_sent_are_no_outage() {
+async fn a22_calls_that_are_not_sent_are_no_outage() {
     keep_events_enabled();
     let clock = StandingClock::new();
     let tick = Duration::from_millis(10);
