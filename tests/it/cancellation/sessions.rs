@@ -134,7 +134,7 @@ async fn a_revocation() {
     .await;
 }
 
-/// What a client of one tenant leaves behind does not touch the other tenant.
+/// A client of one tenant that leaves does not touch the other tenant.
 #[tokio::test(start_paused = true)]
 async fn tenants() {
     explore("a tenant", 29, async |at| {
