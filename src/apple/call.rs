@@ -12,7 +12,7 @@ use crate::BoxError;
 #[cfg(feature = "redis")]
 use crate::apple::shared_hold::SharedHold;
 use crate::apple::task::{self, Driven, Interest};
-use crate::apple::transport::{self, ErasedTransport, TransportError};
+use crate::apple::transport::{self, ErasedTransport};
 use crate::apple::wire::{self, Answer, Class, Operation, Subject};
 use crate::apple::{
     attempt::Attempt,
@@ -335,7 +335,7 @@ impl Caller {
             source.as_ref().is_none_or(|source| transport::is_worth_repeating(&**source));
         let says_nothing = match &source {
             None => left < self.attempt_timeout.min(self.total_timeout / 4),
-            Some(source) => source.downcast_ref().is_some_and(TransportError::is_not_sent),
+            Some(source) => transport::is_not_sent(&**source),
         };
         Err(Failure::NoAnswer { reason, source, is_worth_repeating, says_nothing })
     }

@@ -61,11 +61,6 @@ impl TransportError {
         Self { kind: TransportErrorKind::NotSent, source: "the caller left before its turn".into() }
     }
 
-    /// Whether the request was not sent.
-    pub(super) const fn is_not_sent(&self) -> bool {
-        matches!(self.kind, TransportErrorKind::NotSent)
-    }
-
     /// Whether there was no connection.
     #[cfg(feature = "reqwest")]
     pub(super) const fn is_connect(&self) -> bool {
@@ -125,6 +120,12 @@ pub(super) fn is_worth_repeating(error: &(dyn Error + 'static)) -> bool {
         }
     }
     false
+}
+
+/// Whether the error, or one of its causes, says that the request was not sent, because all its callers had left.
+pub(super) fn is_not_sent(error: &(dyn Error + 'static)) -> bool {
+    let mut ours = chain(error).filter_map(|error| error.downcast_ref::<TransportError>());
+    ours.any(|error| error.kind == TransportErrorKind::NotSent)
 }
 
 /// The error and its causes.
@@ -201,6 +202,8 @@ mod tests {
             ("our own, turned away", TransportError::turned_away("x").into(), true),
             ("our own, stale", TransportError::stale(io(ErrorKind::ConnectionReset)).into(), true),
             ("our own, other", TransportError::other("x").into(), false),
+            #[cfg(feature = "reqwest")]
+            ("our own, not sent", TransportError::not_sent().into(), false),
             ("our own over another", TransportError::other(io(ErrorKind::ConnectionRefused)).into(), false),
             ("refused", io(ErrorKind::ConnectionRefused), true),
             ("unreachable", io(ErrorKind::NetworkUnreachable), true),
