@@ -267,15 +267,14 @@ impl Caller {
                 if std::mem::take(&mut may_renew) {
                     renewed = self.replace(&provider_token, &answer, Timestamp::now())?;
                 }
-                if renewed.is_some() {
-                    // Also for a caller that has left: only an answer to the new token says whether our credentials are
-                    // good, and others may have joined meanwhile.
-                    if started.elapsed() < self.total_timeout {
-                        continue;
-                    }
-                    return Err(call.no_answer(TOO_LATE, None));
+                // Also for a caller that has left: only an answer to the new token says whether our credentials are good, and
+                // others may have joined meanwhile.
+                if renewed.is_some() && started.elapsed() < self.total_timeout {
+                    continue;
                 }
-                self.refusals.refused(environment, &answer, Instant::now());
+                if renewed.is_none() {
+                    self.refusals.refused(environment, &answer, Instant::now());
+                }
             } else if answer.class != Class::Unavailable {
                 self.refusals.accepted(environment);
             }
