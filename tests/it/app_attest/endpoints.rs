@@ -283,9 +283,8 @@ async fn attested_used_and_revoked<S: AttestKeyStore>(store: S) -> (Arc<S>, Atte
 
     let found = store.find("", &key_id).await.unwrap().unwrap();
     let public_key = PublicKey::from_bytes(&device.public_key()).unwrap();
-    let mut public =
-        AttestedKey::new("", public_key, app_id(), Environment::Production, found.attested_at);
-    public.counter = KeyCounter::new(1, 1);
+    let mut public = AttestedKey::new("", public_key, app_id(), Environment::Production, found.attested_at);
+    public.counter = KeyCounter::new(1, 0b11);
     public.account = Some("ann".to_owned());
     public.last_seen_at = found.last_seen_at;
     public.category = Some(Category::AppStore);
@@ -353,7 +352,7 @@ async fn a_stolen_redis_holds_public_keys_and_nothing_to_sign_with() {
     let millis = |time: SystemTime| {
         time.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis().to_string().into_bytes()
     };
-    let mut seen = b"1".to_vec();
+    let mut seen = b"11".to_vec();
     seen.resize(64, b'0');
     let expected = [
         ("public_key", key.public_key.as_bytes().to_vec()),
