@@ -118,7 +118,7 @@ fn debug_tokens() -> DeviceCheckLayer {
     ours(Verdict::Genuine).with_debug_tokens((0..16).fold(DebugTokens::new(), add))
 }
 
-/// What a client sends that guesses a debug token, or knows one.
+/// The text of a client that guesses a debug token, or knows one.
 fn debug_token(kind: &str) -> String {
     let wrong = "z".repeat(64);
     match kind {

@@ -20,7 +20,8 @@ pub struct MasterKey {
 }
 
 impl MasterKey {
-    /// Makes a key from 32 random bytes. The number is not a secret: each session holds it.
+    /// Makes a key from 32 random bytes. The number is not a secret: each session holds it. The caller must wipe the bytes
+    /// that it passed in.
     #[must_use]
     pub fn new(number: u32, secret: [u8; 32]) -> Self {
         Self { number, secret: Box::new(Zeroizing::new(secret)) }
