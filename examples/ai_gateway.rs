@@ -92,7 +92,7 @@ async fn serve() -> Result<(), BoxError> {
 }
 
 async fn serve_projects(path: &str) -> Result<(), BoxError> {
-    let [team_id, key_id, key, key_file] = shared::CREDENTIALS;
+    let [team_id, key_id, key, key_file] = shared::apple::CREDENTIALS;
     if shared::any_is_set([team_id, key_id, key, key_file, "TEST_KEY"])? {
         return Err("PROJECTS_FILE has the teams and test keys: unset APPLE_JWT_* and TEST_KEY".into());
     }
@@ -149,7 +149,7 @@ fn refuse_made_up_keys() -> Result<(), BoxError> {
     if shared::any_is_set(["KEYS_FILE"])? || shared::switch("KEYS_IN_REDIS")? {
         return Ok(());
     }
-    for name in shared::CREDENTIALS {
+    for name in shared::apple::CREDENTIALS {
         if shared::variable(name)?.is_some() {
             return Err(format!(
                 "{name} is set and KEYS_FILE is not, so that there would be made-up keys and a fake provider: set \
@@ -308,7 +308,7 @@ fn hints(
         let _ = write!(text, "\n{line}");
     };
     if let Some(orders) = apple.orders() {
-        say(shared::NO_CREDENTIALS);
+        say(shared::apple::NO_CREDENTIALS);
         let device = format!("$(curl -s {orders}/fake/token)");
         let ask = r#""messages":[{"role":"user","content":"hello"}]"#;
         let json = "-H 'Content-Type: application/json'";

@@ -294,7 +294,7 @@ impl Settings {
              # a device without App Attest sends a device token:\n\
              curl -i -H \"X-Apple-Device-Token: $(curl -s {orders}/fake/token)\" {url}/pay -d amount=1\n\n\
              # a reinstalled app, and more; outages of Apple's:\ncurl {orders}/fake/device\ncurl {orders}/fake\n",
-            shared::NO_CREDENTIALS,
+            shared::apple::NO_CREDENTIALS,
         )
     }
 }

@@ -38,7 +38,7 @@ fn main() -> ExitCode {
 }
 
 async fn serve() -> Result<(), BoxError> {
-    let own_key = shared::any_is_set(shared::CREDENTIALS)?;
+    let own_key = shared::any_is_set(shared::apple::CREDENTIALS)?;
     let apple = if own_key { with_own_key()? } else { FakeApple::new() };
     // The tokens that are printed are used by hand.
     apple.set_token_lifetime(Duration::from_secs(24 * 60 * 60));

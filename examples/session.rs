@@ -300,6 +300,6 @@ fn hints(apple: &Apple, url: &str) -> String {
         "{}\n\n# buy a session with a new token:\ncurl -i {buy}\n\n\
          # show one, without a token:\ncurl -i -H \"X-Device-Session: {session}\" {url}/\n\n\
          # a session buys no session:\ncurl -i -X POST -H \"X-Device-Session: {session}\" {url}/session\n",
-        shared::NO_CREDENTIALS,
+        shared::apple::NO_CREDENTIALS,
     )
 }

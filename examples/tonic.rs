@@ -135,7 +135,7 @@ pub(crate) fn hints(orders: &str, address: SocketAddr) -> String {
          cargo run --example tonic --features testing -- {url} \"$(curl -s {orders}/fake/token)\"\n\
          grpcurl -plaintext -import-path examples/tonic -proto greeter.proto \
          -H \"X-Apple-Device-Token: $(curl -s {orders}/fake/token)\" {authority} greeter.Greeter/Greet\n",
-        shared::NO_CREDENTIALS,
+        shared::apple::NO_CREDENTIALS,
         call("token"),
         call("forged"),
     )

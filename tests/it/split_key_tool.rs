@@ -292,7 +292,10 @@ fn w15_a_file_of_another_user_stays_his_or_stays_as_it_was() {
     let as_nobody = |arguments: &str| {
         // A copy, because nobody may look into the folder of the original.
         let program = std::env::temp_dir().join(format!("split_key-{}", std::process::id()));
-        fs::copy(example("split_key"), &program).unwrap();
+        // Another process writes it: the children that other tests start hold what this one has open for writing, and
+        // nobody may run such a file.
+        let copied = Command::new("cp").arg(example("split_key")).arg(&program).status().unwrap();
+        assert!(copied.success(), "{copied}");
         let mut command = Command::new(&program);
         std::os::unix::process::CommandExt::uid(&mut command, NOBODY);
         let child = command.args(arguments.split_whitespace()).current_dir(&tool.folder);
