@@ -39,8 +39,8 @@ use tokio::{
 };
 use tower::{Layer, Service, service_fn};
 use tower_devicecheck::{
-    DeviceCheckLayer, DeviceVerifier, Enforcement, RolloutReport, Route, TokenQuestion, TracingObserver,
-    Verdict, VerifyError,
+    DebugTokens, DeviceCheckLayer, DeviceVerifier, Enforcement, RolloutReport, Route, TokenDigest,
+    TokenQuestion, TracingObserver, Verdict, VerifyError,
 };
 
 const WARM_UP: usize = 100;
@@ -76,6 +76,11 @@ fn main() {
             let (layer, session) = with_session();
             count_with(layer.layer(bare_service()), || session_request(session.clone()));
         }
+        Some(place) if place.starts_with("debug-") => {
+            let text = debug_token(place);
+            let request = || Request::builder().header("x-debug-token", &text).body(()).unwrap();
+            count_with(debug_tokens().layer(bare_service()), request);
+        }
         Some("afternoon-hit") => count(afternoon(Verdict::Genuine), known),
         Some("afternoon-refused") => count(afternoon(Verdict::Refused), known),
         Some("afternoon-miss") => count(afternoon(Verdict::Genuine), fresh_token),
@@ -98,6 +103,37 @@ fn main() {
             }
         }
         _ => println!("run by .ci/instructions"),
+    }
+}
+
+/// The secret of the debug token with this number: 64 letters that it shares with no other one.
+fn debug_secret(number: u8) -> String {
+    char::from(b'a' + number).to_string().repeat(64)
+}
+
+/// A layer with 16 debug tokens.
+fn debug_tokens() -> DeviceCheckLayer {
+    let add =
+        |tokens: DebugTokens, number: u8| tokens.add(&number.to_string(), &debug_secret(number)).unwrap();
+    ours(Verdict::Genuine).with_debug_tokens((0..16).fold(DebugTokens::new(), add))
+}
+
+/// The text of a client that guesses a debug token, or knows one.
+fn debug_token(kind: &str) -> String {
+    let wrong = "z".repeat(64);
+    match kind {
+        "debug-first" => debug_secret(0),
+        "debug-last" => debug_secret(15),
+        "debug-half" => format!("{}{}", &debug_secret(0)[..32], &wrong[..32]),
+        // The digest of this one begins with the two bytes of the first secret's.
+        "debug-digest" => (0_u64..)
+            .map(|number| format!("{number:064}"))
+            .find(|text| {
+                let first = TokenDigest::of(debug_secret(0).as_bytes());
+                TokenDigest::of(text.as_bytes()).as_bytes()[..2] == first.as_bytes()[..2]
+            })
+            .unwrap(),
+        _ => wrong,
     }
 }
 

@@ -70,14 +70,14 @@ async fn serve() -> Result<(), BoxError> {
     apple.check(Environment::Production).await?;
     match keys().await? {
         Some(keys) => {
-            let settings = settings(None, shared::variable("ADMIN_TOKEN")?, usage().await?)?;
+            let settings = settings(None, shared::admin_token()?, usage().await?)?;
             let gate = shared::remembering(DeviceCheckLayer::new(apple.client.clone())).await?;
             let usage = settings.usage.clone();
             listen(app(gate, keys, settings)?, usage, |_| apple_hint(&apple)).await
         }
         None => {
             let demo = Demo::new().await?;
-            let own = shared::variable("ADMIN_TOKEN")?;
+            let own = shared::admin_token()?;
             let made_up = uuid::Uuid::new_v4().simple().to_string();
             // The operator's own is not printed.
             let admin_token = if own.is_some() { "$ADMIN_TOKEN".to_owned() } else { made_up.clone() };
@@ -98,7 +98,7 @@ async fn serve_projects(path: &str) -> Result<(), BoxError> {
     }
     let keys = keys().await?.ok_or("PROJECTS_FILE needs KEYS_FILE or KEYS_IN_REDIS")?;
     let usage = usage().await?;
-    let admin_token = shared::variable("ADMIN_TOKEN")?;
+    let admin_token = shared::admin_token()?;
     let settings = settings(None, admin_token.clone(), usage.clone())?;
     let memory = shared::memory().await?;
     let gate = async |credentials| {
@@ -233,13 +233,12 @@ fn settings(
     };
     let mut debug_tokens = DebugTokens::new();
     if let Some(secret) = shared::variable("TEST_KEY")? {
-        if admin_token.as_deref().map(str::trim) == Some(secret.trim()) {
+        if admin_token.as_deref() == Some(secret.trim()) {
             return Err("ADMIN_TOKEN and TEST_KEY are the same: a test key is in apps".into());
         }
         debug_tokens = projects::with_test_key(debug_tokens, &secret)
             .map_err(|error| in_setting("TEST_KEY", &*error))?;
     }
-    let admin_token = admin_token.map(|token| token.trim().to_owned());
     let cors = shared::variable("CORS_ORIGINS")?.map(|origins| cors::layer(&origins));
     let cors = cors.transpose().map_err(|error| in_setting("CORS_ORIGINS", &*error))?;
     let single_use = shared::switch("SINGLE_USE")?;

@@ -15,7 +15,7 @@
 //! |---|---|
 //! | `SESSION_KEYS_FILE` or `SESSION_KEYS` | the key ring; see `tower_devicecheck::session::KeyRing`. The file is read again every 2 seconds. Without them, a new key, which no other copy of this server knows |
 //! | `APP_ID`, `TENANT` | the names that the keys are derived with; default `TEAM123456.com.example.app` and none |
-//! | `ADMIN_TOKEN` | at least 16 characters; without it there is no `POST /revoke` |
+//! | `ADMIN_TOKEN` | at least 16 visible ASCII characters; without it there is no `POST /revoke` |
 //! | `REDIS_URL` | Redis or Valkey, with which all copies of this server share verdicts, revocations and used sessions (build with `--features redis`) |
 //! | `WITHOUT_REDIS` | `refuse` (default) or `accept`: what becomes of sessions while Redis is gone |
 //! | `HAND_OUT` | `1`: a response to a new device token holds a session |
@@ -115,13 +115,7 @@ impl Settings {
                 apple.availability(environment) != Availability::Available
             });
         }
-        let admin = match shared::variable("ADMIN_TOKEN")? {
-            Some(token) if token.trim().len() < 16 => {
-                return Err("ADMIN_TOKEN: it has fewer than 16 characters".into());
-            }
-            Some(token) => Some(TokenDigest::of(token.trim().as_bytes())),
-            None => None,
-        };
+        let admin = shared::admin_token()?.map(|token| TokenDigest::of(token.as_bytes()));
         let jwts = match shared::variable("JWT_KEYS_FILE")? {
             Some(path) => Some(jwts(path.trim(), &sessions)?),
             None => None,

@@ -236,6 +236,8 @@ pub mod tenant;
 #[cfg(feature = "testing")]
 #[cfg_attr(tower_devicecheck_docsrs, doc(cfg(feature = "testing")))]
 pub mod testing;
+#[cfg(any(feature = "_apple", feature = "session", feature = "split-key"))]
+mod wipe;
 
 #[cfg(all(feature = "_apple", feature = "tokio", not(target_arch = "wasm32")))]
 pub use self::apple::CredentialsWatch;

@@ -91,7 +91,7 @@ pub(crate) async fn read(
     }
     let (mut projects, mut ids, mut test_keys) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
     for (number, settings) in (1..).zip(file.projects) {
-        let is_admin_token = |key: &String| Some(key.trim()) == admin_token.map(str::trim);
+        let is_admin_token = |key: &String| Some(key.trim()) == admin_token;
         if settings.test_key.as_ref().is_some_and(is_admin_token) {
             return Err(
                 format!("project {number}: its test key is ADMIN_TOKEN, which must not be in apps").into()

@@ -123,6 +123,22 @@ pub(crate) fn switch(name: &str) -> Result<bool, BoxError> {
     }
 }
 
+/// The fewest characters of an admin token: nobody guesses that many.
+const SHORTEST_ADMIN_TOKEN: usize = 16;
+
+/// The `ADMIN_TOKEN`, which a header can carry and nobody guesses.
+pub(crate) fn admin_token() -> Result<Option<String>, BoxError> {
+    let Some(token) = variable("ADMIN_TOKEN")? else { return Ok(None) };
+    let token = token.trim();
+    if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err("ADMIN_TOKEN: it may hold visible ASCII characters only".into());
+    }
+    if token.len() < SHORTEST_ADMIN_TOKEN {
+        return Err(format!("ADMIN_TOKEN: it is shorter than {SHORTEST_ADMIN_TOKEN} characters").into());
+    }
+    Ok(Some(token.to_owned()))
+}
+
 /// Gives layers the memory of this server. All of them share it, but for the memory that each layer has by default.
 pub(crate) type Memory = Box<dyn Fn(DeviceCheckLayer) -> DeviceCheckLayer>;
 

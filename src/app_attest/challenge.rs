@@ -68,7 +68,8 @@ pub struct ChallengeKey {
 }
 
 impl ChallengeKey {
-    /// Makes a key from 32 random bytes. The number is not a secret: each challenge holds it.
+    /// Makes a key from 32 random bytes. The number is not a secret: each challenge holds it. The caller must wipe the bytes
+    /// that it passed in.
     #[must_use]
     pub fn new(number: u32, secret: [u8; 32]) -> Self {
         let secret = Zeroizing::new(secret);

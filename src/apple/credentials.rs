@@ -11,6 +11,7 @@ use crate::apple::pem::{self, KeyFault};
 use crate::apple::provider_token::{ProviderTokens, Signer};
 use crate::gate::{error::impl_error, observer::TARGET};
 use crate::quote::{may_hold_secret, quoted, shown_id};
+use crate::wipe::{self, wiping_the_stack};
 
 /// The credentials that identify this server to Apple: the team id, the key id, and the private key.
 ///
@@ -46,8 +47,10 @@ impl Credentials {
     /// The same as for [`from_pem`](Self::from_pem).
     pub fn from_der(team_id: &str, key_id: &str, pkcs8_der: &[u8]) -> Result<Self, CredentialsError> {
         let names = InputNames::ARGUMENTS;
-        pem::check_der(pkcs8_der).map_err(|fault| CredentialsError::key(&names, fault))?;
-        Self::build(team_id, key_id, pkcs8_der, &names)
+        wiping_the_stack::<{ wipe::SIGNATURE }, _>(|| {
+            pem::check_der(pkcs8_der).map_err(|fault| CredentialsError::key(&names, fault))?;
+            Self::build(team_id, key_id, pkcs8_der, &names)
+        })
     }
 
     /// Makes credentials from the `.p8` file at `path`. The call reads the file once, and blocks meanwhile.
@@ -198,8 +201,10 @@ impl Credentials {
         text: &str,
         names: &InputNames,
     ) -> Result<Self, CredentialsError> {
-        let der = pem::der_of_text(text).map_err(|fault| CredentialsError::key(names, fault))?;
-        Self::build(team_id, key_id, &der, names)
+        wiping_the_stack::<{ wipe::SIGNATURE }, _>(|| {
+            let der = pem::der_of_text(text).map_err(|fault| CredentialsError::key(names, fault))?;
+            Self::build(team_id, key_id, &der, names)
+        })
     }
 
     fn build(team_id: &str, key_id: &str, der: &[u8], names: &InputNames) -> Result<Self, CredentialsError> {

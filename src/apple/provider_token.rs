@@ -16,6 +16,7 @@ use crate::meter::{PROVIDER_TOKENS, label};
 use crate::quote::shown_id;
 use crate::runtime::{SystemTime, Timestamp, lock, since_epoch};
 use crate::sync::{Arc, Mutex, Weak};
+use crate::wipe::{self, wiping_the_stack};
 
 /// The age at which Apple refuses a token, as documented for APNs, to which DeviceCheck refers.
 pub(super) const PROVIDER_TOKEN_LIFETIME: Duration = Duration::from_secs(60 * 60);
@@ -225,7 +226,7 @@ impl ProviderTokens {
     ) -> Result<ProviderToken, SignError> {
         let previous = current.as_ref().map(|token| token.0.issued_at);
         let issued_at = issued_at(now.wall, previous);
-        let bearer = self.signer.sign(issued_at)?;
+        let bearer = wiping_the_stack::<{ wipe::SIGNATURE }, _>(|| self.signer.sign(issued_at))?;
         let (header, bare_header) = (sensitive(bearer.clone())?, sensitive(bearer.slice(BEARER.len()..))?);
         event!(target: TARGET, Level::DEBUG, key_id = shown_id(self.signer.key_id()), forced, "provider token signed");
         PROVIDER_TOKENS.add([label("forced", if forced { "true" } else { "false" })]);

@@ -42,9 +42,12 @@ impl JwtKey {
     pub fn from_pem(pem: &str) -> Result<Self, SessionError> {
         let lines = pem.trim().strip_prefix("-----BEGIN PRIVATE KEY-----");
         let lines = lines.and_then(|lines| lines.strip_suffix("-----END PRIVATE KEY-----"));
-        let text: Option<Zeroizing<String>> = lines
-            .map(|lines| lines.chars().filter(|letter| !letter.is_whitespace()).collect())
-            .map(Zeroizing::new);
+        let text = lines.map(|lines| {
+            // Reserves room for the whole key at once: growing would leave copies of it behind.
+            let mut text = Zeroizing::new(String::with_capacity(lines.len()));
+            text.extend(lines.chars().filter(|letter| !letter.is_whitespace()));
+            text
+        });
         let der = text.and_then(|text| STANDARD.decode(&*text).ok()).map(Zeroizing::new);
         let der = der.ok_or(SessionError::new("the key is not PEM with one PRIVATE KEY"))?;
         let pair = match Ed25519KeyPair::from_pkcs8(&der) {

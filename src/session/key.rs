@@ -8,20 +8,23 @@ use sha2::Sha256;
 use zeroize::Zeroizing;
 
 use crate::session::error::SessionError;
+use crate::wipe::{self, wiping_the_stack};
 
 /// A secret of 32 bytes, and its number. The key that signs sessions is derived from it, for each tenant and App ID
 /// another one. A master key is wiped on drop; `Debug` shows only the number.
 #[derive(Clone)]
 pub struct MasterKey {
     number: u32,
-    secret: Zeroizing<[u8; 32]>,
+    /// Boxed: a key that is moved leaves no copy behind.
+    secret: Box<Zeroizing<[u8; 32]>>,
 }
 
 impl MasterKey {
-    /// Makes a key from 32 random bytes. The number is not a secret: each session holds it.
+    /// Makes a key from 32 random bytes. The number is not a secret: each session holds it. The caller must wipe the bytes
+    /// that it passed in.
     #[must_use]
     pub fn new(number: u32, secret: [u8; 32]) -> Self {
-        Self { number, secret: Zeroizing::new(secret) }
+        Self { number, secret: Box::new(Zeroizing::new(secret)) }
     }
 
     /// Makes a random key, for tests, and for a single server that need not know its sessions after a restart.
@@ -30,10 +33,10 @@ impl MasterKey {
     ///
     /// Returns an error if the operating system gives no random bytes.
     pub fn random() -> Result<Self, SessionError> {
-        let mut secret = Zeroizing::new([0; 32]);
+        let mut secret = Box::new(Zeroizing::new([0; 32]));
         let mut number = [0; 4];
         fill(&mut number)?;
-        fill(&mut *secret)?;
+        fill(&mut **secret)?;
         Ok(Self { number: u32::from_be_bytes(number), secret })
     }
 
@@ -68,9 +71,10 @@ impl SessionKey {
         let info = [b"tower-devicecheck/session/v1\0", tenant.as_bytes(), b"\0", app_id.as_bytes()];
         let mut key = Zeroizing::new([0; 32]);
         let failed = || SessionError::new("the key of the sessions cannot be derived");
-        Hkdf::<Sha256>::new(None, &*master.secret)
-            .expand_multi_info(&info, &mut *key)
-            .map_err(|_| failed())?;
+        wiping_the_stack::<{ wipe::CIPHER }, _>(|| {
+            Hkdf::<Sha256>::new(None, &**master.secret).expand_multi_info(&info, &mut *key)
+        })
+        .map_err(|_| failed())?;
         Ok(Self { number: master.number, mac: Hmac::new_from_slice(&*key).map_err(|_| failed())? })
     }
 

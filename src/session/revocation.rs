@@ -18,8 +18,8 @@ use crate::session::shared_revocations::Link;
 ///
 /// # Clone
 ///
-/// Clones share what is revoked. With a shared Redis, so do all servers: see
-/// [`Sessions::share_revocations`](crate::session::Sessions::share_revocations).
+/// Clones share what is revoked. With the feature `redis`, so do all servers that share a Redis: see
+/// `Sessions::share_revocations`.
 #[derive(Clone)]
 pub struct Revocations {
     pub(super) state: Arc<Revoked>,

@@ -6,6 +6,7 @@ use zeroize::Zeroizing;
 
 use crate::BoxError;
 use crate::session::{claims::from_hex, error::SessionError, key::MasterKey};
+use crate::wipe::{self, wiping_the_stack};
 
 /// The master keys of a server: the first one signs new sessions, and all of them verify.
 ///
@@ -114,10 +115,12 @@ impl FromStr for KeyRing {
     type Err = SessionError;
 
     fn from_str(text: &str) -> Result<Self, SessionError> {
-        let keys = text.split(|separator: char| separator == ',' || separator.is_whitespace());
-        let mut keys = keys.filter(|key| !key.is_empty()).map(master_key);
-        let signing = keys.next().unwrap_or(Err(SessionError::new("the key ring is empty")))?;
-        keys.try_fold(Self::new(signing), |ring, key| ring.add_verifying(key?))
+        wiping_the_stack::<{ wipe::CIPHER }, _>(|| {
+            let keys = text.split(|separator: char| separator == ',' || separator.is_whitespace());
+            let mut keys = keys.filter(|key| !key.is_empty()).map(master_key);
+            let signing = keys.next().unwrap_or(Err(SessionError::new("the key ring is empty")))?;
+            keys.try_fold(Self::new(signing), |ring, key| ring.add_verifying(key?))
+        })
     }
 }
 

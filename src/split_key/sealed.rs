@@ -11,6 +11,7 @@ use zeroize::Zeroizing;
 use crate::split_key::error::{SplitKeyError, SplitKeyErrorKind};
 use crate::split_key::parts::{ClientPart, ServerPart};
 use crate::split_key::{api_key::KeyBytes, metadata::Metadata, random::Random};
+use crate::wipe::{self, wiping_the_stack};
 
 const SECRET: usize = 32;
 const NONCE: usize = 24;
@@ -67,12 +68,13 @@ pub(super) fn open(
     sealed.truncate(length);
     let nonce = *sealed.first_chunk::<NONCE>().ok_or(not_opened)?;
     sealed.drain(..NONCE);
-    let opened = XChaCha20Poly1305::new(secret.into()).decrypt_in_place(
-        &XNonce::from(nonce),
-        &associated_data(project, client.metadata()),
-        &mut *sealed,
-    );
-    wipe_dead_frames();
+    let opened = wiping_the_stack::<{ wipe::CIPHER }, _>(|| {
+        XChaCha20Poly1305::new(secret.into()).decrypt_in_place(
+            &XNonce::from(nonce),
+            &associated_data(project, client.metadata()),
+            &mut *sealed,
+        )
+    });
     opened.map_err(|_| not_opened)?;
     let end = sealed.iter().rposition(|byte| *byte != 0).ok_or(not_opened)?;
     if sealed[end] != END {
@@ -80,13 +82,6 @@ pub(super) fn open(
     }
     sealed.truncate(end);
     Ok(sealed)
-}
-
-/// Overwrites the stack below the caller. The cipher leaves blocks of the key in its frames, and perhaps nothing else
-/// ever reaches as deep.
-#[inline(never)]
-fn wipe_dead_frames() {
-    std::hint::black_box(&mut [0_u8; 16 * 1024]);
 }
 
 /// The associated data of the seal. The metadata has no dot, so no two pairs of metadata and project give the same

@@ -270,6 +270,36 @@ async fn nothing_in_redis_makes_a_guard_admit() {
     assert_eq!((apple.calls(), app.inner.calls()), (0, 0));
 }
 
+/// Each deletion is worth one more admission of the token, and Apple is asked again.
+#[tokio::test]
+async fn a_key_of_the_guard_that_is_deleted_makes_its_own_token_good_again() {
+    let server = RedisServer::start();
+    let apple = Apple::new();
+    let mut client = client(&server).await;
+    let app = App::new(&apple.layer().with_single_use(guard(&server).await));
+    let (token, other, forged) = (apple.genuine(), apple.genuine(), apple.fake.forged_token());
+    assert_eq!(app.status(&other).await, StatusCode::OK);
+    assert_eq!(rejection(&app.get(&forged).await), Rejection::RefusedToken);
+    let name = |token: &str| {
+        let digest = token.parse::<tower_devicecheck::DeviceToken>().unwrap().digest();
+        format!("tower-devicecheck:use1:{}:{{{digest}}}", apple.fake.team_id())
+    };
+    for round in 1..=3 {
+        assert_eq!(app.status(&token).await, StatusCode::OK);
+        assert_eq!(rejection(&app.get(&token).await), Rejection::ReusedToken);
+        assert_eq!((app.inner.calls(), apple.calls()), (1 + round, 2 + round));
+        let deleted: usize = client.del(name(&token)).await.unwrap();
+        assert_eq!(deleted, 1);
+    }
+    assert_eq!(rejection(&app.get(&other).await), Rejection::ReusedToken);
+    // A refused token stays refused, whatever is deleted.
+    let () = client.del(name(&forged)).await.unwrap();
+    assert_eq!(rejection(&app.get(&forged).await), Rejection::RefusedToken);
+    let () = redis::cmd("FLUSHALL").query_async(&mut client).await.unwrap();
+    assert_eq!(rejection(&app.get(&forged).await), Rejection::RefusedToken);
+    assert_eq!((app.inner.calls(), apple.calls()), (4, 7));
+}
+
 #[tokio::test]
 async fn a_client_that_goes_away_gives_its_token_back() {
     let server = RedisServer::start();

@@ -110,6 +110,55 @@ async fn debug_tokens_buy_sessions_that_say_so() {
     assert_eq!(world.fake.calls(), 0);
 }
 
+/// A server that is started again without the debug token refuses the token at once, and its sessions at their end.
+#[tokio::test(start_paused = true)]
+async fn a_session_outlives_its_debug_token_by_one_life_at_most() {
+    const SECRET: &str = "b5d0a2a1-6c1e-4f0f-9f68-5f3f9f8f2f0a";
+    let by_debug_token = || with("x-debug-token", SECRET);
+    let (world, before) = (World::new(), sessions());
+    let tokens = |secret| crate::DebugTokens::new().add("simulator", secret).unwrap();
+    let with_it = World {
+        by_token: world.by_token.clone().with_debug_tokens(tokens(SECRET)),
+        fake: world.fake.clone(),
+    };
+    let (bought, life) = with_it.buy_with(&Exchange::new(before.clone()), by_debug_token()).await;
+    let handing_out = |sessions| SessionProof::new(sessions).with_hand_out(true);
+    let answer = with_it.ask(&handing_out(before), by_debug_token()).await;
+    assert_eq!((life, answer.handed_out()), (HOUR, None), "only the exchange sells it");
+    answer.device();
+
+    // The master key is the same, as in every deployment that must not end all sessions.
+    let after = sessions();
+    let (exchange, proof) = (Exchange::new(after.clone()), handing_out(after));
+    let without_it = [
+        world.by_token.clone(),
+        world.by_token.clone().with_debug_tokens(tokens("1b9d6bcd-bbfd-4b2d-9b5d-ab8dfbbd4bed")),
+    ];
+    for seconds in [0, HOUR / 2, HOUR - 1, HOUR, 2 * HOUR] {
+        pass(seconds).await;
+        for by_token in without_it.clone() {
+            let world = World { by_token, fake: world.fake.clone() };
+            // The removed token beside the session changes nothing.
+            for request in [shown(&bought), and(shown(&bought), "x-debug-token", SECRET)] {
+                let answer = world.ask(&proof, request).await;
+                assert_eq!(answer.handed_out(), None, "a session is not prolonged: {seconds}");
+                if seconds < HOUR {
+                    assert_eq!(answer.device().evidence().to_string(), "session-debug-token");
+                    let session = Session::of(answer.device()).unwrap();
+                    assert_eq!(session.expires_at(), at(NOON + HOUR));
+                } else {
+                    assert_eq!(answer.rejection(), Some(Rejection::ExpiredSession), "{seconds}");
+                }
+            }
+            assert_eq!(world.exchange(&exchange, shown(&bought)).await.status(), 401, "{seconds}");
+            assert_eq!(world.exchange(&exchange, by_debug_token()).await.status(), 401, "{seconds}");
+            let answer = world.ask(&proof, by_debug_token()).await;
+            assert_eq!((answer.response.status().as_u16(), answer.handed_out()), (401, None), "{seconds}");
+        }
+    }
+    assert_eq!(world.fake.calls(), 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn grace_lasts_while_apple_is_down_and_nothing_new_is_issued() {
     let (world, sessions) = (World::new(), sessions());

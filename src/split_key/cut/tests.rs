@@ -134,3 +134,20 @@ fn a_key_too_short_to_be_cut_is_refused() {
         assert_eq!(split.map(|_| ()).map_err(|error| error.kind()), expected, "{length}");
     }
 }
+
+proptest::proptest! {
+    /// A server part of version 1 says the head of the key, and of the tail only that it is long enough: every other tail
+    /// has a client part.
+    #[test]
+    fn a_head_fits_every_other_tail(seed: u64, tail in "[A-Za-z0-9]{64}") {
+        let (provider, key) = KEYS[0];
+        let split =
+            splitter(Version::Cut).split_at("project", provider, key, NOW, &mut Seeded(seed)).unwrap();
+        let server = split.record().server_part();
+        let (head, salt) = server.expose().split_at(server.expose().len() - SALT);
+        let tail = &tail[..key.len() - head.len()];
+        let client = ClientPart::new(format!("{tail}{salt}").as_bytes(), split.client_part().metadata());
+        let opened = splitter(Version::Cut).open(split.record(), &client.unwrap()).unwrap();
+        proptest::prop_assert_eq!(opened.expose(), format!("{head}{tail}"));
+    }
+}

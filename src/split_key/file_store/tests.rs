@@ -218,3 +218,42 @@ fn one_lock_whatever_the_name_of_the_file() {
     drop(held);
     assert!(other.try_lock().is_ok());
 }
+
+/// A thief of the file learns the head of a key in version 1, and nothing in version 2.
+#[tokio::test]
+async fn a_stolen_key_file_holds_no_piece_of_a_key_but_the_heads_of_version_1() {
+    use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+
+    use crate::split_key::metadata::Version;
+
+    // These keys repeat nothing.
+    for (provider, key) in [KEYS[0], KEYS[3]] {
+        for version in [Version::Cut, Version::Sealed] {
+            let folder = Folder::new("stolen");
+            let splitter = Splitter::new().with_version(version);
+            let split =
+                splitter.issue(&store(&folder), "project", provider, key, Limits::none()).await.unwrap();
+            let mut stolen = fs::read(folder.0.join("keys.json")).unwrap();
+            let server = split.record().server_part().expose();
+            let head = match version {
+                Version::Cut => server.len() - 16,
+                Version::Sealed => {
+                    stolen.extend(URL_SAFE_NO_PAD.decode(server).unwrap());
+                    0
+                }
+            };
+            let is_stolen = |piece: &[u8]| memchr::memmem::find(&stolen, piece).is_some();
+            for (start, piece) in key.as_bytes().windows(8).enumerate() {
+                assert_eq!(is_stolen(piece), start + 8 <= head, "{version}, {provider}: {start} of {head}");
+            }
+            // Version 1 says by the salt, 16 digits, which parts belong together.
+            let secret = split.client_part().expose().rsplit_once('.').unwrap().0;
+            let secret = if version == Version::Cut { &secret[..secret.len() - 16] } else { secret };
+            assert!(!secret.as_bytes().windows(8).any(is_stolen), "{version}, {provider}");
+            if version == Version::Sealed {
+                let secret = URL_SAFE_NO_PAD.decode(secret).unwrap();
+                assert!(!secret.windows(8).any(is_stolen), "{provider}");
+            }
+        }
+    }
+}

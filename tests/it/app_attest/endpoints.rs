@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
-use tower_devicecheck::app_attest::{AttestPolicy, Category, ClientData};
+use tower_devicecheck::app_attest::{AttestPolicy, Category, ClientData, KeyCounter, KeyRevocation};
 use tower_devicecheck::testing::app_attest::Fault;
 
 use super::*;
@@ -264,4 +264,112 @@ async fn the_operator_learns_the_step_and_the_client_does_not() {
     let answer = std::str::from_utf8(response.body()).unwrap();
     assert!(!answer.contains("nonce"), "{answer}");
     assert_eq!(world.apple.calls(), 0);
+}
+
+/// A device attests its key under the account `ann`, and signs a request; then the key is revoked. Returns the record
+/// that this makes, which is made here from what is public.
+async fn attested_used_and_revoked<S: AttestKeyStore>(store: S) -> (Arc<S>, AttestedKey) {
+    let (world, store) = (World::new(), Arc::new(store));
+    let device = world.device().with_bundle_version(Some("1314"));
+    let endpoint = AttestEndpoint::new(Arc::clone(&store), [app_id()], world.challenges.clone())
+        .with_anchors(world.anchors())
+        .with_account(|_| Some("ann".to_owned()));
+    assert_eq!(outcome(&endpoint, attest(&device, &world.for_attestation())).await, "201");
+    let server = world.server(AppAttestProof::new(Arc::clone(&store), [app_id()], Freshness::time()));
+    assert_eq!(server.code(post_now(&device)).await, "ok");
+    let key_id = device.key_id().parse().unwrap();
+    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_790_000_000);
+    assert!(store.revoke("", &key_id, "stolen", now).await.unwrap());
+
+    let found = store.find("", &key_id).await.unwrap().unwrap();
+    let public_key = PublicKey::from_bytes(&device.public_key()).unwrap();
+    let mut public = AttestedKey::new("", public_key, app_id(), Environment::Production, found.attested_at);
+    public.counter = KeyCounter::new(1, 0b11);
+    public.account = Some("ann".to_owned());
+    public.last_seen_at = found.last_seen_at;
+    public.category = Some(Category::AppStore);
+    public.bundle_version = Some("1314".parse().unwrap());
+    public.platform = Some("iphoneos".to_owned());
+    public.system_version = Some("27.0.1".to_owned());
+    public.revocation = Some(KeyRevocation::new(now, "stolen"));
+    assert_eq!(found, public);
+    assert_eq!(world.apple.calls(), 0);
+    (store, public)
+}
+
+#[tokio::test]
+async fn a_stolen_store_holds_public_keys_and_nothing_to_sign_with() {
+    let (store, key) = attested_used_and_revoked(MemoryAttestKeyStore::new()).await;
+    assert_eq!(store.list(), std::slice::from_ref(&key));
+    // A member that is added to the record belongs into this list, and into the docs.
+    let text = format!("{key:#?}");
+    let members: Vec<_> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("    ")?.split_once(':'))
+        .map(|(name, _)| name)
+        .filter(|name| !name.starts_with([' ', '}', ')']))
+        .collect();
+    let expected = [
+        "tenant",
+        "key_id",
+        "public_key",
+        "app_id",
+        "environment",
+        "counter",
+        "account",
+        "attested_at",
+        "last_seen_at",
+        "category",
+        "bundle_version",
+        "platform",
+        "system_version",
+        "revocation",
+    ];
+    assert_eq!(members, expected, "{text}");
+}
+
+#[cfg(feature = "redis")]
+#[tokio::test]
+async fn a_stolen_redis_holds_public_keys_and_nothing_to_sign_with() {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use tower_devicecheck::app_attest::RedisAttestKeyStore;
+
+    let server = crate::redis_server::RedisServer::start();
+    let store = RedisAttestKeyStore::new(crate::redis_server::handle(&server).await);
+    let (_, key) = attested_used_and_revoked(store).await;
+    let mut thief = crate::redis_server::client(&server).await;
+    let names: BTreeSet<String> = redis::cmd("KEYS").arg("*").query_async(&mut thief).await.unwrap();
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let record = format!("tower-devicecheck:attest1::{{{}}}", hex(key.key_id.as_bytes()));
+    let account = format!("tower-devicecheck:attest1::account:{}", hex(&Sha256::digest("ann")));
+    assert_eq!(names, BTreeSet::from([record.clone(), account.clone()]));
+    let ids: Vec<Vec<u8>> = redis::cmd("SMEMBERS").arg(account).query_async(&mut thief).await.unwrap();
+    assert_eq!(ids, [key.key_id.as_bytes()]);
+
+    let fields: BTreeMap<String, Vec<u8>> =
+        redis::cmd("HGETALL").arg(record).query_async(&mut thief).await.unwrap();
+    let millis = |time: SystemTime| {
+        time.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis().to_string().into_bytes()
+    };
+    let mut seen = b"11".to_vec();
+    seen.resize(64, b'0');
+    let expected = [
+        ("public_key", key.public_key.as_bytes().to_vec()),
+        ("app_id", APP_ID.into()),
+        ("on_mac", "0".into()),
+        ("environment", "production".into()),
+        ("highest", "1".into()),
+        ("seen", seen),
+        ("account", "=ann".into()),
+        ("attested_at", millis(key.attested_at)),
+        ("last_seen_at", millis(key.last_seen_at)),
+        ("category", "4".into()),
+        ("bundle_version", "1314".into()),
+        ("platform", "iphoneos".into()),
+        ("system_version", "27.0.1".into()),
+        ("revoked_at", millis(key.revocation.as_ref().unwrap().at)),
+        ("revoked_reason", "stolen".into()),
+    ];
+    assert_eq!(fields, expected.map(|(name, value)| (name.to_owned(), value)).into());
 }

@@ -3,8 +3,8 @@
 
 use std::{
     collections::BTreeSet,
-    fs::{self, File},
-    io::{self, BufRead, BufReader, Read, Seek, SeekFrom},
+    fs,
+    io::{BufRead, BufReader, Read},
     net::SocketAddr,
     path::PathBuf,
     process::{Child, Command, Stdio},
@@ -20,7 +20,7 @@ use tower_devicecheck::{
     testing::FakeApple,
 };
 
-use crate::support::example;
+use crate::{process_memory::copies, support::example};
 
 /// The example, as an operator starts it.
 struct Gateway {
@@ -53,56 +53,6 @@ fn start(variables: &[(&str, &str)]) -> (Gateway, std::process::ChildStderr) {
     BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
     let url = line.trim().strip_prefix("listening on ").expect("the first line").to_owned();
     (Gateway { process, url }, stderr)
-}
-
-/// How often the text is in the memory that the process may write to: heap, stacks, everything that changes.
-fn copies(process: u32, text: &str) -> io::Result<usize> {
-    let mut memory = File::open(format!("/proc/{process}/mem"))?;
-    let mut pagemap = File::open(format!("/proc/{process}/pagemap"))?;
-    let (mut count, page_size) = (0, page_size());
-    for line in fs::read_to_string(format!("/proc/{process}/maps"))?.lines() {
-        let mut fields = line.split_whitespace();
-        let (Some(range), Some(permissions)) = (fields.next(), fields.next()) else { continue };
-        if !permissions.starts_with("rw") {
-            continue;
-        }
-        let (start, end) = range.split_once('-').unwrap();
-        let page = |text| u64::from_str_radix(text, 16).unwrap() / page_size;
-        let (start, end) = (page(start), page(end));
-        let mut entries = vec![0; usize::try_from((end - start) * ENTRY).unwrap()];
-        pagemap.seek(SeekFrom::Start(start * ENTRY))?;
-        // A part that was unmapped meanwhile is gone.
-        if pagemap.read_exact(&mut entries).is_err() {
-            continue;
-        }
-        // The allocator reserves far more than it touches.
-        let pages: Vec<_> =
-            (start..end).zip(entries.chunks_exact(8).map(|entry| holds_data(entry[7]))).collect();
-        for pages in pages.chunk_by(|(_, before), (_, after)| before == after).filter(|pages| pages[0].1) {
-            let mut bytes = vec![0; pages.len() * usize::try_from(page_size).unwrap()];
-            if memory.seek(SeekFrom::Start(pages[0].0 * page_size)).is_ok()
-                && memory.read_exact(&mut bytes).is_ok()
-            {
-                count += memchr::memmem::find_iter(&bytes, text).count();
-            }
-        }
-    }
-    Ok(count)
-}
-
-/// Bytes of a page.
-fn page_size() -> u64 {
-    let maps = fs::read_to_string("/proc/self/smaps").unwrap();
-    let size = maps.lines().find_map(|line| line.strip_prefix("KernelPageSize:")).unwrap();
-    size.trim_end_matches("kB").trim().parse::<u64>().unwrap() * 1024
-}
-
-/// Bytes of an entry in `/proc/<pid>/pagemap`.
-const ENTRY: u64 = 8;
-
-/// Whether a page is in memory or in swap: the two highest bits of its entry, here of the last byte.
-const fn holds_data(last_byte: u8) -> bool {
-    last_byte & 0b1100_0000 != 0
 }
 
 /// The connection to the provider is kept, as by default: the same one for all requests.
@@ -174,7 +124,7 @@ async fn memory_after_requests(idle_connections: Option<&str>) {
         text
     });
     let process = gateway.process.id();
-    let scan = || copies(process, &key);
+    let scan = || copies(process, key.as_bytes());
     if let Err(error) = scan() {
         eprintln!("SKIPPED: this system does not let a process read its child's memory: {error}");
         return;

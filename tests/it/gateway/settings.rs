@@ -63,17 +63,29 @@ fn w27_zero_is_refused_where_it_means_nothing() {
 }
 
 #[test]
-fn w27_an_admin_token_is_one_that_a_header_can_carry() {
-    for token in [
-        "ääääääää",
-        "a token with spaces in it",
-        "fifteen-letters",
-        "sixteen-letters\u{7f}",
-        "tab\tin-the-middle",
+fn w08_an_admin_token_is_long_and_one_that_a_header_can_carry() {
+    let short = "it is shorter than 16 characters";
+    let odd = "it may hold visible ASCII characters only";
+    for (token, fault) in [
+        ("a", short),
+        ("123456789012345", short),
+        ("ääääääää", odd),
+        ("a token with spaces in it", odd),
+        ("fifteen-letters", short),
+        ("sixteen-letters\u{7f}", odd),
+        ("tab\tin-the-middle", odd),
     ] {
-        refused("ai_gateway", &[("ADMIN_TOKEN", token)], "ADMIN_TOKEN: ", token);
+        for example in ["ai_gateway", "session"] {
+            // A single letter is in any text.
+            let secret = if token.len() == 1 { "listen there" } else { token };
+            refused(example, &[("ADMIN_TOKEN", token)], &format!("error: ADMIN_TOKEN: {fault}"), secret);
+        }
     }
-    refused("ai_gateway", &[("ADMIN_TOKEN", " sixteen--letters\n")], "LISTEN", "ADMIN_TOKEN");
+    for token in ["1234567890123456", " sixteen--letters\n"] {
+        for example in ["ai_gateway", "session"] {
+            refused(example, &[("ADMIN_TOKEN", token)], "LISTEN", "ADMIN_TOKEN");
+        }
+    }
 }
 
 /// A test key is in apps, and whoever has one of those would read the counts.
@@ -259,6 +271,7 @@ fn w27_every_variable_is_in_the_docs() {
         "ai_gateway/providers.rs",
         "shared/keys.rs",
         "shared/metrics.rs",
+        "shared/apple.rs",
         "shared/mod.rs",
     ]);
     assert!(read.len() > 30, "{read:?}");

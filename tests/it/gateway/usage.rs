@@ -8,16 +8,10 @@ use http_body::Frame;
 use http_body_util::StreamBody;
 use reqwest::header::AUTHORIZATION;
 use serde_json::{Value, json};
-use tower_devicecheck::split_key::{MemorySplitKeyStore, Providers, UsageLog};
 use tracing::Level;
 
-use super::{
-    ADMIN, CHAT, Gateway, KEY,
-    ai_gateway::{Limits, Settings, app, models::Models},
-    operator::usage,
-    provider, provider_of_events,
-};
-use crate::support::{Apple, Log};
+use super::{ADMIN, CHAT, Gateway, KEY, ai_gateway::Limits, operator::usage, provider, provider_of_events};
+use crate::support::Log;
 
 const JSON: [(&str, &str); 1] = [("content-type", "application/json")];
 
@@ -207,30 +201,6 @@ async fn w08_only_one_admin_token_opens_the_usage() {
         assert_eq!(ask(values).await, 401, "{values:?}");
     }
     assert_eq!(gateway.apple.calls(), 0);
-}
-
-#[tokio::test]
-async fn w08_a_short_admin_token_is_an_error_at_the_start() {
-    for (token, is_right) in [("a", false), ("123456789012345", false), ("1234567890123456", true)] {
-        let apple = Apple::new();
-        let settings = Settings {
-            models: Models::default(),
-            roots: None,
-            providers: Providers::none(),
-            limits: Limits::default(),
-            usage: UsageLog::new(),
-            admin_token: Some(token.to_owned()),
-            debug_tokens: Default::default(),
-            cors: None,
-            single_use: false,
-        };
-        let app = app(apple.layer(), MemorySplitKeyStore::new(), settings);
-        assert_eq!(app.is_ok(), is_right, "{token}");
-        if let Err(error) = app {
-            assert_eq!(error.to_string(), "ADMIN_TOKEN: it is shorter than 16 characters");
-        }
-        assert_eq!(apple.calls(), 0);
-    }
 }
 
 #[tokio::test]
