@@ -266,11 +266,15 @@ impl Caller {
             if answer.class == Class::RefusedProviderToken {
                 if std::mem::take(&mut may_renew) {
                     renewed = self.replace(&provider_token, &answer, Timestamp::now())?;
-                    if renewed.is_some() && may_go_on {
-                        continue;
-                    }
                 }
-                self.refusals.refused(environment, &answer, Instant::now());
+                // Also for a caller that has left: only an answer to the new token says whether our credentials are good, and
+                // others may have joined meanwhile.
+                if renewed.is_some() && started.elapsed() < self.total_timeout {
+                    continue;
+                }
+                if renewed.is_none() {
+                    self.refusals.refused(environment, &answer, Instant::now());
+                }
             } else if answer.class != Class::Unavailable {
                 self.refusals.accepted(environment);
             }
@@ -293,7 +297,7 @@ impl Caller {
                 }
             }
             Failure::Answer(_) => self.breaker.answered(environment, sent),
-            Failure::NoAnswer { reason, source, was_short, .. } if !was_short => {
+            Failure::NoAnswer { reason, source, says_nothing, .. } if !says_nothing => {
                 let source = source.as_ref().map(|source| source.to_string().into());
                 let error = VerifyError::unavailable(NoAnswer { reason, environment, operation, source });
                 self.breaker.failed(environment, &error, None, now);
@@ -328,8 +332,11 @@ impl Caller {
             };
         let is_worth_repeating =
             source.as_ref().is_none_or(|source| transport::is_worth_repeating(&**source));
-        let was_short = source.is_none() && left < self.attempt_timeout.min(self.total_timeout / 4);
-        Err(Failure::NoAnswer { reason, source, is_worth_repeating, was_short })
+        let says_nothing = match &source {
+            None => left < self.attempt_timeout.min(self.total_timeout / 4),
+            Some(source) => transport::is_not_sent(&**source),
+        };
+        Err(Failure::NoAnswer { reason, source, is_worth_repeating, says_nothing })
     }
 
     fn endpoint(&self, operation: Operation, environment: Environment) -> &Uri {

@@ -11,8 +11,8 @@ pub(super) enum Failure {
         reason: &'static str,
         source: Option<BoxError>,
         is_worth_repeating: bool,
-        /// The attempt had so little time that its end says nothing about Apple.
-        was_short: bool,
+        /// The end of the attempt says nothing about Apple: it had too little time, or was not sent.
+        says_nothing: bool,
     },
 }
 

@@ -242,10 +242,15 @@ impl Service<Request<Bytes>> for ReqwestTransport {
                 let first = if is_https { &shared.https } else { &shared.http };
                 (shared.make)(is_https).unwrap_or_else(|_| first.clone())
             });
-            let _turn = pool.turn().await;
-            if interest.is_some_and(|interest| !interest.is_there()) {
-                return Err(TransportError::other("the caller left before its turn"));
-            }
+            let _turn = if pool.is_warm() {
+                None
+            } else {
+                let turn = pool.turn().await;
+                if interest.is_some_and(|interest| !interest.is_there()) {
+                    return Err(TransportError::not_sent());
+                }
+                turn
+            };
             let is_reused = pool.is_warm();
             let sent = Sent::new(&shared.pools, &pool);
             let answer = match pool.client.execute(request).await {

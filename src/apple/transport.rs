@@ -28,6 +28,8 @@ enum TransportErrorKind {
     Connect,
     TurnedAway,
     Stale,
+    #[cfg_attr(not(feature = "reqwest"), allow(dead_code))]
+    NotSent,
     Other,
 }
 
@@ -51,6 +53,12 @@ impl TransportError {
     /// Any other failure. The client does not send the request again.
     pub fn other(source: impl Into<BoxError>) -> Self {
         Self { kind: TransportErrorKind::Other, source: source.into() }
+    }
+
+    /// The request was not sent, because all its callers had left. That says nothing about the server.
+    #[cfg(feature = "reqwest")]
+    pub(super) fn not_sent() -> Self {
+        Self { kind: TransportErrorKind::NotSent, source: "the caller left before its turn".into() }
     }
 
     /// Whether there was no connection.
@@ -80,6 +88,7 @@ impl_error!(
         TransportErrorKind::Connect => "no connection to the server",
         TransportErrorKind::TurnedAway => "the server turned the request away unread",
         TransportErrorKind::Stale => "a kept connection to the server ended before the answer",
+        TransportErrorKind::NotSent => "the request was not sent",
         TransportErrorKind::Other => "no answer from the server",
     }
 );
@@ -90,7 +99,7 @@ impl_error!(
 pub(super) fn is_worth_repeating(error: &(dyn Error + 'static)) -> bool {
     for error in chain(error) {
         if let Some(error) = error.downcast_ref::<TransportError>() {
-            return error.kind != TransportErrorKind::Other;
+            return !matches!(error.kind, TransportErrorKind::NotSent | TransportErrorKind::Other);
         }
         if let Some(error) = error.downcast_ref::<std::io::Error>() {
             let before_sending = matches!(
@@ -111,6 +120,12 @@ pub(super) fn is_worth_repeating(error: &(dyn Error + 'static)) -> bool {
         }
     }
     false
+}
+
+/// Whether the error, or one of its causes, says that the request was not sent, because all its callers had left.
+pub(super) fn is_not_sent(error: &(dyn Error + 'static)) -> bool {
+    let mut ours = chain(error).filter_map(|error| error.downcast_ref::<TransportError>());
+    ours.any(|error| error.kind == TransportErrorKind::NotSent)
 }
 
 /// The error and its causes.
@@ -187,6 +202,8 @@ mod tests {
             ("our own, turned away", TransportError::turned_away("x").into(), true),
             ("our own, stale", TransportError::stale(io(ErrorKind::ConnectionReset)).into(), true),
             ("our own, other", TransportError::other("x").into(), false),
+            #[cfg(feature = "reqwest")]
+            ("our own, not sent", TransportError::not_sent().into(), false),
             ("our own over another", TransportError::other(io(ErrorKind::ConnectionRefused)).into(), false),
             ("refused", io(ErrorKind::ConnectionRefused), true),
             ("unreachable", io(ErrorKind::NetworkUnreachable), true),

@@ -19,6 +19,7 @@ mod apple_client;
 mod attacks;
 mod cache_contract;
 mod caches;
+mod cancellation;
 mod captured;
 mod enforcement;
 mod examples;

@@ -21,7 +21,7 @@ fn submit(body: &Value) -> Request<Full<Bytes>> {
 }
 
 /// The request by which a device attests its key, by the default rule.
-fn attest(device: &VirtualDevice, challenge: &str) -> Request<Full<Bytes>> {
+pub(crate) fn attest(device: &VirtualDevice, challenge: &str) -> Request<Full<Bytes>> {
     let attestation = device.attest(&Sha256::digest(challenge), SystemTime::now());
     submit(&submission(&device.key_id(), challenge, &attestation))
 }

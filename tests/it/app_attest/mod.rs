@@ -1,6 +1,6 @@
 //! App Attest: attested keys, their counters, and the requests that they sign.
 
-mod endpoints;
+pub(crate) mod endpoints;
 mod key_store;
 mod outages;
 mod receipts;
@@ -34,11 +34,11 @@ use tower_devicecheck::{
 
 use crate::support::{Apple, Counter};
 
-const APP_ID: &str = "A1B2C3D4E5.com.example.app";
+pub(crate) const APP_ID: &str = "A1B2C3D4E5.com.example.app";
 
 const KEY_ID: &str = "x-app-attest-key-id";
 const ASSERTION: &str = "x-app-attest-assertion";
-const CHALLENGE: &str = "x-app-attest-challenge";
+pub(crate) const CHALLENGE: &str = "x-app-attest-challenge";
 const TIME: &str = "x-app-attest-time";
 
 fn app_id() -> AppId {
@@ -284,7 +284,7 @@ fn time(offset: i64) -> String {
 }
 
 /// A request that a device has signed by the default rule.
-fn signed(
+pub(crate) fn signed(
     device: &VirtualDevice,
     method: Method,
     path: &str,
