@@ -267,8 +267,8 @@ impl Caller {
                 if std::mem::take(&mut may_renew) {
                     renewed = self.replace(&provider_token, &answer, Timestamp::now())?;
                 }
-                // Also for a caller that has left: only an answer to the new token says whether our credentials are good, and
-                // others may have joined meanwhile.
+                // Goes on even if all callers have left: only an answer to the new token says whether our credentials are
+                // good, and others may have joined meanwhile.
                 if renewed.is_some() && started.elapsed() < self.total_timeout {
                     continue;
                 }
