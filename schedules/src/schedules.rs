@@ -34,6 +34,15 @@ mod quote {
     }
 }
 
+/// Overwrites nothing: the stacks of shuttle's threads are short, and hold no secret.
+mod wipe {
+    pub(crate) const SIGNATURE: usize = 0;
+
+    pub(crate) fn wiping_the_stack<const DEPTH: usize, T>(function: impl FnOnce() -> T) -> T {
+        function()
+    }
+}
+
 #[path = "."]
 mod gate {
     #[path = "../../src/gate/bits.rs"]
