@@ -227,7 +227,7 @@ fn secrets_are_wiped_when_they_are_dropped() {
 
     let mut secrets = vec![
         Secret::new("provider token", signature.as_bytes(), 8),
-        Secret::new("debug token", debug.as_bytes(), 8),
+        Secret::new("debug token", debug.as_bytes(), 16),
     ];
     secrets.extend(private_key("private key", &pem));
     secrets.extend(private_key("key of JWTs", &jwt));

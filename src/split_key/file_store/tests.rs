@@ -243,9 +243,10 @@ async fn a_stolen_key_file_holds_no_piece_of_a_key_but_the_heads_of_version_1() 
                 }
             };
             let is_stolen = |piece: &[u8]| memchr::memmem::find(&stolen, piece).is_some();
-            for (start, piece) in key.as_bytes().windows(8).enumerate() {
-                assert_eq!(is_stolen(piece), start + 8 <= head, "{version}, {provider}: {start} of {head}");
-            }
+            // By chance, the salt behind the head goes on like the key. So no piece is of both head and tail.
+            let (head, tail) = key.as_bytes().split_at(head);
+            assert!(head.windows(8).all(is_stolen), "{version}, {provider}");
+            assert!(!tail.windows(8).any(is_stolen), "{version}, {provider}");
             // Version 1 says by the salt, 16 digits, which parts belong together.
             let secret = split.client_part().expose().rsplit_once('.').unwrap().0;
             let secret = if version == Version::Cut { &secret[..secret.len() - 16] } else { secret };
