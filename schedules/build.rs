@@ -5,13 +5,19 @@
 use std::{env, fs, path::Path};
 
 /// A module, the name of its copy, a text in it, and what takes its place.
-const FAULTS: [(&str, &str, &str, &str); 6] = [
+const FAULTS: [(&str, &str, &str, &str); 7] = [
     ("device_check/single_flight", "lost_wake_up", "state.woken || matches!(", "matches!("),
     (
         "device_check/single_flight",
         "left_alone",
         "waiting.into_values().for_each(Waker::wake);",
         "drop(waiting);",
+    ),
+    (
+        "device_check/single_flight",
+        "wakers_taken",
+        "let waker = lock(&place.flight.state).waiting.remove(&self.id);",
+        "let waker = mem::take(&mut lock(&place.flight.state).waiting);",
     ),
     ("apple/limit", "limit", "woken.into_iter().for_each(Waker::wake);", "drop(woken);"),
     (

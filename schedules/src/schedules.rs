@@ -130,6 +130,15 @@ mod device_check {
             include!(concat!(env!("OUT_DIR"), "/left_alone.rs"));
         }
     }
+
+    #[path = "."]
+    pub(crate) mod wakers_taken {
+        #[path = "single_flight.rs"]
+        pub(crate) mod explored;
+        pub(crate) mod single_flight {
+            include!(concat!(env!("OUT_DIR"), "/wakers_taken.rs"));
+        }
+    }
 }
 
 #[path = "."]
@@ -283,6 +292,10 @@ fn main() {
 
     explore::finds("a wake-up during a poll is lost", device_check::lost_wake_up::explored::one_leaves);
     explore::finds("the others are not woken", device_check::left_alone::explored::one_leaves);
+    explore::finds(
+        "who leaves takes the wakers of the others",
+        device_check::wakers_taken::explored::one_leaves,
+    );
     explore::finds("a free slot wakes nobody", apple::broken::limit_explored::one_slot_for_three);
     explore::finds("a slot does not come back", apple::lost_slot::limit_explored::two_slots_for_three);
     explore::finds("each call is a probe", apple::broken::breaker_explored::one_probe_a_second::<2>);
