@@ -242,7 +242,8 @@ impl Caller {
                 Failure::NoAnswer { source, .. } => attempt.got_no_answer(source.is_none()),
             }
             // After the total timeout, the failure of this attempt says more than "no answer in time".
-            let may_go_on = started.elapsed() < self.total_timeout && interest.is_there();
+            let is_in_time = started.elapsed() < self.total_timeout;
+            let may_go_on = is_in_time && interest.is_there();
             // Silence counts at once. All calls share a connection, so its end counts only where the next one ends, too.
             let is_silence = matches!(failure, Failure::NoAnswer { source: None, .. });
             if is_silence {
@@ -269,7 +270,7 @@ impl Caller {
                 }
                 // Goes on even if all callers have left: only an answer to the new token says whether our credentials are
                 // good, and others may have joined meanwhile.
-                if renewed.is_some() && started.elapsed() < self.total_timeout {
+                if renewed.is_some() && is_in_time {
                     continue;
                 }
                 if renewed.is_none() {

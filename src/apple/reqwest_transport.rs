@@ -242,15 +242,12 @@ impl Service<Request<Bytes>> for ReqwestTransport {
                 let first = if is_https { &shared.https } else { &shared.http };
                 (shared.make)(is_https).unwrap_or_else(|_| first.clone())
             });
-            let _turn = if pool.is_warm() {
-                None
-            } else {
-                let turn = pool.turn().await;
-                if interest.is_some_and(|interest| !interest.is_there()) {
-                    return Err(TransportError::not_sent());
-                }
-                turn
-            };
+            // At a warm pool nobody waits, and a call goes on even if its callers have left.
+            let waits = !pool.is_warm();
+            let _turn = pool.turn().await;
+            if waits && interest.is_some_and(|interest| !interest.is_there()) {
+                return Err(TransportError::not_sent());
+            }
             let is_reused = pool.is_warm();
             let sent = Sent::new(&shared.pools, &pool);
             let answer = match pool.client.execute(request).await {
