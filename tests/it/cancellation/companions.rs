@@ -14,9 +14,9 @@ use tower_devicecheck::{AppleClient, DeviceCheckLayer, Environment, testing::Fak
 
 use super::{
     drop_after, explore, explore_for, rest, slow_transport,
-    world::{SLOTS, World, slow_app},
+    world::{SLOTS, World, slow},
 };
-use crate::support::{Counter, keep_events_enabled};
+use crate::support::{App, Counter, keep_events_enabled};
 
 const PRODUCTION: Environment = Environment::Production;
 const OK: StatusCode = StatusCode::OK;
@@ -163,7 +163,7 @@ async fn a23_clients_that_leave_with_a_stale_provider_token_cost_nobody_else_a_5
             .transport(slow_transport(service_fn(refuse_the_first_provider_token(&fake, &calls))))
             .build()
             .unwrap();
-        let app = slow_app(DeviceCheckLayer::new(client));
+        let app = App::new(&slow(DeviceCheckLayer::new(client)));
         let genuine = || fake.genuine_token(PRODUCTION);
         let tokens = [genuine(), genuine()];
         let done = at.of(join(app.status(&tokens[0]), app.status(&tokens[1]))).await;

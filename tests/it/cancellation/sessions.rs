@@ -15,9 +15,9 @@ use tower_devicecheck::{
 
 use super::{
     Slow, SlowService, explore, rest,
-    world::{Admitted, World, slow_app, slow_apple},
+    world::{Admitted, World, slow, slow_apple},
 };
-use crate::support::TOKEN_HEADER;
+use crate::support::{App, TOKEN_HEADER};
 
 const OK: StatusCode = StatusCode::OK;
 const REFUSED: StatusCode = StatusCode::UNAUTHORIZED;
@@ -61,7 +61,7 @@ async fn a_purchase() {
         assert_eq!(buy(&tokens[0]).await, None, "{at:?}");
         assert_eq!(world.calls(), 1, "{at:?}");
         let session = buy(&tokens[1]).await.unwrap();
-        let app = slow_app(world.layer.clone().with_sessions(SessionProof::new(sessions.clone())));
+        let app = App::new(&slow(world.layer.clone().with_sessions(SessionProof::new(sessions.clone()))));
         assert_eq!(app.send(shown(&session)).await.status(), OK, "{at:?}");
         assert_eq!(world.calls(), 2, "{at:?}");
         world.is_whole(&at).await;
@@ -100,7 +100,7 @@ async fn limited_use() {
         let session = buy(&world.layer, exchange, &world.genuine()).await.unwrap();
         let admitted = Admitted::default();
         let proof = SessionProof::new(sessions).with_limited_use(Slow(Arc::clone(&guard)));
-        let app = slow_app(world.layer.clone().with_sessions(proof).with_observer(admitted.clone()));
+        let app = App::new(&slow(world.layer.clone().with_sessions(proof).with_observer(admitted.clone())));
         let status = async || app.send(shown(&session)).await.status();
         let done = at.of(status()).await;
         let was_admitted = admitted.0.get() == 1;
@@ -119,7 +119,7 @@ async fn a_revocation() {
     explore("a revocation", 1, async |at| {
         let (world, sessions) = (World::new(|layer| layer), sessions());
         let session = buy(&world.layer, Exchange::new(sessions.clone()), &world.genuine()).await.unwrap();
-        let app = slow_app(world.layer.clone().with_sessions(SessionProof::new(sessions.clone())));
+        let app = App::new(&slow(world.layer.clone().with_sessions(SessionProof::new(sessions.clone()))));
         assert_eq!(app.send(shown(&session)).await.status(), OK, "{at:?}");
         let known = Session::of(&app.device()).unwrap();
         let until = known.expires_at() + Duration::from_secs(60);
@@ -147,7 +147,7 @@ async fn tenants() {
                 .with_cache(Slow(Arc::new(tower_devicecheck::cache::MemoryCache::new())));
             tenants.insert(name, layer).unwrap();
         }
-        let app = slow_app(tenants);
+        let app = App::new(&slow(tenants));
         let status = async |tenant: &str, token: &str| {
             let request = Request::builder().header(HOST, format!("{tenant}.example"));
             app.send(request.header(TOKEN_HEADER, token).body(Full::default()).unwrap()).await.status()

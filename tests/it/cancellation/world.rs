@@ -1,19 +1,17 @@
 //! A slow Apple, a gate, and a slow service behind it.
 
-use std::{convert::Infallible, fmt::Debug, sync::Arc};
+use std::{fmt::Debug, sync::Arc};
 
-use bytes::Bytes;
 use futures::future::join_all;
-use http::{Request, Response, StatusCode};
-use http_body_util::{Empty, Full};
-use tower::{Layer, Service, layer::util::Stack};
+use http::StatusCode;
+use tower::{Layer, layer::util::Stack};
 use tower_devicecheck::{
-    AppleClient, DeviceCheckLayer, Environment, Event, Observer, Outcome, ResponseBody, cache::MemoryCache,
+    AppleClient, DeviceCheckLayer, Environment, Event, Observer, Outcome, cache::MemoryCache,
     testing::FakeApple,
 };
 
 use super::{Slow, SlowService, rest, slow_transport};
-use crate::support::{App, Counter, Inner, get, keep_events_enabled};
+use crate::support::{App, Counter, get, keep_events_enabled};
 
 /// The calls to Apple that may be in flight, and those that may wait.
 pub(super) const SLOTS: usize = 2;
@@ -69,21 +67,9 @@ pub(super) fn slow_client(fake: &FakeApple) -> AppleClient {
         .unwrap()
 }
 
-/// An app of this layer, whose inner service is slow.
-pub(super) fn slow_app<L>(layer: L) -> App
-where
-    L: Layer<SlowService<Inner>> + Debug,
-    L::Service: Service<
-            Request<Full<Bytes>>,
-            Response = Response<ResponseBody<Empty<Bytes>>>,
-            Error = Infallible,
-            Future: Send,
-        > + Clone
-        + Send
-        + Sync
-        + 'static,
-{
-    App::new(&Stack::new(SlowLayer, layer))
+/// The same layer around services that are slow.
+pub(super) fn slow<L>(layer: L) -> Stack<SlowLayer, L> {
+    Stack::new(SlowLayer, layer)
 }
 
 impl World {
@@ -96,7 +82,7 @@ impl World {
             .with_cache(Slow(Arc::clone(&cache)))
             .with_observer(admitted.clone());
         let layer = change(layer);
-        Self { app: slow_app(layer.clone()), fake, client, cache, layer, admitted: admitted.0 }
+        Self { app: App::new(&slow(layer.clone())), fake, client, cache, layer, admitted: admitted.0 }
     }
 
     pub(super) fn genuine(&self) -> String {
